@@ -1,0 +1,48 @@
+"""The registries that turn ``dict(type=NAME, ...)`` of a config into an object.
+
+Each is a child of mmengine's registry of the same name: a name is looked up here first and in
+mmengine afterwards, so a type of ours never collides with one that mmcv registers. Looking up a
+name imports the rooms in ``locations``; nothing is imported before that.
+
+>>> from mmdet.registry import MODELS
+>>> MODELS.build(dict(type='SmoothL1Loss', beta=1.0)).beta
+1.0
+"""
+
+from mmengine import registry as _root
+from mmengine.registry import Registry
+
+_MODEL_ROOMS = ['mmdet.layers', 'mmdet.models']
+
+
+def _child(name: str, locations: list[str]) -> Registry:
+    parent = getattr(_root, name)
+    return Registry(parent.name, parent=parent, scope='mmdet', locations=locations)
+
+
+MODELS = _child('MODELS', _MODEL_ROOMS)
+TASK_UTILS = _child('TASK_UTILS', _MODEL_ROOMS)
+DATASETS = _child('DATASETS', ['mmdet.datasets'])
+DATA_SAMPLERS = _child('DATA_SAMPLERS', ['mmdet.datasets'])
+TRANSFORMS = _child('TRANSFORMS', ['mmdet.datasets'])
+METRICS = _child('METRICS', ['mmdet.evaluation'])
+HOOKS = _child('HOOKS', ['mmdet.engine'])
+VISUALIZERS = _child('VISUALIZERS', ['mmdet.engine'])
+
+# Nothing of ours lives in these; they exist so that a lookup in scope 'mmdet' reaches mmengine's
+# entries without a warning.
+RUNNERS = _child('RUNNERS', [])
+RUNNER_CONSTRUCTORS = _child('RUNNER_CONSTRUCTORS', [])
+LOOPS = _child('LOOPS', [])
+MODEL_WRAPPERS = _child('MODEL_WRAPPERS', [])
+WEIGHT_INITIALIZERS = _child('WEIGHT_INITIALIZERS', [])
+OPTIMIZERS = _child('OPTIMIZERS', [])
+OPTIM_WRAPPERS = _child('OPTIM_WRAPPERS', [])
+OPTIM_WRAPPER_CONSTRUCTORS = _child('OPTIM_WRAPPER_CONSTRUCTORS', [])
+PARAM_SCHEDULERS = _child('PARAM_SCHEDULERS', [])
+EVALUATOR = _child('EVALUATOR', [])
+VISBACKENDS = _child('VISBACKENDS', [])
+LOG_PROCESSORS = _child('LOG_PROCESSORS', [])
+FUNCTIONS = _child('FUNCTIONS', [])
+INFERENCERS = _child('INFERENCERS', [])
+STRATEGIES = _child('STRATEGIES', [])

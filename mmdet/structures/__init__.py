@@ -1,0 +1,3 @@
+from .sample import DetDataSample, Target
+
+__all__ = ['DetDataSample', 'Target']

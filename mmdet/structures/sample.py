@@ -1,0 +1,43 @@
+"""What a picture carries through the pipeline (`DetDataSample`) and into the model (`Target`)."""
+
+from typing import NamedTuple
+
+from mmengine.structures import BaseDataElement, InstanceData
+from torch import Tensor
+
+
+class DetDataSample(BaseDataElement):
+    """One picture's annotations and predictions, at the edges of the model.
+
+    Fields, each an `InstanceData`:
+
+    - ``gt_instances``: bboxes (G, 4) float xyxy pixels, labels (G,) int64, masks (`BitmapMasks` or
+      `PolygonMasks`, only when loaded);
+    - ``ignored_instances``: bboxes (I, 4) of crowds and ignored objects, labels, masks;
+    - ``proposals``: bboxes (P, 4), scores (P,), for models without an RPN;
+    - ``pred_instances``: bboxes (D, 4) in pixels of the original picture, scores (D,), labels (D,),
+      masks (D RLE dicts of the original size, only for models with a mask head).
+
+    Metainfo: img_id, img_path, ori_shape (h, w), img_shape (h, w) after the transforms and before
+    padding to a batch, scale_factor (w, h), flip, flip_direction; the preprocessor adds
+    batch_input_shape (h, w).
+    """
+
+    gt_instances: InstanceData
+    ignored_instances: InstanceData
+    proposals: InstanceData
+    pred_instances: InstanceData
+
+
+class Target(NamedTuple):
+    """The plain ground truth of one picture inside the model; boxes are xyxy in input pixels.
+
+    boxes (G, 4) float; labels (G,) int64 in [0, num_classes); masks of length G or None;
+    ignored_boxes (I, 4) float: neither object nor background; image_shape (h, w) without padding.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    masks: object | None
+    ignored_boxes: Tensor
+    image_shape: tuple[int, int]

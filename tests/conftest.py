@@ -1,0 +1,40 @@
+"""Fixtures shared by all tests."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+_DATA = Path(os.environ.get('MMDET_TEST_DATA', ROOT.parent / 'shared' / 'data'))
+_FIXTURES = _DATA.parent / 'fixtures'
+
+
+def pytest_collection_modifyitems(items):
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker('cuda'):
+            item.add_marker(pytest.mark.skip(reason='needs a CUDA device'))
+
+
+@pytest.fixture(params=['cpu', pytest.param('cuda', marks=pytest.mark.cuda)])
+def device(request) -> str:
+    return request.param
+
+
+@pytest.fixture(scope='session')
+def real_data() -> Path:
+    """Folder with coco_dev/, bccd/, nuclei_dsb2018/, photos/ (see MMDET_TEST_DATA)."""
+    if not (_DATA / 'coco_dev').is_dir():
+        pytest.skip(f'no real test data in {_DATA}; set MMDET_TEST_DATA')
+    return _DATA
+
+
+@pytest.fixture(scope='session')
+def recorded() -> Path:
+    """Folder with the arrays recorded from the method's reference layer."""
+    if not _FIXTURES.is_dir():
+        pytest.skip(f'no recorded numbers in {_FIXTURES}; set MMDET_TEST_DATA to the data folder beside it')
+    return _FIXTURES
