@@ -31,6 +31,11 @@ def _build_activation(cfg: dict) -> nn.Module:
     return _ACTIVATIONS[kind](**options)
 
 
+def conv_norm(conv: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
+    """``norm(conv(x))``; Cross-Iteration Batch Normalization also gets what it needs for its closed forms."""
+    return norm.after(conv, x) if isinstance(norm, CrossIterBatchNorm2d) else norm(conv(x))
+
+
 @MODELS.register_module()
 class ConvModule(nn.Module):
     """``activate(norm(conv(x)))``; the convolution has a bias only where there is no norm.
@@ -77,10 +82,5 @@ class ConvModule(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         norm = self.norm
-        if isinstance(norm, CrossIterBatchNorm2d):
-            x = norm.after(self.conv, x)
-        else:
-            x = self.conv(x)
-            if norm is not None:
-                x = norm(x)
+        x = self.conv(x) if norm is None else conv_norm(self.conv, norm, x)
         return x if self.activate is None else self.activate(x)
