@@ -1,0 +1,3 @@
+from . import hooks, visualizer
+
+__all__ = ['hooks', 'visualizer']
