@@ -149,9 +149,7 @@ def patch_sum(x: Tensor, y: Tensor, geometry: Geometry, dtype: torch.dtype) -> T
     return (taps[0] @ (total @ taps[1].t())).view(geometry.groups, -1)
 
 
-def _lattice(
-    x: Tensor, y: Tensor, geometry: Geometry, keep: int, offset: float
-) -> tuple[Tensor, Tensor, Geometry]:
+def _lattice(x: Tensor, y: Tensor, geometry: Geometry, keep: int, offset: float) -> tuple[Tensor, Tensor, Geometry]:
     """Restrict a convolution from x to y to one output position in ``keep``, on a regular lattice.
 
     Neighbouring positions tell little new, hence a lattice and not a block. Many small maps (RoIs) are
@@ -481,21 +479,17 @@ class CrossIterBatchNorm2d(_NormBase):
     ) -> Tensor:
         """Normalise y (N, C, H, W) or (N, C), the output of ``weight`` (C, ...), or of ``conv`` at ``x``."""
         if y.dim() not in (2, 3, 4, 5) or y.shape[1] != self.num_features:
-            raise ValueError(
-                f'CBN: input of shape {tuple(y.shape)} does not have {self.num_features} channels'
-            )
+            raise ValueError(f'CBN: input of shape {tuple(y.shape)} does not have {self.num_features} channels')
         if not self.training:
             batch_only = self.running_mean is None
             return F.batch_norm(
                 y, self.running_mean, self.running_var, self.weight, self.bias, batch_only, 0.0, self.eps
             )
-        if weight is None and conv is None and self._source is not None:
-            conv, x, made = self._source
-            self._source = None
+        source, self._source = self._source, None
+        if weight is None and conv is None and source is not None:
+            conv, x, made = source
             if made is not y:
-                raise ValueError(
-                    'CBN: the layer follows a convolution, but its input is not what that one returned'
-                )
+                raise ValueError('CBN: the layer follows a convolution that did not return its input')
         group = process_group(self.sync)
         if y.numel() == 0 and group is None:
             # No RoI: nothing to learn from, but a connected graph.
@@ -522,9 +516,7 @@ class CrossIterBatchNorm2d(_NormBase):
                     y, x, weight, bias, geometry, record, weight is not None and weight.requires_grad, group
                 )
         if count == 1:
-            raise ValueError(
-                f'CBN: one value per channel (input {tuple(y.shape)}) has no variance to train on'
-            )
+            raise ValueError(f'CBN: one value per channel (input {tuple(y.shape)}) has no variance to train on')
         if fresh and count:
             self._track(mean, var, count)
         return NormalizeWithPooled.apply(
@@ -607,8 +599,7 @@ class CrossIterBatchNorm2d(_NormBase):
             parts = torch.cat([dmean.flatten(), dvar.flatten(), dvar.new_tensor([thinned])])
             dist.all_reduce(parts, group=group)
             dmean, dvar = (
-                part.view_as(old)
-                for part, old in zip(parts[:-1].split([dmean.numel(), dvar.numel()]), (dmean, dvar))
+                part.view_as(old) for part, old in zip(parts[:-1].split([dmean.numel(), dvar.numel()]), (dmean, dvar))
             )
             thinned = parts[-1]
         dmean, dvar = dmean / count, dvar / thinned
