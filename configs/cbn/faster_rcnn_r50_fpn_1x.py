@@ -1,0 +1,17 @@
+# The method's baseline: no norm in neck and heads, backbone norm fixed. Its siblings differ in norm_cfg alone.
+_base_ = [
+    '../_base_/models/faster_rcnn_r50_fpn.py',
+    '../_base_/datasets/coco_detection.py',
+    '../_base_/schedules/schedule_1x.py',
+    '../_base_/default_runtime.py',
+]
+
+norm_cfg = None
+model = dict(
+    neck=dict(norm_cfg=norm_cfg),
+    roi_head=dict(bbox_head=dict(type='Shared4Conv1FCBBoxHead', norm_cfg=norm_cfg)),
+)
+
+# 4 GPUs x 4 images
+train_dataloader = dict(batch_size=4)
+optim_wrapper = dict(clip_grad=dict(max_norm=35, norm_type=2))
