@@ -108,7 +108,7 @@ class NonFiniteLossHook(Hook):
         self.allowed, self.in_a_row = allowed, 0
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs: dict | None = None):
-        losses = {k: float(v) for k, v in (outputs or {}).items() if 'loss' in k}
+        losses = {k: float(torch.as_tensor(v).detach()) for k, v in (outputs or {}).items() if 'loss' in k}
         bad = [f'{k}={v}' for k, v in losses.items() if not torch.isfinite(torch.tensor(v))]
         self.in_a_row = self.in_a_row + 1 if bad else 0
         if self.in_a_row <= self.allowed:

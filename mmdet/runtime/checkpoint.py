@@ -90,7 +90,7 @@ def write_atomically(path: str | Path, data: bytes) -> None:
     path = os.path.abspath(path)
     folder, name = os.path.split(path)
     os.makedirs(folder, exist_ok=True)
-    temporary = os.path.join(folder, f'.{name}.tmp')
+    temporary = os.path.join(folder, f'.{name}.{os.getpid()}.tmp')  # several ranks may write one log file
     try:
         with open(temporary, 'wb') as file:
             file.write(data)
@@ -183,7 +183,7 @@ def newest_resumable(work_dir: str) -> str | None:
 
 def remove_unfinished(work_dir: str) -> None:
     """Delete what a killed process left half written."""
-    for path in Path(work_dir).glob('.*.pth.tmp'):
+    for path in Path(work_dir).glob('.*.pth.*.tmp'):
         path.unlink(missing_ok=True)
 
 

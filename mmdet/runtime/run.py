@@ -208,10 +208,15 @@ _RUNNER_KEYS = (
 )  # fmt: skip
 
 
+_NOISE = (
+    'Exp name:', 'Loads checkpoint by', 'Distributed training is not used', 'Checkpoints will be saved to',
+    '"FileClient" will be deprecated', '"HardDiskBackend" is the alias', 'The prefix is not set in metric',
+)  # fmt: skip
+
+
 def _tidy(record: logging.LogRecord) -> bool:
-    text = record.getMessage()
-    return not text.startswith(('Exp name:', 'Loads checkpoint by', 'Distributed training is not used',
-                                'Checkpoints will be saved to'))
+    """Keep out of the log what mmengine says about itself."""
+    return not record.getMessage().startswith(_NOISE)
 
 
 def drop_pretrained(model: dict) -> None:
