@@ -285,7 +285,7 @@ def _crowd_record(label: int, visible: np.ndarray) -> dict:
     return _annotation(label, np.array(low), np.array(high), np.count_nonzero(mask), rle, iscrowd=1)
 
 
-def _annotation(label: int, low: np.ndarray, high: np.ndarray, area: float, segmentation, iscrowd: int) -> dict:
+def _annotation(label: int, low: np.ndarray, high: np.ndarray, area: float, segmentation, iscrowd) -> dict:
     return dict(
         category_id=label + 1,
         bbox=[round(float(v), 2) for v in (*low, *(high - low))],

@@ -1,3 +1,6 @@
-from . import hooks, visualizer
+"""Hooks and visualisation around mmengine's Runner."""
 
-__all__ = ['hooks', 'visualizer']
+from . import hooks, visualizer
+from .cbn_hook import CBNHook
+
+__all__ = ['CBNHook', 'hooks', 'visualizer']
