@@ -17,7 +17,8 @@ _MODEL_ROOMS = ['mmdet.layers', 'mmdet.models']
 
 def _child(name: str, locations: list[str]) -> Registry:
     parent = getattr(_root, name)
-    return Registry(parent.name, parent=parent, scope='mmdet', locations=locations)
+    # Without a location mmengine would look for `mmdet.utils.register_all_modules` and warn.
+    return Registry(parent.name, parent=parent, scope='mmdet', locations=locations or [__name__])
 
 
 MODELS = _child('MODELS', _MODEL_ROOMS)
