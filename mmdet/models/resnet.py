@@ -7,10 +7,9 @@ N images, C channels, H and W of the input; stage s in 0..3 has stride 4 * 2**s 
 import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from mmdet.layers import build_norm_layer, conv_norm
+from mmdet.layers import BATCH_NORMS, build_norm_layer, conv_norm
 from mmdet.registry import MODELS
 from mmdet.runtime import load_pretrained
 
@@ -201,7 +200,7 @@ class ResNet(nn.Module):
         self._freeze()
         if mode and self.norm_eval:
             for module in self.modules():
-                if isinstance(module, _BatchNorm):
+                if isinstance(module, BATCH_NORMS):
                     module.eval()
         return self
 
