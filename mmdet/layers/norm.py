@@ -8,7 +8,7 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from ..registry import MODELS
 from .batch_renorm import BatchRenorm
-from .cbn import CrossIterBatchNorm2d, _Normalize, batch_moments, process_group
+from .cbn import CrossIterBatchNorm2d, NormalizeWithPooled, batch_moments, process_group
 
 
 class SyncBN(nn.SyncBatchNorm):
@@ -24,7 +24,7 @@ class SyncBN(nn.SyncBatchNorm):
             rate = 1 / self.num_batches_tracked.item() if self.momentum is None else self.momentum
             self.running_mean.lerp_(mean.to(self.running_mean.dtype), rate)
             self.running_var.lerp_((var * (count / max(count - 1, 1))).to(self.running_var.dtype), rate)
-        return _Normalize.apply(x, mean, var, self.weight, self.bias, self.eps, count, group)
+        return NormalizeWithPooled.apply(x, mean, var, self.weight, self.bias, self.eps, 1, count, group)
 
 
 for _name, _layer in {

@@ -53,8 +53,8 @@ class PolygonMasks:
     array([12.])
     >>> masks.flip('horizontal').boxes()
     array([[3., 1., 7., 4.]], dtype=float32)
-    >>> masks.to_bitmap().masks.sum()
-    12
+    >>> masks.to_bitmap().areas()
+    array([12.])
     """
 
     def __init__(self, polygons: Sequence[Sequence], height: int, width: int) -> None:
@@ -77,7 +77,8 @@ class PolygonMasks:
     def cat(cls, parts: Sequence[PolygonMasks]) -> PolygonMasks:
         """The instances of several masks of one picture, in order."""
         _check_one_size(parts)
-        return cls([polygons for part in parts for polygons in part.polygons], parts[0].height, parts[0].width)
+        polygons = [instance for part in parts for instance in part.polygons]
+        return cls(polygons, parts[0].height, parts[0].width)
 
     def _like(self, polygons, height: int | None = None, width: int | None = None) -> PolygonMasks:
         new = object.__new__(PolygonMasks)  # the arrays are float64 already
@@ -122,7 +123,7 @@ class PolygonMasks:
     def pad(self, shape: tuple[int, int], value: int = 0) -> PolygonMasks:
         """Extend the picture to `shape` (h, w) at its right and bottom; `value` must be 0."""
         if value != 0:
-            raise ValueError(f'polygons can only be padded with 0, not {value}; load masks with poly2mask=True')
+            raise ValueError(f'polygons can only be padded with 0, not {value}; set poly2mask=True')
         return self._like(self.polygons, *shape)
 
     def areas(self) -> np.ndarray:
@@ -215,7 +216,8 @@ class BitmapMasks:
         """What is seen through `window` (x1, y1, x2, y2), whole pixels, which becomes the picture."""
         x1, y1, x2, y2 = _window(window)
         if x1 < 0 or y1 < 0 or x2 > self.width or y2 > self.height:
-            raise ValueError(f'crop window {(x1, y1, x2, y2)} leaves the picture of {self.width}x{self.height}')
+            picture = (self.width, self.height)
+            raise ValueError(f'crop window {(x1, y1, x2, y2)} leaves the picture of (w, h) = {picture}')
         return BitmapMasks(np.ascontiguousarray(self.masks[:, y1:y2, x1:x2]), y2 - y1, x2 - x1)
 
     def pad(self, shape: tuple[int, int], value: int = 0) -> BitmapMasks:
@@ -308,7 +310,7 @@ def _check_one_size(parts: Sequence) -> None:
 def _window(window: Sequence[float]) -> tuple[int, int, int, int]:
     x1, y1, x2, y2 = (int(v) for v in window)
     if x2 <= x1 or y2 <= y1:
-        raise ValueError(f'crop window {(x1, y1, x2, y2)} is empty; give x1, y1, x2, y2 with x1 < x2 and y1 < y2')
+        raise ValueError(f'crop window {(x1, y1, x2, y2)} is empty; x1 < x2 and y1 < y2 are needed')
     return x1, y1, x2, y2
 
 

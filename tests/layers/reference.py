@@ -5,7 +5,8 @@ import torch
 
 class PlainCBN:
     def __init__(self, buffer_num=3, rho=1.0, compensation='taylor', eps=1e-5, momentum=0.1):
-        self.k, self.rho, self.form, self.eps, self.momentum = buffer_num + 1, rho, compensation, eps, momentum
+        self.k, self.rho, self.form = buffer_num + 1, rho, compensation
+        self.eps, self.momentum = eps, momentum
         self.past = []  # mu, nu, dmu, dnu, weight; newest first
         self.running_mean, self.running_var = 0.0, 1.0
 
@@ -26,7 +27,8 @@ class PlainCBN:
                 nus.append(p_nu * (1 + self.rho * change_nu / (2 * p_nu)) ** 2)
         self.mus, self.nus = torch.stack(mus).detach(), torch.stack(nus).detach()
         mean = sum(mus) / len(mus)
-        var = sum([nus[0]] + [torch.maximum(n, m * m) for n, m in zip(nus[1:], mus[1:])]) / len(nus) - mean * mean
+        nus[1:] = [torch.maximum(n, m * m) for n, m in zip(nus[1:], mus[1:])]
+        var = sum(nus) / len(nus) - mean * mean
         self.mean, self.var, self.dmu, self.dnu = mean.detach(), var.detach(), dmu, dnu
         self.past = [(mu.detach(), nu.detach(), dmu, dnu, w.detach().clone()), *self.past][: self.k - 1]
         count = y.numel() / y.shape[1]

@@ -1,0 +1,11 @@
+"""Operators: compiled where the extension is built, torchvision's and plain torch's elsewhere."""
+
+from .library import BUILD, COMPILED, describe
+from .masks import mask_targets, masks_to_rle, paste_masks, rasterize_polygons
+from .nms import apply_nms, batched_nms, nms, soft_nms
+from .roi_align import RoIAlign, multiscale_roi_align, roi_align
+
+__all__ = [
+    'BUILD', 'COMPILED', 'RoIAlign', 'apply_nms', 'batched_nms', 'describe', 'mask_targets', 'masks_to_rle',
+    'multiscale_roi_align', 'nms', 'paste_masks', 'rasterize_polygons', 'roi_align', 'soft_nms',
+]
