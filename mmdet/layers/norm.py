@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from ..registry import MODELS
+from .batch_renorm import BatchRenorm
 from .cbn import (
     CrossIterBatchNorm2d,
     NormalizeWithPooled,
@@ -54,8 +55,8 @@ for _name, _layer in {
 }.items():
     MODELS.register_module(name=_name, module=_layer)
 
-NORM_NAMES = ['BN', 'SyncBN', 'GN', 'CBN']
-BATCH_NORMS = (_BatchNorm, CrossIterBatchNorm2d)
+NORM_NAMES = ['BN', 'SyncBN', 'GN', 'CBN', 'BatchRenorm']
+BATCH_NORMS = (_BatchNorm, CrossIterBatchNorm2d, BatchRenorm)
 """What a frozen backbone keeps in eval mode: everything with running statistics."""
 
 

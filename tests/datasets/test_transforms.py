@@ -87,8 +87,11 @@ def test_boxes_masks_and_pixels_stay_in_step(steps, bitmap, seed):
     assert len(boxes) == len(masks) == len(results['gt_bboxes_labels']) == len(results['gt_ignore_flags'])
     assert results['img'].shape[:2] == results['img_shape'] == (masks.height, masks.width)
     assert boxes.dtype == np.float32
-    np.testing.assert_allclose(masks.boxes(), boxes, atol=slack if bitmap else 0.01)
-    large = (boxes[:, 2:] - boxes[:, :2]).min(axis=1, initial=99) > 2 * slack
+    large = (boxes[:, 2:] - boxes[:, :2]).min(axis=1, initial=99) > 2 * slack  # a sliver may have no pixel
+    if bitmap:
+        np.testing.assert_allclose(masks.boxes()[large], boxes[large], atol=slack)
+    else:
+        np.testing.assert_allclose(masks.boxes(), boxes, atol=0.01)
     np.testing.assert_allclose(seen_boxes(results)[large], boxes[large], atol=slack)
 
 
