@@ -6,11 +6,7 @@ _base_ = [
     '../_base_/default_runtime.py',
 ]
 
-norm_cfg = None
-model = dict(
-    neck=dict(norm_cfg=norm_cfg),
-    roi_head=dict(bbox_head=dict(type='Shared4Conv1FCBBoxHead', norm_cfg=norm_cfg)),
-)
+model = dict(roi_head=dict(bbox_head=dict(type='Shared4Conv1FCBBoxHead')))
 
 # 4 GPUs x 4 images
 train_dataloader = dict(batch_size=4)

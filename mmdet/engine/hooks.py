@@ -49,7 +49,7 @@ class CheckpointGuardHook(Hook):
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         for name, weight in model_of(runner).named_parameters():
             if not torch.isfinite(weight).all():
-                raise UserError(f'{name} holds NaN or infinity at iteration {runner.iter + 1}: no checkpoint is '
+                raise UserError(f'{name} holds NaN or infinity at iteration {runner.iter}: no checkpoint is '
                                 f'written. {_last_good(runner)}')
         info = checkpoint['message_hub']['runtime_info']
         for key in list(info):
@@ -80,8 +80,10 @@ class CheckpointGuardHook(Hook):
 
 
 def _last_good(runner: Runner) -> str:
-    last = runner.message_hub.get_info('last_ckpt')
-    return f'The last good checkpoint is {last}' if last else 'No checkpoint had been saved yet'
+    saved = [p for p in Path(runner.work_dir).glob('*.pth') if not p.name.startswith('best_')]
+    if not saved:
+        return 'No checkpoint had been saved yet'
+    return f'The last good checkpoint is {max(saved, key=os.path.getmtime)}'
 
 
 @HOOKS.register_module()
@@ -108,7 +110,7 @@ class NonFiniteLossHook(Hook):
         self.allowed, self.in_a_row = allowed, 0
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs: dict | None = None):
-        losses = {k: float(v) for k, v in (outputs or {}).items() if 'loss' in k}
+        losses = {k: float(torch.as_tensor(v).detach()) for k, v in (outputs or {}).items() if 'loss' in k}
         bad = [f'{k}={v}' for k, v in losses.items() if not torch.isfinite(torch.tensor(v))]
         self.in_a_row = self.in_a_row + 1 if bad else 0
         if self.in_a_row <= self.allowed:

@@ -58,7 +58,7 @@ def draw_instances(
     order = sorted(keep.tolist(), key=lambda i: -sizes[i])  # small objects on top of large ones
 
     canvas = np.ascontiguousarray(image).copy()
-    line = max(1, round(min(height, width) / 300))
+    line = max(1, round(min(height, width) / 350))
     if masks is not None:
         for i in order:
             _paint_mask(canvas, masks[i], class_colour(labels[i]), line)
@@ -85,7 +85,9 @@ def _paint_mask(canvas: np.ndarray, mask: np.ndarray, colour: tuple[int, int, in
 def _write_label(pen, text, box, colour, size, taken) -> None:
     """Write text on a tag at the box's upper left corner, or the nearest place inside the picture that is free."""
     width, height = size
-    font = _font(int(np.clip(min(size) / 34, 9, 28)))
+    full = float(np.clip(min(size) / 36, 9, 26))
+    extent = float(np.sqrt(max(box[2] - box[0], 0) * max(box[3] - box[1], 0)))
+    font = _font(round(np.clip(extent / 5, max(8, 0.65 * full), full)))  # small objects get small letters
     left, top, right, bottom = font.getbbox(text)
     pad = max(1, font.size // 6)
     w, h = right - left + 2 * pad, bottom - top + 2 * pad

@@ -233,10 +233,12 @@ class CocoMetric(BaseMetric):
         rows = zip(xywh.tolist(), result['scores'].tolist(), result['labels'])
         for i, (box, score, label) in enumerate(rows):
             cat_id = 1 if metric == 'proposal' else self._truth.cat_ids[label]
-            entry = dict(image_id=result['img_id'], category_id=cat_id, bbox=box, score=score)
-            if metric == 'segm':
+            entry = dict(image_id=result['img_id'], category_id=cat_id, score=score)
+            if metric == 'segm':  # without a box: pycocotools would take the area from it
                 rle = result['masks'][i]
                 entry['segmentation'] = dict(size=list(rle['size']), counts=rle['counts'].decode())
+            else:
+                entry['bbox'] = box
             yield entry
 
     @staticmethod

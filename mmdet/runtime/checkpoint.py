@@ -90,7 +90,7 @@ def write_atomically(path: str | Path, data: bytes) -> None:
     path = os.path.abspath(path)
     folder, name = os.path.split(path)
     os.makedirs(folder, exist_ok=True)
-    temporary = os.path.join(folder, f'.{name}.tmp')
+    temporary = os.path.join(folder, f'.{name}.{os.getpid()}.tmp')  # several ranks may write one log file
     try:
         with open(temporary, 'wb') as file:
             file.write(data)
@@ -135,12 +135,12 @@ def read_checkpoint(path: str, map_location: Any = 'cpu') -> dict:
     try:
         checkpoint = torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
-        if zipfile.is_zipfile(path) or 'Unsupported global' in str(error) or 'GLOBAL' in str(error):
+        if zipfile.is_zipfile(path) or Path(path).read_bytes()[:1] == b'\x80':  # a torch file, or a bare pickle
             raise UserError(
                 f'{path} holds pickled Python objects, which may run any code when loaded, and is refused. '
                 'If you trust its origin, keep its weights alone: torch.save(torch.load(FILE, '
                 "weights_only=False)['state_dict'], NEW_FILE)") from error
-        raise UserError(f'{path} is damaged or no checkpoint: {one_line(error)}') from error
+        raise UserError(f'{path} is damaged or no checkpoint') from error
     except (RuntimeError, EOFError, OSError, zipfile.BadZipFile) as error:
         raise UserError(f'{path} is damaged or no checkpoint: {one_line(error)[:200]}') from error
     if not isinstance(checkpoint, dict):
@@ -183,7 +183,7 @@ def newest_resumable(work_dir: str) -> str | None:
 
 def remove_unfinished(work_dir: str) -> None:
     """Delete what a killed process left half written."""
-    for path in Path(work_dir).glob('.*.pth.tmp'):
+    for path in Path(work_dir).glob('.*.pth.*.tmp'):
         path.unlink(missing_ok=True)
 
 

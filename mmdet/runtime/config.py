@@ -281,6 +281,9 @@ def changed_keys(old: dict, new: dict, ignore: set[str]) -> list[str]:
             for key in sorted(set(a) | set(b), key=str):
                 if path or key not in ignore:
                     yield from differences(a.get(key), b.get(key), f'{path}.{key}' if path else str(key))
+        elif isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
+            for index, (left, right) in enumerate(zip(a, b)):
+                yield from differences(left, right, f'{path}.{index}')
         elif a != b:
             yield path
 

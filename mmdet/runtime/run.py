@@ -192,11 +192,7 @@ def build_runner(cfg: Config, launcher: str = 'none', resume_from: str | None = 
         **{**parts, 'load_from': source, 'resume': bool(resume_from), 'launcher': launcher,
            'log_level': 'WARNING',  # mmengine would log a thousand lines of environment and config
            'default_scope': cfg.get('default_scope', 'mmdet'), 'cfg': cfg})
-    if dist.get_rank() == 0:
-        runner.logger.setLevel(level)
-        for handler in runner.logger.handlers:
-            handler.setLevel(level)
-    runner.logger.addFilter(_tidy)
+    _quieten(runner.logger, level)
     return runner
 
 
@@ -208,10 +204,34 @@ _RUNNER_KEYS = (
 )  # fmt: skip
 
 
+_NOISE = (
+    'Exp name:', 'Loads checkpoint by', 'Distributed training is not used', 'Checkpoints will be saved to',
+    '"FileClient" will be deprecated', '"HardDiskBackend" is the alias', 'The prefix is not set in metric',
+)  # fmt: skip
+
+
+def _quieten(logger: logging.Logger, level: str) -> None:
+    """Log at `level` from now on, without what mmengine says about itself."""
+    logger.addFilter(_tidy)
+    for handler in list(logger.handlers):
+        if dist.get_rank() == 0:
+            handler.setLevel(level)
+        if isinstance(handler, logging.FileHandler):
+            # mmengine writes how each parameter was initialised into every FileHandler, past all filters.
+            plain = logging.StreamHandler(open(handler.baseFilename, 'a', encoding='utf-8'))
+            plain.setLevel(handler.level)
+            plain.setFormatter(handler.formatter)
+            plain.filters = handler.filters
+            logger.removeHandler(handler)
+            handler.close()
+            logger.addHandler(plain)
+    if dist.get_rank() == 0:
+        logger.setLevel(level)
+
+
 def _tidy(record: logging.LogRecord) -> bool:
     text = record.getMessage()
-    return not text.startswith(('Exp name:', 'Loads checkpoint by', 'Distributed training is not used',
-                                'Checkpoints will be saved to'))
+    return not text.startswith(_NOISE) and ' - torch.Size(' not in text
 
 
 def drop_pretrained(model: dict) -> None:
