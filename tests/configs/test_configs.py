@@ -51,3 +51,27 @@ def test_recipe_of_the_method():
     backbone = cfg['model']['backbone']
     assert backbone['frozen_stages'] == 1 and backbone['norm_eval'] and backbone['style'] == 'pytorch'
     assert backbone['init_cfg']['checkpoint'] == 'torchvision://resnet50'
+
+
+RECIPES = sorted(
+    path for folder in ('cbn', 'faster_rcnn', 'mask_rcnn', 'gn', 'demo') for path in CBN.parent.glob(f'{folder}/*_*.py')
+)
+
+
+@pytest.mark.parametrize('path', RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_builds_its_model_and_agrees_with_itself(path):
+    import torch
+
+    from mmdet.registry import MODELS
+
+    cfg = load(path)
+    backbone = cfg['model']['backbone']
+    backbone['init_cfg'] = None
+    with torch.device('meta'):
+        model = MODELS.build(cfg['model'])
+    classes = cfg['train_dataloader']['dataset'].get('metainfo', {}).get('classes', range(80))
+    assert model.roi_head.num_classes == len(classes)
+    assert cfg['val_evaluator']['ann_file'].endswith(cfg['val_dataloader']['dataset']['ann_file'])
+    assert cfg['train_dataloader']['dataset']['ann_file'] != cfg['val_dataloader']['dataset']['ann_file']
+    steps = [s for s in cfg['param_scheduler'] if s['type'] == 'MultiStepLR']
+    assert all(s['milestones'][-1] < s['end'] == cfg['train_cfg']['max_epochs'] for s in steps)
