@@ -6,12 +6,4 @@ _base_ = [
     '../_base_/default_runtime.py',
 ]
 
-norm_cfg = None
-model = dict(
-    neck=dict(norm_cfg=norm_cfg),
-    roi_head=dict(bbox_head=dict(type='Shared4Conv1FCBBoxHead', norm_cfg=norm_cfg)),
-)
-
-# 4 GPUs x 4 images
-train_dataloader = dict(batch_size=4)
-optim_wrapper = dict(clip_grad=dict(max_norm=35, norm_type=2))
+model = dict(roi_head=dict(bbox_head=dict(type='Shared4Conv1FCBBoxHead')))

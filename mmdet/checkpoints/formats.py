@@ -15,8 +15,10 @@ from mmdet.checkpoints.classes import (
     background_last,
     drop_background_column,
 )
-from mmdet.checkpoints.names import Table, rename, reverse
-from mmdet.runtime import UserError, at_most, weights_of
+from mmdet.checkpoints.names import rename, reverse
+from mmdet.runtime import UserError
+from mmdet.runtime.checkpoint import weights_of
+from mmdet.runtime.errors import at_most
 
 
 class Converted(NamedTuple):
