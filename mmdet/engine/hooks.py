@@ -20,6 +20,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmdet.checkpoints import convert_for
+from mmdet.engine.visualizer import draw_file
 from mmdet.registry import HOOKS, LOG_PROCESSORS, OPTIM_WRAPPERS
 from mmdet.runtime.checkpoint import fit_weights, remove_unfinished, say, to_plain, weights_of
 from mmdet.runtime.errors import Interrupted, UserError, at_most
@@ -279,9 +280,11 @@ class DetVisualizationHook(Hook):
     def after_test_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs=None) -> None:
         if self.out_dir is None:
             return
+        # not the visualizer's: mmengine gives its meta to rank 0 alone
+        classes = runner.test_dataloader.dataset.metainfo.get('classes') or ()
         for sample in outputs:
             path = Path(sample.img_path)
-            runner.visualizer.draw_file(path, sample, Path(self.out_dir) / path.name, self.score_thr)
+            draw_file(path, sample, Path(self.out_dir) / path.name, classes, self.score_thr)
 
     @master_only
     def after_test(self, runner: Runner) -> None:
