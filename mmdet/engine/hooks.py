@@ -19,6 +19,7 @@ from mmengine.runner import LogProcessor, Runner
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from mmdet.checkpoints import convert_for
 from mmdet.engine.visualizer import draw_file
 from mmdet.registry import HOOKS, LOG_PROCESSORS, OPTIM_WRAPPERS
 from mmdet.runtime.checkpoint import fit_weights, remove_unfinished, say, to_plain, weights_of
@@ -67,8 +68,14 @@ class CheckpointGuardHook(Hook):
                     raise UserError(f'checkpoint: {key!r} holds a {error}, which has no plain form') from error
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        checkpoint['state_dict'] = fit_weights(
-            model_of(runner), weights_of(checkpoint), self.source, strict=self.strict or self.resuming)
+        model = model_of(runner)
+        weights = weights_of(checkpoint)
+        if not self.resuming:
+            converted = convert_for(model, checkpoint, self.source)
+            weights = converted.state_dict
+            if converted.changed or converted.reordered:
+                say(converted.summary())
+        checkpoint['state_dict'] = fit_weights(model, weights, self.source, strict=self.strict or self.resuming)
         if not self.resuming:
             return
         if not {'meta', 'optimizer', 'message_hub'} <= set(checkpoint):
