@@ -6,8 +6,9 @@ scikit-learn's digits (8x8 pixels, enlarged to 16x16; 1440 to train, 357 to test
 shapes (4 classes, 16x16). The network is ResNet-18 for small pictures: a 3x3 stem without pooling, four stages of
 two basic blocks, with 16 to 128 channels. At batch 2 its last stage normalises over 8 positions. The seeds run
 side by side, as the groups of one network's convolutions: norms work per channel and do not notice.
-Learning rate in proportion to the batch, rising during the first tenth and falling as a cosine; momentum of the running statistics too, so that they span as many
-pictures whatever the batch. Accuracy is eval mode's, on pictures not trained on: mean and standard deviation.
+Learning rate in proportion to the batch, rising during the first tenth and falling as a cosine; momentum of the
+running statistics in proportion too, so that they span as many pictures whatever the batch. Accuracy is eval
+mode's, on pictures not trained on: mean and standard deviation.
 """
 
 import argparse

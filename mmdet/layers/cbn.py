@@ -75,7 +75,10 @@ class Window:
         return mean + shift, result.clamp(min=0)
 
     def to(self, fn) -> None:
-        self.dmean, self.dvar, self.scalars = fn(self.dmean), fn(self.dvar), fn(self.scalars)
+        """Move with the layer, but stay at least float32."""
+        for name in ('dmean', 'dvar', 'scalars'):
+            moved = fn(getattr(self, name))
+            setattr(self, name, moved.to(torch.promote_types(moved.dtype, torch.float32)))
 
     def state(self) -> dict:
         tensors = {name: getattr(self, name).cpu().clone() for name in ('dmean', 'dvar', 'scalars')}
@@ -293,6 +296,8 @@ class NormalizeWithPooled(torch.autograd.Function):
     def forward(ctx, y, mean, var, weight, bias, eps, entries, count, group):
         ctx.save_for_backward(y, mean, torch.rsqrt(var + eps), weight)
         ctx.entries, ctx.count, ctx.group = entries, count, group
+        if weight is not None:
+            weight, bias = weight.to(mean.dtype), bias.to(mean.dtype)
         return F.batch_norm(y, mean, var, weight, bias, False, 0.0, eps)
 
     @staticmethod
@@ -342,7 +347,7 @@ def _backward_over_processes(grad, y, mean, rstd, gamma, count, group, wanted):
 def _backward_on_cuda(grad, y, mean, rstd, gamma, count, group, wanted):
     grad = grad.contiguous(memory_format=torch.channels_last) if _channels_last(y) else grad.contiguous()
     sum_g, sum_gd, grad_weight, grad_bias = torch.batch_norm_backward_reduce(
-        grad, y, mean, rstd, gamma, wanted[0], wanted[1], wanted[2]
+        grad, y, mean, rstd, gamma, True, wanted[1], wanted[2]
     )
     if group is not None:
         both = torch.cat([sum_g, sum_gd])
@@ -703,12 +708,13 @@ def cbn_state(model: nn.Module) -> dict[str, dict]:
 
 
 def load_cbn_state(model: nn.Module, state: dict[str, dict]) -> None:
-    """Put back what ``cbn_state`` returned."""
+    """Put back what ``cbn_state`` returned. A window of another size than today's ``buffer_num`` starts empty."""
     layers = cbn_layers(model)
     if layers.keys() != state.keys():
         odd = sorted(layers.keys() ^ state.keys())
         raise ValueError(f'CBN state does not fit the model: layers {", ".join(odd)} are in one of them only')
     for name, layer in layers.items():
         layer.steps, saved = state[name]['steps'], state[name]['window']
+        fits = saved is not None and len(saved['dvar']) == layer.buffer_num
         device = next(chain(layer.parameters(), layer.buffers()), torch.empty(0)).device
-        layer.window = None if saved is None else Window.from_state(saved, device)
+        layer.window = Window.from_state(saved, device) if fits else None

@@ -196,6 +196,25 @@ def test_double_moves_the_window_too():
     assert block(torch.randn(2, 4, 10, 10, dtype=torch.float64)).isfinite().all()
 
 
+def test_half_precision_model_keeps_a_float32_window():
+    block = warmed_up().bfloat16()
+    assert block.bn.window.dvar.dtype == torch.float32
+    for _ in range(2):
+        out = block(torch.randn(2, 4, 10, 10, dtype=torch.bfloat16))
+        out.sum().backward()
+        assert out.dtype == block.bn.weight.grad.dtype == torch.bfloat16 and out.isfinite().all()
+
+
+def test_window_of_another_size_starts_empty():
+    block = warmed_up()
+    other = warmed_up(steps=0, buffer_num=5)
+    load_cbn_state(other, cbn_state(block))
+    assert other.bn.window is None and other.bn.steps == 3
+    for _ in range(6):
+        other(torch.randn(2, 4, 10, 10))
+    assert other.bn.window.filled == 5
+
+
 def test_sync_bn_conversion_leaves_cbn_alone():
     model = nn.Sequential(nn.Conv2d(3, 8, 3), CrossIterBatchNorm2d(8), nn.BatchNorm2d(8))
     model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
