@@ -1,6 +1,8 @@
 """Drawn detections: boxes, labels and masks on the picture."""
 
 import colorsys
+import os
+import sys
 from functools import lru_cache
 from pathlib import Path
 
@@ -119,6 +121,17 @@ class DetVisualizer(Visualizer):
     def draw_file(self, path: str | Path, sample, out_file: str | Path, score_thr: float = 0.3) -> None:
         """Draw the detections of the picture at `path` into `out_file` (its folder is made)."""
         write_picture(out_file, self.draw(read_picture(path), sample, score_thr))
+
+    def show(self, *args, backend: str = 'matplotlib', **kwargs) -> None:
+        """Open a window.
+
+        Raises:
+            UserError: OpenCV would abort the process where there is no display.
+        """
+        headless = sys.platform == 'linux' and not (os.environ.get('DISPLAY') or os.environ.get('WAYLAND_DISPLAY'))
+        if headless:
+            raise UserError('there is no display to show pictures on; save them instead (out_file, --show-dir)')
+        super().show(*args, backend=backend, **kwargs)
 
     def add_datasample(self, name, image, data_sample=None, draw_gt=False, draw_pred=True, show=False,
                        wait_time=0, pred_score_thr=0.3, out_file=None, step=0) -> None:
