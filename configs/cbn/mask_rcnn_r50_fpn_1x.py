@@ -7,7 +7,3 @@ _base_ = [
 ]
 
 model = dict(roi_head=dict(bbox_head=dict(type='Shared4Conv1FCBBoxHead')))
-
-# 4 GPUs x 4 images
-train_dataloader = dict(batch_size=4)
-optim_wrapper = dict(clip_grad=dict(max_norm=35, norm_type=2))

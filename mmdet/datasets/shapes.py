@@ -1,6 +1,6 @@
 """A small data set of textured shapes in COCO's format, drawn by numbers from one seed.
 
-    python -m mmdet.datasets.shapes data/shapes --train 200 --val 50 --size 160 --seed 0
+    python -m mmdet.datasets.shapes data/shapes --train 400 --val 60 --size 160 --seed 0
 
 writes ``train/``, ``val/`` and ``annotations/instances_{train,val}.json``: one to five objects per picture,
 of four classes told apart by outline alone (colour, texture, size, turn and light are drawn at random), lying
@@ -25,7 +25,7 @@ _ZOOM = 4  # outlines and visible parts are worked out on a grid this much finer
 _SHAPES_FILE = 'shapes.json'  # settings of a finished set; written last
 
 
-def write_shapes(out: str | Path, train: int = 200, val: int = 50, size: int = 160, seed: int = 0) -> Path:
+def write_shapes(out: str | Path, train: int = 400, val: int = 60, size: int = 160, seed: int = 0) -> Path:
     """Write the data set to the folder `out`; equal arguments give equal files.
 
     Everything is written beside `out` and moved there when complete, so an interrupted run leaves no `out`.
@@ -45,7 +45,7 @@ def write_shapes(out: str | Path, train: int = 200, val: int = 50, size: int = 1
     if train < 1 or val < 1:
         raise ValueError(f'train={train} and val={val} must be at least 1')
     if size < 96:
-        raise ValueError(f'size={size} is too small for objects of 24 pixels and more; use at least 96')
+        raise ValueError(f'size={size} is too small for objects of 32 pixels and more; use at least 96')
     if out.exists():
         done = out / _SHAPES_FILE
         if done.is_file() and json.loads(done.read_text()) == settings:
@@ -116,19 +116,20 @@ def draw_picture(
     return picture, records[::-1]
 
 
-def _random_outline(rng: np.random.Generator, size: int, low: float = 24, high: float = 90):
+def _random_outline(rng: np.random.Generator, size: int, low: float = 32, high: float = 96):
     """Label and (V, 2) vertices in pixels of an object `low` to `high` pixels across, mostly inside."""
     across = np.exp(rng.uniform(np.log(low), np.log(min(high, 0.6 * size))))
     centre = rng.uniform(0.3 * across, size - 0.3 * across, size=2)
     label = int(rng.integers(len(CLASSES)))
-    outline = _outline(CLASSES[label], across, rng.uniform(0, 2 * np.pi), rng.uniform(0.8, 1.0))
+    outline = _outline(CLASSES[label], across, rng.uniform(-0.5, 0.5), rng.uniform(0.8, 1.0))
     return label, outline + centre
 
 
 def _outline(name: str, across: float, turn: float, squeeze: float) -> np.ndarray:
-    """(V, 2) vertices around the origin; `squeeze` is the ratio of the two axes before turning."""
+    """(V, 2) vertices around the origin; `turn` in radians from upright, `squeeze` the ratio of the axes."""
     corners = dict(circle=48, square=4, triangle=3, star=10)[name]
-    angles = 2 * np.pi * np.arange(corners) / corners
+    first = np.pi / 4 if name == 'square' else -np.pi / 2  # tip up, in rows that count downwards
+    angles = first + 2 * np.pi * np.arange(corners) / corners
     radius = np.full(corners, across / 2)
     if name == 'star':
         radius[1::2] *= 0.45
@@ -301,8 +302,8 @@ def main(argv: list[str] | None = None) -> int:
         description='Write a small COCO-format set of textured shapes.',
     )
     parser.add_argument('out', help='folder to make')
-    parser.add_argument('--train', type=int, default=200, help='training pictures (default 200)')
-    parser.add_argument('--val', type=int, default=50, help='validation pictures (default 50)')
+    parser.add_argument('--train', type=int, default=400, help='training pictures (default 400)')
+    parser.add_argument('--val', type=int, default=60, help='validation pictures (default 60)')
     parser.add_argument('--size', type=int, default=160, help='width and height in pixels (default 160)')
     parser.add_argument('--seed', type=int, default=0, help='same seed, same set (default 0)')
     args = parser.parse_args(argv)

@@ -26,7 +26,8 @@ from mmcv.transforms import BaseTransform
 from mmengine.structures import InstanceData
 
 from mmdet.registry import TRANSFORMS
-from mmdet.structures import DetDataSample, PolygonMasks, masks_from_coco
+from mmdet.structures import BitmapMasks, DetDataSample, PolygonMasks, masks_from_coco
+from mmdet.structures.masks import outline
 
 _PER_OBJECT = ('gt_bboxes', 'gt_bboxes_labels', 'gt_ignore_flags', 'gt_masks')
 
@@ -125,8 +126,9 @@ class LoadAnnotations(BaseTransform):
     """Turn ``instances`` (see `CocoDataset.parse_data_info`) into arrays and masks.
 
     Polygons stay polygons, so that a picture with them is resized and flipped in a fraction of the time
-    bitmaps take. A picture that has an RLE mask gets bitmaps. With masks, an object that has none is ignored
-    in training (neither object nor background).
+    bitmaps take. A picture that has an object with an RLE mask gets bitmaps; a crowd's RLE, which is no target,
+    becomes its outline. With masks, an object that has none is ignored in training (neither object nor
+    background).
 
     Args:
         with_bbox, with_label, with_mask: what to load.
@@ -164,15 +166,14 @@ class LoadAnnotations(BaseTransform):
         if self.with_label:
             results['gt_bboxes_labels'] = np.array([x['bbox_label'] for x in instances], dtype=np.int64)
         if self.with_mask:
-            segmentations = [x.get('mask') for x in instances]
-            if instances and all(s is None for s in segmentations):
+            if instances and all(x.get('mask') is None for x in instances):
                 raise ValueError(
                     f'with_mask=True, but no object of {results.get("img_path")} has a segmentation; '
                     'train a box detector (with_mask=False) or add masks to the annotation file'
                 )
             height, width = results['ori_shape']
             try:
-                masks = masks_from_coco(segmentations, height, width, bitmap=self.poly2mask)
+                masks = self._masks(instances, height, width)
             except ValueError as error:
                 raise ValueError(f'picture {results.get("img_path")}: {error}') from None
             if isinstance(masks, PolygonMasks):
@@ -182,6 +183,14 @@ class LoadAnnotations(BaseTransform):
             results['gt_masks'] = masks
         results['gt_ignore_flags'] = ignored
         return results
+
+    def _masks(self, instances: list[dict], height: int, width: int) -> PolygonMasks | BitmapMasks:
+        segmentations = [x.get('mask') for x in instances]
+        if not self.poly2mask:
+            for i, (x, mask) in enumerate(zip(instances, segmentations)):
+                if x['ignore_flag'] and isinstance(mask, dict):
+                    segmentations[i] = outline(mask, height, width)
+        return masks_from_coco(segmentations, height, width, bitmap=self.poly2mask)
 
 
 @TRANSFORMS.register_module()
@@ -195,6 +204,7 @@ class Resize(BaseTransform):
         keep_ratio: keep the shape of the picture.
         clip_object_border: clip the boxes to the picture.
         backend, interpolation: mmcv's.
+        common_factor: with `keep_ratio`, report the one factor asked for as ``scale_factor``, as mmdetection 0.x did.
 
     Sets ``scale_factor`` (w, h), the exact ratio of the new to the old size.
     """
@@ -207,6 +217,7 @@ class Resize(BaseTransform):
         clip_object_border: bool = True,
         backend: str = 'cv2',
         interpolation: str = 'bilinear',
+        common_factor: bool = False,
     ) -> None:
         if (scale is None) == (scale_factor is None):
             raise ValueError('Resize needs either scale=(w, h) or scale_factor')
@@ -216,6 +227,7 @@ class Resize(BaseTransform):
         self.clip_object_border = clip_object_border
         self.backend = backend
         self.interpolation = interpolation
+        self.common_factor = common_factor
 
     def transform(self, results: dict) -> dict:
         return self.resize(results, self.scale)
@@ -238,6 +250,8 @@ class Resize(BaseTransform):
         results['scale'] = scale
         results['img_shape'] = (new_height, new_width)
         results['scale_factor'] = (new_width / width, new_height / height)
+        if self.keep_ratio and self.common_factor:
+            results['scale_factor'] = (factor, factor)
         results['keep_ratio'] = self.keep_ratio
         if 'gt_bboxes' in results:
             boxes = results['gt_bboxes'] * np.tile(np.array(results['scale_factor'], dtype=np.float32), 2)
@@ -362,7 +376,7 @@ class RandomFlip(BaseTransform):
 
     @staticmethod
     def _flip(results: dict, direction: str) -> None:
-        results['img'] = mmcv.imflip(results['img'], direction)
+        results['img'] = cv2.flip(results['img'], dict(horizontal=1, vertical=0, diagonal=-1)[direction])
         height, width = results['img'].shape[:2]
         if 'gt_bboxes' in results:
             boxes = results['gt_bboxes'].copy()
@@ -569,10 +583,11 @@ class PackDetInputs(BaseTransform):
         self.meta_keys = tuple(meta_keys)
 
     def transform(self, results: dict) -> dict:
-        img = results['img']
-        if img.ndim == 2:
-            img = img[:, :, None]
-        inputs = torch.from_numpy(np.ascontiguousarray(img.transpose(2, 0, 1)))
+        img = np.ascontiguousarray(results['img'])
+        height, width, channels = img.shape
+        planes = np.empty((channels, height, width), dtype=img.dtype)
+        cv2.split(img, list(planes))  # several times faster than a transposed copy
+        inputs = torch.from_numpy(planes)
 
         sample = DetDataSample(metainfo={k: results[k] for k in self.meta_keys if k in results})
         gt, ignored = InstanceData(), InstanceData()

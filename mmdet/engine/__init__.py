@@ -2,5 +2,6 @@
 
 from . import hooks, visualizer
 from .cbn_hook import CBNHook
+from .precise_bn import PreciseBNHook, precise_statistics
 
-__all__ = ['CBNHook', 'hooks', 'visualizer']
+__all__ = ['CBNHook', 'PreciseBNHook', 'hooks', 'precise_statistics', 'visualizer']

@@ -13,10 +13,11 @@ from ..registry import HOOKS
 class CBNHook(Hook):
     """Ends the burn-in of CBN layers by the epoch, and carries their windows through a resume.
 
-    In an epoch-based loop ``burnin=8`` ends with the eighth epoch; in an iteration-based one when eight times the
-    data set has been drawn, over all processes. The windows go into the training checkpoint under ``cbn``, not
-    into the state dict. They are the main process's: without ``sync=True`` the processes have windows of their
-    own, and after a resume all start from the main one's. A model without CBN layers is left alone.
+    In an epoch-based loop ``burnin=8`` ends with the eighth epoch; in an iteration-based one when eight
+    times the data set has been drawn, over all processes. The windows go into the training checkpoint under
+    ``cbn``, not into the state dict. They are the main process's: without ``sync=True`` the processes have
+    windows of their own, and after a resume all start from the main one's. A model without CBN layers is
+    left alone.
     """
 
     priority = 'NORMAL'

@@ -19,6 +19,8 @@ from mmengine.runner import EpochBasedTrainLoop, LogProcessor, Runner
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from mmdet.checkpoints import convert_for
+from mmdet.engine.visualizer import draw_file
 from mmdet.registry import HOOKS, LOG_PROCESSORS, OPTIM_WRAPPERS
 from mmdet.runtime.checkpoint import fit_weights, remove_unfinished, say, to_plain, weights_of
 from mmdet.runtime.errors import Interrupted, UserError, at_most
@@ -67,8 +69,14 @@ class CheckpointGuardHook(Hook):
                     raise UserError(f'checkpoint: {key!r} holds a {error}, which has no plain form') from error
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        checkpoint['state_dict'] = fit_weights(
-            model_of(runner), weights_of(checkpoint), self.source, strict=self.strict or self.resuming)
+        model = model_of(runner)
+        weights = weights_of(checkpoint)
+        if not self.resuming:
+            converted = convert_for(model, checkpoint, self.source)
+            weights = converted.state_dict
+            if converted.changed or converted.reordered:
+                say(converted.summary())
+        checkpoint['state_dict'] = fit_weights(model, weights, self.source, strict=self.strict or self.resuming)
         if not self.resuming:
             return
         if not {'meta', 'optimizer', 'message_hub'} <= set(checkpoint):
@@ -285,9 +293,11 @@ class DetVisualizationHook(Hook):
     def after_test_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs=None) -> None:
         if self.out_dir is None:
             return
+        # not the visualizer's: mmengine gives its meta to rank 0 alone
+        classes = runner.test_dataloader.dataset.metainfo.get('classes') or ()
         for sample in outputs:
             path = Path(sample.img_path)
-            runner.visualizer.draw_file(path, sample, Path(self.out_dir) / path.name, self.score_thr)
+            draw_file(path, sample, Path(self.out_dir) / path.name, classes, self.score_thr)
 
     @master_only
     def after_test(self, runner: Runner) -> None:

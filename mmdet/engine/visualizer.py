@@ -18,6 +18,8 @@ from pycocotools import mask as mask_utils
 from mmdet.registry import VISUALIZERS
 from mmdet.runtime import UserError
 
+_LEAST_SIDE = 480  # pixels; pictures smaller than half of it are enlarged
+
 
 def class_colour(label: int) -> tuple[int, int, int]:
     """A bright RGB colour; neighbouring labels are far apart (steps of the golden ratio round the hues)."""
@@ -39,7 +41,11 @@ def _bitmaps(masks) -> list[np.ndarray]:
 
 
 def draw_instances(
-    image: np.ndarray, instances: InstanceData, classes: tuple[str, ...] = (), score_thr: float = 0.3
+    image: np.ndarray,
+    instances: InstanceData,
+    classes: tuple[str, ...] = (),
+    score_thr: float = 0.3,
+    zoom: int | None = None,
 ) -> np.ndarray:
     """Draw boxes, labels and masks on a copy of a picture.
 
@@ -49,21 +55,28 @@ def draw_instances(
             bitmaps, or `PolygonMasks`/`BitmapMasks`), all of the picture's size.
         classes: class names; a label beyond them is shown as its number.
         score_thr: detections below it are left out.
+        zoom: enlarge the drawing; None enlarges small pictures, on which labels would hide the objects.
+
+    Returns:
+        (zoom * H, zoom * W, 3) uint8 RGB.
     """
     height, width = image.shape[:2]
+    zoom = max(1, _LEAST_SIDE // max(min(height, width), 1)) if zoom is None else zoom
+    height, width = zoom * height, zoom * width
     scores = instances.get('scores')
     keep = torch.arange(len(instances)) if scores is None else torch.where(scores.cpu() >= score_thr)[0]
-    boxes = np.asarray(torch.as_tensor(instances.bboxes).cpu().detach().float())
+    boxes = zoom * np.asarray(torch.as_tensor(instances.bboxes).cpu().detach().float())
     labels = torch.as_tensor(instances.labels).cpu().tolist()
     masks = _bitmaps(instances.masks) if 'masks' in instances else None
     sizes = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     order = sorted(keep.tolist(), key=lambda i: -sizes[i])  # small objects on top of large ones
 
-    canvas = np.ascontiguousarray(image).copy()
+    canvas = cv2.resize(np.ascontiguousarray(image), (width, height), interpolation=cv2.INTER_CUBIC)
     line = max(1, round(min(height, width) / 350))
     if masks is not None:
         for i in order:
-            _paint_mask(canvas, masks[i], class_colour(labels[i]), line)
+            mask = cv2.resize(masks[i].astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST)
+            _paint_mask(canvas, mask.astype(bool), class_colour(labels[i]), line)
     for i in order:
         corners = np.rint(boxes[i]).astype(int)
         cv2.rectangle(canvas, corners[:2].tolist(), (corners[2:] - 1).tolist(), class_colour(labels[i]), line,
@@ -118,10 +131,6 @@ class DetVisualizer(Visualizer):
         instances = sample.gt_instances if draw_gt else sample.pred_instances
         return draw_instances(image, instances, classes, score_thr)
 
-    def draw_file(self, path: str | Path, sample, out_file: str | Path, score_thr: float = 0.3) -> None:
-        """Draw the detections of the picture at `path` into `out_file` (its folder is made)."""
-        write_picture(out_file, self.draw(read_picture(path), sample, score_thr))
-
     def show(self, *args, backend: str = 'matplotlib', **kwargs) -> None:
         """Open a window.
 
@@ -146,6 +155,13 @@ class DetVisualizer(Visualizer):
             write_picture(out_file, picture)
         else:
             self.add_image(name, picture, step)
+
+
+def draw_file(
+    path: str | Path, sample, out_file: str | Path, classes: tuple[str, ...] = (), score_thr: float = 0.3
+) -> None:
+    """Draw the predictions of a data sample on the picture at `path` into `out_file` (its folder is made)."""
+    write_picture(out_file, draw_instances(read_picture(path), sample.pred_instances, classes, score_thr))
 
 
 def read_picture(path: str | Path) -> np.ndarray:

@@ -42,6 +42,7 @@ class CocoMetric(BaseMetric):
         format_only: write the result files and compute nothing; needs `outfile_prefix`.
         outfile_prefix: write ``PREFIX.bbox.json`` and so on, in COCO's result format.
         backend: 'faster-coco-eval' or 'pycocotools'.
+        offset: 1 for detections of mmdetection 0.x models, whose boxes are x2 - x1 + 1 wide.
         backend_args: mmengine's file backend for the annotation file.
         collect_device, prefix, collect_dir: see mmengine's `BaseMetric`. Without `collect_dir` results travel
             through the process group, so machines need no shared folder.
@@ -68,6 +69,7 @@ class CocoMetric(BaseMetric):
         format_only: bool = False,
         outfile_prefix: str | None = None,
         backend: str = 'faster-coco-eval',
+        offset: float = 0.0,
         backend_args: dict | None = None,
         collect_device: str = 'cpu',
         prefix: str | None = None,
@@ -96,6 +98,7 @@ class CocoMetric(BaseMetric):
         self.format_only = format_only
         self.outfile_prefix = outfile_prefix
         self.backend = backend
+        self.offset = offset
         self.backend_args = backend_args
         self._truth: _GroundTruth | None = None
         if metric_items is not None:
@@ -229,14 +232,16 @@ class CocoMetric(BaseMetric):
 
     def _result_entries(self, result: dict, metric: str):
         """COCO result entries of one picture, with its own ids."""
-        xywh = _xywh(result['bboxes'])
+        xywh = _xywh(result['bboxes'], self.offset)
         rows = zip(xywh.tolist(), result['scores'].tolist(), result['labels'])
         for i, (box, score, label) in enumerate(rows):
             cat_id = 1 if metric == 'proposal' else self._truth.cat_ids[label]
-            entry = dict(image_id=result['img_id'], category_id=cat_id, bbox=box, score=score)
-            if metric == 'segm':
+            entry = dict(image_id=result['img_id'], category_id=cat_id, score=score)
+            if metric == 'segm':  # without a box: pycocotools would take the area from it
                 rle = result['masks'][i]
                 entry['segmentation'] = dict(size=list(rle['size']), counts=rle['counts'].decode())
+            else:
+                entry['bbox'] = box
             yield entry
 
     @staticmethod
@@ -259,7 +264,7 @@ class CocoMetric(BaseMetric):
         for img_id, result in zip(ids, results):
             if not len(result['scores']):
                 continue
-            boxes = _xywh(result['bboxes'])
+            boxes = _xywh(result['bboxes'], self.offset)
             masks = result['masks'] if iou_type == 'segm' else [None] * len(boxes)
             areas = coco_mask.area(masks) if iou_type == 'segm' else boxes[:, 2] * boxes[:, 3]
             rows = zip(boxes.tolist(), result['scores'].tolist(), result['labels'], areas.tolist(), masks)
@@ -435,9 +440,9 @@ def _array(values) -> np.ndarray:
     return values.detach().float().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
 
 
-def _xywh(boxes: np.ndarray) -> np.ndarray:
+def _xywh(boxes: np.ndarray, offset: float = 0.0) -> np.ndarray:
     boxes = boxes.astype(np.float64)
-    return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
+    return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2] + offset], axis=1)
 
 
 def _rle(mask) -> dict:

@@ -149,9 +149,7 @@ def patch_sum(x: Tensor, y: Tensor, geometry: Geometry, dtype: torch.dtype) -> T
     return (taps[0] @ (total @ taps[1].t())).view(geometry.groups, -1)
 
 
-def _lattice(
-    x: Tensor, y: Tensor, geometry: Geometry, keep: int, offset: float
-) -> tuple[Tensor, Tensor, Geometry]:
+def _lattice(x: Tensor, y: Tensor, geometry: Geometry, keep: int, offset: float) -> tuple[Tensor, Tensor, Geometry]:
     """Restrict a convolution from x to y to one output position in ``keep``, on a regular lattice.
 
     Neighbouring positions tell little new, hence a lattice and not a block. Many small maps (RoIs) are
@@ -230,6 +228,10 @@ def slopes_by_autograd(y: Tensor, mean: Tensor, var: Tensor, weight: Tensor) -> 
 # -- statistics of one batch, and normalisation with its gradient -------------------------------------
 
 
+def _full_precision(y: Tensor) -> torch.autocast:
+    return torch.autocast(y.device.type, enabled=False)
+
+
 def process_group(wanted: bool):
     """The group to pool statistics over, or None where there is one process."""
     if wanted and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
@@ -263,7 +265,21 @@ def _local_moments(y: Tensor) -> tuple[Tensor, Tensor]:
         eps = 1e-12
         mean, rstd = torch.batch_norm_stats(y, eps)
         return mean, (rstd.double().pow(-2) - eps).clamp(min=0).to(mean.dtype)
-    return torch.ops.aten.batch_norm_update_stats(y, None, None, 0.0)
+    # The statistics have the type of the running ones, which are given for that alone.
+    like = y.new_zeros(y.shape[1], dtype=torch.promote_types(y.dtype, torch.float32))
+    return torch.ops.aten.batch_norm_update_stats(y, like, like.clone(), 0.0)
+
+
+@torch.no_grad()
+def track_running_stats(norm: _NormBase, mean: Tensor, var: Tensor, count: int) -> None:
+    """BatchNorm's rule: a moving average of the batch's mean and unbiased variance; cumulative for momentum None."""
+    if norm.running_mean is None:
+        return
+    norm.num_batches_tracked.add_(1)
+    for running, value in ((norm.running_mean, mean), (norm.running_var, var * (count / (count - 1)))):
+        value = value.to(running.dtype)
+        rate = (1 / norm.num_batches_tracked).to(value.dtype) if norm.momentum is None else norm.momentum
+        running.lerp_(value, rate)
 
 
 class NormalizeWithPooled(torch.autograd.Function):
@@ -308,7 +324,10 @@ def _batch_norm_backward(grad, y, mean, rstd, gamma, wanted):
 
 
 def _backward_over_processes(grad, y, mean, rstd, gamma, count, group, wanted):
-    _, sum_gy, sum_g = _batch_norm_backward(grad, y, mean, rstd, gamma, [False, True, True])
+    if y.numel():
+        _, sum_gy, sum_g = _batch_norm_backward(grad, y, mean, rstd, gamma, [False, True, True])
+    else:
+        sum_gy = sum_g = torch.zeros_like(mean)
     grad_weight, grad_bias = (sum_gy, sum_g) if wanted[1] else (None, None)
     both = torch.stack([sum_g, sum_gy])
     dist.all_reduce(both, group=group)  # by every process, whether or not its y wants a gradient
@@ -481,21 +500,17 @@ class CrossIterBatchNorm2d(_NormBase):
     ) -> Tensor:
         """Normalise y (N, C, H, W) or (N, C), the output of ``weight`` (C, ...), or of ``conv`` at ``x``."""
         if y.dim() not in (2, 3, 4, 5) or y.shape[1] != self.num_features:
-            raise ValueError(
-                f'CBN: input of shape {tuple(y.shape)} does not have {self.num_features} channels'
-            )
+            raise ValueError(f'CBN: input of shape {tuple(y.shape)} does not have {self.num_features} channels')
         if not self.training:
             batch_only = self.running_mean is None
             return F.batch_norm(
                 y, self.running_mean, self.running_var, self.weight, self.bias, batch_only, 0.0, self.eps
             )
-        if weight is None and conv is None and self._source is not None:
-            conv, x, made = self._source
-            self._source = None
+        source, self._source = self._source, None
+        if weight is None and conv is None and source is not None:
+            conv, x, made = source
             if made is not y:
-                raise ValueError(
-                    'CBN: the layer follows a convolution, but its input is not what that one returned'
-                )
+                raise ValueError('CBN: the layer follows a convolution that did not return its input')
         group = process_group(self.sync)
         if y.numel() == 0 and group is None:
             # No RoI: nothing to learn from, but a connected graph.
@@ -513,33 +528,28 @@ class CrossIterBatchNorm2d(_NormBase):
         record = torch.is_grad_enabled()
         if torch.compiler.is_compiling() and geometry is not None:
             mean, var, pooled_mean, pooled_var, entries = torch.ops.mmdet.cbn_statistics(
-                y, x, weight, bias, *geometry, record, weight.requires_grad, self._handle
+                y.detach(),
+                x.detach(),
+                weight.detach(),
+                None if bias is None else bias.detach(),
+                *geometry,
+                record,
+                weight.requires_grad,
+                self._handle,
             )
             count, fresh = y.numel() // y.shape[1], True
         else:
-            with torch.no_grad():
+            with torch.no_grad(), _full_precision(y):
                 mean, var, pooled_mean, pooled_var, entries, count, fresh = self._statistics(
                     y, x, weight, bias, geometry, record, weight is not None and weight.requires_grad, group
                 )
         if count == 1:
-            raise ValueError(
-                f'CBN: one value per channel (input {tuple(y.shape)}) has no variance to train on'
-            )
+            raise ValueError(f'CBN: one value per channel (input {tuple(y.shape)}) has no variance to train on')
         if fresh and count:
-            self._track(mean, var, count)
+            track_running_stats(self, mean, var, count)
         return NormalizeWithPooled.apply(
             y, pooled_mean, pooled_var, self.weight, self.bias, self.eps, entries, count, group
         )
-
-    @torch.no_grad()
-    def _track(self, mean: Tensor, var: Tensor, count: int) -> None:
-        if self.running_mean is None:
-            return
-        self.num_batches_tracked.add_(1)
-        for running, value in ((self.running_mean, mean), (self.running_var, var * (count / (count - 1)))):
-            value = value.to(running.dtype)
-            rate = (1 / self.num_batches_tracked).to(value.dtype) if self.momentum is None else self.momentum
-            running.lerp_(value, rate)
 
     def _statistics(self, y, x, weight, bias, geometry, record, trained, group=None):
         """Current and pooled mean and variance, entries n, positions M, and whether this is no recomputation.
@@ -607,8 +617,7 @@ class CrossIterBatchNorm2d(_NormBase):
             parts = torch.cat([dmean.flatten(), dvar.flatten(), dvar.new_tensor([thinned])])
             dist.all_reduce(parts, group=group)
             dmean, dvar = (
-                part.view_as(old)
-                for part, old in zip(parts[:-1].split([dmean.numel(), dvar.numel()]), (dmean, dvar))
+                part.view_as(old) for part, old in zip(parts[:-1].split([dmean.numel(), dvar.numel()]), (dmean, dvar))
             )
             thinned = parts[-1]
         dmean, dvar = dmean / count, dvar / thinned
@@ -644,7 +653,13 @@ class _Handles:
 _HANDLES = _Handles()
 
 
-@torch.library.custom_op('mmdet::cbn_statistics', mutates_args=())
+@torch.library.custom_op(
+    'mmdet::cbn_statistics',
+    mutates_args=(),
+    # spelled out because torch 2.4 cannot read it off list[int]
+    schema='(Tensor y, Tensor x, Tensor weight, Tensor? bias, int[] kernel, int[] stride, int[] padding, '
+    'int[] dilation, int groups, bool record, bool trained, int handle) -> (Tensor, Tensor, Tensor, Tensor, Tensor)',
+)
 def _cbn_statistics(
     y: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, kernel: list[int], stride: list[int],
     padding: list[int], dilation: list[int], groups: int, record: bool, trained: bool, handle: int,
@@ -653,9 +668,10 @@ def _cbn_statistics(
     change from call to call without a graph break or another compilation."""
     layer = _HANDLES.layers[handle]
     geometry = Geometry(kernel, stride, padding, dilation, groups)
-    mean, var, pooled_mean, pooled_var, entries, _, _ = layer._statistics(
-        y, x, weight, bias, geometry, record, trained, process_group(layer.sync)
-    )
+    with _full_precision(y):
+        mean, var, pooled_mean, pooled_var, entries, _, _ = layer._statistics(
+            y, x, weight, bias, geometry, record, trained, process_group(layer.sync)
+        )
     return mean, var, pooled_mean.clone(), pooled_var.clone(), mean.new_full((), entries)
 
 

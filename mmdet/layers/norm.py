@@ -7,22 +7,41 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from ..registry import MODELS
-from .cbn import CrossIterBatchNorm2d, NormalizeWithPooled, batch_moments, process_group
+from .batch_renorm import BatchRenorm
+from .cbn import (
+    CrossIterBatchNorm2d,
+    NormalizeWithPooled,
+    batch_moments,
+    process_group,
+    track_running_stats,
+)
 
 
-class SyncBN(nn.SyncBatchNorm):
-    """nn.SyncBatchNorm that trains on CPU (gloo) as well, and is BatchNorm where there is one process."""
+class SyncBN(_BatchNorm):
+    """BatchNorm2d over all processes, on CPU (gloo) as well as on CUDA; BatchNorm2d where there is one process.
+
+    On CUDA it runs nn.SyncBatchNorm's own forward. It does not derive from that class, because
+    DistributedDataParallel refuses models on CPU that contain one.
+    """
+
+    process_group = None
+    _check_non_zero_input_channels = nn.SyncBatchNorm._check_non_zero_input_channels
+
+    def _check_input_dim(self, x: Tensor) -> None:
+        if x.dim() < 2 or x.shape[1] != self.num_features:
+            raise ValueError(f'SyncBN: input of shape {tuple(x.shape)} does not have {self.num_features} channels')
 
     def forward(self, x: Tensor) -> Tensor:
         group = process_group(self.training)
-        if x.is_cuda or group is None:
+        if group is None:
             return super().forward(x)
+        if x.is_cuda:
+            return nn.SyncBatchNorm.forward(self, x)
+        self._check_input_dim(x)
         mean, var, count = batch_moments(x.detach(), group)
-        if self.track_running_stats:
-            self.num_batches_tracked.add_(1)
-            rate = 1 / self.num_batches_tracked.item() if self.momentum is None else self.momentum
-            self.running_mean.lerp_(mean.to(self.running_mean.dtype), rate)
-            self.running_var.lerp_((var * (count / max(count - 1, 1))).to(self.running_var.dtype), rate)
+        if count < 2:
+            raise ValueError(f'SyncBN: {count} values per channel over all processes; training needs two')
+        track_running_stats(self, mean, var, count)
         return NormalizeWithPooled.apply(x, mean, var, self.weight, self.bias, self.eps, 1, count, group)
 
 
@@ -36,8 +55,8 @@ for _name, _layer in {
 }.items():
     MODELS.register_module(name=_name, module=_layer)
 
-NORM_NAMES = ['BN', 'SyncBN', 'GN', 'CBN']
-BATCH_NORMS = (_BatchNorm, CrossIterBatchNorm2d)
+NORM_NAMES = ['BN', 'SyncBN', 'GN', 'CBN', 'BatchRenorm']
+BATCH_NORMS = (_BatchNorm, CrossIterBatchNorm2d, BatchRenorm)
 """What a frozen backbone keeps in eval mode: everything with running statistics."""
 
 
@@ -77,7 +96,9 @@ def build_norm_layer(cfg: dict, num_features: int, postfix: int | str = '') -> t
     options = dict(cfg)
     kind = options.pop('type')
     requires_grad = options.pop('requires_grad', True)
-    layer_type = kind if inspect.isclass(kind) else MODELS.get(kind) if isinstance(kind, str) else None
+    layer_type = kind if inspect.isclass(kind) else MODELS.module_dict.get(kind)
+    if layer_type is None and isinstance(kind, str):
+        layer_type = MODELS.get(kind)  # imports the rooms that may register it
     if layer_type is None:
         known = {name.lower(): name for name in (*MODELS.module_dict, *NORM_NAMES)}
         near = [known[n] for n in difflib.get_close_matches(str(kind).lower(), known, n=3)] or NORM_NAMES

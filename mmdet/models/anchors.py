@@ -20,7 +20,10 @@ class AnchorGenerator:
             `scales_per_octave`: octave_base_scale * 2**(i / scales_per_octave).
         base_sizes: default the strides.
         center_offset: the first centre, as a fraction of the base size.
+        sizes: sides in pixels of each level's square anchors, instead of scales times base size.
         rounded: round the corners of each level's A anchors to whole pixels (torchvision, old checkpoints).
+        floor_strides: a level's stride is the input's size over the map's, rounded down, as in torchvision: where the
+            input is no multiple of a coarse stride, its positions stand closer than `strides` says.
         offset: 1 for inclusive corners: a box from x1 to x2 is x2 - x1 + 1 wide and the base box starts at 0.
     """
 
@@ -33,33 +36,38 @@ class AnchorGenerator:
         octave_base_scale: float | None = None,
         scales_per_octave: int | None = None,
         center_offset: float = 0.0,
+        sizes: list[list[float]] | None = None,
         rounded: bool = False,
+        floor_strides: bool = False,
         offset: float = 0.0,
     ):
         if scales is None and octave_base_scale is not None and scales_per_octave is not None:
             scales = [octave_base_scale * 2 ** (i / scales_per_octave) for i in range(scales_per_octave)]
-        if scales is None:
-            raise ValueError('AnchorGenerator: give scales, or octave_base_scale and scales_per_octave')
+        if (scales is None) == (sizes is None):
+            raise ValueError('AnchorGenerator: give scales, or octave_base_scale and scales_per_octave, or sizes')
         self.strides = list(strides)
         self.ratios = torch.tensor(ratios)
-        self.scales = torch.tensor(scales)
         self.center_offset = center_offset
         self.rounded = rounded
+        self.floor_strides = floor_strides
         self.offset = offset
-        self.base_anchors = [self._base(size) for size in base_sizes or strides]
+        base_sizes = base_sizes or strides
+        if sizes is None:
+            sizes = [[size * scale for scale in scales] for size in base_sizes]
+        self.base_anchors = [self._base(*level) for level in zip(base_sizes, sizes, strict=True)]
         self._cache: dict = {}
 
     @property
     def num_base_anchors(self) -> int:
         """A, the anchors at each position."""
-        return len(self.ratios) * len(self.scales)
+        return len(self.base_anchors[0])
 
-    def _base(self, size: float) -> Tensor:
+    def _base(self, base_size: float, sizes: list[float]) -> Tensor:
         """The A anchors of a level's first position, ratio-major: (A, 4)."""
-        root = self.ratios.sqrt()
-        widths = (size / root[:, None] * self.scales).flatten() - self.offset
-        heights = (size * root[:, None] * self.scales).flatten() - self.offset
-        centre = self.center_offset * size if not self.offset else 0.5 * (size - self.offset)
+        root, sizes = self.ratios.sqrt()[:, None], torch.tensor(sizes)
+        widths = (1 / root * sizes).flatten() - self.offset
+        heights = (root * sizes).flatten() - self.offset
+        centre = self.center_offset * base_size if not self.offset else 0.5 * (base_size - self.offset)
         boxes = centre + 0.5 * torch.stack([-widths, -heights, widths, heights], dim=1)
         return boxes.round() if self.rounded else boxes
 
@@ -72,13 +80,19 @@ class AnchorGenerator:
             if len(self._cache) > 16:  # multi-scale training: few sizes recur
                 self._cache.clear()
             self._cache[key] = [
-                self._grid(base, stride, size).to(device)
-                for base, stride, size in zip(self.base_anchors, self.strides, map_sizes)
+                self._grid(base, self._stride(level, map_sizes), map_sizes[level]).to(device)
+                for level, base in enumerate(self.base_anchors)
             ]
         return self._cache[key]
 
+    def _stride(self, level: int, map_sizes: list[tuple[int, int]]) -> tuple[int, int]:
+        """Pixels between rows and between columns."""
+        if not self.floor_strides:
+            return self.strides[level], self.strides[level]
+        return tuple(map_sizes[0][axis] * self.strides[0] // map_sizes[level][axis] for axis in (0, 1))
+
     @staticmethod
-    def _grid(base: Tensor, stride: int, size: tuple[int, int]) -> Tensor:
-        y, x = torch.meshgrid(torch.arange(size[0]) * stride, torch.arange(size[1]) * stride, indexing='ij')
+    def _grid(base: Tensor, stride: tuple[int, int], size: tuple[int, int]) -> Tensor:
+        y, x = torch.meshgrid(torch.arange(size[0]) * stride[0], torch.arange(size[1]) * stride[1], indexing='ij')
         shifts = torch.stack([x, y, x, y], dim=-1).reshape(-1, 1, 4)
         return (base[None] + shifts).reshape(-1, 4)

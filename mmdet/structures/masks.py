@@ -17,6 +17,8 @@ import torch
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
+from mmdet.ops import mask_targets, rasterize_polygons, roi_align
+
 Polygon = np.ndarray  # flat (2 V,) float64: x0, y0, x1, y1, ...
 
 _AXES = {'horizontal': (True, False), 'vertical': (False, True), 'diagonal': (True, True)}
@@ -141,10 +143,7 @@ class PolygonMasks:
 
     def to_bitmap(self) -> BitmapMasks:
         """Rasterise with COCO's rule (mostly: a pixel whose centre is inside)."""
-        masks = np.zeros((len(self), self.height, self.width), dtype=np.uint8)
-        for mask, parts in zip(masks, self.polygons):
-            if parts:
-                mask[...] = rasterise(parts, self.height, self.width)
+        masks = rasterize_polygons(self.polygons, self.height, self.width).numpy()
         return BitmapMasks(masks, self.height, self.width)
 
     def crop_and_resize(self, boxes: Tensor, indices: Tensor, size: int) -> Tensor:
@@ -158,15 +157,7 @@ class PolygonMasks:
         Returns:
             (R, size, size) float32 of 0 and 1 on the device of `boxes`.
         """
-        corners = boxes.detach().cpu().double().numpy()
-        targets = np.zeros((len(corners), size, size), dtype=np.float32)
-        for target, (x1, y1, x2, y2), i in zip(targets, corners, indices.tolist()):
-            # a box thinner than this has no mask to speak of; keep the scale finite
-            scale = size / np.maximum((x2 - x1, y2 - y1), 0.1)
-            parts = [((p.reshape(-1, 2) - (x1, y1)) * scale).ravel() for p in self.polygons[i]]
-            if parts:
-                target[...] = rasterise(parts, size, size)
-        return torch.from_numpy(targets).to(boxes.device)
+        return mask_targets(self.polygons, boxes, size, indices)
 
 
 class BitmapMasks:
@@ -248,11 +239,10 @@ class BitmapMasks:
 
         Args and result as in `PolygonMasks.crop_and_resize`.
         """
-        from torchvision.ops import roi_align
-
         if len(boxes) == 0:
             return boxes.new_zeros((0, size, size), dtype=torch.float32)
-        masks = torch.from_numpy(self.masks).to(boxes.device)[:, None].float()
+        used, indices = indices.cpu().unique(return_inverse=True)
+        masks = torch.from_numpy(self.masks[used.numpy()]).to(boxes.device)[:, None].float()
         rois = torch.cat([indices.to(boxes)[:, None], boxes], dim=1).float()
         return (roi_align(masks, rois, size, 1.0, 0, aligned=True)[:, 0] >= 0.5).float()
 
@@ -274,18 +264,18 @@ def masks_from_coco(
     entries = [_whole_polygons(s) if isinstance(s, (list, tuple)) else s for s in segmentations]
     if not bitmap and not any(isinstance(s, dict) for s in entries):
         return PolygonMasks([s or [] for s in entries], height, width)
-    masks = np.zeros((len(entries), height, width), dtype=np.uint8)
+    polygons = [[] if isinstance(s, dict) else s or [] for s in entries]
+    masks = rasterize_polygons(polygons, height, width).numpy()
     for mask, entry in zip(masks, entries):
         if isinstance(entry, dict):
             mask[...] = _decode_rle(entry, height, width)
-        elif entry:
-            mask[...] = rasterise(entry, height, width)
     return BitmapMasks(masks, height, width)
 
 
-def rasterise(polygons: list, height: int, width: int) -> np.ndarray:
-    """Union of flat polygons as an (height, width) uint8 bitmap, by COCO's rule."""
-    return coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(list(polygons), height, width)))
+def outline(rle: dict, height: int, width: int) -> list[Polygon]:
+    """Polygons around the pixels of an RLE mask, to about half a pixel; holes are filled."""
+    contours, _ = cv2.findContours(_decode_rle(rle, height, width), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    return [contour.ravel() + 0.5 for contour in contours if len(contour) >= 3]
 
 
 def _whole_polygons(polygons: Sequence) -> list[Polygon]:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config
 
-CBN = Path('configs/cbn')
+CBN = Path(__file__).resolve().parents[2] / 'configs' / 'cbn'
 VARIANTS = {
     '': None,
     '_syncbn': dict(type='SyncBN'),
@@ -19,10 +19,10 @@ def load(path) -> dict:
 
 
 def without_norm(cfg: dict) -> dict:
-    cfg.pop('norm_cfg')
+    cfg.pop('norm_cfg', None)
     for part in (cfg['model']['neck'], *(cfg['model']['roi_head'].get(h) for h in ('bbox_head', 'mask_head'))):
         if part is not None:
-            part.pop('norm_cfg')
+            part.pop('norm_cfg', None)
     return cfg
 
 
@@ -33,7 +33,7 @@ def test_siblings_differ_in_norm_alone(kind):
         model = resolved[name]['model']
         heads = [model['neck'], model['roi_head']['bbox_head']]
         heads += [model['roi_head']['mask_head']] if kind == 'mask' else []
-        assert [head['norm_cfg'] for head in heads] == [norm_cfg] * len(heads)
+        assert [head.get('norm_cfg') for head in heads] == [norm_cfg] * len(heads)
     stripped = [without_norm(cfg) for cfg in resolved.values()]
     assert all(cfg == stripped[0] for cfg in stripped[1:])
 
@@ -51,3 +51,27 @@ def test_recipe_of_the_method():
     backbone = cfg['model']['backbone']
     assert backbone['frozen_stages'] == 1 and backbone['norm_eval'] and backbone['style'] == 'pytorch'
     assert backbone['init_cfg']['checkpoint'] == 'torchvision://resnet50'
+
+
+RECIPES = sorted(
+    path for folder in ('cbn', 'faster_rcnn', 'mask_rcnn', 'gn', 'demo') for path in CBN.parent.glob(f'{folder}/*_*.py')
+)
+
+
+@pytest.mark.parametrize('path', RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_builds_its_model_and_agrees_with_itself(path):
+    import torch
+
+    from mmdet.registry import MODELS
+
+    cfg = load(path)
+    backbone = cfg['model']['backbone']
+    backbone['init_cfg'] = None
+    with torch.device('meta'):
+        model = MODELS.build(cfg['model'])
+    classes = cfg['train_dataloader']['dataset'].get('metainfo', {}).get('classes', range(80))
+    assert model.roi_head.num_classes == len(classes)
+    assert cfg['val_evaluator']['ann_file'].endswith(cfg['val_dataloader']['dataset']['ann_file'])
+    assert cfg['train_dataloader']['dataset']['ann_file'] != cfg['val_dataloader']['dataset']['ann_file']
+    steps = [s for s in cfg['param_scheduler'] if s['type'] == 'MultiStepLR']
+    assert all(s['milestones'][-1] < s['end'] == cfg['train_cfg']['max_epochs'] for s in steps)

@@ -1,5 +1,7 @@
 """A small Mask R-CNN and made-up pictures with ground truth."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -10,13 +12,15 @@ from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 from mmdet.structures.masks import BitmapMasks
 
+CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
+
 
 @pytest.fixture
 def small_cfg():
     """Function `cfg(kind, norm_cfg)` of a ResNet-18 detector with 64 channels and 3 classes."""
 
     def make(kind: str = 'mask', norm_cfg: dict | None = None) -> dict:
-        cfg = Config.fromfile(f'configs/_base_/models/{kind}_rcnn_r50_fpn.py', lazy_import=False).model
+        cfg = Config.fromfile(CONFIGS / f'_base_/models/{kind}_rcnn_r50_fpn.py', lazy_import=False).model
         cfg.backbone.update(depth=18, init_cfg=None)
         cfg.neck.update(in_channels=[64, 128, 256, 512], out_channels=64, norm_cfg=norm_cfg)
         cfg.rpn_head.update(in_channels=64, feat_channels=64)

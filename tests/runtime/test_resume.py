@@ -241,6 +241,7 @@ def test_two_runs_in_one_process_and_second_do_not_share_a_log(tmp_path, train):
 def test_pretrained_weights_are_not_needed_to_resume():
     from mmdet.runtime.run import drop_pretrained
 
-    model = dict(backbone=dict(init_cfg=dict(type='Pretrained', checkpoint='x')), neck=dict(init_cfg=dict(type='Normal')))
+    other = dict(init_cfg=dict(type='Normal'))
+    model = dict(backbone=dict(init_cfg=dict(type='Pretrained', checkpoint='x')), neck=other)
     drop_pretrained(model)
-    assert model == dict(backbone=dict(init_cfg=None), neck=dict(init_cfg=dict(type='Normal')))
+    assert model == dict(backbone=dict(init_cfg=None), neck=other)
