@@ -294,6 +294,8 @@ class NormalizeWithPooled(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, y, mean, var, weight, bias, eps, entries, count, group):
+        if y.is_cuda and not _channels_last(y):
+            y = y.contiguous()  # the backward's kernels want one of the two layouts
         ctx.save_for_backward(y, mean, torch.rsqrt(var + eps), weight)
         ctx.entries, ctx.count, ctx.group = entries, count, group
         weight, bias = (None if t is None else t.to(mean.dtype) for t in (weight, bias))
