@@ -294,17 +294,18 @@ class NormalizeWithPooled(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, y, mean, var, weight, bias, eps, entries, count, group):
+        if y.is_cuda and not _channels_last(y):
+            y = y.contiguous()  # the backward's kernels want one of the two layouts
         ctx.save_for_backward(y, mean, torch.rsqrt(var + eps), weight)
         ctx.entries, ctx.count, ctx.group = entries, count, group
-        if weight is not None:
-            weight, bias = weight.to(mean.dtype), bias.to(mean.dtype)
+        weight, bias = (None if t is None else t.to(mean.dtype) for t in (weight, bias))
         return F.batch_norm(y, mean, var, weight, bias, False, 0.0, eps)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
         y, mean, rstd, weight = ctx.saved_tensors
-        n, wanted = ctx.entries, list(ctx.needs_input_grad[:1]) + [weight is not None] * 2
+        n, wanted = ctx.entries, [ctx.needs_input_grad[i] for i in (0, 3, 4)]
         gamma = torch.ones_like(mean) if weight is None else weight.detach().to(mean.dtype)
         if y.is_cuda:
             grads = _backward_on_cuda(grad, y, mean, rstd, gamma, n * ctx.count, ctx.group, wanted)
@@ -333,7 +334,7 @@ def _backward_over_processes(grad, y, mean, rstd, gamma, count, group, wanted):
         _, sum_gy, sum_g = _batch_norm_backward(grad, y, mean, rstd, gamma, [False, True, True])
     else:
         sum_gy = sum_g = torch.zeros_like(mean)
-    grad_weight, grad_bias = (sum_gy, sum_g) if wanted[1] else (None, None)
+    grad_weight, grad_bias = (part if want else None for part, want in zip((sum_gy, sum_g), wanted[1:]))
     both = torch.stack([sum_g, sum_gy])
     dist.all_reduce(both, group=group)  # by every process, whether or not its y wants a gradient
     if not wanted[0]:

@@ -1,6 +1,7 @@
 """CBN where people put it: mixed precision, compilation, checkpointing, EMA, converted models."""
 
 import copy
+import inspect
 import warnings
 
 import pytest
@@ -451,6 +452,16 @@ def test_converted_model_equals_conv_modules():
     for _ in range(4):
         x = torch.randn(2, 3, 8, 8)
         assert torch.equal(model(x), block(x))
+
+
+@pytest.mark.skipif('bias' not in inspect.signature(nn.BatchNorm2d).parameters, reason='this torch has no such norm')
+def test_converted_norm_without_a_shift():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, bias=False))
+    keys = list(model.state_dict())
+    for _ in range(2):
+        convert_cbn(model)(torch.randn(2, 3, 8, 8)).square().sum().backward()
+        revert_cbn(model)
+    assert model[1].bias is None and model[1].weight.grad.any() and list(model.state_dict()) == keys
 
 
 def test_converted_model_can_be_copied_after_a_step():
