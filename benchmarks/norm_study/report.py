@@ -162,7 +162,8 @@ def draw_main(records: list[dict], path: Path) -> None:
             cells = sorted(select(records, regime=regime, norm=norm, **DEFAULTS), key=lambda c: c['batch'])
             axis.errorbar(
                 [c['batch'] for c in cells], [statistics.mean(c['accuracy']) for c in cells],
-                [statistics.stdev(c['accuracy']) for c in cells], label=norm, color=COLOURS[norm], capsize=2, marker='.',
+                [statistics.stdev(c['accuracy']) for c in cells], label=norm,
+                color=COLOURS[norm], capsize=2, marker='.',
             )  # fmt: skip
         axis.set(xscale='log', title=regime, xlabel='batch', ylabel='accuracy, %')
         axis.set_xticks(BATCHES, BATCHES)
@@ -176,14 +177,16 @@ def draw_main(records: list[dict], path: Path) -> None:
 def draw_errors(curves: dict, path: Path) -> None:
     kinds = {
         'own': 'past batches,\nown weights changed', 'weights': "past batches,\nall layers' weights changed",
-        'whole': 'past batches,\nwhole network as it is now', 'population': 'what the layer normalises with,\nagainst the population',
+        'whole': 'past batches,\nwhole network as it is now',
+        'population': 'what the layer normalises with,\nagainst the population',
     }  # fmt: skip
     figure, axes = plt.subplots(
         len(curves), 4, figsize=(13, 2.6 * len(curves)), squeeze=False, sharex='row', layout='constrained'
     )
     styles = {
         'BatchNorm': ('tab:blue', '-'), 'naive': ('tab:orange', '-'), 'Taylor, all positions': ('tab:red', '-'),
-        'root': ('tab:pink', '--'), 'Taylor, 1/4 of them': ('tab:brown', ':'), 'Taylor, 1/16 of them': ('tab:olive', ':'),
+        'root': ('tab:pink', '--'), 'Taylor, 1/4 of them': ('tab:brown', ':'),
+        'Taylor, 1/16 of them': ('tab:olive', ':'),
         'pooled true': ('black', '--'),
     }  # fmt: skip
     for line, (key, curve) in zip(axes, curves.items()):
