@@ -17,7 +17,8 @@ _MODEL_ROOMS = ['mmdet.layers', 'mmdet.models']
 
 def _child(name: str, locations: list[str]) -> Registry:
     parent = getattr(_root, name)
-    return Registry(parent.name, parent=parent, scope='mmdet', locations=locations)
+    # Without a location mmengine would look for `mmdet.utils.register_all_modules` and warn.
+    return Registry(parent.name, parent=parent, scope='mmdet', locations=locations or [__name__])
 
 
 MODELS = _child('MODELS', _MODEL_ROOMS)
@@ -28,21 +29,22 @@ TRANSFORMS = _child('TRANSFORMS', ['mmdet.datasets'])
 METRICS = _child('METRICS', ['mmdet.evaluation'])
 HOOKS = _child('HOOKS', ['mmdet.engine'])
 VISUALIZERS = _child('VISUALIZERS', ['mmdet.engine'])
+LOG_PROCESSORS = _child('LOG_PROCESSORS', ['mmdet.engine'])
+OPTIM_WRAPPERS = _child('OPTIM_WRAPPERS', ['mmdet.engine'])
+LOOPS = _child('LOOPS', ['mmdet.runtime.seeding'])
 
 # Nothing of ours lives in these; they exist so that a lookup in scope 'mmdet' reaches mmengine's
-# entries without a warning.
-RUNNERS = _child('RUNNERS', [])
-RUNNER_CONSTRUCTORS = _child('RUNNER_CONSTRUCTORS', [])
-LOOPS = _child('LOOPS', [])
-MODEL_WRAPPERS = _child('MODEL_WRAPPERS', [])
-WEIGHT_INITIALIZERS = _child('WEIGHT_INITIALIZERS', [])
-OPTIMIZERS = _child('OPTIMIZERS', [])
-OPTIM_WRAPPERS = _child('OPTIM_WRAPPERS', [])
-OPTIM_WRAPPER_CONSTRUCTORS = _child('OPTIM_WRAPPER_CONSTRUCTORS', [])
-PARAM_SCHEDULERS = _child('PARAM_SCHEDULERS', [])
-EVALUATOR = _child('EVALUATOR', [])
-VISBACKENDS = _child('VISBACKENDS', [])
-LOG_PROCESSORS = _child('LOG_PROCESSORS', [])
-FUNCTIONS = _child('FUNCTIONS', [])
-INFERENCERS = _child('INFERENCERS', [])
-STRATEGIES = _child('STRATEGIES', [])
+# entries. mmengine warns where a registry names no room, so they name this module.
+_NONE = ['mmdet.registry']
+RUNNERS = _child('RUNNERS', _NONE)
+RUNNER_CONSTRUCTORS = _child('RUNNER_CONSTRUCTORS', _NONE)
+MODEL_WRAPPERS = _child('MODEL_WRAPPERS', _NONE)
+WEIGHT_INITIALIZERS = _child('WEIGHT_INITIALIZERS', _NONE)
+OPTIMIZERS = _child('OPTIMIZERS', _NONE)
+OPTIM_WRAPPER_CONSTRUCTORS = _child('OPTIM_WRAPPER_CONSTRUCTORS', _NONE)
+PARAM_SCHEDULERS = _child('PARAM_SCHEDULERS', _NONE)
+EVALUATOR = _child('EVALUATOR', _NONE)
+VISBACKENDS = _child('VISBACKENDS', _NONE)
+FUNCTIONS = _child('FUNCTIONS', _NONE)
+INFERENCERS = _child('INFERENCERS', _NONE)
+STRATEGIES = _child('STRATEGIES', _NONE)

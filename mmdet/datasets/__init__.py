@@ -1,0 +1,29 @@
+from .coco import CocoDataset
+from .samplers import AspectRatioBatchSampler
+from .transforms import (
+    FilterAnnotations,
+    LoadAnnotations,
+    LoadImageFromFile,
+    PackDetInputs,
+    Pad,
+    RandomChoiceResize,
+    RandomCrop,
+    RandomFlip,
+    RandomResize,
+    Resize,
+)
+
+__all__ = [
+    'AspectRatioBatchSampler',
+    'CocoDataset',
+    'FilterAnnotations',
+    'LoadAnnotations',
+    'LoadImageFromFile',
+    'PackDetInputs',
+    'Pad',
+    'RandomChoiceResize',
+    'RandomCrop',
+    'RandomFlip',
+    'RandomResize',
+    'Resize',
+]

@@ -1,0 +1,27 @@
+"""Building blocks: convolution with a norm, the norms by name, and Cross-Iteration Batch Normalization."""
+
+from .batch_renorm import BatchRenorm
+from .cbn import CrossIterBatchNorm2d, cbn_state, load_cbn_state, set_cbn_epoch
+from .conv_module import ConvModule, conv_norm
+from .convert import convert_cbn, plan_cbn, revert_cbn
+from .losses import CrossEntropyLoss, L1Loss, SmoothL1Loss
+from .norm import BATCH_NORMS, SyncBN, build_norm_layer
+
+__all__ = [
+    'BATCH_NORMS',
+    'BatchRenorm',
+    'ConvModule',
+    'CrossEntropyLoss',
+    'CrossIterBatchNorm2d',
+    'L1Loss',
+    'SmoothL1Loss',
+    'SyncBN',
+    'build_norm_layer',
+    'cbn_state',
+    'conv_norm',
+    'convert_cbn',
+    'load_cbn_state',
+    'plan_cbn',
+    'revert_cbn',
+    'set_cbn_epoch',
+]

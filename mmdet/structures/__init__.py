@@ -1,3 +1,4 @@
+from .masks import BitmapMasks, PolygonMasks, masks_from_coco
 from .sample import DetDataSample, Target
 
-__all__ = ['DetDataSample', 'Target']
+__all__ = ['BitmapMasks', 'DetDataSample', 'PolygonMasks', 'Target', 'masks_from_coco']

@@ -1,0 +1,52 @@
+# make demo | test | test-all | lint | norm-study-quick      Each sets up .venv first: Python >= 3.10, pip and a C++ compiler suffice.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(CURDIR)/$(VENV)/bin
+RUN = PATH="$(BIN):$$PATH"
+# On shared CPUs, waiting threads that spin cost more than they save.
+export OMP_WAIT_POLICY ?= PASSIVE
+
+DEMO_CONFIG = configs/demo/mask_rcnn_r18_fpn_cbn_shapes.py
+DEMO_DIR = work_dirs/demo
+INSTALLED = $(VENV)/.installed
+SOURCES = setup.py pyproject.toml requirements.txt $(wildcard mmdet/ops/csrc/* mmdet/ops/csrc/*/*)
+
+.PHONY: install demo test test-all lint norm-study-quick clean
+
+install: $(INSTALLED)
+
+$(INSTALLED): $(SOURCES)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet setuptools wheel ninja
+	$(BIN)/python -m pip install --quiet -r requirements.txt
+	$(BIN)/python -m pip install --no-build-isolation --no-deps -e .
+	$(BIN)/python -m pip install --quiet pytest hypothesis ruff scikit-learn tensorboard
+	$(BIN)/python -m mmdet.ops
+	touch $@
+
+# Train on two processes, evaluate on two, draw detections and curves. A demo that was interrupted goes on.
+demo: install
+	$(RUN) python -m mmdet.datasets.shapes data/shapes
+	$(RUN) ./tools/dist_train.sh $(DEMO_CONFIG) 2 --work-dir $(DEMO_DIR) --seed 0 --resume
+	$(RUN) python tools/test.py $(DEMO_CONFIG) $$(ls -t $(DEMO_DIR)/best_*.pth | head -1) --gpus 2 \
+		--out $(DEMO_DIR)/results.pkl --eval bbox segm --show-dir $(DEMO_DIR)/detections
+	$(RUN) python tools/dev/plot_curves.py $(DEMO_DIR) -o $(DEMO_DIR)/curves.png
+	@echo "Detections: $(DEMO_DIR)/detections; loss and AP over time: $(DEMO_DIR)/curves.png"
+
+test: install
+	$(RUN) python -m pytest -m "not slow"
+
+test-all: install
+	$(RUN) python -m pytest
+
+# The norm study on sklearn's digits at a small scale; docs/norm_study.md has the larger ones.
+norm-study-quick: install
+	$(RUN) python -m benchmarks.norm_study.classify --regimes digits-one digits-fc --batches 2 8 --seeds 4 \
+		--samples 1024 --out work_dirs/norm_study/classify.json
+	$(RUN) python -m benchmarks.norm_study.report --print --results work_dirs/norm_study
+
+lint: install
+	$(RUN) ruff check .
+
+clean:
+	rm -rf build *.egg-info mmdet/ops/_C*.so $(INSTALLED)

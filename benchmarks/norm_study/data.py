@@ -1,0 +1,137 @@
+"""Small pictures to classify: sklearn's digits, and crops of the objects of COCO-format data sets.
+
+n    pictures; C, H, W as usual
+"""
+
+import json
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+CROP = 16  # px
+COCO_CLASSES = (
+    'person',
+    'kitchen',
+    'furniture',
+    'food',
+    'vehicle',
+    'animal',
+)  # supercategories with most objects
+
+
+class Pictures(NamedTuple):
+    images: Tensor  # (n, C, H, W) float32, zero mean and unit deviation over the training set
+    labels: Tensor  # (n,) int64
+    pictures: (
+        Tensor  # (n,) int64: the photograph that a crop comes from; the picture itself where there is none
+    )
+
+
+class Split(NamedTuple):
+    train: Pictures
+    test: Pictures
+    classes: int
+
+
+def _digits() -> Split:
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    images = torch.from_numpy(bunch.images).float()[:, None]
+    labels = torch.from_numpy(bunch.target).long()
+    # A fixed test set; a small training set, or every norm reaches 99 %.
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+    test, train = order[:1000], order[1000:1300]
+    return _standardised(
+        *(Pictures(images[part], labels[part], torch.arange(len(part))) for part in (train, test)), 10
+    )
+
+
+def _standardised(train: Pictures, test: Pictures, classes: int) -> Split:
+    mean, std = train.images.mean((0, 2, 3), keepdim=True), train.images.std((0, 2, 3), keepdim=True)
+    return Split(*(part._replace(images=(part.images - mean) / std) for part in (train, test)), classes)
+
+
+def _crops(annotations: Path, folder: Path, label_of) -> Pictures:
+    """Every object of at least 16 px, not a crowd, with a tenth of its size around it."""
+    data = json.loads(annotations.read_text())
+    categories = {category['id']: category for category in data['categories']}
+    objects = {}
+    for a in data['annotations']:
+        label = label_of(categories[a['category_id']])
+        if label is not None and not a.get('iscrowd') and min(a['bbox'][2:]) >= 16:
+            objects.setdefault(a['image_id'], []).append((a['bbox'], label))
+    images, labels, pictures = [], [], []
+    for info in data['images']:
+        if info['id'] not in objects:
+            continue
+        picture = cv2.imread(str(folder / info['file_name']))
+        if picture is None:
+            raise ValueError(f'{folder / info["file_name"]} is no picture that OpenCV reads')
+        for (x, y, w, h), label in objects[info['id']]:
+            left, top = max(int(x - w / 10), 0), max(int(y - h / 10), 0)
+            crop = picture[top : int(y + h * 1.1) + 1, left : int(x + w * 1.1) + 1]
+            images.append(cv2.resize(crop, (CROP, CROP), interpolation=cv2.INTER_AREA).transpose(2, 0, 1))
+            labels.append(label)
+            pictures.append(info['id'])
+    return Pictures(torch.from_numpy(np.stack(images)).float(), torch.tensor(labels), torch.tensor(pictures))
+
+
+def _cells(root: Path) -> Split:
+    names = ('RBC', 'WBC', 'Platelets')
+    parts = [
+        _crops(
+            root / 'bccd' / part / 'instances.json',
+            root / 'bccd' / part / 'images',
+            lambda c: names.index(c['name']),
+        )
+        for part in ('train', 'val')
+    ]
+    return _standardised(*parts, len(names))
+
+
+def _coco(root: Path) -> Split:
+    def label(category):
+        name = category['supercategory']
+        return COCO_CLASSES.index(name) if name in COCO_CLASSES else None
+
+    parts = [
+        _crops(root / 'coco_dev' / 'annotations' / f'instances_{part}.json', root / 'coco_dev' / part, label)
+        for part in ('train2017', 'val2017')
+    ]
+    return _standardised(*parts, len(COCO_CLASSES))
+
+
+@lru_cache
+def load(name: str, root: Path | None) -> Split:
+    """'digits' (needs scikit-learn), or 'cells' and 'coco': crops from ``root``/bccd and ``root``/coco_dev."""
+    if name == 'digits':
+        return _digits()
+    folder = {'cells': 'bccd', 'coco': 'coco_dev'}[name]
+    if root is None or not (root / folder).is_dir():
+        raise FileNotFoundError(f'the regime needs {folder}/ in the folder given by --data, not in {root}')
+    return _cells(root) if name == 'cells' else _coco(root)
+
+
+def batches(data: Pictures, kind: str, batch: int, iterations: int, seed: int) -> Tensor:
+    """(iterations, batch) indices into ``data``; each place of each batch is uniform over ``data``.
+
+    'iid': epochs of permutations. 'class' and 'picture': the batch's first member is drawn, the others from its
+    class or its photograph, with replacement.
+    """
+    rng = np.random.default_rng(seed)
+    count = len(data.labels)
+    if kind == 'iid':
+        epochs = -(-iterations * batch // count)
+        order = np.concatenate([rng.permutation(count) for _ in range(epochs)])[: iterations * batch]
+        return torch.from_numpy(order).view(iterations, batch)
+    groups = (data.labels if kind == 'class' else data.pictures).numpy()
+    members = {group: np.flatnonzero(groups == group) for group in np.unique(groups)}
+    first = rng.integers(count, size=iterations)
+    rest = [rng.choice(members[groups[i]], size=batch - 1) for i in first]
+    return torch.from_numpy(np.concatenate([first[:, None], np.stack(rest)], 1)).long()

@@ -1,0 +1,19 @@
+# torchvision's fasterrcnn_resnet50_fpn: its weights and its conventions.
+#   python tools/test.py configs/torchvision/fasterrcnn_resnet50_fpn.py FILE.pth --eval bbox
+# The released COCO_V1 weights were trained with BatchNorm eps 0. For a model that torchvision trained for you add
+#   --cfg-options model.backbone.norm_cfg.eps=1e-5
+_base_ = '../faster_rcnn/faster_rcnn_r50_fpn_1x.py'
+
+model = dict(
+    backbone=dict(norm_cfg=dict(eps=0.0), init_cfg=None),
+    rpn_head=dict(
+        anchor_generator=dict(rounded=True, floor_strides=True),
+        loss_bbox=dict(_delete_=True, type='SmoothL1Loss', beta=1 / 9),
+    ),
+    roi_head=dict(
+        bbox_roi_extractor=dict(roi_layer=dict(sampling_ratio=2, aligned=False)),
+        bbox_head=dict(loss_bbox=dict(_delete_=True, type='SmoothL1Loss', beta=1 / 9)),
+    ),
+    train_cfg=dict(rpn_proposal=dict(max_per_img=2000, min_bbox_size=1e-3)),
+    test_cfg=dict(rpn=dict(min_bbox_size=1e-3), rcnn=dict(min_bbox_size=1e-2)),
+)

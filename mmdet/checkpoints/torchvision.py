@@ -1,0 +1,85 @@
+"""torchvision.models.detection: Faster R-CNN, Mask R-CNN and RetinaNet with a ResNet-FPN, both directions."""
+
+from torch import Tensor
+
+from mmdet.checkpoints.names import Table, rename
+
+_PREFIX: Table = [('backbone.body.{rest}', 'backbone.{rest}')]
+
+_FPN: Table = [
+    ('backbone.fpn.inner_blocks.{n}.0.{p}', 'neck.lateral_convs.{n}.conv.{p}'),
+    ('backbone.fpn.inner_blocks.{n}.1.{p}', 'neck.lateral_convs.{n}.bn.{p}'),
+    ('backbone.fpn.layer_blocks.{n}.0.{p}', 'neck.fpn_convs.{n}.conv.{p}'),
+    ('backbone.fpn.layer_blocks.{n}.1.{p}', 'neck.fpn_convs.{n}.bn.{p}'),
+]
+
+_RPN: Table = [
+    ('rpn.head.cls_logits.{p}', 'rpn_head.rpn_cls.{p}'),
+    ('rpn.head.bbox_pred.{p}', 'rpn_head.rpn_reg.{p}'),
+]
+_RPN_ONE_CONV: Table = [('rpn.head.conv.0.0.{p}', 'rpn_head.rpn_conv.{p}')]
+_RPN_CONVS: Table = [('rpn.head.conv.{n}.0.{p}', 'rpn_head.rpn_conv.{n}.conv.{p}')]
+
+_ROI: Table = [
+    ('roi_heads.box_head.fc6.{p}', 'roi_head.bbox_head.shared_fcs.0.{p}'),
+    ('roi_heads.box_head.fc7.{p}', 'roi_head.bbox_head.shared_fcs.1.{p}'),
+    ('roi_heads.box_predictor.cls_score.{p}', 'roi_head.bbox_head.fc_cls.{p}'),
+    ('roi_heads.box_predictor.bbox_pred.{p}', 'roi_head.bbox_head.fc_reg.{p}'),
+    ('roi_heads.mask_head.{n}.0.{p}', 'roi_head.mask_head.convs.{n}.conv.{p}'),
+    ('roi_heads.mask_head.{n}.1.{p}', 'roi_head.mask_head.convs.{n}.bn.{p}'),
+    ('roi_heads.mask_predictor.conv5_mask.{p}', 'roi_head.mask_head.upsample.{p}'),
+    ('roi_heads.mask_predictor.mask_fcn_logits.{p}', 'roi_head.mask_head.conv_logits.{p}'),
+]
+# The box head of the _v2 models is one Sequential: four convolutions with BN, Flatten, Linear, ReLU.
+_ROI_V2: Table = [
+    ('roi_heads.box_head.5.{p}', 'roi_head.bbox_head.shared_fcs.0.{p}'),
+    ('roi_heads.box_head.{n}.0.{p}', 'roi_head.bbox_head.shared_convs.{n}.conv.{p}'),
+    ('roi_heads.box_head.{n}.1.{p}', 'roi_head.bbox_head.shared_convs.{n}.bn.{p}'),
+]
+
+_RETINA: Table = [
+    ('backbone.fpn.extra_blocks.p6.{p}', 'neck.fpn_convs.3.conv.{p}'),
+    ('backbone.fpn.extra_blocks.p7.{p}', 'neck.fpn_convs.4.conv.{p}'),
+    ('head.classification_head.conv.{n}.0.{p}', 'bbox_head.cls_convs.{n}.conv.{p}'),
+    ('head.classification_head.conv.{n}.1.{p}', 'bbox_head.cls_convs.{n}.gn.{p}'),
+    ('head.classification_head.cls_logits.{p}', 'bbox_head.retina_cls.{p}'),
+    ('head.regression_head.conv.{n}.0.{p}', 'bbox_head.reg_convs.{n}.conv.{p}'),
+    ('head.regression_head.conv.{n}.1.{p}', 'bbox_head.reg_convs.{n}.gn.{p}'),
+    ('head.regression_head.bbox_reg.{p}', 'bbox_head.retina_reg.{p}'),
+]
+
+# Names up to torchvision 0.12, which kept no norm beside these convolutions.
+_OLD: Table = [
+    ('backbone.fpn.inner_blocks.{n}.{p}', 'backbone.fpn.inner_blocks.{n}.0.{p}'),
+    ('backbone.fpn.layer_blocks.{n}.{p}', 'backbone.fpn.layer_blocks.{n}.0.{p}'),
+    ('rpn.head.conv.{p}', 'rpn.head.conv.0.0.{p}'),
+    ('roi_heads.mask_head.mask_fcn1.{p}', 'roi_heads.mask_head.0.0.{p}'),
+    ('roi_heads.mask_head.mask_fcn2.{p}', 'roi_heads.mask_head.1.0.{p}'),
+    ('roi_heads.mask_head.mask_fcn3.{p}', 'roi_heads.mask_head.2.0.{p}'),
+    ('roi_heads.mask_head.mask_fcn4.{p}', 'roi_heads.mask_head.3.0.{p}'),
+]
+_OLD_RETINA_CONVS = {'0': 0, '2': 1, '4': 2, '6': 3}  # a ReLU stood between them
+
+
+def modern_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict under the names that torchvision 0.13 and later use."""
+    if 'head.classification_head.conv.0.weight' in state:
+        renamed = {}
+        for key, value in state.items():
+            parts = key.split('.')
+            if parts[0] == 'head' and parts[2] == 'conv':
+                key = '.'.join([*parts[:3], str(_OLD_RETINA_CONVS[parts[3]]), '0', parts[4]])
+            renamed[key] = value
+        state = renamed
+    old, _, unknown = rename(state, _OLD)
+    return {**{key: state[key] for key in unknown}, **old}
+
+
+def table(ours: bool, keys) -> Table:
+    """The pairs (torchvision's name, our name) for a model with these `keys`, spelled our way if `ours`."""
+    if ('bbox_head.retina_cls.weight' if ours else 'head.classification_head.cls_logits.weight') in keys:
+        return _RETINA + _FPN + _PREFIX
+    two_convs = ('rpn_head.rpn_conv.0.conv.weight' if ours else 'rpn.head.conv.1.0.weight') in keys
+    v2 = ('roi_head.bbox_head.shared_convs.0.conv.weight' if ours else 'roi_heads.box_head.0.0.weight') in keys
+    rpn = _RPN + (_RPN_CONVS if two_convs else _RPN_ONE_CONV)
+    return _FPN + rpn + (_ROI_V2 if v2 else []) + _ROI + _PREFIX

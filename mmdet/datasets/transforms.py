@@ -1,0 +1,605 @@
+"""The pipeline: from a data set's dict to a picture and a `DetDataSample`.
+
+Keys that travel through it (h, w: size of the picture now; G ground-truth objects):
+
+- ``img_path``, ``img_id``, ``instances`` from the data set;
+- ``img`` (h, w, 3) uint8 BGR, ``img_shape`` (h, w), ``ori_shape`` (h, w) as read,
+  ``scale_factor`` (w, h), ``flip``, ``flip_direction``;
+- ``gt_bboxes`` (G, 4) float32 x1, y1, x2, y2 in pixels, ``gt_bboxes_labels`` (G,) int64,
+  ``gt_ignore_flags`` (G,) bool, ``gt_masks`` of length G (`PolygonMasks` or `BitmapMasks`).
+
+Every transform that moves the picture moves boxes and masks with it. Random numbers come from numpy's
+global generator, which mmengine seeds per worker. A transform that returns None rejects the picture; the data
+set then draws another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import cv2
+import mmcv
+import mmengine.fileio as fileio
+import numpy as np
+import torch
+from mmcv.transforms import BaseTransform
+from mmengine.structures import InstanceData
+
+from mmdet.registry import TRANSFORMS
+from mmdet.structures import BitmapMasks, DetDataSample, PolygonMasks, masks_from_coco
+from mmdet.structures.masks import outline
+
+_PER_OBJECT = ('gt_bboxes', 'gt_bboxes_labels', 'gt_ignore_flags', 'gt_masks')
+
+
+def _keep_objects(results: dict, keep: np.ndarray) -> None:
+    for key in _PER_OBJECT:
+        if key in results:
+            results[key] = results[key][keep]
+
+
+def _clip_boxes(boxes: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    height, width = shape
+    return np.clip(boxes, 0, np.array([width, height, width, height], dtype=boxes.dtype))
+
+
+@TRANSFORMS.register_module()
+class LoadImageFromFile(BaseTransform):
+    """Read ``img_path`` into ``img``, (h, w, 3) uint8 BGR: grey, CMYK, palette and 16-bit pictures included.
+
+    Args:
+        to_float32: give float32 values (0 to 255) instead of uint8.
+        color_type: mmcv's flag; 'color' obeys an EXIF orientation, 'color_ignore_orientation' does not.
+        imdecode_backend: mmcv's decoder, 'cv2' or 'pillow'.
+        ignore_empty: reject a picture that cannot be read (return None) instead of raising.
+        backend_args: mmengine's file backend.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: an empty, damaged or cut-off file, or one whose size is not the annotated one.
+    """
+
+    def __init__(
+        self,
+        to_float32: bool = False,
+        color_type: str = 'color',
+        imdecode_backend: str = 'cv2',
+        ignore_empty: bool = False,
+        backend_args: dict | None = None,
+    ) -> None:
+        self.to_float32 = to_float32
+        self.color_type = color_type
+        self.imdecode_backend = imdecode_backend
+        self.ignore_empty = ignore_empty
+        self.backend_args = backend_args
+
+    def transform(self, results: dict) -> dict | None:
+        try:
+            img = self._read(results['img_path'])
+        except (OSError, ValueError):
+            if self.ignore_empty:
+                return None
+            raise
+        shape = img.shape[:2]
+        expected = (results.get('height', shape[0]), results.get('width', shape[1]))
+        if shape != expected:
+            raise ValueError(
+                f'picture {results["img_path"]} is of size {shape} (h, w), its annotations say {expected}; '
+                "correct them or, if it is a turned photo, set color_type='color_ignore_orientation'"
+            )
+        results['img'] = img.astype(np.float32) if self.to_float32 else img
+        results['img_shape'] = shape
+        results['ori_shape'] = shape
+        return results
+
+    def _read(self, path: str) -> np.ndarray:
+        try:
+            data = fileio.get(path, backend_args=self.backend_args)
+        except FileNotFoundError:
+            raise FileNotFoundError(f'no picture {path}; check data_root and data_prefix') from None
+        if not data:
+            raise ValueError(f'picture {path} is an empty file; fetch it again or drop it from the set')
+        if _is_cut_off_jpeg(data):
+            raise ValueError(f'picture {path} is cut off; fetch it again or drop it from the set')
+        try:
+            img = mmcv.imfrombytes(data, flag=self.color_type, backend=self.imdecode_backend)
+        except (cv2.error, OSError) as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise ValueError(f'picture {path} cannot be decoded: {reason}') from None
+        if img is None:
+            raise ValueError(f'picture {path} is damaged; fetch it again or drop it from the set')
+        return img
+
+
+def _is_cut_off_jpeg(data: bytes) -> bool:
+    """Whether a JPEG's scan never ends; decoders fill the missing part with grey and say nothing."""
+    if data[:2] != b'\xff\xd8':
+        return False
+    position = 2
+    while data[position : position + 2] not in (b'\xff\xda', b''):  # walk to the start of scan
+        position += 2 + int.from_bytes(data[position + 2 : position + 4], 'big')
+    return data.find(b'\xff\xd9', position) < 0
+
+
+@TRANSFORMS.register_module()
+class LoadAnnotations(BaseTransform):
+    """Turn ``instances`` (see `CocoDataset.parse_data_info`) into arrays and masks.
+
+    Polygons stay polygons, so that a picture with them is resized and flipped in a fraction of the time
+    bitmaps take. A picture that has an object with an RLE mask gets bitmaps; a crowd's RLE, which is no target,
+    becomes its outline. With masks, an object that has none is ignored in training (neither object nor
+    background).
+
+    Args:
+        with_bbox, with_label, with_mask: what to load.
+        poly2mask: rasterise polygons at once.
+        box_type: 'hbox', the only kind here.
+        with_seg, backend_args, imdecode_backend: accepted because existing configs set them; `with_seg`
+            must be False.
+    """
+
+    def __init__(
+        self,
+        with_bbox: bool = True,
+        with_label: bool = True,
+        with_mask: bool = False,
+        poly2mask: bool = False,
+        box_type: str = 'hbox',
+        with_seg: bool = False,
+        backend_args: dict | None = None,
+        imdecode_backend: str = 'cv2',
+    ) -> None:
+        if with_seg:
+            raise ValueError('with_seg=True: semantic maps are not supported; leave with_seg out')
+        if box_type not in ('hbox', None):
+            raise ValueError(f"box_type={box_type!r} is not supported; use 'hbox'")
+        self.with_bbox = with_bbox
+        self.with_label = with_label
+        self.with_mask = with_mask
+        self.poly2mask = poly2mask
+
+    def transform(self, results: dict) -> dict:
+        instances = results.get('instances', [])
+        ignored = np.array([x['ignore_flag'] for x in instances], dtype=bool)
+        if self.with_bbox:
+            results['gt_bboxes'] = np.array([x['bbox'] for x in instances], dtype=np.float32).reshape(-1, 4)
+        if self.with_label:
+            results['gt_bboxes_labels'] = np.array([x['bbox_label'] for x in instances], dtype=np.int64)
+        if self.with_mask:
+            if instances and all(x.get('mask') is None for x in instances):
+                raise ValueError(
+                    f'with_mask=True, but no object of {results.get("img_path")} has a segmentation; '
+                    'train a box detector (with_mask=False) or add masks to the annotation file'
+                )
+            height, width = results['ori_shape']
+            try:
+                masks = self._masks(instances, height, width)
+            except ValueError as error:
+                raise ValueError(f'picture {results.get("img_path")}: {error}') from None
+            if isinstance(masks, PolygonMasks):
+                ignored |= np.array([not parts for parts in masks.polygons], dtype=bool)
+            else:
+                ignored |= ~masks.masks.any(axis=(1, 2))
+            results['gt_masks'] = masks
+        results['gt_ignore_flags'] = ignored
+        return results
+
+    def _masks(self, instances: list[dict], height: int, width: int) -> PolygonMasks | BitmapMasks:
+        segmentations = [x.get('mask') for x in instances]
+        if not self.poly2mask:
+            for i, (x, mask) in enumerate(zip(instances, segmentations)):
+                if x['ignore_flag'] and isinstance(mask, dict):
+                    segmentations[i] = outline(mask, height, width)
+        return masks_from_coco(segmentations, height, width, bitmap=self.poly2mask)
+
+
+@TRANSFORMS.register_module()
+class Resize(BaseTransform):
+    """Resize the picture, its boxes and masks.
+
+    Args:
+        scale: (w, h), or one number for both. With `keep_ratio` it is the largest size allowed, whichever way
+            the picture lies: ``(1333, 800)`` makes the short side 800 unless the long side then exceeds 1333.
+        scale_factor: instead of `scale`, a factor or a (w, h) pair of factors.
+        keep_ratio: keep the shape of the picture.
+        clip_object_border: clip the boxes to the picture.
+        backend, interpolation: mmcv's.
+        common_factor: with `keep_ratio`, report the one factor asked for as ``scale_factor``, as mmdetection 0.x did.
+
+    Sets ``scale_factor`` (w, h), the exact ratio of the new to the old size.
+    """
+
+    def __init__(
+        self,
+        scale: int | tuple[int, int] | None = None,
+        scale_factor: float | tuple[float, float] | None = None,
+        keep_ratio: bool = False,
+        clip_object_border: bool = True,
+        backend: str = 'cv2',
+        interpolation: str = 'bilinear',
+        common_factor: bool = False,
+    ) -> None:
+        if (scale is None) == (scale_factor is None):
+            raise ValueError('Resize needs either scale=(w, h) or scale_factor')
+        self.scale = (scale, scale) if isinstance(scale, int) else scale
+        self.scale_factor = (scale_factor,) * 2 if isinstance(scale_factor, (int, float)) else scale_factor
+        self.keep_ratio = keep_ratio
+        self.clip_object_border = clip_object_border
+        self.backend = backend
+        self.interpolation = interpolation
+        self.common_factor = common_factor
+
+    def transform(self, results: dict) -> dict:
+        return self.resize(results, self.scale)
+
+    def resize(self, results: dict, scale: tuple[int, int] | None) -> dict:
+        """Resize to `scale` (w, h), or by `scale_factor` when it is None."""
+        height, width = results['img'].shape[:2]
+        if scale is None:
+            scale = tuple(int(side * f + 0.5) for side, f in zip((width, height), self.scale_factor))
+        if self.keep_ratio:
+            factor = min(max(scale) / max(height, width), min(scale) / min(height, width))
+            new_width, new_height = int(width * factor + 0.5), int(height * factor + 0.5)
+        else:
+            new_width, new_height = scale
+        new_width, new_height = max(new_width, 1), max(new_height, 1)
+
+        results['img'] = mmcv.imresize(
+            results['img'], (new_width, new_height), interpolation=self.interpolation, backend=self.backend
+        )
+        results['scale'] = scale
+        results['img_shape'] = (new_height, new_width)
+        results['scale_factor'] = (new_width / width, new_height / height)
+        if self.keep_ratio and self.common_factor:
+            results['scale_factor'] = (factor, factor)
+        results['keep_ratio'] = self.keep_ratio
+        if 'gt_bboxes' in results:
+            boxes = results['gt_bboxes'] * np.tile(np.array(results['scale_factor'], dtype=np.float32), 2)
+            if self.clip_object_border:
+                boxes = _clip_boxes(boxes, results['img_shape'])
+            results['gt_bboxes'] = boxes
+        if 'gt_masks' in results:
+            results['gt_masks'] = results['gt_masks'].resize(results['img_shape'])
+        return results
+
+
+def _resize_from(resize_type: str, keep_ratio: bool, resize_kwargs: dict) -> Resize:
+    if resize_type not in ('Resize', 'mmdet.Resize'):
+        raise ValueError(f"resize_type={resize_type!r}; only 'Resize' moves boxes and masks along")
+    return Resize(scale=1, keep_ratio=keep_ratio, **resize_kwargs)
+
+
+@TRANSFORMS.register_module()
+class RandomResize(BaseTransform):
+    """Resize to a random scale.
+
+    Args:
+        scale: (w, h), multiplied by a factor drawn from `ratio_range`; or two of them: one is then drawn
+            between them, long and short side each for itself.
+        ratio_range: smallest and largest factor, needed with a single scale.
+        keep_ratio: keep the shape of the picture.
+        resize_type: 'Resize'.
+        resize_kwargs: further arguments of `Resize`.
+    """
+
+    def __init__(
+        self,
+        scale: tuple[int, int] | Sequence[tuple[int, int]],
+        ratio_range: tuple[float, float] | None = None,
+        keep_ratio: bool = True,
+        resize_type: str = 'Resize',
+        **resize_kwargs,
+    ) -> None:
+        self.pair = not isinstance(scale[0], (int, float))
+        if self.pair and len(scale) != 2:
+            raise ValueError(f'RandomResize takes one or two scales, got {scale}; see RandomChoiceResize')
+        if not self.pair and ratio_range is None:
+            raise ValueError(f'RandomResize with one scale {tuple(scale)} needs ratio_range=(low, high)')
+        self.scale = scale
+        self.ratio_range = ratio_range
+        self.resize = _resize_from(resize_type, keep_ratio, resize_kwargs)
+
+    def transform(self, results: dict) -> dict:
+        if self.pair:
+            long_sides, short_sides = sorted(map(max, self.scale)), sorted(map(min, self.scale))
+            scale = (
+                np.random.randint(long_sides[0], long_sides[1] + 1),
+                np.random.randint(short_sides[0], short_sides[1] + 1),
+            )
+        else:
+            ratio = np.random.uniform(*self.ratio_range)
+            scale = (int(self.scale[0] * ratio), int(self.scale[1] * ratio))
+        return self.resize.resize(results, scale)
+
+
+@TRANSFORMS.register_module()
+class RandomChoiceResize(BaseTransform):
+    """Resize to one of `scales`, each a (w, h), drawn with equal chances.
+
+    Args:
+        scales: sizes as `Resize` takes them.
+        keep_ratio: keep the shape of the picture.
+        resize_type: 'Resize'.
+        resize_kwargs: further arguments of `Resize`.
+    """
+
+    def __init__(
+        self,
+        scales: Sequence[int | tuple[int, int]],
+        keep_ratio: bool = False,
+        resize_type: str = 'Resize',
+        **resize_kwargs,
+    ) -> None:
+        self.scales = [(s, s) if isinstance(s, int) else tuple(s) for s in scales]
+        self.resize = _resize_from(resize_type, resize_kwargs.pop('keep_ratio', keep_ratio), resize_kwargs)
+
+    def transform(self, results: dict) -> dict:
+        index = np.random.randint(len(self.scales))
+        results['scale_idx'] = index
+        return self.resize.resize(results, self.scales[index])
+
+
+@TRANSFORMS.register_module()
+class RandomFlip(BaseTransform):
+    """Mirror the picture, its boxes and masks.
+
+    Args:
+        prob: chance of a flip; with a list of directions, shared equally among them. A list gives the chance
+            of each direction.
+        direction: 'horizontal', 'vertical', 'diagonal', or a list of them.
+    """
+
+    def __init__(
+        self,
+        prob: float | Sequence[float] | None = None,
+        direction: str | Sequence[str] = 'horizontal',
+    ) -> None:
+        self.directions = [direction] if isinstance(direction, str) else list(direction)
+        for name in self.directions:
+            if name not in ('horizontal', 'vertical', 'diagonal'):
+                raise ValueError(f"direction={name!r}; use 'horizontal', 'vertical' or 'diagonal'")
+        if prob is None:
+            raise ValueError('RandomFlip needs prob, the chance of a flip (0 to 1)')
+        single = isinstance(prob, (int, float))
+        self.probs = [prob / len(self.directions)] * len(self.directions) if single else list(prob)
+        if len(self.probs) != len(self.directions) or min(self.probs) < 0 or sum(self.probs) > 1 + 1e-6:
+            raise ValueError(f'prob={prob} does not give each of {self.directions} a chance (sum 0 to 1)')
+
+    def transform(self, results: dict) -> dict:
+        draw = np.random.rand()
+        index = int(np.searchsorted(np.cumsum(self.probs), draw, side='right'))
+        results['flip'] = index < len(self.directions)
+        results['flip_direction'] = self.directions[index] if results['flip'] else None
+        if results['flip']:
+            self._flip(results, results['flip_direction'])
+        return results
+
+    @staticmethod
+    def _flip(results: dict, direction: str) -> None:
+        results['img'] = cv2.flip(results['img'], dict(horizontal=1, vertical=0, diagonal=-1)[direction])
+        height, width = results['img'].shape[:2]
+        if 'gt_bboxes' in results:
+            boxes = results['gt_bboxes'].copy()
+            if direction != 'vertical':
+                boxes[:, 0::2] = width - boxes[:, 2::-2]
+            if direction != 'horizontal':
+                boxes[:, 1::2] = height - boxes[:, 3::-2]
+            results['gt_bboxes'] = boxes
+        if 'gt_masks' in results:
+            results['gt_masks'] = results['gt_masks'].flip(direction)
+
+
+@TRANSFORMS.register_module()
+class RandomCrop(BaseTransform):
+    """Cut a random window out of the picture; objects outside it are dropped.
+
+    Args:
+        crop_size: (w, h) in pixels ('absolute'), or as shares of the picture ('relative'), or the
+            smallest and largest side ('absolute_range': both sides between them) or the smallest shares
+            ('relative_range': up to 1).
+        crop_type: 'absolute', 'absolute_range', 'relative' or 'relative_range'.
+        allow_negative_crop: keep a window without objects; otherwise the picture is rejected (None).
+        recompute_bbox: take boxes from the cropped masks.
+        bbox_clip_border: clip boxes to the window.
+    """
+
+    _TYPES = ('absolute', 'absolute_range', 'relative', 'relative_range')
+
+    def __init__(
+        self,
+        crop_size: tuple,
+        crop_type: str = 'absolute',
+        allow_negative_crop: bool = False,
+        recompute_bbox: bool = False,
+        bbox_clip_border: bool = True,
+    ) -> None:
+        crop_size = (crop_size, crop_size) if isinstance(crop_size, (int, float)) else tuple(crop_size)
+        if crop_type not in self._TYPES:
+            raise ValueError(f'crop_type={crop_type!r}; use one of {", ".join(self._TYPES)}')
+        if min(crop_size) <= 0 or (crop_type.startswith('relative') and max(crop_size) > 1):
+            raise ValueError(f'crop_size={crop_size} is out of range for crop_type={crop_type!r}')
+        if crop_type == 'absolute_range' and crop_size[0] > crop_size[1]:
+            raise ValueError(f"crop_size={crop_size}: 'absolute_range' takes (smallest, largest)")
+        self.crop_size = crop_size
+        self.crop_type = crop_type
+        self.allow_negative_crop = allow_negative_crop
+        self.recompute_bbox = recompute_bbox
+        self.bbox_clip_border = bbox_clip_border
+
+    def _size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of the window."""
+        first, second = self.crop_size
+        if self.crop_type == 'absolute':
+            return min(second, height), min(first, width)
+        if self.crop_type == 'absolute_range':
+            sides = [np.random.randint(min(side, first), min(side, second) + 1) for side in (height, width)]
+            return sides[0], sides[1]
+        if self.crop_type == 'relative_range':
+            first, second = np.array([first, second]) + np.random.rand(2) * (1 - np.array([first, second]))
+        return max(int(height * second + 0.5), 1), max(int(width * first + 0.5), 1)
+
+    def transform(self, results: dict) -> dict | None:
+        height, width = results['img'].shape[:2]
+        crop_height, crop_width = self._size(height, width)
+        y1 = np.random.randint(0, height - crop_height + 1)
+        x1 = np.random.randint(0, width - crop_width + 1)
+        y2, x2 = y1 + crop_height, x1 + crop_width
+
+        results['img'] = np.ascontiguousarray(results['img'][y1:y2, x1:x2])
+        results['img_shape'] = (crop_height, crop_width)
+        if 'gt_bboxes' not in results:
+            return results
+        boxes = results['gt_bboxes'] - np.array([x1, y1, x1, y1], dtype=np.float32)
+        seen = _clip_boxes(boxes, results['img_shape'])
+        keep = (seen[:, 2] > seen[:, 0]) & (seen[:, 3] > seen[:, 1])
+        results['gt_bboxes'] = seen if self.bbox_clip_border else boxes
+        if 'gt_masks' in results:
+            results['gt_masks'] = results['gt_masks'].crop((x1, y1, x2, y2))
+        _keep_objects(results, keep)
+        if self.recompute_bbox and 'gt_masks' in results:
+            results['gt_bboxes'] = results['gt_masks'].boxes()
+        objects = len(results['gt_bboxes']) - np.count_nonzero(results.get('gt_ignore_flags', 0))
+        return results if objects or self.allow_negative_crop else None
+
+
+@TRANSFORMS.register_module()
+class FilterAnnotations(BaseTransform):
+    """Drop objects that are too small to learn from.
+
+    Args:
+        min_gt_bbox_wh: smallest width and height of a box, pixels.
+        min_gt_mask_area: smallest area of a mask, square pixels.
+        by_box, by_mask: which of the two to look at.
+        keep_empty: **reject** (return None) a picture that loses its last object; with False it goes on
+            without objects. The name is the one existing configs use.
+    """
+
+    def __init__(
+        self,
+        min_gt_bbox_wh: tuple[float, float] = (1, 1),
+        min_gt_mask_area: float = 1,
+        by_box: bool = True,
+        by_mask: bool = False,
+        keep_empty: bool = True,
+    ) -> None:
+        if not (by_box or by_mask):
+            raise ValueError('FilterAnnotations needs by_box=True or by_mask=True')
+        self.min_gt_bbox_wh = min_gt_bbox_wh
+        self.min_gt_mask_area = min_gt_mask_area
+        self.by_box = by_box
+        self.by_mask = by_mask
+        self.keep_empty = keep_empty
+
+    def transform(self, results: dict) -> dict | None:
+        boxes = results['gt_bboxes']
+        if len(boxes) == 0:
+            return results
+        keep = np.ones(len(boxes), dtype=bool)
+        if self.by_box:
+            size = boxes[:, 2:] - boxes[:, :2]
+            keep &= (size >= np.array(self.min_gt_bbox_wh, dtype=np.float32)).all(axis=1)
+        if self.by_mask and 'gt_masks' in results:
+            keep &= results['gt_masks'].areas() >= self.min_gt_mask_area
+        if self.keep_empty and not keep.any():
+            return None
+        _keep_objects(results, keep)
+        return results
+
+
+@TRANSFORMS.register_module()
+class Pad(BaseTransform):
+    """Extend picture and masks at the right and bottom.
+
+    The preprocessor of the model pads a batch anyway; this is for pipelines that need a fixed size.
+
+    Args:
+        size: (w, h) to reach; a larger picture stays as it is.
+        size_divisor: make both sides multiples of this.
+        pad_to_square: make both sides the longer one first.
+        pad_val: value of the picture's new pixels, or dict(img=..., masks=...).
+    """
+
+    def __init__(
+        self,
+        size: tuple[int, int] | None = None,
+        size_divisor: int | None = None,
+        pad_to_square: bool = False,
+        pad_val: float | Sequence[float] | dict = 0,
+    ) -> None:
+        if size is None and size_divisor is None and not pad_to_square:
+            raise ValueError('Pad needs size=(w, h), size_divisor or pad_to_square=True')
+        self.size = size
+        self.size_divisor = size_divisor
+        self.pad_to_square = pad_to_square
+        self.pad_val = dict(pad_val) if isinstance(pad_val, dict) else dict(img=pad_val)
+
+    def transform(self, results: dict) -> dict:
+        height, width = results['img'].shape[:2]
+        new_height, new_width = height, width
+        if self.pad_to_square:
+            new_height = new_width = max(height, width)
+        if self.size is not None:
+            new_width, new_height = max(new_width, self.size[0]), max(new_height, self.size[1])
+        if self.size_divisor is not None:
+            new_height = -(-new_height // self.size_divisor) * self.size_divisor
+            new_width = -(-new_width // self.size_divisor) * self.size_divisor
+
+        value = self.pad_val.get('img', 0)
+        value = (value,) * 3 if isinstance(value, (int, float)) else tuple(value)
+        results['img'] = cv2.copyMakeBorder(
+            results['img'], 0, new_height - height, 0, new_width - width, cv2.BORDER_CONSTANT, value=value
+        )
+        results['img_shape'] = (new_height, new_width)
+        results['pad_shape'] = results['img'].shape
+        if 'gt_masks' in results:
+            results['gt_masks'] = results['gt_masks'].pad(results['img_shape'], self.pad_val.get('masks', 0))
+        return results
+
+
+@TRANSFORMS.register_module()
+class PackDetInputs(BaseTransform):
+    """The end of the pipeline: ``dict(inputs=(3, h, w) uint8 tensor, data_samples=DetDataSample)``.
+
+    Ignored objects (crowds) go to ``ignored_instances``, the others to ``gt_instances``.
+
+    Args:
+        meta_keys: what to keep as metainfo, as far as it is there.
+    """
+
+    _NAMES = dict(gt_bboxes='bboxes', gt_bboxes_labels='labels', gt_masks='masks')
+
+    def __init__(
+        self,
+        meta_keys: Sequence[str] = (
+            'img_id',
+            'img_path',
+            'ori_shape',
+            'img_shape',
+            'scale_factor',
+            'flip',
+            'flip_direction',
+        ),
+    ) -> None:
+        self.meta_keys = tuple(meta_keys)
+
+    def transform(self, results: dict) -> dict:
+        img = np.ascontiguousarray(results['img'].reshape(*results['img'].shape[:2], -1))
+        height, width, channels = img.shape
+        planes = np.empty((channels, height, width), dtype=img.dtype)
+        cv2.split(img, list(planes))  # several times faster than a transposed copy
+        inputs = torch.from_numpy(planes)
+
+        sample = DetDataSample(metainfo={k: results[k] for k in self.meta_keys if k in results})
+        gt, ignored = InstanceData(), InstanceData()
+        flags = results.get('gt_ignore_flags')
+        for key, name in self._NAMES.items():
+            if key not in results:
+                continue
+            values = results[key]
+            split = (values, values[:0]) if flags is None else (values[~flags], values[flags])
+            gt[name], ignored[name] = (torch.from_numpy(v) if isinstance(v, np.ndarray) else v for v in split)
+        sample.gt_instances = gt
+        sample.ignored_instances = ignored
+        return dict(inputs=inputs, data_samples=sample)
+
+

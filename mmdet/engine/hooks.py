@@ -1,0 +1,330 @@
+"""Hooks of a training run: safe checkpoints, seeds, stopping in time, and a log that can be read.
+
+`mmdet.runtime.run.build_runner` adds those every run needs; a config lists one to set its options.
+"""
+
+import os
+import resource
+import signal
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from mmengine.dist import barrier, get_rank, get_world_size, is_distributed, is_main_process, master_only
+from mmengine.hooks import Hook
+from mmengine.optim import OptimWrapper
+from mmengine.runner import EpochBasedTrainLoop, LogProcessor, Runner
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from mmdet.checkpoints import convert_for
+from mmdet.engine.visualizer import draw_file
+from mmdet.registry import HOOKS, LOG_PROCESSORS, OPTIM_WRAPPERS
+from mmdet.runtime.checkpoint import fit_weights, remove_unfinished, say, to_plain, weights_of
+from mmdet.runtime.errors import Interrupted, UserError, at_most
+from mmdet.runtime.run import model_of
+from mmdet.runtime.schedule import keep_new_schedule
+from mmdet.runtime.seeding import derived_seed, seed_generators
+
+
+@HOOKS.register_module()
+class CheckpointGuardHook(Hook):
+    """Checkpoints without pickled code, with finite weights, and loaded only where they fit.
+
+    Args:
+        source: the file being loaded, for messages.
+        resuming: it continues a run (all must fit; a changed schedule is said and kept).
+        strict: every weight must have its place (testing).
+    """
+
+    priority = 'VERY_LOW'  # after hooks that exchange weights, as EMAHook does
+
+    def __init__(self, source: str | None = None, resuming: bool = False, strict: bool = False):
+        self.source, self.resuming, self.strict = source, resuming, strict
+
+    def before_train(self, runner: Runner) -> None:
+        if is_main_process():
+            remove_unfinished(runner.work_dir)
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        for name, weight in model_of(runner).named_parameters():
+            if not torch.isfinite(weight).all():
+                raise UserError(f'{name} holds NaN or infinity at iteration {runner.iter}: no checkpoint is '
+                                f'written. {_last_good(runner)}')
+        checkpoint['meta']['iterations_per_epoch'] = len(runner.train_dataloader)
+        info = checkpoint['message_hub']['runtime_info']
+        for key in list(info):
+            try:
+                info[key] = to_plain(info[key])
+            except TypeError as error:
+                del info[key]
+                say(f'checkpoint: {key!r} of the message hub is left out, {error} has no plain form')
+        for key, value in checkpoint.items():
+            if key != 'state_dict':  # keeps its _metadata
+                try:
+                    checkpoint[key] = to_plain(value)
+                except TypeError as error:
+                    raise UserError(f'checkpoint: {key!r} holds a {error}, which has no plain form') from error
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        model = model_of(runner)
+        weights = weights_of(checkpoint)
+        if not self.resuming:
+            converted = convert_for(model, checkpoint, self.source)
+            weights = converted.state_dict
+            if converted.changed or converted.reordered:
+                say(converted.summary())
+        checkpoint['state_dict'] = fit_weights(model, weights, self.source, strict=self.strict or self.resuming)
+        if not self.resuming:
+            return
+        if not {'meta', 'optimizer', 'message_hub'} <= set(checkpoint):
+            raise UserError(f'{self.source} holds weights only and cannot be resumed; to start from them use '
+                            f'--cfg-options load_from={self.source}')
+        metainfo = getattr(runner.train_dataloader.dataset, 'metainfo', None)
+        if to_plain(metainfo) == to_plain(checkpoint['meta'].get('dataset_meta')):
+            checkpoint['meta']['dataset_meta'] = metainfo  # mmengine compares their pickles, not their values
+        count_iterations_anew(runner, checkpoint['meta'])
+        keep_new_schedule(runner, checkpoint)
+
+
+def count_iterations_anew(runner: Runner, meta: dict) -> None:
+    """Where the epochs had another length (other processes or batch size), find the place with the same images seen."""
+    was, now = meta.get('iterations_per_epoch'), len(runner.train_dataloader)
+    if was in (None, now) or not isinstance(runner.train_loop, EpochBasedTrainLoop):
+        return
+    done = meta['iter'] - meta['epoch'] * was
+    same_place = meta['epoch'] * now + done * now // was
+    say(f'epochs have {now} iterations now and had {was}: iteration {meta["iter"]} counts as {same_place}')
+    meta['iter'] = same_place
+
+
+def _last_good(runner: Runner) -> str:
+    saved = [p for p in Path(runner.work_dir).glob('*.pth') if not p.name.startswith('best_')]
+    if not saved:
+        return 'No checkpoint had been saved yet'
+    return f'The last good checkpoint is {max(saved, key=os.path.getmtime)}'
+
+
+@HOOKS.register_module()
+class StepSeedHook(Hook):
+    """Seed the generators for each training iteration: a resumed run goes on with the same numbers."""
+
+    priority = 'HIGHEST'
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch=None) -> None:
+        seed_generators(derived_seed(runner.seed, get_rank(), runner.iter))
+
+
+@HOOKS.register_module()
+class NonFiniteLossHook(Hook):
+    """End training when the loss is NaN or infinite, before the weights it made are saved.
+
+    Args:
+        allowed: iterations in a row that may go wrong (float16 with loss scaling skips such steps).
+    """
+
+    priority = 'VERY_HIGH'
+
+    def __init__(self, allowed: int = 0):
+        self.allowed, self.in_a_row = allowed, 0
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs: dict | None = None):
+        losses = {k: float(torch.as_tensor(v).detach()) for k, v in (outputs or {}).items() if 'loss' in k}
+        bad = [f'{k}={v}' for k, v in losses.items() if not torch.isfinite(torch.tensor(v))]
+        self.in_a_row = self.in_a_row + 1 if bad else 0
+        if self.in_a_row <= self.allowed:
+            return
+        samples = data_batch.get('data_samples') or [] if isinstance(data_batch, dict) else []
+        pictures = at_most(str(sample.get('img_id', '?')) for sample in samples)
+        lr = next(iter(runner.optim_wrapper.get_lr().values()))[0]
+        raise UserError(
+            f'the loss is not finite at epoch {runner.epoch + 1}, iteration {runner.iter + 1}: {at_most(bad)} '
+            f'(pictures {pictures}; learning rate {lr:.3g}). Training is stopped. {_last_good(runner)}. Lower the '
+            'learning rate, lengthen the warm-up, or look at the annotations of these pictures')
+
+
+def average_norm_statistics(model: nn.Module) -> None:
+    """Average the running statistics of every BatchNorm over the processes (a collective)."""
+    if not is_distributed():
+        return
+    for module in model.modules():
+        if isinstance(module, _BatchNorm) and module.track_running_stats:
+            for statistics in (module.running_mean, module.running_var):
+                dist.all_reduce(statistics)
+                statistics /= get_world_size()
+
+
+@HOOKS.register_module(name=['SyncNormStatsHook', 'SyncBuffersHook'])
+class SyncNormStatsHook(Hook):
+    """All processes evaluate and save the same running statistics.
+
+    It stands in for mmengine's SyncBuffersHook, which averages every buffer: CBN's history, counters.
+    """
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        average_norm_statistics(model_of(runner))
+
+    def before_val_epoch(self, runner: Runner) -> None:
+        average_norm_statistics(model_of(runner))
+
+
+@HOOKS.register_module()
+class StopSafelyHook(Hook):
+    """On SIGTERM or Ctrl-C: finish the iteration, save ``interrupted.pth``, leave with a clear line.
+
+    A second signal ends the process at once.
+    """
+
+    priority = 'LOWEST'
+    filename = 'interrupted.pth'
+
+    def __init__(self):
+        self.signum, self.group, self.earlier = 0, None, {}
+
+    def before_train(self, runner: Runner) -> None:
+        if is_distributed():
+            # Processes notice a signal in different iterations; they agree through a CPU group of their own.
+            self.group = dist.new_group(backend='gloo')
+        self.earlier = {s: signal.signal(s, self._note) for s in (signal.SIGTERM, signal.SIGINT)}
+
+    def _note(self, signum: int, frame) -> None:
+        self.signum = signum
+        self._restore()
+
+    def _restore(self) -> None:
+        for signum, handler in self.earlier.items():
+            signal.signal(signum, handler)
+        self.earlier = {}
+
+    def after_train(self, runner: Runner) -> None:
+        self._restore()
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+        if self.group is not None:
+            agreed = torch.tensor([self.signum])
+            dist.all_reduce(agreed, op=dist.ReduceOp.MAX, group=self.group)
+            self.signum = int(agreed)
+        if self.signum:
+            average_norm_statistics(model_of(runner))
+            self._leave(runner, epoch=runner.epoch, iteration=runner.iter + 1)
+
+    def after_val_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+        # Validation may take long; every process has got the signal and nothing of it needs agreement.
+        if self.signum:
+            self._leave(runner, epoch=runner.epoch, iteration=runner.iter)
+
+    def _leave(self, runner: Runner, epoch: int, iteration: int) -> None:
+        runner.save_checkpoint(runner.work_dir, self.filename, by_epoch=False,
+                               meta=dict(epoch=epoch, iter=iteration))
+        if self.group is not None:
+            barrier(self.group)  # nobody leaves, and takes the others down, before the file is written
+        raise Interrupted(
+            f'stopped by {signal.Signals(self.signum).name} after iteration {iteration} (epoch {epoch + 1}); saved '
+            f'{os.path.join(runner.work_dir, self.filename)}, --resume continues from it', self.signum)
+
+
+@HOOKS.register_module()
+class RunInfoHook(Hook):
+    """One line about what is trained or tested on what; the number of classes checked before that."""
+
+    priority = 'VERY_HIGH'
+
+    def before_run(self, runner: Runner) -> None:
+        for loop in (runner._train_loop, runner._val_loop, runner._test_loop):
+            dataset = getattr(getattr(loop, 'dataloader', None), 'dataset', None)
+            if dataset is not None:
+                check_classes(model_of(runner), dataset)
+
+    def before_train(self, runner: Runner) -> None:
+        loader = runner.train_dataloader
+        length = (f'{runner.max_epochs} epochs of {len(loader)} iterations' if runner.log_processor.by_epoch
+                  else f'{runner.max_iters} iterations')
+        self._say(runner, 'Training', loader,
+                  f'{length}, seed {runner.seed}' + (f', from iteration {runner.iter}' if runner.iter else ''))
+
+    def before_test(self, runner: Runner) -> None:
+        self._say(runner, 'Testing', runner.test_dataloader, f'{len(runner.test_dataloader)} iterations')
+
+    def _say(self, runner: Runner, doing: str, loader, length: str) -> None:
+        dataset, model = loader.dataset, model_of(runner)
+        classes = (getattr(dataset, 'metainfo', None) or {}).get('classes') or ()
+        device = next(model.parameters()).device
+        where = torch.cuda.get_device_name(device) if device.type == 'cuda' else 'CPU'
+        batch = getattr(loader.batch_sampler, 'batch_size', None) or loader.batch_size
+        name = type(getattr(dataset, 'dataset', dataset)).__name__
+        runner.logger.info(
+            f'{doing} {type(model).__name__} on {name} ({len(dataset)} images, {len(classes)} classes), '
+            f'{get_world_size()} x {batch} images a step ({where}), {length}, into {runner.work_dir}')
+
+    def after_train(self, runner: Runner) -> None:
+        best = runner.message_hub.get_info('best_ckpt')
+        last = runner.message_hub.get_info('last_ckpt')
+        runner.logger.info(f'Finished. Last checkpoint: {last}' + (f', best: {best}' if best else ''))
+
+
+def check_classes(model: nn.Module, dataset) -> None:
+    """Raise UserError where a head counts other classes than the data set has (RPNs tell only object or not)."""
+    classes = (getattr(dataset, 'metainfo', None) or {}).get('classes')
+    if classes is None:
+        return
+    for name, module in model.named_modules():
+        count = getattr(module, 'num_classes', None)
+        if isinstance(count, int) and 'rpn' not in name and name and count != len(classes):
+            raise UserError(
+                f'model.{name}.num_classes={count}, but the data set has {len(classes)} classes '
+                f"({at_most(classes, 5)}). Set model.{name}.num_classes={len(classes)}, or the data set's "
+                'metainfo=dict(classes=...)')
+
+
+@HOOKS.register_module()
+class DetVisualizationHook(Hook):
+    """Draw the detections of a test run.
+
+    Args:
+        out_dir: folder for the pictures, under their own names; None draws nothing.
+        score_thr: least score of a drawn detection.
+    """
+
+    def __init__(self, out_dir: str | None = None, score_thr: float = 0.3):
+        self.out_dir, self.score_thr = out_dir, score_thr
+
+    def after_test_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+        if self.out_dir is None:
+            return
+        # not the visualizer's: mmengine gives its meta to rank 0 alone
+        classes = runner.test_dataloader.dataset.metainfo.get('classes') or ()
+        for sample in outputs:
+            path = Path(sample.img_path)
+            draw_file(path, sample, Path(self.out_dir) / path.name, classes, self.score_thr)
+
+    @master_only
+    def after_test(self, runner: Runner) -> None:
+        if self.out_dir is not None:
+            runner.logger.info(f'Drawn detections: {self.out_dir}')
+
+
+@LOG_PROCESSORS.register_module(name='LogProcessor')
+class MemoryLogProcessor(LogProcessor):
+    """mmengine's log line, with the peak resident memory (MB) on machines without a GPU too."""
+
+    def get_log_after_iter(self, runner: Runner, batch_idx: int, mode: str) -> tuple[dict, str]:
+        tag, line = super().get_log_after_iter(runner, batch_idx, mode)
+        if 'memory' not in tag:
+            unit = 1 if sys.platform == 'darwin' else 1024
+            tag['memory'] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit // 2**20
+            head, mark, tail = line.partition('data_time: ')
+            time, _, rest = tail.partition('  ')
+            line = f'{head}{mark}{time}  memory: {tag["memory"]}  {rest}' if mark else line
+        return tag, line
+
+
+@OPTIM_WRAPPERS.register_module()
+class CpuAmpOptimWrapper(OptimWrapper):
+    """Mixed precision on CPU: bfloat16 autocast, no loss scaling (mmengine's AmpOptimWrapper refuses CPU)."""
+
+    @contextmanager
+    def optim_context(self, model: nn.Module):
+        with super().optim_context(model), torch.autocast('cpu', dtype=torch.bfloat16):
+            yield

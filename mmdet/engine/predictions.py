@@ -1,0 +1,47 @@
+"""Detections in a file, for evaluation elsewhere."""
+
+import pickle
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.evaluator import BaseMetric
+from mmengine.logging import print_log
+
+from mmdet.registry import METRICS
+from mmdet.runtime import UserError, write_atomically
+
+
+@METRICS.register_module()
+class DumpPredictions(BaseMetric):
+    """Pickle the predictions: a list of dicts in the order of the data set.
+
+    Each holds img_id, img_path, ori_shape (h, w) and pred_instances: a dict of numpy arrays bboxes (D, 4) xyxy
+    pixels, scores (D,), labels (D,) and, with a mask head, masks (D RLE dicts).
+
+    Raises:
+        UserError: the file name does not end with .pkl or .pickle.
+    """
+
+    def __init__(self, out_file: str, collect_device: str = 'cpu'):
+        super().__init__(collect_device=collect_device)
+        if not out_file.endswith(('.pkl', '.pickle')):
+            raise UserError(f'--out {out_file}: the file name must end with .pkl')
+        self.out_file = out_file
+
+    def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
+        for sample in data_samples:
+            result = {key: sample.get(key) for key in ('img_id', 'img_path', 'ori_shape')}
+            result['pred_instances'] = {key: _numpy(value) for key, value in sample['pred_instances'].items()}
+            self.results.append(result)
+
+    def compute_metrics(self, results: list[dict]) -> dict:
+        write_atomically(self.out_file, pickle.dumps(results))
+        print_log(f'Detections of {len(results)} images: {self.out_file}', logger='current')
+        return {}
+
+
+def _numpy(value: Any) -> Any:
+    return value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else (
+        value if isinstance(value, (list, dict)) else np.asarray(value))

@@ -1,0 +1,119 @@
+"""Normalisation layers by name: ``norm_cfg = dict(type='BN' | 'SyncBN' | 'GN' | 'CBN', ...)``."""
+
+import difflib
+import inspect
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+
+from ..registry import MODELS
+from .batch_renorm import BatchRenorm
+from .cbn import (
+    CrossIterBatchNorm2d,
+    NormalizeWithPooled,
+    batch_moments,
+    process_group,
+    track_running_stats,
+)
+
+
+class SyncBN(_BatchNorm):
+    """BatchNorm2d over all processes, on CPU (gloo) as well as on CUDA; BatchNorm2d where there is one process.
+
+    On CUDA it runs nn.SyncBatchNorm's own forward. It does not derive from that class, because
+    DistributedDataParallel refuses models on CPU that contain one.
+    """
+
+    process_group = None
+    _check_non_zero_input_channels = nn.SyncBatchNorm._check_non_zero_input_channels
+
+    def _check_input_dim(self, x: Tensor) -> None:
+        if x.dim() < 2 or x.shape[1] != self.num_features:
+            raise ValueError(f'SyncBN: input of shape {tuple(x.shape)} does not have {self.num_features} channels')
+
+    def forward(self, x: Tensor) -> Tensor:
+        group = process_group(self.training)
+        if group is None:
+            return super().forward(x)
+        if x.is_cuda:
+            return nn.SyncBatchNorm.forward(self, x)
+        self._check_input_dim(x)
+        mean, var, count = batch_moments(x.detach(), group)
+        if count < 2:
+            raise ValueError(f'SyncBN: {count} values per channel over all processes; training needs two')
+        track_running_stats(self, mean, var, count)
+        return NormalizeWithPooled.apply(x, mean, var, self.weight, self.bias, self.eps, 1, count, group)
+
+
+for _name, _layer in {
+    'BN': nn.BatchNorm2d,
+    'BN1d': nn.BatchNorm1d,
+    'BN2d': nn.BatchNorm2d,
+    'SyncBN': SyncBN,
+    'GN': nn.GroupNorm,
+    'CBN': CrossIterBatchNorm2d,
+}.items():
+    MODELS.register_module(name=_name, module=_layer)
+
+NORM_NAMES = ['BN', 'SyncBN', 'GN', 'CBN', 'BatchRenorm']
+BATCH_NORMS = (_BatchNorm, CrossIterBatchNorm2d, BatchRenorm)
+"""What a frozen backbone keeps in eval mode: everything with running statistics."""
+
+
+def _attribute_name(layer: type) -> str:
+    """The name under which a norm stands beside its convolution in checkpoints, as mmcv infers it."""
+    if hasattr(layer, '_abbr_'):
+        return layer._abbr_
+    for base, name in (
+        (nn.GroupNorm, 'gn'),
+        (nn.LayerNorm, 'ln'),
+        (nn.modules.instancenorm._InstanceNorm, 'in'),
+    ):
+        if issubclass(layer, base):
+            return name
+    if issubclass(layer, _NormBase):
+        return 'bn'
+    lowered = layer.__name__.lower()
+    for word, name in (('batch', 'bn'), ('group', 'gn'), ('layer', 'ln'), ('instance', 'in')):
+        if word in lowered:
+            return name
+    return 'norm'
+
+
+def build_norm_layer(cfg: dict, num_features: int, postfix: int | str = '') -> tuple[str, nn.Module]:
+    """Build ``cfg``; returns its attribute name ('bn', 'gn', ...) followed by ``postfix``, and the layer.
+
+    ``requires_grad=False`` in ``cfg`` freezes gamma and beta. Other keys go to the layer's constructor.
+
+    Raises:
+        ValueError: unknown type or an option that the layer does not have.
+
+    >>> build_norm_layer(dict(type='GN', num_groups=32), 256)
+    ('gn', GroupNorm(32, 256, eps=1e-05, affine=True))
+    """
+    if not isinstance(cfg, dict) or 'type' not in cfg:
+        raise ValueError(f"norm_cfg={cfg!r} must be a dict with a 'type', one of {', '.join(NORM_NAMES)}")
+    options = dict(cfg)
+    kind = options.pop('type')
+    requires_grad = options.pop('requires_grad', True)
+    layer_type = kind if inspect.isclass(kind) else MODELS.module_dict.get(kind)
+    if layer_type is None and isinstance(kind, str):
+        layer_type = MODELS.get(kind)  # imports the rooms that may register it
+    if layer_type is None:
+        known = {name.lower(): name for name in (*MODELS.module_dict, *NORM_NAMES)}
+        near = [known[n] for n in difflib.get_close_matches(str(kind).lower(), known, n=3)] or NORM_NAMES
+        raise ValueError(f'norm_cfg: there is no norm {kind!r}; did you mean {", ".join(near)}?')
+    if issubclass(layer_type, nn.GroupNorm):
+        if 'num_groups' not in options:
+            raise ValueError(f"norm_cfg={cfg!r} lacks 'num_groups', for example num_groups=32")
+        options['num_channels'] = num_features
+    else:
+        options['num_features'] = num_features
+    try:
+        inspect.signature(layer_type).bind(**options)
+        layer = layer_type(**options)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f'norm_cfg={cfg!r} does not fit {layer_type.__name__}: {error}') from None
+    for parameter in layer.parameters():
+        parameter.requires_grad = requires_grad
+    return f'{_attribute_name(layer_type)}{postfix}', layer

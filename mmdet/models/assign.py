@@ -1,0 +1,125 @@
+"""Which ground truth a box answers for, and which boxes are trained on.
+
+B boxes (anchors or proposals), G ground-truth boxes, I ignored boxes.
+"""
+
+import torch
+from torch import Tensor
+
+from mmdet.registry import TASK_UTILS
+from mmdet.structures.boxes import box_iof, box_iou
+
+NEGATIVE = -1
+IGNORED = -2
+
+
+@TASK_UTILS.register_module()
+class MaxIoUAssigner:
+    """A box is positive for its best ground truth from `pos_iou_thr` on and negative below `neg_iou_thr`.
+
+    Args:
+        neg_iou_thr: upper bound, or (lower, upper); boxes between the thresholds are not trained on.
+        match_low_quality: every ground truth also takes the boxes of its highest IoU, if that is at least
+            `min_pos_iou`: all that tie, or one with ``gt_max_assign_all=False``.
+        ignore_iof_thr: boxes covered by an ignored box by more than this fraction are not trained on; negative
+            turns this off. `ignore_wrt_candidates` False measures the fraction of the ignored box instead.
+        offset: 1 for inclusive corners.
+    """
+
+    def __init__(
+        self,
+        pos_iou_thr: float,
+        neg_iou_thr: float | tuple[float, float],
+        min_pos_iou: float = 0.0,
+        match_low_quality: bool = True,
+        gt_max_assign_all: bool = True,
+        ignore_iof_thr: float = -1,
+        ignore_wrt_candidates: bool = True,
+        offset: float = 0.0,
+        gpu_assign_thr: float = -1,  # accepted for mmdet 3 configs: the (G, B) matrix here is small enough
+    ):
+        self.pos_iou_thr = pos_iou_thr
+        self.neg_range = tuple(neg_iou_thr) if isinstance(neg_iou_thr, (tuple, list)) else (0.0, neg_iou_thr)
+        self.min_pos_iou = min_pos_iou
+        self.match_low_quality = match_low_quality
+        self.gt_max_assign_all = gt_max_assign_all
+        self.ignore_iof_thr = ignore_iof_thr
+        self.ignore_wrt_candidates = ignore_wrt_candidates
+        self.offset = offset
+
+    def __call__(self, boxes: Tensor, gt_boxes: Tensor, ignored_boxes: Tensor) -> tuple[Tensor, Tensor]:
+        """Index of the ground truth of each box, NEGATIVE or IGNORED, (B,) int64; and its largest IoU, (B,)."""
+        if len(gt_boxes):
+            iou = box_iou(gt_boxes, boxes, self.offset)
+            best, index = iou.max(dim=0)
+            matched = torch.full_like(index, IGNORED)
+            matched[(best >= self.neg_range[0]) & (best < self.neg_range[1])] = NEGATIVE
+            matched = torch.where(best >= self.pos_iou_thr, index, matched)
+            if self.match_low_quality:
+                self._match_low_quality(iou, matched)
+        else:
+            matched = torch.full((len(boxes),), NEGATIVE, device=boxes.device)
+            best = boxes.new_zeros(len(boxes))
+        if self.ignore_iof_thr > 0 and len(ignored_boxes) and len(boxes):
+            if self.ignore_wrt_candidates:
+                covered = box_iof(boxes, ignored_boxes, self.offset).amax(dim=1)
+            else:
+                covered = box_iof(ignored_boxes, boxes, self.offset).amax(dim=0)
+            matched[covered > self.ignore_iof_thr] = IGNORED
+        return matched, best
+
+    def _match_low_quality(self, iou: Tensor, matched: Tensor) -> None:
+        if not iou.shape[1]:
+            return
+        best, box = iou.max(dim=1)
+        good = (best >= self.min_pos_iou) & (best > 0)
+        if self.gt_max_assign_all:
+            tied = (iou == best[:, None]) & good[:, None]
+            rank = torch.arange(1, len(iou) + 1, device=iou.device)
+            last = (tied * rank[:, None]).amax(dim=0)  # of several ground truths the last one takes the box
+            matched[last > 0] = last[last > 0] - 1
+        else:
+            matched[box[good]] = good.nonzero().squeeze(1)
+
+
+@TASK_UTILS.register_module()
+class RandomSampler:
+    """Up to `num` boxes at random, at most `pos_fraction` of them positive.
+
+    Args:
+        neg_pos_ub: at most this many negatives per positive; negative for no bound.
+        add_gt_as_proposals: the ground truth joins the proposals of the RoI head.
+    """
+
+    def __init__(self, num: int, pos_fraction: float, neg_pos_ub: float = -1, add_gt_as_proposals: bool = True):
+        self.num = num
+        self.num_positive = int(num * pos_fraction)
+        self.neg_pos_ub = neg_pos_ub
+        self.add_gt_as_proposals = add_gt_as_proposals
+
+    def __call__(self, matched: Tensor, iou: Tensor) -> tuple[Tensor, Tensor]:
+        """Indices of the sampled positives and negatives, for `matched` and `iou` (B,) of an assigner."""
+        positive = self._choose((matched >= 0).nonzero().squeeze(1), self.num_positive)
+        num_negative = self.num - len(positive)
+        if self.neg_pos_ub >= 0:
+            num_negative = min(num_negative, int(self.neg_pos_ub * max(len(positive), 1)))
+        return positive, self.choose_negatives((matched == NEGATIVE).nonzero().squeeze(1), num_negative, iou)
+
+    def choose_negatives(self, indices: Tensor, count: int, iou: Tensor) -> Tensor:
+        return self._choose(indices, count)
+
+    @staticmethod
+    def _choose(indices: Tensor, count: int) -> Tensor:
+        if len(indices) <= count:
+            return indices
+        return indices[torch.randperm(len(indices), device=indices.device)[:count]]
+
+
+@TASK_UTILS.register_module()
+class PseudoSampler:
+    """Every box that the assigner calls positive or negative (one-stage detectors with focal loss)."""
+
+    add_gt_as_proposals = False
+
+    def __call__(self, matched: Tensor, iou: Tensor) -> tuple[Tensor, Tensor]:
+        return (matched >= 0).nonzero().squeeze(1), (matched == NEGATIVE).nonzero().squeeze(1)

@@ -1,0 +1,175 @@
+"""Box heads: class and box of each RoI.
+
+R RoIs, C classes, S side of the RoI features; the background is class C.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from mmdet.layers import ConvModule
+from mmdet.registry import MODELS, TASK_UTILS
+
+
+@MODELS.register_module()
+class ConvFCBBoxHead(nn.Module):
+    """Shared convolutions and fully connected layers, then optional branches, then `fc_cls` and `fc_reg`.
+
+    Args:
+        num_shared_convs, num_shared_fcs, num_cls_convs, num_cls_fcs, num_reg_convs, num_reg_fcs: depth of the parts.
+        roi_feat_size: S.
+        reg_class_agnostic: one box per RoI instead of one per class.
+        with_avg_pool: average the S x S positions before the first fully connected layer.
+        reg_decoded_bbox: `loss_bbox` compares boxes in pixels (IoU losses) instead of deltas.
+    """
+
+    def __init__(
+        self,
+        num_shared_convs: int = 0,
+        num_shared_fcs: int = 0,
+        num_cls_convs: int = 0,
+        num_cls_fcs: int = 0,
+        num_reg_convs: int = 0,
+        num_reg_fcs: int = 0,
+        in_channels: int = 256,
+        conv_out_channels: int = 256,
+        fc_out_channels: int = 1024,
+        roi_feat_size: int = 7,
+        num_classes: int = 80,
+        reg_class_agnostic: bool = False,
+        with_avg_pool: bool = False,
+        reg_decoded_bbox: bool = False,
+        norm_cfg: dict | None = None,
+        bbox_coder: dict = dict(type='DeltaXYWHBBoxCoder', target_stds=[0.1, 0.1, 0.2, 0.2]),  # noqa: B006
+        loss_cls: dict = dict(type='CrossEntropyLoss'),  # noqa: B006
+        loss_bbox: dict = dict(type='SmoothL1Loss'),  # noqa: B006
+    ):
+        super().__init__()
+        self.num_classes = num_classes
+        self.reg_class_agnostic = reg_class_agnostic
+        self.with_avg_pool = with_avg_pool
+        self.reg_decoded_bbox = reg_decoded_bbox
+        self.bbox_coder = TASK_UTILS.build(bbox_coder)
+        self.loss_cls = MODELS.build(loss_cls)
+        self.loss_bbox = MODELS.build(loss_bbox)
+
+        def convs(count: int, channels: int) -> nn.ModuleList:
+            return nn.ModuleList(
+                ConvModule(
+                    channels if i == 0 else conv_out_channels,
+                    conv_out_channels,
+                    3,
+                    padding=1,
+                    norm_cfg=norm_cfg,
+                )
+                for i in range(count)
+            )
+
+        def fcs(count: int, features: int) -> nn.ModuleList:
+            return nn.ModuleList(
+                nn.Linear(features if i == 0 else fc_out_channels, fc_out_channels) for i in range(count)
+            )
+
+        positions = 1 if with_avg_pool else roi_feat_size**2
+        channels = conv_out_channels if num_shared_convs else in_channels
+        self.shared_convs = convs(num_shared_convs, in_channels)
+        self.shared_fcs = fcs(num_shared_fcs, channels * positions)
+        self.branches_start_flat = num_shared_fcs > 0
+        features = {}
+        for name, num_convs, num_fcs in (
+            ('cls', num_cls_convs, num_cls_fcs),
+            ('reg', num_reg_convs, num_reg_fcs),
+        ):
+            if num_convs and num_shared_fcs:
+                raise ValueError(
+                    f'ConvFCBBoxHead: num_{name}_convs={num_convs} cannot follow num_shared_fcs={num_shared_fcs}'
+                )
+            branch_channels = conv_out_channels if num_convs else channels
+            start = fc_out_channels if num_shared_fcs else branch_channels * positions
+            setattr(self, f'{name}_convs', convs(num_convs, channels))
+            setattr(self, f'{name}_fcs', fcs(num_fcs, start))
+            features[name] = fc_out_channels if num_fcs else start
+        self.fc_cls = nn.Linear(features['cls'], num_classes + 1)
+        self.fc_reg = nn.Linear(features['reg'], 4 if reg_class_agnostic else 4 * num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        nn.init.normal_(self.fc_cls.weight, std=0.01)
+        nn.init.normal_(self.fc_reg.weight, std=0.001)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """RoI features (R, channels, S, S) -> logits (R, C + 1), deltas (R, C or 1, 4)."""
+        for conv in self.shared_convs:
+            x = conv(x)
+        if self.shared_fcs:
+            x = self._flatten(x)
+            for fc in self.shared_fcs:
+                x = fc(x).relu_()
+        logits = self.fc_cls(self._branch(x, self.cls_convs, self.cls_fcs))
+        deltas = self.fc_reg(self._branch(x, self.reg_convs, self.reg_fcs))
+        return logits, deltas.reshape(len(deltas), deltas.shape[1] // 4, 4)
+
+    def _branch(self, x: Tensor, convs: nn.ModuleList, fcs: nn.ModuleList) -> Tensor:
+        for conv in convs:
+            x = conv(x)
+        x = self._flatten(x)
+        for fc in fcs:
+            x = fc(x).relu_()
+        return x
+
+    def _flatten(self, x: Tensor) -> Tensor:
+        if x.dim() == 4 and self.with_avg_pool:
+            x = x.mean((2, 3))
+        return x.flatten(1)
+
+    def loss(
+        self,
+        logits: Tensor,
+        deltas: Tensor,
+        boxes: Tensor,
+        labels: Tensor,
+        gt_boxes: Tensor,
+        weight: Tensor | None = None,
+    ) -> dict:
+        """Losses averaged over the R sampled RoIs.
+
+        boxes (R, 4), labels (R,) with C for background, gt_boxes (R, 4) of which the background's rows are ignored,
+        weight (R,) of each RoI in the classification loss, if any.
+        """
+        positive = (labels < self.num_classes).nonzero().squeeze(1)
+        column = torch.zeros_like(positive) if self.reg_class_agnostic else labels[positive]
+        chosen = deltas[positive, column]
+        if self.reg_decoded_bbox:
+            pred, target = self.bbox_coder.decode(boxes[positive], chosen), gt_boxes[positive]
+        else:
+            pred, target = chosen, self.bbox_coder.encode(boxes[positive], gt_boxes[positive])
+        num = len(labels)
+        accuracy = 100 * (logits.detach().argmax(1) == labels).float().sum() / max(num, 1)
+        return dict(
+            loss_cls=self.loss_cls(logits, labels, weight, avg_factor=num),
+            acc=accuracy,
+            loss_bbox=self.loss_bbox(pred, target, avg_factor=num),
+        )
+
+    def predict(
+        self, logits: Tensor, deltas: Tensor, boxes: Tensor, image_shape: tuple[int, int]
+    ) -> tuple[Tensor, Tensor]:
+        """Scores (R, C) of the foreground classes and boxes (R, C or 1, 4) in input pixels of one picture."""
+        scores = logits.float().softmax(-1)[:, :-1]
+        return scores, self.bbox_coder.decode(boxes[:, None], deltas.float(), image_shape)
+
+
+@MODELS.register_module()
+class Shared2FCBBoxHead(ConvFCBBoxHead):
+    """Two shared fully connected layers (the usual head of FPN detectors)."""
+
+    def __init__(self, **kwargs):
+        super().__init__(num_shared_fcs=2, **kwargs)
+
+
+@MODELS.register_module()
+class Shared4Conv1FCBBoxHead(ConvFCBBoxHead):
+    """Four shared convolutions and one fully connected layer: the head whose convolutions a norm can follow."""
+
+    def __init__(self, **kwargs):
+        super().__init__(num_shared_convs=4, num_shared_fcs=1, **kwargs)

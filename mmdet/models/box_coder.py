@@ -1,0 +1,56 @@
+"""Boxes as offsets from reference boxes. Boxes are xyxy in pixels."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from mmdet.registry import TASK_UTILS
+from mmdet.structures.boxes import clip_boxes
+
+
+@TASK_UTILS.register_module()
+class DeltaXYWHBBoxCoder:
+    """Deltas (dx, dy, dw, dh): centre shift over the reference's size, log of the size ratio (R-CNN, appendix C).
+
+    Args:
+        target_means, target_stds: deltas are normalised by them.
+        clip_border: clip decoded boxes into the picture.
+        wh_ratio_clip: |dw| and |dh| are at most |log(wh_ratio_clip)|, which keeps exp() finite.
+        offset: 1 for inclusive corners (a box from x1 to x2 is x2 - x1 + 1 wide).
+    """
+
+    def __init__(
+        self,
+        target_means: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0),
+        target_stds: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0),
+        clip_border: bool = True,
+        wh_ratio_clip: float = 16 / 1000,
+        offset: float = 0.0,
+    ):
+        self.means = list(target_means)
+        self.stds = list(target_stds)
+        self.clip_border = clip_border
+        self.max_log = abs(math.log(wh_ratio_clip))
+        self.offset = offset
+
+    def encode(self, boxes: Tensor, gt_boxes: Tensor) -> Tensor:
+        """Deltas (N, 4) that lead from `boxes` (N, 4) to `gt_boxes` (N, 4)."""
+        centre, size = self._centre_size(boxes.float())
+        gt_centre, gt_size = self._centre_size(gt_boxes.float())
+        deltas = torch.cat([(gt_centre - centre) / size, (gt_size / size).log()], dim=-1)
+        return (deltas - deltas.new_tensor(self.means)) / deltas.new_tensor(self.stds)
+
+    def decode(self, boxes: Tensor, deltas: Tensor, image_shape: tuple[int, int] | None = None) -> Tensor:
+        """Boxes that `deltas` (..., 4) lead to from `boxes` (..., 4), clipped to `image_shape` (h, w) if given."""
+        centre, size = self._centre_size(boxes)
+        deltas = deltas * deltas.new_tensor(self.stds) + deltas.new_tensor(self.means)
+        new_centre = centre + deltas[..., :2] * size
+        half = 0.5 * (size * deltas[..., 2:].clamp(-self.max_log, self.max_log).exp() - self.offset)
+        decoded = torch.cat([new_centre - half, new_centre + half], dim=-1)
+        if self.clip_border and image_shape is not None:
+            decoded = clip_boxes(decoded, image_shape, self.offset)
+        return decoded
+
+    def _centre_size(self, boxes: Tensor) -> tuple[Tensor, Tensor]:
+        return 0.5 * (boxes[..., :2] + boxes[..., 2:]), boxes[..., 2:] - boxes[..., :2] + self.offset

@@ -1,0 +1,89 @@
+"""Feature pyramid.
+
+L levels in, fine to coarse, (N, C_l, H_l, W_l); `num_outs` levels out, (N, out_channels, H_l, W_l).
+"""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmdet.layers import ConvModule
+from mmdet.registry import MODELS
+
+
+@MODELS.register_module()
+class FPN(nn.Module):
+    """Feature Pyramid Network (Lin et al. 2016).
+
+    Args:
+        in_channels: channels of each input map.
+        num_outs: number of maps returned; those beyond the inputs come from subsampling the coarsest by 2
+            (`add_extra_convs` False) or from stride-2 convolutions ('on_input', 'on_lateral', 'on_output').
+        start_level, end_level: the inputs used, end included; -1 is the last.
+        relu_before_extra_convs: ReLU before every extra convolution but the first.
+        no_norm_on_lateral: norm only on the 3x3 output convolutions.
+    """
+
+    def __init__(
+        self,
+        in_channels: list[int],
+        out_channels: int,
+        num_outs: int,
+        start_level: int = 0,
+        end_level: int = -1,
+        add_extra_convs: bool | str = False,
+        relu_before_extra_convs: bool = False,
+        no_norm_on_lateral: bool = False,
+        norm_cfg: dict | None = None,
+        act_cfg: dict | None = None,
+    ):
+        super().__init__()
+        self.start_level = start_level
+        self.end_level = len(in_channels) if end_level == -1 else end_level + 1
+        used = in_channels[self.start_level : self.end_level]
+        if num_outs < len(used):
+            raise ValueError(f'FPN: num_outs={num_outs} is less than the {len(used)} levels it is built on')
+        self.add_extra_convs = 'on_input' if add_extra_convs is True else add_extra_convs
+        if self.add_extra_convs not in (False, 'on_input', 'on_lateral', 'on_output'):
+            raise ValueError(
+                f"FPN: add_extra_convs must be False, 'on_input', 'on_lateral' or 'on_output', got {add_extra_convs!r}"
+            )
+        self.relu_before_extra_convs = relu_before_extra_convs
+        self.num_outs = num_outs
+
+        lateral_norm = None if no_norm_on_lateral else norm_cfg
+        self.lateral_convs = nn.ModuleList(
+            ConvModule(channels, out_channels, 1, norm_cfg=lateral_norm, act_cfg=act_cfg) for channels in used
+        )
+        self.fpn_convs = nn.ModuleList(
+            ConvModule(out_channels, out_channels, 3, padding=1, norm_cfg=norm_cfg, act_cfg=act_cfg) for _ in used
+        )
+        if self.add_extra_convs:
+            for index in range(num_outs - len(used)):
+                channels = used[-1] if index == 0 and self.add_extra_convs == 'on_input' else out_channels
+                self.fpn_convs.append(
+                    ConvModule(channels, out_channels, 3, stride=2, padding=1, norm_cfg=norm_cfg, act_cfg=act_cfg)
+                )
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.xavier_uniform_(module.weight)
+
+    def forward(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        laterals = [conv(x) for conv, x in zip(self.lateral_convs, inputs[self.start_level : self.end_level])]
+        for level in range(len(laterals) - 1, 0, -1):
+            finer = laterals[level - 1]
+            laterals[level - 1] = finer + F.interpolate(laterals[level], size=finer.shape[-2:], mode='nearest')
+        outputs = [conv(x) for conv, x in zip(self.fpn_convs, laterals)]
+        if not self.add_extra_convs:
+            while len(outputs) < self.num_outs:
+                outputs.append(F.max_pool2d(outputs[-1], 1, stride=2))
+            return tuple(outputs)
+        source = {
+            'on_input': inputs[self.end_level - 1],
+            'on_lateral': laterals[-1],
+            'on_output': outputs[-1],
+        }
+        x = source[self.add_extra_convs]
+        for index, conv in enumerate(self.fpn_convs[len(laterals) :]):
+            x = conv(F.relu(x) if index > 0 and self.relu_before_extra_convs else x)
+            outputs.append(x)
+        return tuple(outputs)

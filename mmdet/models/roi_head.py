@@ -1,0 +1,173 @@
+"""The second stage: proposals become classified boxes with masks.
+
+N images, P proposals and G ground-truth boxes of a picture, R sampled RoIs of the batch, D detections of a picture,
+C classes (C itself is the background); boxes are xyxy in input pixels unless said otherwise.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mmdet.models.mask_paste import resized_masks_to_rle
+from mmdet.models.roi_extractor import to_rois
+from mmdet.ops import apply_nms, masks_to_rle
+from mmdet.registry import MODELS, TASK_UTILS
+from mmdet.structures import Target
+
+
+class Sampled(NamedTuple):
+    """RoIs of one picture that are trained on, the `num_positive` positives first.
+
+    boxes (S, 4), labels (S,), gt_boxes (S, 4), gt_index (S,): the matched ground truth, meaningless for negatives.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    gt_boxes: Tensor
+    gt_index: Tensor
+    num_positive: int
+
+
+class Detections(NamedTuple):
+    """Detections of one picture: boxes (D, 4) in pixels of the original picture, scores (D,), labels (D,)."""
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+
+
+def sample_rois(assigner, sampler, proposals: Tensor, target: Target, num_classes: int) -> Sampled:
+    """Choose the proposals (P, 4) to train on; the ground truth joins them if the sampler says so."""
+    if sampler.add_gt_as_proposals:
+        proposals = torch.cat([target.boxes, proposals])
+    matched, iou = assigner(proposals, target.boxes, target.ignored_boxes)
+    positive, negative = sampler(matched, iou)
+    index = torch.cat([positive, negative])
+    gt_index = matched[index].clamp(min=0)
+    labels = torch.full_like(index, num_classes)
+    labels[: len(positive)] = target.labels[gt_index[: len(positive)]]
+    # A picture without objects has no row to point to; its negatives' boxes are never read.
+    gt_boxes = target.boxes[gt_index] if len(target.boxes) else torch.zeros_like(proposals[index])
+    return Sampled(proposals[index], labels, gt_boxes, gt_index, len(positive))
+
+
+def multiclass_nms(boxes: Tensor, scores: Tensor, cfg: dict, offset: float = 0.0) -> Detections:
+    """Per-class NMS of boxes (R, C or 1, 4) with scores (R, C) above ``score_thr``; the best ``max_per_img`` remain."""
+    num_classes = scores.shape[1]
+    boxes = boxes.expand(-1, num_classes, -1)
+    row, label = (scores > cfg['score_thr']).nonzero(as_tuple=True)
+    boxes, scores = boxes[row, label], scores[row, label]
+    if 'min_bbox_size' in cfg:
+        large = ((boxes[:, 2:] - boxes[:, :2] + offset) >= cfg['min_bbox_size']).all(dim=1)
+        boxes, scores, label = boxes[large], scores[large], label[large]
+    keep, kept_scores = apply_nms(boxes, scores, label, cfg['nms'])
+    if cfg['max_per_img'] > 0:
+        keep, kept_scores = keep[: cfg['max_per_img']], kept_scores[: cfg['max_per_img']]
+    return Detections(boxes[keep], kept_scores, label[keep])
+
+
+@MODELS.register_module()
+class StandardRoIHead(nn.Module):
+    """One box head and, if given, one mask head on sampled proposals.
+
+    Args:
+        train_cfg: dict(assigner, sampler, mask_size).
+        test_cfg: dict(score_thr, nms, max_per_img, mask_thr_binary[, min_bbox_size]); ``mask_paste='resize'`` draws
+            masks as mmdetection 0.x did.
+    """
+
+    def __init__(
+        self,
+        bbox_roi_extractor: dict,
+        bbox_head: dict,
+        mask_roi_extractor: dict | None = None,
+        mask_head: dict | None = None,
+        train_cfg: dict | None = None,
+        test_cfg: dict | None = None,
+    ):
+        super().__init__()
+        self.train_cfg = train_cfg
+        self.test_cfg = test_cfg
+        self.bbox_roi_extractor = MODELS.build(bbox_roi_extractor)
+        self.bbox_head = MODELS.build(bbox_head)
+        self.mask_head = None
+        if mask_head is not None:
+            self.mask_roi_extractor = MODELS.build(mask_roi_extractor or bbox_roi_extractor)
+            self.mask_head = MODELS.build(mask_head)
+        if train_cfg is not None:
+            self.assigner = TASK_UTILS.build(train_cfg['assigner'])
+            self.sampler = TASK_UTILS.build(train_cfg['sampler'])
+
+    @property
+    def num_classes(self) -> int:
+        return self.bbox_head.num_classes
+
+    def forward(self, features: tuple[Tensor, ...], proposals: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Logits (R, C + 1) and deltas (R, C or 1, 4) of all proposals, picture after picture."""
+        return self.bbox_head(self.bbox_roi_extractor(features, to_rois(proposals)))
+
+    def loss(self, features: tuple[Tensor, ...], proposals: list[Tensor], targets: list[Target]) -> dict:
+        """Losses of proposals [(P, 4)] that carry no gradient."""
+        with torch.no_grad():
+            sampled = [
+                sample_rois(self.assigner, self.sampler, boxes, target, self.num_classes)
+                for boxes, target in zip(proposals, targets)
+            ]
+        return self.loss_sampled(features, sampled, targets)
+
+    def loss_sampled(self, features: tuple[Tensor, ...], sampled: list[Sampled], targets: list[Target]) -> dict:
+        """Losses of RoIs already chosen."""
+        logits, deltas = self(features, [s.boxes for s in sampled])
+        losses = self.bbox_head.loss(
+            logits,
+            deltas,
+            torch.cat([s.boxes for s in sampled]),
+            torch.cat([s.labels for s in sampled]),
+            torch.cat([s.gt_boxes for s in sampled]),
+        )
+        if self.mask_head is not None:
+            losses.update(self.mask_loss(features, sampled, targets))
+        return losses
+
+    def mask_loss(self, features: tuple[Tensor, ...], sampled: list[Sampled], targets: list[Target]) -> dict:
+        boxes = [s.boxes[: s.num_positive] for s in sampled]
+        labels = torch.cat([s.labels[: s.num_positive] for s in sampled])
+        size = self.train_cfg['mask_size']
+        mask_targets = torch.cat(
+            [
+                target.masks.crop_and_resize(b, s.gt_index[: s.num_positive], size)
+                for b, s, target in zip(boxes, sampled, targets)
+            ]
+        )
+        logits = self.mask_head(self.mask_roi_extractor(features, to_rois(boxes)))
+        return self.mask_head.loss(logits, labels, mask_targets)
+
+    def predict(self, features: tuple[Tensor, ...], proposals: list[Tensor], metas: list[dict]) -> list[Detections]:
+        """Detections of each picture, without masks."""
+        logits, deltas = self(features, proposals)
+        counts = [len(boxes) for boxes in proposals]
+        detections = []
+        for boxes, image_logits, image_deltas, meta in zip(
+            proposals, logits.split(counts), deltas.split(counts), metas
+        ):
+            scores, decoded = self.bbox_head.predict(image_logits, image_deltas, boxes, meta['img_shape'][:2])
+            # NMS acts on boxes in pixels of the original picture, the ones that are evaluated.
+            decoded = decoded / decoded.new_tensor(meta['scale_factor']).repeat(2)
+            detections.append(multiclass_nms(decoded, scores, self.test_cfg, self.bbox_head.bbox_coder.offset))
+        return detections
+
+    def predict_masks(
+        self, features: tuple[Tensor, ...], detections: list[Detections], metas: list[dict]
+    ) -> list[list[dict]]:
+        """One RLE of the original picture's size for each detection."""
+        boxes = [d.boxes * d.boxes.new_tensor(m['scale_factor']).repeat(2) for d, m in zip(detections, metas)]
+        labels = torch.cat([d.labels for d in detections])
+        probabilities = self.mask_head.predict(
+            self.mask_head(self.mask_roi_extractor(features, to_rois(boxes))), labels
+        )
+        to_rle = resized_masks_to_rle if self.test_cfg.get('mask_paste') == 'resize' else masks_to_rle
+        return [
+            to_rle(p, d.boxes, m['ori_shape'][:2], self.test_cfg['mask_thr_binary'])
+            for p, d, m in zip(probabilities.split([len(b) for b in boxes]), detections, metas)
+        ]

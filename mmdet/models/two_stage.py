@@ -1,0 +1,93 @@
+"""Faster R-CNN and Mask R-CNN.
+
+N images, H and W of the padded batch.
+"""
+
+import torch
+from mmengine.model import BaseModel
+from mmengine.structures import InstanceData
+from torch import Tensor
+
+from mmdet.models.preprocess import to_target
+from mmdet.registry import MODELS
+from mmdet.structures import DetDataSample
+
+
+@MODELS.register_module()
+class FasterRCNN(BaseModel):
+    """Backbone, neck, region proposals, RoI head (Ren et al. 2015; with a mask head, He et al. 2017).
+
+    Args:
+        train_cfg: dict(rpn=dict(assigner, sampler), rpn_proposal=dict(nms_pre, ...), rcnn=dict(assigner, ...)).
+        test_cfg: dict(rpn=dict(nms_pre, ...), rcnn=dict(score_thr, ...)).
+    """
+
+    def __init__(
+        self,
+        backbone: dict,
+        rpn_head: dict,
+        roi_head: dict,
+        neck: dict | None = None,
+        train_cfg: dict | None = None,
+        test_cfg: dict | None = None,
+        data_preprocessor: dict | None = None,
+        init_cfg: dict | None = None,
+    ):
+        super().__init__(data_preprocessor=MODELS.build(data_preprocessor or dict(type='DetDataPreprocessor')))
+        train_cfg, test_cfg = train_cfg or {}, test_cfg or {}
+        self.backbone = MODELS.build(backbone)
+        self.neck = MODELS.build(neck) if neck is not None else None
+        self.rpn_head = MODELS.build(dict(rpn_head, train_cfg=train_cfg.get('rpn'), test_cfg=test_cfg.get('rpn')))
+        self.roi_head = MODELS.build(dict(roi_head, train_cfg=train_cfg.get('rcnn'), test_cfg=test_cfg.get('rcnn')))
+        self.proposal_cfg = train_cfg.get('rpn_proposal', test_cfg.get('rpn'))
+
+    def init_weights(self) -> None:
+        """Load pretrained weights; the random initialisation is done when the layers are made."""
+        self.backbone.init_weights()
+
+    def forward(self, inputs: Tensor, data_samples: list[DetDataSample] | None = None, mode: str = 'tensor'):
+        """Batch (N, 3, H, W) -> losses ('loss'), the samples with `pred_instances` ('predict'), maps ('tensor')."""
+        features = self.extract(inputs)
+        if mode == 'loss':
+            return self.loss(features, data_samples)
+        if mode == 'predict':
+            return self.predict(features, data_samples)
+        return features
+
+    def extract(self, inputs: Tensor) -> tuple[Tensor, ...]:
+        """The maps of all levels, fine to coarse."""
+        features = self.backbone(inputs)
+        return features if self.neck is None else self.neck(features)
+
+    def loss(self, features: tuple[Tensor, ...], data_samples: list[DetDataSample]) -> dict[str, Tensor]:
+        targets = [to_target(sample, features[0].device) for sample in data_samples]
+        logits, deltas, anchors = self.rpn_head(features)
+        losses = self.rpn_head.loss(logits, deltas, anchors, targets)
+        shapes = [target.image_shape for target in targets]
+        proposals = self.rpn_head.predict(logits.detach(), deltas.detach(), anchors, shapes, self.proposal_cfg)
+        losses.update(self.roi_head.loss(features, [boxes for boxes, _ in proposals], targets))
+        return losses
+
+    @torch.no_grad()
+    def predict(self, features: tuple[Tensor, ...], data_samples: list[DetDataSample]) -> list[DetDataSample]:
+        metas = [sample.metainfo for sample in data_samples]
+        proposals = self.rpn_head.predict(*self.rpn_head(features), [meta['img_shape'][:2] for meta in metas])
+        detections = self.roi_head.predict(features, [boxes for boxes, _ in proposals], metas)
+        masks = [None] * len(detections)
+        if self.roi_head.mask_head is not None:
+            masks = self.roi_head.predict_masks(features, detections, metas)
+        for sample, found, found_masks in zip(data_samples, detections, masks):
+            sample.pred_instances = InstanceData(bboxes=found.boxes, scores=found.scores, labels=found.labels)
+            if found_masks is not None:
+                sample.pred_instances.masks = found_masks
+        return data_samples
+
+
+@MODELS.register_module()
+class MaskRCNN(FasterRCNN):
+    """Faster R-CNN whose RoI head has a mask head (He et al. 2017)."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        if self.roi_head.mask_head is None:
+            raise ValueError('MaskRCNN: roi_head has no mask_head; add one, or use FasterRCNN')

@@ -1,0 +1,26 @@
+"""The only place for work-arounds of mmengine's and torch's versions; each names its reason.
+
+- `errors`: a user's mistake ends in one clear line;
+- `config`: loading a config with errors a person can act on;
+- `checkpoint`: safe and atomic checkpoints, pretrained weights;
+- `launch`: processes on GPUs and without;
+- `seeding`: randomness that survives resuming, any number of workers and processes;
+- `run`: the Runner with all of these.
+"""
+
+from importlib import import_module
+
+_HOME = dict(
+    fit_weights='checkpoint', load_pretrained='checkpoint', load_weights='checkpoint', read_checkpoint='checkpoint',
+    write_atomically='checkpoint', check_types='config', load_config='config',
+    Interrupted='errors', UserError='errors', run_main='errors', suggest='errors',
+)  # fmt: skip
+
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str):
+    # Lazily: a process that only starts others must not wait seconds for mmengine.
+    if name not in _HOME:
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    return getattr(import_module(f'{__name__}.{_HOME[name]}'), name)

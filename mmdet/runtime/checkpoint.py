@@ -1,0 +1,319 @@
+"""Checkpoints that hold no pickled code, are never half written, and say what does not fit.
+
+mmengine 0.10.7 (a) puts HistoryBuffer and numpy objects into the file, which torch >= 2.6 refuses to
+load again, (b) writes over the file in place, so that a kill leaves a truncated one, and (c) loads a
+checkpoint of another model with a warning. These work-arounds can go when mmengine saves plain
+containers, writes through a temporary file, and reports a misfit.
+"""
+
+import logging
+import os
+import pickle
+import zipfile
+from collections import Counter, deque
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.fileio import LocalBackend, register_backend
+from mmengine.logging import HistoryBuffer, print_log
+from mmengine.runner import CheckpointLoader
+from torch import Tensor, nn
+
+from .errors import UserError, at_most, one_line, suggest
+
+# ---------------------------------------------------------------------- plain Python and back
+
+_TAG = '__kind__'  # marks a dict that stands for an object weights-only loading refuses
+_OBJECTS = {
+    'ndarray': (np.ndarray, lambda x: torch.from_numpy(np.array(x)), lambda t: t.numpy()),
+    'counter': (Counter, dict, Counter),
+    'set': ((set, frozenset), list, set),
+    'deque': (deque, list, deque),
+    'history': (
+        HistoryBuffer,
+        lambda x: [torch.from_numpy(np.array(part)) for part in x.data] + [x.max_length],
+        lambda v: HistoryBuffer(v[0].numpy(), v[1].numpy(), max_length=v[2]),
+    ),
+}
+
+
+def to_plain(value: Any) -> Any:
+    """The same data in tensors, numbers, strings, lists, tuples and dicts; `from_plain` restores it.
+
+    Raises:
+        TypeError: names the type of an object that has no plain form.
+    """
+    if value is None or isinstance(value, (bool, int, float, str, bytes, Tensor)) and not isinstance(
+        value, np.generic
+    ):
+        return value
+    if isinstance(value, np.generic):
+        return value.item()
+    for kind, (types, pack, _) in _OBJECTS.items():
+        if isinstance(value, types):
+            if kind == 'ndarray' and value.dtype.kind not in 'biufc':
+                return {_TAG: 'list', 'value': to_plain(value.tolist())}
+            packed = pack(value)
+            return {_TAG: kind, 'value': packed if isinstance(packed, Tensor) else to_plain(packed)}
+    if isinstance(value, dict):
+        return {to_plain(k): to_plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return tuple(map(to_plain, value)) if isinstance(value, tuple) else list(map(to_plain, value))
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f'{type(value).__module__}.{type(value).__qualname__}')
+
+
+def from_plain(value: Any) -> Any:
+    """Undo `to_plain`."""
+    if isinstance(value, dict):
+        if _TAG in value:
+            kind, packed = value[_TAG], from_plain(value['value'])
+            return _OBJECTS[kind][2](packed) if kind in _OBJECTS else packed
+        return {k: from_plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(from_plain(v) for v in value)
+    return value
+
+
+# ---------------------------------------------------------------------- files
+
+
+def write_atomically(path: str | Path, data: bytes) -> None:
+    """Write a file so that at any moment `path` is the old content or the new one, whole.
+
+    Raises:
+        OSError: nothing at `path` has changed then, and no temporary file is left.
+    """
+    path = os.path.abspath(path)
+    folder, name = os.path.split(path)
+    os.makedirs(folder, exist_ok=True)
+    temporary = os.path.join(folder, f'.{name}.{os.getpid()}.tmp')  # several ranks may write one log file
+    try:
+        with open(temporary, 'wb') as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        if os.path.exists(temporary):
+            os.remove(temporary)
+        raise
+    # The rename itself survives a power cut only once the folder is on disk.
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class AtomicLocalBackend(LocalBackend):
+    """mmengine's storage backend for local files, writing through `write_atomically`."""
+
+    def put(self, obj: bytes | memoryview, filepath: str | Path) -> None:
+        write_atomically(filepath, obj)
+
+    def put_text(self, obj: str, filepath: str | Path, encoding: str = 'utf-8') -> None:
+        write_atomically(filepath, obj.encode(encoding))
+
+
+def read_checkpoint(path: str, map_location: Any = 'cpu') -> dict:
+    """Load a file as weights only: no code in it is ever run.
+
+    Raises:
+        FileNotFoundError, UserError: not there, damaged, or holding pickled Python objects.
+    """
+    path = os.path.expanduser(path)
+    if not os.path.isfile(path):
+        folder = os.path.dirname(path) or '.'
+        found = sorted(f for f in os.listdir(folder) if f.endswith('.pth')) if os.path.isdir(folder) else []
+        there = f' {folder} holds {at_most(found, 5)}.' if found else ''
+        raise FileNotFoundError(
+            f'checkpoint {path} not found.{there}{suggest(os.path.basename(path), found)}')
+    try:
+        checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+    except pickle.UnpicklingError as error:
+        if zipfile.is_zipfile(path) or Path(path).read_bytes()[:1] == b'\x80':  # a torch file, or a bare pickle
+            raise UserError(
+                f'{path} holds pickled Python objects, which may run any code when loaded, and is refused. '
+                'If you trust its origin, keep its weights alone: torch.save(torch.load(FILE, '
+                "weights_only=False)['state_dict'], NEW_FILE)") from error
+        raise UserError(f'{path} is damaged or no checkpoint') from error
+    except (RuntimeError, EOFError, OSError, zipfile.BadZipFile) as error:
+        raise UserError(f'{path} is damaged or no checkpoint: {one_line(error)[:200]}') from error
+    if not isinstance(checkpoint, dict):
+        raise UserError(f'{path} holds a {type(checkpoint).__name__}, not a checkpoint')
+    if isinstance(checkpoint.get('meta'), dict):
+        # mmengine would execute this text as a config.
+        checkpoint['meta'].pop('config', None)
+    return from_plain(checkpoint) if 'message_hub' in checkpoint else checkpoint
+
+
+def load_from_local(filename: str, map_location: Any = None) -> dict:
+    """The loader of plain paths for mmengine's `CheckpointLoader` (it prints the name after 'load_from_')."""
+    return read_checkpoint(filename, map_location)
+
+
+def install() -> None:
+    """Route mmengine's saving and loading of local files through this module."""
+    register_backend('local', AtomicLocalBackend, force=True, prefixes='')
+    CheckpointLoader.register_scheme(prefixes='', loader=load_from_local, force=True)
+
+
+def newest_resumable(work_dir: str) -> str | None:
+    """The newest checkpoint of `work_dir` that loads and holds an optimizer state, or None.
+
+    `last_checkpoint` is not trusted: a killed process may have left it pointing to a damaged file.
+    """
+    if not os.path.isdir(work_dir):
+        return None
+    files = [os.path.join(work_dir, f) for f in os.listdir(work_dir) if f.endswith('.pth')]
+    for path in sorted(files, key=os.path.getmtime, reverse=True):
+        if os.path.basename(path).startswith('best_'):
+            continue  # weights only
+        try:
+            if {'optimizer', 'meta'} <= set(read_checkpoint(path)):
+                return path
+        except UserError as error:
+            print(f'skipped: {error}', flush=True)
+    return None
+
+
+def remove_unfinished(work_dir: str) -> None:
+    """Delete what a killed process left half written."""
+    for path in Path(work_dir).glob('.*.pth.*.tmp'):
+        path.unlink(missing_ok=True)
+
+
+# ---------------------------------------------------------------------- weights into a model
+
+
+def weights_of(checkpoint: dict) -> dict[str, Tensor]:
+    """The state dict inside a checkpoint of any common layout, without 'module.' prefixes."""
+    weights = next((checkpoint[k] for k in ('state_dict', 'model') if isinstance(checkpoint.get(k), dict)),
+                   checkpoint)
+    weights = {k: v for k, v in weights.items() if isinstance(v, Tensor) or k.endswith('_extra_state')}
+    return {k.removeprefix('module.'): v for k, v in weights.items()}
+
+
+def fit_weights(model: nn.Module, weights: dict[str, Any], source: str, strict: bool = True) -> dict[str, Any]:
+    """Check weights against a model, and complete them so that they load without a warning.
+
+    Args:
+        strict: every weight must have its place; otherwise half of the model's keys suffice (a detector
+            fine-tuned to other classes), and what does not fit keeps the model's own values.
+
+    Returns:
+        the weights to load: exactly the model's keys.
+
+    Raises:
+        UserError: names at most ten keys or shapes that do not fit.
+    """
+    own = {k: v for k, v in model.state_dict().items()}
+    weights = dict(weights)
+    missing = [k for k in own if k not in weights and not k.endswith(('num_batches_tracked', '_extra_state'))]
+    unexpected = [k for k in weights if k not in own]
+    reshaped = [
+        f'{k} (file {tuple(weights[k].shape)}, model {tuple(v.shape)})'
+        for k, v in own.items()
+        if isinstance(weights.get(k), Tensor) and isinstance(v, Tensor) and weights[k].shape != v.shape
+    ]
+    problems = []
+    for title, keys in (('not in the file', missing), ('not in the model', unexpected), ('shape', reshaped)):
+        if keys:
+            problems.append(f'{len(keys)} {title}: {at_most(keys, 4 if len(keys) > 4 else 3)}')
+    fitting = len(own) - len(missing) - len(reshaped)
+    if problems and (strict or 2 * fitting < len(own)):
+        raise UserError(f'{source} does not fit {type(model).__name__}: {fitting} of {len(own)} weights have '
+                        f'their place. {"; ".join(problems)}. Use the config it was trained with')
+    if problems:
+        say(f'{source}: {fitting} of {len(own)} weights loaded, the others keep their initial values. '
+                   f'{"; ".join(problems)}')
+    bad = {k.split(' ')[0] for k in reshaped}
+    return {k: weights[k] if k in weights and k not in bad else v for k, v in own.items()}
+
+
+def load_weights(model: nn.Module, path: str, strict: bool = True) -> dict:
+    """Load a checkpoint file into a model on its device; returns the whole checkpoint.
+
+    Raises:
+        FileNotFoundError, UserError: as `read_checkpoint` and `fit_weights` say.
+    """
+    checkpoint = read_checkpoint(path)
+    model.load_state_dict(fit_weights(model, weights_of(checkpoint), path, strict))
+    return checkpoint
+
+
+def load_pretrained(uri: str) -> dict[str, Tensor]:
+    """Weights to start from: ``torchvision://resnet50``, an http(s) address, or a local file.
+
+    ``torchvision://NAME`` looks for torchvision's file in TORCH_HOME (default ~/.cache/torch) and
+    downloads it there once. NAME may carry the weights' version: ``resnet50.imagenet1k_v2``; without one
+    it means the first version, as in mmdetection's configs.
+
+    Raises:
+        FileNotFoundError, UserError: names the file and the ways out.
+    """
+    url = _torchvision_url(uri) if uri.startswith('torchvision://') else uri
+    if not url.startswith(('http://', 'https://')):
+        return weights_of(read_checkpoint(url.removeprefix('file://')))
+    name = os.path.basename(url)
+    cached = os.path.join(torch.hub.get_dir(), 'checkpoints', name)
+    try:
+        _download_where_missing(url, cached)
+    except OSError as error:
+        raise UserError(
+            f'pretrained weights {uri} cannot be downloaded ({one_line(error)}). Ways out: put {name} (from '
+            f'{url}) into {os.path.dirname(cached)}; or set TORCH_HOME to a folder with '
+            f'hub/checkpoints/{name}; or give a local file with --cfg-options '
+            'model.backbone.init_cfg.checkpoint=FILE; or train without them: '
+            'model.backbone.init_cfg=None') from error
+    return weights_of(read_checkpoint(cached))
+
+
+def _download_where_missing(url: str, path: str) -> None:
+    """Download once per machine (a collective: in a process group all ranks must come here).
+
+    Local rank 0 writes the file whole, the others wait. Raises OSError on all ranks when one fails.
+    """
+    failure = None
+    if int(os.environ.get('LOCAL_RANK', 0)) == 0 and not os.path.isfile(path):
+        part = f'{path}.{os.getpid()}.part'
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(url, part, progress=False)
+            os.replace(part, path)
+        except Exception as error:
+            failure = one_line(error)
+        finally:
+            if os.path.exists(part):
+                os.remove(part)
+    if torch.distributed.is_initialized():
+        failures = [None] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(failures, failure)
+        failure = next((f for f in failures if f), None)
+    if failure:
+        raise OSError(failure)
+
+
+def _torchvision_url(uri: str) -> str:
+    import torchvision
+
+    name, _, version = uri.removeprefix('torchvision://').partition('.')
+    try:
+        choices = torchvision.models.get_model_weights(name)
+    except ValueError as error:
+        raise UserError(f'{uri}: torchvision has no model {name!r}.'
+                        f'{suggest(name, torchvision.models.list_models(torchvision.models))}') from error
+    for weights in choices:
+        if version.lower() in ('', weights.name.lower()):
+            return weights.url
+    raise UserError(f'{uri}: {name} has the weights {at_most(w.name.lower() for w in choices)}')
+
+
+def say(text: str) -> None:
+    """One line on rank 0, in the run's log where there is one."""
+    if int(os.environ.get('RANK', 0)) == 0:
+        print_log(text, logger='current', level=logging.WARNING)

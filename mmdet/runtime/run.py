@@ -1,0 +1,288 @@
+"""From a checked config to a mmengine Runner: work folder, seed, safe hooks, quiet start."""
+
+import itertools
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine import dist
+from mmengine.config import Config, ConfigDict
+from mmengine.model import BaseModel
+from mmengine.runner import Runner
+
+from . import checkpoint as _checkpoint
+from .config import changed_keys
+from .errors import UserError, at_most
+from .seeding import seeded_dataloader
+
+# Keys that say how or where a run happens, not what it computes.
+_HOW = {'work_dir', 'resume', 'load_from', 'launcher', 'log_level', 'visualizer', 'vis_backends', 'env_cfg',
+        'experiment_name', 'model_wrapper_cfg', 'log_processor', 'default_scope', 'randomness'}
+# Hooks every run needs; a config may list one itself to set its options.
+_ESSENTIAL = ('StepSeedHook', 'NonFiniteLossHook', 'SyncNormStatsHook', 'RunInfoHook', 'StopSafelyHook')
+
+_runs = itertools.count()
+
+
+# ---------------------------------------------------------------------- work folder
+
+
+def on_rank_0(function: Callable[[], Any]) -> Any:
+    """Run a function on rank 0 alone; all ranks get its result, or raise the UserError it raised."""
+    answer: list = [None, None]
+    if dist.get_rank() == 0:
+        try:
+            answer[0] = function()
+        except (UserError, FileNotFoundError) as error:
+            answer[1] = str(error)
+    dist.broadcast_object_list(answer)
+    if answer[1] is not None:
+        raise UserError(answer[1])
+    return answer[0]
+
+
+def enter_work_dir(cfg: Config, resume: bool | str) -> str | None:
+    """Make sure that training into ``cfg.work_dir`` loses nothing; returns the checkpoint to resume from.
+
+    - An earlier run with another config: refused, unless resuming.
+    - An earlier run with the same config: its checkpoints are moved into its own time-stamped folder.
+    - ``resume=True``: the newest checkpoint that loads, or None where there is none.
+
+    Raises:
+        UserError: another config, or a checkpoint that cannot be resumed.
+    """
+    work_dir = cfg.work_dir
+    if os.path.exists(work_dir) and not os.path.isdir(work_dir):
+        raise UserError(f'--work-dir {work_dir} is a file')
+    if isinstance(resume, str):
+        if 'optimizer' not in _checkpoint.read_checkpoint(resume):
+            raise UserError(f'--resume {resume}: the file holds weights only; to start a new training from '
+                            f'them use --cfg-options load_from={resume}')
+        return resume
+    if resume:
+        newest = _checkpoint.newest_resumable(work_dir)
+        if newest is None:
+            print(f'nothing to resume in {work_dir}: training starts from the beginning', flush=True)
+        return newest
+    own = os.path.join(work_dir, os.path.basename(cfg.filename or ''))
+    if cfg.filename and os.path.abspath(cfg.filename) == os.path.abspath(own) and '_base_' in Path(own).read_text():
+        raise UserError(f'{own} would be replaced by its resolved form; use another --work-dir')
+    _set_earlier_run_aside(cfg)
+    return None
+
+
+def _set_earlier_run_aside(cfg: Config) -> None:
+    folder = Path(cfg.work_dir)
+    weights = sorted(folder.glob('*.pth')) if folder.is_dir() else []
+    if not weights:
+        return
+    for dumped in sorted(folder.glob('*.py'), key=os.path.getmtime, reverse=True)[:1]:
+        try:
+            earlier = Config.fromfile(dumped, lazy_import=False).to_dict()
+        except Exception:
+            raise UserError(f'{folder} holds the checkpoints of a run whose config {dumped.name} cannot be '
+                            'read; use --work-dir for a new folder') from None
+        changed = changed_keys(earlier, cfg.to_dict(), _HOW)
+        if changed:
+            raise UserError(f'{folder} holds a run with another config (differs in {at_most(changed, 5)}). Use '
+                            '--work-dir for a new folder, or --resume to continue that run with this config')
+    runs = sorted(d for d in folder.iterdir() if d.is_dir() and d.name[:8].isdigit())
+    aside = runs[-1] if runs else folder / time.strftime('%Y%m%d_%H%M%S')
+    aside.mkdir(exist_ok=True)
+    for path in [*weights, folder / 'last_checkpoint']:
+        if path.exists():
+            shutil.move(path, aside / path.name)
+    print(f'{folder}: moved {len(weights)} checkpoints of the earlier run to {aside}', flush=True)
+
+
+# ---------------------------------------------------------------------- the Runner
+
+
+def set_seed(cfg: Config, seed: int | None, deterministic: bool, resumed: str | None) -> None:
+    """Fix the run's seed before anything is built: the asked, the resumed, the config's, or a random one.
+
+    mmengine draws it after the samplers are built when resuming, so that they shuffle otherwise.
+    """
+    randomness = cfg.get('randomness') or {}
+    asked = randomness.get('seed') if seed is None else seed
+    seed = asked
+    if resumed is not None:
+        seed = on_rank_0(lambda: _checkpoint.read_checkpoint(resumed)['meta'].get('seed', asked))
+        if asked is not None and asked != seed:
+            _checkpoint.say(f'seed {seed} of {resumed} goes on; the asked seed {asked} would break its sequence')
+    if seed is None:
+        seed = dist.sync_random_seed()
+    deterministic = deterministic or randomness.get('deterministic', False)
+    if deterministic:
+        os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # cuBLAS refuses to run without
+    # The same seed on all ranks gives one initial model; StepSeedHook lets them differ afterwards.
+    cfg.randomness = dict(seed=seed, deterministic=deterministic)
+
+
+def use_amp(cfg: Config) -> None:
+    """Switch the optimizer wrapper to mixed precision: float16 with loss scaling on GPU, bfloat16 on CPU."""
+    kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
+    if kind in ('AmpOptimWrapper', 'CpuAmpOptimWrapper'):
+        return
+    if kind != 'OptimWrapper':
+        raise UserError(f'--amp works with optim_wrapper.type=OptimWrapper, the config has {kind}')
+    if torch.cuda.is_available():
+        cfg.optim_wrapper.type = 'AmpOptimWrapper'
+        cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+    else:
+        cfg.optim_wrapper.type = 'CpuAmpOptimWrapper'
+
+
+def scale_learning_rate(cfg: Config) -> None:
+    """Let the Runner scale the learning rate by (batch of all processes) / ``base_batch_size``."""
+    if not (cfg.get('auto_scale_lr') or {}).get('base_batch_size'):
+        raise UserError('--auto-scale-lr: the config has no auto_scale_lr=dict(base_batch_size=N), the batch '
+                        'size its learning rate is meant for')
+    cfg.auto_scale_lr.enable = True
+
+
+def build_runner(cfg: Config, launcher: str = 'none', resume_from: str | None = None,
+                 checkpoint: str | None = None) -> Runner:
+    """A Runner that saves and loads safely, whatever hooks the config names.
+
+    Args:
+        resume_from: checkpoint to continue training from.
+        checkpoint: weights to test; every weight must fit.
+    """
+    _checkpoint.install()
+    source = checkpoint or resume_from or cfg.get('load_from')
+    parts = dict(cfg.to_dict())
+    parts = {key: parts.get(key) for key in _RUNNER_KEYS if key in parts}
+    parts = ConfigDict(parts)
+    if resume_from or checkpoint:
+        drop_pretrained(parts.model)
+    if cfg.get('train_dataloader') and checkpoint is None:
+        seed = cfg.randomness.seed
+        parts.train_dataloader = seeded_dataloader(parts.train_dataloader, seed)
+        parts.train_cfg = _own_loop(parts.train_cfg)
+    if checkpoint is not None:
+        for key in ('train_dataloader', 'train_cfg', 'optim_wrapper', 'param_scheduler', 'val_dataloader',
+                    'val_cfg', 'val_evaluator'):
+            parts.pop(key, None)
+    if launcher != 'none' and not torch.cuda.is_available():
+        # mmengine would pass a GPU number to DistributedDataParallel.
+        cfg.model_wrapper_cfg = dict(
+            type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False,
+            find_unused_parameters=cfg.get('find_unused_parameters', False))
+    parts.custom_hooks = _with_essential(
+        parts.get('custom_hooks'), dict(type='CheckpointGuardHook', source=source, resuming=bool(resume_from),
+                                        strict=checkpoint is not None))
+    parts.default_hooks = _keep_two(parts.get('default_hooks'))
+    parts.log_processor = {'type': 'LogProcessor', **(parts.get('log_processor') or {})}
+    parts.visualizer = _visualizer(parts.get('visualizer'))
+    if parts.get('custom_hooks') and checkpoint is not None:
+        parts.custom_hooks = [h for h in parts.custom_hooks if h['type'] != 'EarlyStoppingHook']
+    # Two Runners of one process and second would share a logger, a message hub and their folder.
+    number = next(_runs)
+    name = parts.get('experiment_name') or (Path(cfg.filename).stem if cfg.filename else 'run')
+    parts.experiment_name = f'{name}_{number}' if number else name
+    level = parts.pop('log_level', 'INFO')
+    runner = Runner(
+        **{**parts, 'load_from': source, 'resume': bool(resume_from), 'launcher': launcher,
+           'log_level': 'WARNING',  # mmengine would log a thousand lines of environment and config
+           'default_scope': cfg.get('default_scope', 'mmdet'), 'cfg': cfg})
+    _quieten(runner.logger, level)
+    return runner
+
+
+_RUNNER_KEYS = (
+    'model', 'work_dir', 'train_dataloader', 'val_dataloader', 'test_dataloader', 'train_cfg', 'val_cfg',
+    'test_cfg', 'auto_scale_lr', 'optim_wrapper', 'param_scheduler', 'val_evaluator', 'test_evaluator',
+    'default_hooks', 'custom_hooks', 'data_preprocessor', 'env_cfg', 'log_processor', 'log_level', 'visualizer',
+    'randomness', 'experiment_name',
+)  # fmt: skip
+
+
+_NOISE = (
+    'Exp name:', 'Loads checkpoint by', 'Distributed training is not used', 'Checkpoints will be saved to',
+    '"FileClient" will be deprecated', '"HardDiskBackend" is the alias', 'The prefix is not set in metric',
+)  # fmt: skip
+
+
+def _quieten(logger: logging.Logger, level: str) -> None:
+    """Log at `level` from now on, without what mmengine says about itself."""
+    logger.addFilter(_tidy)
+    for handler in list(logger.handlers):
+        if dist.get_rank() == 0:
+            handler.setLevel(level)
+        if isinstance(handler, logging.FileHandler):
+            # mmengine writes how each parameter was initialised into every FileHandler, past all filters.
+            plain = logging.StreamHandler(open(handler.baseFilename, 'a', encoding='utf-8'))
+            plain.setLevel(handler.level)
+            plain.setFormatter(handler.formatter)
+            plain.filters = handler.filters
+            logger.removeHandler(handler)
+            handler.close()
+            logger.addHandler(plain)
+    if dist.get_rank() == 0:
+        logger.setLevel(level)
+
+
+def _tidy(record: logging.LogRecord) -> bool:
+    text = record.getMessage()
+    return not text.startswith(_NOISE) and ' - torch.Size(' not in text
+
+
+def drop_pretrained(model: dict) -> None:
+    """Weights that a checkpoint replaces at once need no download."""
+    for value in model.values():
+        if isinstance(value, dict):
+            drop_pretrained(value)
+    if (model.get('init_cfg') or {}) and dict(model['init_cfg']).get('type') == 'Pretrained':
+        model['init_cfg'] = None
+
+
+def _own_loop(train_cfg: dict) -> dict:
+    train_cfg = dict(train_cfg)
+    if 'by_epoch' in train_cfg:
+        train_cfg['type'] = 'EpochBasedTrainLoop' if train_cfg.pop('by_epoch') else 'IterBasedTrainLoop'
+    return train_cfg
+
+
+def _with_essential(hooks: list | None, guard: dict) -> list:
+    from mmdet.registry import HOOKS
+
+    hooks = [dict(hook) if isinstance(hook, dict) else hook for hook in hooks or []]
+    listed = {hook['type'] for hook in hooks if isinstance(hook, dict)}
+    if 'SyncBuffersHook' in listed:
+        listed.add('SyncNormStatsHook')
+    added = [dict(type=name) for name in _ESSENTIAL if name not in listed]
+    if 'CBNHook' not in listed and HOOKS.get('CBNHook') is not None:
+        added.append(dict(type='CBNHook'))  # without it burn-in could not be counted in epochs
+    return [*hooks, *added, guard]
+
+
+def _keep_two(hooks: dict | None) -> dict:
+    """mmengine deletes the oldest checkpoint before the new one is written: one must remain meanwhile."""
+    hooks = dict(hooks or {})
+    if 'checkpoint' not in hooks:
+        hooks['checkpoint'] = dict(type='CheckpointHook', interval=1)
+    if isinstance(hooks['checkpoint'], dict) and hooks['checkpoint'].get('max_keep_ckpts') == 1:
+        hooks['checkpoint'] = dict(hooks['checkpoint'], max_keep_ckpts=2)
+    return hooks
+
+
+def _visualizer(cfg: dict | None) -> dict:
+    cfg = dict(cfg or dict(type='DetVisualizer'))
+    cfg.pop('name', None)  # a fixed name would return the Visualizer of an earlier Runner
+    backends = [dict(b) for b in cfg.get('vis_backends') or [dict(type='LocalVisBackend')]]
+    if find_spec('tensorboard') and all(b['type'] != 'TensorboardVisBackend' for b in backends):
+        backends.append(dict(type='TensorboardVisBackend'))
+    cfg['vis_backends'] = backends
+    return cfg
+
+
+def model_of(runner: Runner) -> BaseModel:
+    """The model without its DistributedDataParallel wrapper."""
+    return getattr(runner.model, 'module', runner.model)

@@ -1,0 +1,59 @@
+"""Annotation files in COCO's detection format, as data sets and metrics read them."""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+
+import mmengine.fileio as fileio
+
+_FIELDS = dict(
+    images=('id', 'file_name', 'width', 'height'),
+    categories=('id', 'name'),
+    annotations=('image_id', 'category_id', 'bbox'),
+)
+
+
+def load_coco_file(path: str, backend_args: dict | None = None, need_annotations: bool = True) -> dict:
+    """The content of an annotation file; 'annotations' may be absent unless needed.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not JSON, not COCO's detection format, or two images of one id.
+    """
+    try:
+        content = json.loads(fileio.get(path, backend_args=backend_args))
+    except FileNotFoundError:
+        raise FileNotFoundError(f'no annotation file {path}; check data_root and ann_file') from None
+    except ValueError as error:
+        raise ValueError(f'annotation file {path} is not JSON: {error}') from None
+    needed = ['images', 'categories'] + ['annotations'] * need_annotations
+    missing = [key for key in needed if not isinstance(content, dict) or key not in content]
+    if missing:
+        raise ValueError(f'annotation file {path} is not in COCO format: it lacks {", ".join(missing)}')
+    for key, fields in _FIELDS.items():
+        for entry in content.get(key, ()):
+            lacking = [field for field in fields if field not in entry]
+            if lacking:
+                raise ValueError(f'annotation file {path}: an entry of {key} lacks {lacking[0]}: {entry}'[:300])
+    seen = Counter(image['id'] for image in content['images'])
+    if len(seen) < len(content['images']):
+        raise ValueError(f'annotation file {path} has several images of id {seen.most_common(1)[0][0]!r}')
+    return content
+
+
+def category_ids(content: dict, classes: Sequence[str], path: str) -> list[int]:
+    """The category id of each class, in the order of `classes`.
+
+    Raises:
+        ValueError: the file at `path` has no category of some class's name.
+    """
+    ids = {category['name']: category['id'] for category in content['categories']}
+    missing = [repr(name) for name in classes if name not in ids]
+    if missing:
+        more = f' and {len(missing) - 5} more' if len(missing) > 5 else ''
+        has = ', '.join(map(repr, ids))
+        raise ValueError(
+            f'classes {", ".join(missing[:5])}{more} are not in {path}, which has {has}; '
+            'set metainfo=dict(classes=(...)) of the data set to names from that file'
+        )
+    return [ids[name] for name in classes]

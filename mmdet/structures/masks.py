@@ -1,0 +1,334 @@
+"""Instance masks of one picture: `PolygonMasks` while they can stay polygons, `BitmapMasks` otherwise.
+
+Legend: n instances, (h, w) the picture, R boxes (RoIs), s side of a mask target.
+
+Coordinates are continuous: pixel (row i, column j) covers [j, j + 1) x [i, i + 1), its centre is
+(j + 0.5, i + 0.5), and a picture of width w ends at x = w. Nothing here changes a mask in place: every
+method returns new masks, which may share memory with the old.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+import torch
+from pycocotools import mask as coco_mask
+from torch import Tensor
+
+from mmdet.ops import mask_targets, rasterize_polygons, roi_align
+
+Polygon = np.ndarray  # flat (2 V,) float64: x0, y0, x1, y1, ...
+
+_AXES = {'horizontal': (True, False), 'vertical': (False, True), 'diagonal': (True, True)}
+
+
+def _flip_axes(direction: str) -> tuple[bool, bool]:
+    if direction not in _AXES:
+        raise ValueError(f"flip direction is {direction!r}; use 'horizontal', 'vertical' or 'diagonal'")
+    return _AXES[direction]
+
+
+def _positions(index, length: int) -> np.ndarray:
+    """Integer positions that an int, slice, list, bool or integer array or tensor selects."""
+    if isinstance(index, Tensor):
+        index = index.detach().cpu().numpy()
+    if isinstance(index, list) and not index:
+        index = slice(0)
+    return np.atleast_1d(np.arange(length)[index])
+
+
+class PolygonMasks:
+    """Masks of n instances, each a union of polygons.
+
+    Resizing, flipping, cropping and padding are arithmetic on the vertices: no pixel is touched and nothing
+    is rounded, so a mask target is rasterised once, at its own resolution.
+
+    Args:
+        polygons: per instance a list of flat (x0, y0, x1, y1, ...) arrays in pixels, three vertices or
+            more each; an instance without polygons is an empty mask.
+        height, width: size of the picture in pixels.
+
+    >>> masks = PolygonMasks([[[1, 1, 5, 1, 5, 4, 1, 4]]], height=6, width=8)
+    >>> masks.areas()
+    array([12.])
+    >>> masks.flip('horizontal').boxes()
+    array([[3., 1., 7., 4.]], dtype=float32)
+    >>> masks.to_bitmap().areas()
+    array([12.])
+    """
+
+    def __init__(self, polygons: Sequence[Sequence], height: int, width: int) -> None:
+        self.polygons: list[list[Polygon]] = [
+            [np.asarray(p, dtype=np.float64) for p in parts] for parts in polygons
+        ]
+        self.height = int(height)
+        self.width = int(width)
+
+    def __len__(self) -> int:
+        return len(self.polygons)
+
+    def __repr__(self) -> str:
+        return f'PolygonMasks(n={len(self)}, height={self.height}, width={self.width})'
+
+    def __getitem__(self, index) -> PolygonMasks:
+        return self._like([self.polygons[i] for i in _positions(index, len(self))])
+
+    @classmethod
+    def cat(cls, parts: Sequence[PolygonMasks]) -> PolygonMasks:
+        """The instances of several masks of one picture, in order."""
+        _check_one_size(parts)
+        polygons = [instance for part in parts for instance in part.polygons]
+        return cls(polygons, parts[0].height, parts[0].width)
+
+    def _like(self, polygons, height: int | None = None, width: int | None = None) -> PolygonMasks:
+        new = object.__new__(PolygonMasks)  # the arrays are float64 already
+        new.polygons = polygons
+        new.height = self.height if height is None else int(height)
+        new.width = self.width if width is None else int(width)
+        return new
+
+    def resize(self, shape: tuple[int, int]) -> PolygonMasks:
+        """Stretch the picture to `shape` (h, w)."""
+        scale = np.array([shape[1] / self.width, shape[0] / self.height])
+        polygons = [[(p.reshape(-1, 2) * scale).ravel() for p in parts] for parts in self.polygons]
+        return self._like(polygons, *shape)
+
+    def flip(self, direction: str = 'horizontal') -> PolygonMasks:
+        """Mirror along 'horizontal', 'vertical' or 'diagonal' (both)."""
+        in_x, in_y = _flip_axes(direction)
+
+        def mirrored(polygon: Polygon) -> Polygon:
+            polygon = polygon.copy()
+            if in_x:
+                polygon[0::2] = self.width - polygon[0::2]
+            if in_y:
+                polygon[1::2] = self.height - polygon[1::2]
+            return polygon
+
+        return self._like([[mirrored(p) for p in parts] for parts in self.polygons])
+
+    def crop(self, window: Sequence[float]) -> PolygonMasks:
+        """What is seen through `window` (x1, y1, x2, y2), which becomes the picture.
+
+        Polygons are clipped at its border (Sutherland and Hodgman, 1974); the clipped parts of a concave
+        polygon stay joined by edges along the border, which enclose no area.
+        """
+        x1, y1, x2, y2 = _window(window)
+        polygons = []
+        for parts in self.polygons:
+            clipped = [_clip_polygon(p.reshape(-1, 2), x1, y1, x2, y2) for p in parts]
+            polygons.append([(p - (x1, y1)).ravel() for p in clipped if len(p) >= 3])
+        return self._like(polygons, y2 - y1, x2 - x1)
+
+    def pad(self, shape: tuple[int, int], value: int = 0) -> PolygonMasks:
+        """Extend the picture to `shape` (h, w) at its right and bottom; `value` must be 0."""
+        if value != 0:
+            raise ValueError(f'polygons can only be padded with 0, not {value}; set poly2mask=True')
+        return self._like(self.polygons, *shape)
+
+    def areas(self) -> np.ndarray:
+        """(n,) float64 areas in square pixels: the sum over an instance's polygons."""
+        return np.array([sum(map(_polygon_area, parts)) for parts in self.polygons], dtype=np.float64)
+
+    def boxes(self) -> np.ndarray:
+        """(n, 4) float32 x1, y1, x2, y2 around the vertices; zeros for an empty mask."""
+        boxes = np.zeros((len(self), 4), dtype=np.float32)
+        for box, parts in zip(boxes, self.polygons):
+            if parts:
+                points = np.concatenate(parts).reshape(-1, 2)
+                box[:2], box[2:] = points.min(axis=0), points.max(axis=0)
+        return boxes
+
+    def to_bitmap(self) -> BitmapMasks:
+        """Rasterise with COCO's rule (mostly: a pixel whose centre is inside)."""
+        masks = rasterize_polygons(self.polygons, self.height, self.width).numpy()
+        return BitmapMasks(masks, self.height, self.width)
+
+    def crop_and_resize(self, boxes: Tensor, indices: Tensor, size: int) -> Tensor:
+        """Mask targets: instance ``indices[r]`` seen through ``boxes[r]``, rasterised at size x size.
+
+        Args:
+            boxes: (R, 4) x1, y1, x2, y2 in pixels, any device.
+            indices: (R,) int64.
+            size: side of a target, cells.
+
+        Returns:
+            (R, size, size) float32 of 0 and 1 on the device of `boxes`.
+        """
+        return mask_targets(self.polygons, boxes, size, indices)
+
+
+class BitmapMasks:
+    """Masks of n instances as bitmaps.
+
+    Args:
+        masks: (n, height, width) array of 0 and 1 (uint8 or bool).
+        height, width: size of the picture in pixels.
+    """
+
+    def __init__(self, masks: np.ndarray, height: int, width: int) -> None:
+        masks = np.asarray(masks, dtype=np.uint8).reshape(-1, height, width)
+        self.masks = masks
+        self.height = int(height)
+        self.width = int(width)
+
+    def __len__(self) -> int:
+        return len(self.masks)
+
+    def __repr__(self) -> str:
+        return f'BitmapMasks(n={len(self)}, height={self.height}, width={self.width})'
+
+    def __getitem__(self, index) -> BitmapMasks:
+        return BitmapMasks(self.masks[_positions(index, len(self))], self.height, self.width)
+
+    @classmethod
+    def cat(cls, parts: Sequence[BitmapMasks]) -> BitmapMasks:
+        """The instances of several masks of one picture, in order."""
+        _check_one_size(parts)
+        return cls(np.concatenate([part.masks for part in parts]), parts[0].height, parts[0].width)
+
+    def resize(self, shape: tuple[int, int]) -> BitmapMasks:
+        """Stretch the picture to `shape` (h, w); a new pixel takes the value under its centre."""
+        height, width = shape
+        masks = np.empty((len(self), height, width), dtype=np.uint8)
+        for mask, resized in zip(self.masks, masks):
+            cv2.resize(mask, (width, height), dst=resized, interpolation=cv2.INTER_NEAREST_EXACT)
+        return BitmapMasks(masks, height, width)
+
+    def flip(self, direction: str = 'horizontal') -> BitmapMasks:
+        """Mirror along 'horizontal', 'vertical' or 'diagonal' (both)."""
+        in_x, in_y = _flip_axes(direction)
+        masks = self.masks[:, :: -1 if in_y else 1, :: -1 if in_x else 1]
+        return BitmapMasks(np.ascontiguousarray(masks), self.height, self.width)
+
+    def crop(self, window: Sequence[float]) -> BitmapMasks:
+        """What is seen through `window` (x1, y1, x2, y2), whole pixels, which becomes the picture."""
+        x1, y1, x2, y2 = _window(window)
+        if x1 < 0 or y1 < 0 or x2 > self.width or y2 > self.height:
+            picture = (self.width, self.height)
+            raise ValueError(f'crop window {(x1, y1, x2, y2)} leaves the picture of (w, h) = {picture}')
+        return BitmapMasks(np.ascontiguousarray(self.masks[:, y1:y2, x1:x2]), y2 - y1, x2 - x1)
+
+    def pad(self, shape: tuple[int, int], value: int = 0) -> BitmapMasks:
+        """Extend the picture to `shape` (h, w) with `value` at its right and bottom."""
+        masks = np.full((len(self), *shape), value, dtype=np.uint8)
+        masks[:, : self.height, : self.width] = self.masks
+        return BitmapMasks(masks, *shape)
+
+    def areas(self) -> np.ndarray:
+        """(n,) float64 numbers of pixels."""
+        return self.masks.sum(axis=(1, 2), dtype=np.int64).astype(np.float64)
+
+    def boxes(self) -> np.ndarray:
+        """(n, 4) float32 x1, y1, x2, y2 around the pixels; zeros for an empty mask."""
+        boxes = np.zeros((len(self), 4), dtype=np.float32)
+        for box, mask in zip(boxes, self.masks):
+            columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
+            if len(columns):
+                box[:] = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
+        return boxes
+
+    def to_bitmap(self) -> BitmapMasks:
+        return self
+
+    def crop_and_resize(self, boxes: Tensor, indices: Tensor, size: int) -> Tensor:
+        """Mask targets: instance ``indices[r]`` seen through ``boxes[r]``, averaged by RoIAlign over
+        size x size cells and cut at 0.5.
+
+        Args and result as in `PolygonMasks.crop_and_resize`.
+        """
+        if len(boxes) == 0:
+            return boxes.new_zeros((0, size, size), dtype=torch.float32)
+        used, indices = indices.cpu().unique(return_inverse=True)
+        masks = torch.from_numpy(self.masks[used.numpy()]).to(boxes.device)[:, None].float()
+        rois = torch.cat([indices.to(boxes)[:, None], boxes], dim=1).float()
+        return (roi_align(masks, rois, size, 1.0, 0, aligned=True)[:, 0] >= 0.5).float()
+
+
+def masks_from_coco(
+    segmentations: Sequence, height: int, width: int, bitmap: bool = False
+) -> PolygonMasks | BitmapMasks:
+    """Masks of one picture from COCO's ``segmentation`` entries.
+
+    Args:
+        segmentations: per instance a list of flat polygons, an RLE dict (counts compressed or as a
+            list), or None for an instance without a mask. Polygons of fewer than three vertices are dropped.
+        height, width: size of the picture in pixels.
+        bitmap: give bitmaps whatever the entries are.
+
+    Returns:
+        `PolygonMasks` when every entry is a list of polygons or None, `BitmapMasks` otherwise.
+    """
+    entries = [_whole_polygons(s) if isinstance(s, (list, tuple)) else s for s in segmentations]
+    if not bitmap and not any(isinstance(s, dict) for s in entries):
+        return PolygonMasks([s or [] for s in entries], height, width)
+    polygons = [[] if isinstance(s, dict) else s or [] for s in entries]
+    masks = rasterize_polygons(polygons, height, width).numpy()
+    for mask, entry in zip(masks, entries):
+        if isinstance(entry, dict):
+            mask[...] = _decode_rle(entry, height, width)
+    return BitmapMasks(masks, height, width)
+
+
+def outline(rle: dict, height: int, width: int) -> list[Polygon]:
+    """Polygons around the pixels of an RLE mask, to about half a pixel; holes are filled."""
+    contours, _ = cv2.findContours(_decode_rle(rle, height, width), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    return [contour.ravel() + 0.5 for contour in contours if len(contour) >= 3]
+
+
+def _whole_polygons(polygons: Sequence) -> list[Polygon]:
+    arrays = [np.asarray(p, dtype=np.float64) for p in polygons]
+    return [p for p in arrays if p.size >= 6 and p.size % 2 == 0]
+
+
+def _decode_rle(rle: dict, height: int, width: int) -> np.ndarray:
+    if tuple(rle['size']) != (height, width):
+        raise ValueError(f"RLE mask is of size {tuple(rle['size'])} (h, w), its picture {(height, width)}")
+    if isinstance(rle['counts'], list):
+        rle = coco_mask.frPyObjects(rle, height, width)
+    return coco_mask.decode(rle)
+
+
+def _check_one_size(parts: Sequence) -> None:
+    sizes = {(part.height, part.width) for part in parts}
+    if len(sizes) != 1:
+        raise ValueError(f'masks of one picture are needed, got sizes (h, w) {sorted(sizes)}')
+
+
+def _window(window: Sequence[float]) -> tuple[int, int, int, int]:
+    x1, y1, x2, y2 = (int(v) for v in window)
+    if x2 <= x1 or y2 <= y1:
+        raise ValueError(f'crop window {(x1, y1, x2, y2)} is empty; x1 < x2 and y1 < y2 are needed')
+    return x1, y1, x2, y2
+
+
+def _polygon_area(polygon: Polygon) -> float:
+    """Shoelace formula."""
+    x, y = polygon[0::2], polygon[1::2]
+    return 0.5 * abs(float(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1))))
+
+
+def _clip_polygon(points: np.ndarray, x1: float, y1: float, x2: float, y2: float) -> np.ndarray:
+    """Clip (V, 2) vertices at the four sides of a window; returns (V', 2), V' = 0 when nothing is inside."""
+    low, high = points.min(axis=0), points.max(axis=0)
+    if low[0] >= x1 and low[1] >= y1 and high[0] <= x2 and high[1] <= y2:
+        return points
+    if low[0] >= x2 or low[1] >= y2 or high[0] <= x1 or high[1] <= y1:
+        return points[:0]
+    for axis, limit, sign in ((0, x1, 1), (0, x2, -1), (1, y1, 1), (1, y2, -1)):
+        depth = sign * (points[:, axis] - limit)  # > 0 inside
+        following, depth_following = np.roll(points, -1, axis=0), np.roll(depth, -1)
+        inside = depth >= 0
+        if inside.all():
+            continue
+        crosses = inside != (depth_following >= 0)
+        share = np.divide(depth, depth - depth_following, out=np.zeros_like(depth), where=crosses)
+        crossing = points + share[:, None] * (following - points)
+        crossing[:, axis] = limit
+        # each vertex that is inside, followed by the point where its edge leaves or enters
+        points = np.stack([points, crossing], axis=1)[np.stack([inside, crosses], axis=1)]
+        if len(points) < 3:
+            return points[:0]
+    return points

@@ -1,0 +1,77 @@
+"""The configuration files."""
+
+from pathlib import Path
+
+import pytest
+from mmengine.config import Config
+
+CBN = Path(__file__).resolve().parents[2] / 'configs' / 'cbn'
+VARIANTS = {
+    '': None,
+    '_syncbn': dict(type='SyncBN'),
+    '_gn': dict(type='GN', num_groups=32),
+    '_cbn_buffer3_burnin8': dict(type='CBN', buffer_num=3, burnin=8),
+}
+
+
+def load(path) -> dict:
+    return Config.fromfile(path, lazy_import=False).to_dict()
+
+
+def without_norm(cfg: dict) -> dict:
+    cfg.pop('norm_cfg', None)
+    for part in (cfg['model']['neck'], *(cfg['model']['roi_head'].get(h) for h in ('bbox_head', 'mask_head'))):
+        if part is not None:
+            part.pop('norm_cfg', None)
+    return cfg
+
+
+@pytest.mark.parametrize('kind', ['faster', 'mask'])
+def test_siblings_differ_in_norm_alone(kind):
+    resolved = {name: load(CBN / f'{kind}_rcnn_r50_fpn{name}_1x.py') for name in VARIANTS}
+    for name, norm_cfg in VARIANTS.items():
+        model = resolved[name]['model']
+        heads = [model['neck'], model['roi_head']['bbox_head']]
+        heads += [model['roi_head']['mask_head']] if kind == 'mask' else []
+        assert [head.get('norm_cfg') for head in heads] == [norm_cfg] * len(heads)
+    stripped = [without_norm(cfg) for cfg in resolved.values()]
+    assert all(cfg == stripped[0] for cfg in stripped[1:])
+
+
+def test_recipe_of_the_method():
+    cfg = load(CBN / 'mask_rcnn_r50_fpn_cbn_buffer3_burnin8_1x.py')
+    assert cfg['train_dataloader']['batch_size'] == 4 and cfg['train_cfg']['max_epochs'] == 12
+    optimizer = cfg['optim_wrapper']['optimizer']
+    assert (optimizer['type'], optimizer['lr']) == ('SGD', 0.02)
+    assert (optimizer['momentum'], optimizer['weight_decay']) == (0.9, 1e-4)
+    assert cfg['optim_wrapper']['clip_grad'] == dict(max_norm=35, norm_type=2)
+    warmup, steps = cfg['param_scheduler']
+    assert warmup['start_factor'] == pytest.approx(1 / 3) and warmup['end'] == 500
+    assert steps['milestones'] == [8, 11]
+    backbone = cfg['model']['backbone']
+    assert backbone['frozen_stages'] == 1 and backbone['norm_eval'] and backbone['style'] == 'pytorch'
+    assert backbone['init_cfg']['checkpoint'] == 'torchvision://resnet50'
+
+
+RECIPES = sorted(
+    path for folder in ('cbn', 'faster_rcnn', 'mask_rcnn', 'gn', 'demo') for path in CBN.parent.glob(f'{folder}/*_*.py')
+)
+
+
+@pytest.mark.parametrize('path', RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_builds_its_model_and_agrees_with_itself(path):
+    import torch
+
+    from mmdet.registry import MODELS
+
+    cfg = load(path)
+    backbone = cfg['model']['backbone']
+    backbone['init_cfg'] = None
+    with torch.device('meta'):
+        model = MODELS.build(cfg['model'])
+    classes = cfg['train_dataloader']['dataset'].get('metainfo', {}).get('classes', range(80))
+    assert model.roi_head.num_classes == len(classes)
+    assert cfg['val_evaluator']['ann_file'].endswith(cfg['val_dataloader']['dataset']['ann_file'])
+    assert cfg['train_dataloader']['dataset']['ann_file'] != cfg['val_dataloader']['dataset']['ann_file']
+    steps = [s for s in cfg['param_scheduler'] if s['type'] == 'MultiStepLR']
+    assert all(s['milestones'][-1] < s['end'] == cfg['train_cfg']['max_epochs'] for s in steps)

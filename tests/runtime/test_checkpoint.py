@@ -1,0 +1,195 @@
+"""Checkpoints: no pickled code, never half written, and a misfit is named."""
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter, deque
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.fileio import get_file_backend
+from mmengine.logging import HistoryBuffer
+from torch import nn
+from toy_task import ENVIRONMENT, ToyDetector, write_config
+
+from mmdet.runtime import UserError, fit_weights, load_pretrained, load_weights, read_checkpoint
+from mmdet.runtime.checkpoint import (
+    AtomicLocalBackend,
+    from_plain,
+    newest_resumable,
+    to_plain,
+    weights_of,
+    write_atomically,
+)
+
+
+def test_plain_form_survives_weights_only_loading(tmp_path):
+    history = HistoryBuffer([1.0, 2.5], [1, 2], max_length=10)
+    value = dict(array=np.arange(6.0).reshape(2, 3), names=np.array(['a', 'b']), number=np.float64(0.5),
+                 count=np.int64(3), milestones=Counter({8: 1, 11: 1}), ids=deque([1, 2]), kinds={1, 2},
+                 path=Path('a/b'), history=history, shape=(3, 4), nothing=None, flag=True)  # fmt: skip
+    torch.save(to_plain(value), tmp_path / 'x.pth')
+    back = from_plain(torch.load(tmp_path / 'x.pth', weights_only=True))
+    assert back['array'].tolist() == value['array'].tolist() and back['array'].dtype == np.float64
+    assert back['names'] == ['a', 'b'] and back['milestones'] == value['milestones']
+    assert (back['number'], back['count'], back['ids'], back['kinds']) == (0.5, 3, deque([1, 2]), {1, 2})
+    assert back['path'] == 'a/b' and back['shape'] == (3, 4) and back['flag'] is True and back['nothing'] is None
+    assert [a.tolist() for a in back['history'].data] == [a.tolist() for a in history.data]
+    assert back['history'].max_length == 10
+
+
+def test_no_plain_form_is_named():
+    with pytest.raises(TypeError, match='torch.nn.modules.linear.Linear'):
+        to_plain(dict(a=[nn.Linear(1, 1)]))
+
+
+def test_saved_runs_hold_no_code(tmp_path, train):
+    train(write_config(tmp_path))
+    checkpoint = torch.load('run/epoch_2.pth', weights_only=True)
+    assert {'meta', 'state_dict', 'optimizer', 'message_hub', 'param_schedulers'} <= set(checkpoint)
+    restored = read_checkpoint('run/epoch_2.pth')
+    assert isinstance(restored['message_hub']['log_scalars']['train/loss'], HistoryBuffer)
+    assert isinstance(restored['param_schedulers'][1]['milestones'], Counter)
+
+
+def test_pickled_objects_are_refused_in_one_line(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return os.system, (f'touch {tmp_path}/ran',)
+
+    for save in (torch.save, lambda x, p: p.write_bytes(pickle.dumps(x))):
+        save(dict(state_dict={}, extra=Evil()), tmp_path / 'evil.pth')
+        with pytest.raises(UserError, match='evil.pth holds pickled Python objects') as caught:
+            read_checkpoint(str(tmp_path / 'evil.pth'))
+        assert '\n' not in str(caught.value)
+    assert not (tmp_path / 'ran').exists()
+
+
+def test_damaged_and_missing_files(tmp_path):
+    good = tmp_path / 'epoch_1.pth'
+    torch.save(dict(state_dict=dict(a=torch.zeros(1000))), good)
+    (tmp_path / 'cut.pth').write_bytes(good.read_bytes()[:-500])
+    (tmp_path / 'empty.pth').write_bytes(b'')
+    (tmp_path / 'text.pth').write_text('Not found')
+    for name in ('cut', 'empty', 'text'):
+        with pytest.raises(UserError, match=f'{name}.pth is damaged or no checkpoint'):
+            read_checkpoint(str(tmp_path / f'{name}.pth'))
+    with pytest.raises(FileNotFoundError, match='epoch_2.pth not found.*Did you mean epoch_1.pth'):
+        read_checkpoint(str(tmp_path / 'epoch_2.pth'))
+
+
+def test_writing_is_all_or_nothing(tmp_path, monkeypatch):
+    path = tmp_path / 'a.pth'
+    write_atomically(path, b'old')
+    monkeypatch.setattr(os, 'fsync', lambda fd: (_ for _ in ()).throw(OSError(28, 'No space left on device')))
+    with pytest.raises(OSError, match='No space left'):
+        write_atomically(path, b'new')
+    assert path.read_bytes() == b'old' and os.listdir(tmp_path) == ['a.pth']
+
+
+@pytest.mark.slow
+def test_killed_while_writing_leaves_a_whole_file(tmp_path):
+    path = tmp_path / 'a.bin'
+    code = f"""
+from mmdet.runtime.checkpoint import write_atomically
+i = 0
+while True:
+    write_atomically({str(path)!r}, bytes([i % 256]) * 20_000_000)
+    i += 1
+    print(i, flush=True)
+"""
+    for delay in (0.0, 0.013, 0.03):
+        process = subprocess.Popen([sys.executable, '-c', code], env=ENVIRONMENT, stdout=subprocess.PIPE)
+        process.stdout.readline()
+        time.sleep(delay)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        data = path.read_bytes()
+        assert len(data) == 20_000_000 and len(set(data)) == 1
+
+
+def test_runs_save_through_the_atomic_backend(tmp_path, train):
+    train(write_config(tmp_path))
+    assert isinstance(get_file_backend('run/x.pth'), AtomicLocalBackend)
+    assert not list(Path('run').glob('.*'))
+
+
+def test_newest_that_loads_is_resumed(tmp_path, train, capsys):
+    train(write_config(tmp_path))
+    assert newest_resumable('run') == 'run/epoch_2.pth'
+    data = Path('run/epoch_2.pth').read_bytes()
+    Path('run/epoch_2.pth').write_bytes(data[: len(data) // 2])  # killed by a tool that writes in place
+    assert Path('run/last_checkpoint').read_text().endswith('epoch_2.pth')
+    assert newest_resumable('run') == 'run/epoch_1.pth'
+    assert 'skipped: run/epoch_2.pth is damaged' in capsys.readouterr().out
+    assert newest_resumable('elsewhere') is None
+
+
+def test_one_checkpoint_stays_while_the_next_is_written(tmp_path, train):
+    options = {'default_hooks.checkpoint.max_keep_ckpts': 1, 'train_cfg.max_epochs': 3}
+    train(write_config(tmp_path), options=options)
+    assert sorted(p.name for p in Path('run').glob('epoch*')) == ['epoch_2.pth', 'epoch_3.pth']
+
+
+def test_weights_are_found_in_common_layouts():
+    a = torch.zeros(1)
+    for checkpoint in (dict(a=a), dict(state_dict={'module.a': a}), dict(model=dict(a=a), epoch=3)):
+        assert list(weights_of(checkpoint)) == ['a']
+
+
+def test_another_architecture_is_named_with_at_most_ten_keys(tmp_path):
+    model = nn.Sequential(*[nn.Linear(3, 3) for _ in range(20)])
+    with pytest.raises(UserError) as caught:
+        fit_weights(model, {f'layer{i}.weight': torch.zeros(1) for i in range(30)}, 'other.pth')
+    text = str(caught.value)
+    assert text.startswith('other.pth does not fit Sequential: 0 of 40 weights have their place. 40 not in the file')
+    assert text.count('.weight') + text.count('.bias') <= 10 and '\n' not in text
+    weights = model.state_dict() | {'0.weight': torch.zeros(5, 3)}
+    with pytest.raises(UserError, match=r'1 shape: 0.weight \(file \(5, 3\), model \(3, 3\)\)'):
+        fit_weights(model, weights, 'x.pth')
+
+
+def test_fine_tuning_keeps_what_does_not_fit(tmp_path):
+    old, new = ToyDetector(num_classes=2), ToyDetector(num_classes=5)
+    torch.save(dict(state_dict=old.state_dict()), tmp_path / 'old.pth')
+    fresh = new.head.fc.weight.clone()
+    load_weights(new, str(tmp_path / 'old.pth'), strict=False)
+    assert torch.equal(new.stem.weight, old.stem.weight) and torch.equal(new.head.fc.weight, fresh)
+    with pytest.raises(UserError, match='does not fit ToyDetector'):
+        load_weights(new, str(tmp_path / 'old.pth'))
+
+
+def test_pretrained_from_torch_home_and_from_a_file(tmp_path, monkeypatch):
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
+    weights = dict(conv1=torch.ones(2))
+    folder = tmp_path / 'hub' / 'checkpoints'
+    folder.mkdir(parents=True)
+    torch.save(weights, folder / 'resnet50-0676ba61.pth')
+    assert torch.equal(load_pretrained('torchvision://resnet50')['conv1'], weights['conv1'])
+    assert torch.equal(load_pretrained('torchvision://resnet50.imagenet1k_v1')['conv1'], weights['conv1'])
+    assert torch.equal(load_pretrained(str(folder / 'resnet50-0676ba61.pth'))['conv1'], weights['conv1'])
+    with pytest.raises(UserError, match="no model 'resnet51'. Did you mean resnet50"):
+        load_pretrained('torchvision://resnet51')
+    with pytest.raises(UserError, match='resnet50 has the weights imagenet1k_v1, imagenet1k_v2'):
+        load_pretrained('torchvision://resnet50.v3')
+
+
+def test_pretrained_that_cannot_be_downloaded(tmp_path, monkeypatch):
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
+
+    def no_network(url, *args, **kwargs):
+        raise OSError('Name or service not known')
+
+    monkeypatch.setattr(torch.hub, 'download_url_to_file', no_network)
+    with pytest.raises(UserError) as caught:
+        load_pretrained('torchvision://resnet50')
+    text = str(caught.value)
+    for part in ('torchvision://resnet50', 'resnet50-0676ba61.pth', str(tmp_path), 'TORCH_HOME', 'init_cfg=None',
+                 'Name or service not known'):  # fmt: skip
+        assert part in text
+    assert '\n' not in text and not list((tmp_path / 'hub' / 'checkpoints').iterdir())
