@@ -31,7 +31,7 @@ struct Maps {
   S* data[kMaxLevels];
   int height[kMaxLevels], width[kMaxLevels];
   int64_t picture_stride[kMaxLevels], channel_stride[kMaxLevels], row_stride[kMaxLevels], cell_stride[kMaxLevels];
-  float scale[kMaxLevels];
+  double scale[kMaxLevels];
   int levels;
 };
 
@@ -335,7 +335,7 @@ Maps<S> device_maps(const Tensors& tensors, c10::ArrayRef<double> scales) {
     maps.channel_stride[l] = t.stride(1);
     maps.row_stride[l] = t.stride(2);
     maps.cell_stride[l] = t.stride(3);
-    maps.scale[l] = static_cast<float>(scales[l]);
+    maps.scale[l] = scales[l];
   }
   return maps;
 }
