@@ -10,8 +10,9 @@ from mmengine.dataset import Compose, pseudo_collate
 from mmengine.registry import DefaultScope
 from torch import nn
 
+from mmdet.checkpoints import adapt_config, load_checkpoint
 from mmdet.registry import DATASETS, MODELS
-from mmdet.runtime import UserError, load_config, load_weights
+from mmdet.runtime import UserError, load_config
 from mmdet.runtime.run import drop_pretrained
 from mmdet.structures import DetDataSample
 
@@ -41,12 +42,14 @@ def init_detector(
     elif cfg_options:
         raise UserError('cfg_options apply to a config file; change the loaded config itself')
     DefaultScope.get_instance('mmdet', scope_name='mmdet')
+    if checkpoint is not None:
+        adapt_config(config, checkpoint)
     model_cfg = config.model.to_dict()
     drop_pretrained(model_cfg)
     model = MODELS.build(model_cfg)
     meta = None
     if checkpoint is not None:
-        meta = (load_weights(model, checkpoint).get('meta') or {}).get('dataset_meta')
+        meta = (load_checkpoint(model, checkpoint).get('meta') or {}).get('dataset_meta')
     model.cfg = config
     model.dataset_meta = meta or _classes_of(config)
     return model.to(device).eval()

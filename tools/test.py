@@ -70,8 +70,9 @@ def main() -> None:
     if args.launcher == 'none':
         spawn(args.gpus)
 
+    from mmdet.checkpoints import adapt_config, needs_legacy_options
     from mmdet.engine.predictions import DumpPredictions
-    from mmdet.runtime import check_types, load_config, read_checkpoint
+    from mmdet.runtime import check_types, load_config
     from mmdet.runtime.run import build_runner, on_rank_0
 
     cfg = load_config(args.config, args.cfg_options)
@@ -86,7 +87,8 @@ def main() -> None:
     check_types(cfg)
     launcher = 'pytorch' if is_spawned() else args.launcher
     join_processes(launcher, (cfg.get('env_cfg') or {}).get('dist_cfg', {}).get('timeout'))
-    on_rank_0(lambda: read_checkpoint(args.checkpoint) and None)  # before the data set is read
+    is_legacy = on_rank_0(lambda: needs_legacy_options(args.checkpoint))  # before the data set is read
+    adapt_config(cfg, args.checkpoint, is_legacy)
     runner = build_runner(cfg, launcher, checkpoint=args.checkpoint)
     if args.out:
         runner.test_evaluator.metrics.append(DumpPredictions(args.out))

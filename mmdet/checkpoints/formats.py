@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from mmdet.checkpoints import torchvision
+from mmdet.checkpoints import detectron2, legacy, torchvision
 from mmdet.checkpoints.classes import (
     add_background_column,
     background_first,
@@ -19,6 +19,10 @@ from mmdet.checkpoints.names import rename, reverse
 from mmdet.runtime import UserError
 from mmdet.runtime.checkpoint import weights_of
 from mmdet.runtime.errors import at_most
+
+
+class UnknownFormat(UserError):
+    """No project that we know writes such keys."""
 
 
 class Converted(NamedTuple):
@@ -49,6 +53,12 @@ class Converted(NamedTuple):
         return f'{self.source}: {", ".join(done)}'
 
 
+def meta_of(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """What the file says about itself; empty where it says nothing."""
+    meta = checkpoint.get('meta')
+    return meta if isinstance(meta, dict) else {}
+
+
 def convert(checkpoint: dict[str, Any], num_classes: int | None = None) -> Converted:
     """The weights of a checkpoint of any known format, under our names and in our class order.
 
@@ -57,13 +67,65 @@ def convert(checkpoint: dict[str, Any], num_classes: int | None = None) -> Conve
         num_classes: classes of the model to be filled; needed only where COCO's 91 outputs shall not become 80.
 
     Raises:
-        UserError: no known format; names the first keys.
+        UnknownFormat: names the first keys.
+        UserError: keys of a known format that have no counterpart here.
     """
     state = weights_of(checkpoint)
-    meta = checkpoint.get('meta') if isinstance(checkpoint.get('meta'), dict) else {}
+    meta = meta_of(checkpoint)
     if any(key.startswith('backbone.body.') for key in state):
         return _from_torchvision(state, num_classes)
-    raise UserError(f'no known checkpoint format; the first keys are {at_most(state, 5)}')
+    if any(key.startswith('backbone.bottom_up.') for key in state):
+        return _from_detectron2(state)
+    if 'res_conv1_bn_s' in state:
+        return _from_caffe2(state)
+    if any(key.startswith('backbone.') for key in state):
+        return _from_mmdet(state, meta)
+    if 'layer1.0.conv1.weight' in state:
+        return _from_resnet(state)
+    raise UnknownFormat(
+        f'no checkpoint of a known detector: the first of {len(state)} arrays are {at_most(state, 5)}. Known are '
+        'mmdetection, torchvision and detectron2 (docs/compatibility.md)'
+    )
+
+
+def _from_mmdet(state: dict[str, Tensor], meta: dict[str, Any]) -> Converted:
+    if not legacy.is_legacy(state, meta):
+        version = meta.get('mmdet_version')
+        return Converted(state, f'mmdetection {version}' if version else 'mmdetection 2.x / 3.x names', {}, {}, [])
+    version = meta.get('mmdet_version', '0.x / 1.x')
+    if meta.get('conventions') == 'mmdet1':  # a file of tools/convert_checkpoint.py
+        return Converted(state, f'mmdetection {version}, converted', {}, {}, [], legacy=True)
+    changed: dict[str, str] = {}
+    reordered: list[str] = []
+    if any(key.startswith(('bbox_head.fc_', 'bbox_head.0.', 'mask_head.')) for key in state):
+        renamed = rename(state, legacy.TABLE)
+        state, changed = renamed.state, renamed.changed
+        reordered = background_last(state)
+    reordered += legacy.move_eps_inside(state)
+    return Converted(state, f'mmdetection {version}', changed, {}, reordered, legacy=True)
+
+
+def _from_detectron2(state: dict[str, Tensor]) -> Converted:
+    dropped = {key: 'not a weight' for key in state if detectron2.NOT_WEIGHTS.fullmatch(key)}
+    state = {key: value for key, value in state.items() if key not in dropped}
+    renamed = rename(state, detectron2.table(state))
+    _refuse_unknown('our models', renamed.unknown)
+    new = detectron2.name_norms(renamed.state)
+    return Converted(new, 'detectron2', dict(zip(state, new)), dropped, detectron2.reorder_anchors(new))
+
+
+def _from_caffe2(state: dict[str, Tensor]) -> Converted:
+    new = {f'backbone.{key}': value for key, value in detectron2.from_caffe2(state).items()}
+    dropped = {key: 'ImageNet classifier' for key in state if key.startswith(('fc', 'pred'))}
+    return Converted(new, 'caffe2 backbone', {}, dropped, [])
+
+
+def _from_resnet(state: dict[str, Tensor]) -> Converted:
+    dropped = {key: 'ImageNet classifier' for key in state if key.startswith('fc.')}
+    changed = {key: f'backbone.{key}' for key in state if key not in dropped}
+    return Converted(
+        {new: state[old] for old, new in changed.items()}, 'ResNet backbone (torchvision names)', changed, dropped, []
+    )
 
 
 def _from_torchvision(state: dict[str, Tensor], num_classes: int | None) -> Converted:
@@ -71,7 +133,7 @@ def _from_torchvision(state: dict[str, Tensor], num_classes: int | None) -> Conv
     state = torchvision.modern_keys(state)
     renamed = rename(state, torchvision.table(False, state))
     new = dict(renamed.state)
-    _refuse_unknown('torchvision', renamed.unknown)
+    _refuse_unknown('our models', renamed.unknown)
     reordered = background_last(new, num_classes)
     kind = 'Faster R-CNN'
     if 'bbox_head.retina_reg.weight' in new:

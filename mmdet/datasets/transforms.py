@@ -204,6 +204,7 @@ class Resize(BaseTransform):
         keep_ratio: keep the shape of the picture.
         clip_object_border: clip the boxes to the picture.
         backend, interpolation: mmcv's.
+        common_factor: with `keep_ratio`, report the one factor asked for as ``scale_factor``, as mmdetection 0.x did.
 
     Sets ``scale_factor`` (w, h), the exact ratio of the new to the old size.
     """
@@ -216,6 +217,7 @@ class Resize(BaseTransform):
         clip_object_border: bool = True,
         backend: str = 'cv2',
         interpolation: str = 'bilinear',
+        common_factor: bool = False,
     ) -> None:
         if (scale is None) == (scale_factor is None):
             raise ValueError('Resize needs either scale=(w, h) or scale_factor')
@@ -225,6 +227,7 @@ class Resize(BaseTransform):
         self.clip_object_border = clip_object_border
         self.backend = backend
         self.interpolation = interpolation
+        self.common_factor = common_factor
 
     def transform(self, results: dict) -> dict:
         return self.resize(results, self.scale)
@@ -247,6 +250,8 @@ class Resize(BaseTransform):
         results['scale'] = scale
         results['img_shape'] = (new_height, new_width)
         results['scale_factor'] = (new_width / width, new_height / height)
+        if self.keep_ratio and self.common_factor:
+            results['scale_factor'] = (factor, factor)
         results['keep_ratio'] = self.keep_ratio
         if 'gt_bboxes' in results:
             boxes = results['gt_bboxes'] * np.tile(np.array(results['scale_factor'], dtype=np.float32), 2)
@@ -578,7 +583,7 @@ class PackDetInputs(BaseTransform):
         self.meta_keys = tuple(meta_keys)
 
     def transform(self, results: dict) -> dict:
-        img = np.ascontiguousarray(results['img'])
+        img = np.ascontiguousarray(results['img'].reshape(*results['img'].shape[:2], -1))
         height, width, channels = img.shape
         planes = np.empty((channels, height, width), dtype=img.dtype)
         cv2.split(img, list(planes))  # several times faster than a transposed copy

@@ -15,10 +15,11 @@ import torch.distributed as dist
 from mmengine.dist import barrier, get_rank, get_world_size, is_distributed, is_main_process, master_only
 from mmengine.hooks import Hook
 from mmengine.optim import OptimWrapper
-from mmengine.runner import LogProcessor, Runner
+from mmengine.runner import EpochBasedTrainLoop, LogProcessor, Runner
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from mmdet.checkpoints import convert_for
 from mmdet.engine.visualizer import draw_file
 from mmdet.registry import HOOKS, LOG_PROCESSORS, OPTIM_WRAPPERS
 from mmdet.runtime.checkpoint import fit_weights, remove_unfinished, say, to_plain, weights_of
@@ -52,6 +53,7 @@ class CheckpointGuardHook(Hook):
             if not torch.isfinite(weight).all():
                 raise UserError(f'{name} holds NaN or infinity at iteration {runner.iter}: no checkpoint is '
                                 f'written. {_last_good(runner)}')
+        checkpoint['meta']['iterations_per_epoch'] = len(runner.train_dataloader)
         info = checkpoint['message_hub']['runtime_info']
         for key in list(info):
             try:
@@ -67,8 +69,14 @@ class CheckpointGuardHook(Hook):
                     raise UserError(f'checkpoint: {key!r} holds a {error}, which has no plain form') from error
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        checkpoint['state_dict'] = fit_weights(
-            model_of(runner), weights_of(checkpoint), self.source, strict=self.strict or self.resuming)
+        model = model_of(runner)
+        weights = weights_of(checkpoint)
+        if not self.resuming:
+            converted = convert_for(model, checkpoint, self.source)
+            weights = converted.state_dict
+            if converted.changed or converted.reordered:
+                say(converted.summary())
+        checkpoint['state_dict'] = fit_weights(model, weights, self.source, strict=self.strict or self.resuming)
         if not self.resuming:
             return
         if not {'meta', 'optimizer', 'message_hub'} <= set(checkpoint):
@@ -77,7 +85,19 @@ class CheckpointGuardHook(Hook):
         metainfo = getattr(runner.train_dataloader.dataset, 'metainfo', None)
         if to_plain(metainfo) == to_plain(checkpoint['meta'].get('dataset_meta')):
             checkpoint['meta']['dataset_meta'] = metainfo  # mmengine compares their pickles, not their values
+        count_iterations_anew(runner, checkpoint['meta'])
         keep_new_schedule(runner, checkpoint)
+
+
+def count_iterations_anew(runner: Runner, meta: dict) -> None:
+    """Where the epochs had another length (other processes or batch size), find the place with the same images seen."""
+    was, now = meta.get('iterations_per_epoch'), len(runner.train_dataloader)
+    if was in (None, now) or not isinstance(runner.train_loop, EpochBasedTrainLoop):
+        return
+    done = meta['iter'] - meta['epoch'] * was
+    same_place = meta['epoch'] * now + done * now // was
+    say(f'epochs have {now} iterations now and had {was}: iteration {meta["iter"]} counts as {same_place}')
+    meta['iter'] = same_place
 
 
 def _last_good(runner: Runner) -> str:

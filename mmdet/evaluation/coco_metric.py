@@ -42,6 +42,7 @@ class CocoMetric(BaseMetric):
         format_only: write the result files and compute nothing; needs `outfile_prefix`.
         outfile_prefix: write ``PREFIX.bbox.json`` and so on, in COCO's result format.
         backend: 'faster-coco-eval' or 'pycocotools'.
+        offset: 1 for detections of mmdetection 0.x models, whose boxes are x2 - x1 + 1 wide.
         backend_args: mmengine's file backend for the annotation file.
         collect_device, prefix, collect_dir: see mmengine's `BaseMetric`. Without `collect_dir` results travel
             through the process group, so machines need no shared folder.
@@ -68,6 +69,7 @@ class CocoMetric(BaseMetric):
         format_only: bool = False,
         outfile_prefix: str | None = None,
         backend: str = 'faster-coco-eval',
+        offset: float = 0.0,
         backend_args: dict | None = None,
         collect_device: str = 'cpu',
         prefix: str | None = None,
@@ -96,6 +98,7 @@ class CocoMetric(BaseMetric):
         self.format_only = format_only
         self.outfile_prefix = outfile_prefix
         self.backend = backend
+        self.offset = offset
         self.backend_args = backend_args
         self._truth: _GroundTruth | None = None
         if metric_items is not None:
@@ -146,13 +149,19 @@ class CocoMetric(BaseMetric):
             gathered = collect_results(self.results, every, self.collect_device, self.collect_dir) or []
         else:
             gathered = [result for part in all_gather_object(self.results) for result in part]
-        metrics = [None]
+        outcome: dict | Exception | None = None
         if is_main_process():
-            values = self.compute_metrics(gathered)
-            metrics = [{f'{self.prefix}/{name}': value for name, value in values.items()}]
-        broadcast_object_list(metrics)
+            try:
+                values = self.compute_metrics(gathered)
+                outcome = {f'{self.prefix}/{name}': value for name, value in values.items()}
+            except Exception as error:  # told to all processes: none is left waiting
+                outcome = error
+        shared = [outcome]
+        broadcast_object_list(shared)
         self.results.clear()
-        return metrics[0]
+        if isinstance(shared[0], Exception):
+            raise outcome or shared[0]
+        return shared[0]
 
     def compute_metrics(self, results: list[dict]) -> dict[str, float]:
         logger = MMLogger.get_current_instance()
@@ -229,7 +238,7 @@ class CocoMetric(BaseMetric):
 
     def _result_entries(self, result: dict, metric: str):
         """COCO result entries of one picture, with its own ids."""
-        xywh = _xywh(result['bboxes'])
+        xywh = _xywh(result['bboxes'], self.offset)
         rows = zip(xywh.tolist(), result['scores'].tolist(), result['labels'])
         for i, (box, score, label) in enumerate(rows):
             cat_id = 1 if metric == 'proposal' else self._truth.cat_ids[label]
@@ -261,7 +270,7 @@ class CocoMetric(BaseMetric):
         for img_id, result in zip(ids, results):
             if not len(result['scores']):
                 continue
-            boxes = _xywh(result['bboxes'])
+            boxes = _xywh(result['bboxes'], self.offset)
             masks = result['masks'] if iou_type == 'segm' else [None] * len(boxes)
             areas = coco_mask.area(masks) if iou_type == 'segm' else boxes[:, 2] * boxes[:, 3]
             rows = zip(boxes.tolist(), result['scores'].tolist(), result['labels'], areas.tolist(), masks)
@@ -437,9 +446,9 @@ def _array(values) -> np.ndarray:
     return values.detach().float().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
 
 
-def _xywh(boxes: np.ndarray) -> np.ndarray:
+def _xywh(boxes: np.ndarray, offset: float = 0.0) -> np.ndarray:
     boxes = boxes.astype(np.float64)
-    return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
+    return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2] + offset], axis=1)
 
 
 def _rle(mask) -> dict:

@@ -666,7 +666,13 @@ class _Handles:
 _HANDLES = _Handles()
 
 
-@torch.library.custom_op('mmdet::cbn_statistics', mutates_args=())
+@torch.library.custom_op(
+    'mmdet::cbn_statistics',
+    mutates_args=(),
+    # spelled out because torch 2.4 cannot read it off list[int]
+    schema='(Tensor y, Tensor x, Tensor weight, Tensor? bias, int[] kernel, int[] stride, int[] padding, '
+    'int[] dilation, int groups, bool record, bool trained, int handle) -> (Tensor, Tensor, Tensor, Tensor, Tensor)',
+)
 def _cbn_statistics(
     y: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, kernel: list[int], stride: list[int],
     padding: list[int], dilation: list[int], groups: int, record: bool, trained: bool, handle: int,

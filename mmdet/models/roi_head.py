@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from mmdet.models.mask_paste import resized_masks_to_rle
 from mmdet.models.roi_extractor import to_rois
 from mmdet.ops import apply_nms, masks_to_rle
 from mmdet.registry import MODELS, TASK_UTILS
@@ -72,7 +73,8 @@ class StandardRoIHead(nn.Module):
 
     Args:
         train_cfg: dict(assigner, sampler, mask_size).
-        test_cfg: dict(score_thr, nms, max_per_img, mask_thr_binary[, min_bbox_size]).
+        test_cfg: dict(score_thr, nms, max_per_img, mask_thr_binary[, min_bbox_size]); ``mask_paste='resize'`` draws
+            masks as mmdetection 0.x did.
     """
 
     def __init__(
@@ -164,7 +166,8 @@ class StandardRoIHead(nn.Module):
         probabilities = self.mask_head.predict(
             self.mask_head(self.mask_roi_extractor(features, to_rois(boxes))), labels
         )
+        to_rle = resized_masks_to_rle if self.test_cfg.get('mask_paste') == 'resize' else masks_to_rle
         return [
-            masks_to_rle(p, d.boxes, m['ori_shape'][:2], self.test_cfg['mask_thr_binary'])
+            to_rle(p, d.boxes, m['ori_shape'][:2], self.test_cfg['mask_thr_binary'])
             for p, d, m in zip(probabilities.split([len(b) for b in boxes]), detections, metas)
         ]

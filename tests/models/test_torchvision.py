@@ -79,7 +79,7 @@ def test_same_proposals_and_detections(pair):
         assert_same_boxes(boxes, expected)
     for found, expected in zip(detections, their_detections):
         assert len(found.boxes) >= 24
-        assert len(found.labels.unique()) > 5
+        assert len(found.labels.unique()) >= 4
         torch.testing.assert_close(found.boxes, expected['boxes'], atol=1e-3, rtol=0)
         torch.testing.assert_close(found.scores, expected['scores'], atol=1e-3, rtol=0)
         assert torch.equal(found.labels + 1, expected['labels'])

@@ -1,5 +1,6 @@
 """Randomly initialised torchvision detectors that find dozens of objects, and real pictures to show them."""
 
+from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
@@ -51,15 +52,8 @@ def lively_model(name: str, batch: Tensor, sizes: list[tuple[int, int]], seed: i
     model.eval()
     for norm in norms:
         norm.train()
-    handles = [
-        model.get_submodule(layer).register_forward_hook(_spread_once(spread))
-        for layer, spread in _SPREAD.items()
-        if _has(model, layer)
-    ]
-    with torch.no_grad():
+    with torch.no_grad(), spread_outputs(model, _SPREAD):
         run(model, batch, sizes)
-    for handle in handles:
-        handle.remove()
     if hasattr(model, 'head'):
         # Class 0 is the background, which a trained RetinaNet never predicts.
         logits = model.head.classification_head.cls_logits
@@ -68,21 +62,31 @@ def lively_model(name: str, batch: Tensor, sizes: list[tuple[int, int]], seed: i
     return model.eval()
 
 
-def _has(model: nn.Module, name: str) -> bool:
-    return name in dict(model.named_modules())
+@contextmanager
+def spread_outputs(model: nn.Module, spreads: dict[str, float]):
+    """Scale each named layer so that its outputs have this standard deviation."""
+    modules = dict(model.named_modules())
+    handles = [
+        modules[name].register_forward_hook(_spread_once(spread)) for name, spread in spreads.items() if name in modules
+    ]
+    yield
+    for handle in handles:
+        handle.remove()
 
 
 def _spread_once(spread: float):
-    done = []
+    called = []
 
     def hook(module, inputs, output):
-        if not done:  # a layer is shared by the levels of the pyramid
-            factor = spread / output.std().clamp(min=1e-12)
-            module.weight.data *= factor
+        # A layer shared by the pyramid's levels is called on each; the one that spreads most decides.
+        factor = spread / output.std().clamp(min=1e-12)
+        if called and factor >= 1:
+            return output
+        module.weight.data *= factor
+        if not called:
             nn.init.normal_(module.bias, std=0.3 * spread)
-            done.append(True)
-            return module.forward(*inputs)
-        return output
+        called.append(True)
+        return module.forward(*inputs)
 
     return hook
 
