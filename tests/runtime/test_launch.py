@@ -118,6 +118,8 @@ import os, sys, time
 from mmdet.runtime.launch import spawn
 spawn({processes})
 rank = int(os.environ['RANK'])
+def print(*values, flush=True):
+    os.write(1, (' '.join(map(str, values)) + '\\n').encode())  # one write a line: two processes share the pipe
 {body}
 """
 
@@ -169,13 +171,12 @@ def test_no_orphans_when_the_launcher_is_killed(tmp_path):
 
 def test_signals_are_passed_on(tmp_path):
     body = """
-import os
 import signal
 def stop(signum, frame):
-    os.write(1, b'stopped %d\\n' % rank)  # one write: two processes share the pipe
+    print('stopped', rank, flush=True)
     sys.exit(128 + signum)
 signal.signal(signal.SIGTERM, stop)
-os.write(1, b'ready\\n')
+print('ready', flush=True)
 time.sleep(600)
 """
     process = start(tmp_path, body)
