@@ -21,8 +21,8 @@ import matplotlib.pyplot as plt  # noqa: E402
 from .classify import BATCHES, REGIMES, RESULTS  # noqa: E402
 
 DOCS = Path(__file__).resolve().parents[2] / 'docs'
-NORMS = ('BN', 'GN', 'BatchRenorm', 'naive', 'CBN', 'CBN-root')
-COLOURS = dict(zip(NORMS, ('tab:blue', 'tab:grey', 'tab:purple', 'tab:orange', 'tab:red', 'tab:pink')))
+NORMS = ('BN', 'GN', 'BatchRenorm', 'naive', 'CBN', 'CBN-root', 'CBN-through')
+COLOURS = dict(zip(NORMS, ('tab:blue', 'tab:grey', 'tab:purple', 'tab:orange', 'tab:red', 'tab:pink', 'darkred')))
 COLOURS.update(none='black', SyncBN='tab:green')
 DEFAULTS = dict(burnin=1, window=4, lr_factor=1.0)
 
@@ -71,11 +71,11 @@ def differences_table(records: list[dict]) -> str:
             if not cell['CBN']:
                 continue
             row = [regime, str(batch)]
-            for norm in ('BN', 'GN', 'BatchRenorm', 'naive', 'CBN-root'):
+            for norm in ('BN', 'GN', 'BatchRenorm', 'naive', 'CBN-root', 'CBN-through'):
                 row.append(paired(cell['CBN']['accuracy'], cell[norm]['accuracy']) if cell[norm] else '')
             rows.append(row)
     return markdown(
-        ['regime', 'batch', *(f'CBN - {n}' for n in ('BN', 'GN', 'BatchRenorm', 'naive', 'CBN-root'))], rows
+        ['regime', 'batch', *(f'CBN - {n}' for n in ('BN', 'GN', 'BatchRenorm', 'naive', 'CBN-root', 'CBN-through'))], rows
     )
 
 
