@@ -24,6 +24,7 @@ import math
 import warnings
 import weakref
 from collections import deque
+from functools import lru_cache
 from itertools import chain
 from typing import NamedTuple
 
@@ -133,6 +134,14 @@ def _as_map(t: Tensor) -> Tensor:
     return t[..., None, None] if t.dim() == 2 else t
 
 
+@lru_cache(maxsize=512)
+def _taps(k: int, stride: int, padding: int, dilation: int, size: int, out: int, dtype, device) -> Tensor:
+    """(k, size): 1 where a kernel's tap meets a position of the input for one of the ``out`` outputs."""
+    first = torch.arange(k, device=device)[:, None] * dilation - padding
+    steps = torch.arange(size, device=device) - first
+    return ((steps >= 0) & (steps % stride == 0) & (steps < out * stride)).to(dtype)
+
+
 def patch_sum(x: Tensor, y: Tensor, geometry: Geometry, dtype: torch.dtype) -> Tensor:
     """Sum over all positions of the input patch under the kernel, (G, K): M times every channel's dmean / dw.
 
@@ -145,10 +154,7 @@ def patch_sum(x: Tensor, y: Tensor, geometry: Geometry, dtype: torch.dtype) -> T
     taps = []
     for axis in (0, 1):
         k, stride, padding, dilation = (geometry[i][axis] for i in range(4))
-        size, out = x.shape[2 + axis], y.shape[2 + axis]
-        first = torch.arange(k, device=x.device)[:, None] * dilation - padding
-        steps = torch.arange(size, device=x.device) - first
-        taps.append(((steps >= 0) & (steps % stride == 0) & (steps < out * stride)).to(dtype))
+        taps.append(_taps(k, stride, padding, dilation, x.shape[2 + axis], y.shape[2 + axis], dtype, x.device))
     return (taps[0] @ (total @ taps[1].t())).view(geometry.groups, -1)
 
 
@@ -268,9 +274,10 @@ def _local_moments(y: Tensor) -> tuple[Tensor, Tensor]:
         eps = 1e-12
         mean, rstd = torch.batch_norm_stats(y, eps)
         return mean, (rstd.double().pow(-2) - eps).clamp(min=0).to(mean.dtype)
-    # The statistics have the type of the running ones, which are given for that alone.
-    like = y.new_zeros(y.shape[1], dtype=torch.promote_types(y.dtype, torch.float32))
-    return torch.ops.aten.batch_norm_update_stats(y, like, like.clone(), 0.0)
+    like = [None, None]
+    if y.dtype in (torch.float16, torch.bfloat16):  # statistics have the type of the running ones
+        like = [y.new_zeros(y.shape[1], dtype=torch.float32) for _ in range(2)]
+    return torch.ops.aten.batch_norm_update_stats(y, *like, 0.0)
 
 
 @torch.no_grad()

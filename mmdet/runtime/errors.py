@@ -50,6 +50,8 @@ def at_most(names: Iterable[str], limit: int = 10) -> str:
 def one_line(error: BaseException) -> str:
     """The error's message without line breaks (and without the quotes that KeyError adds)."""
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    # a data loader's worker sends its whole traceback as the message
+    text = re.sub(r'^Caught \w+ in DataLoader worker.*\n\w+: ', '', text, flags=re.DOTALL)
     return ' '.join(text.split()) or type(error).__name__
 
 
