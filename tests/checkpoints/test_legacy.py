@@ -13,7 +13,6 @@ from pycocotools import mask as coco_mask
 from torch import nn
 
 from mmdet.apis import inference_detector, init_detector
-from mmdet.checkpoints import convert, load_checkpoint
 from mmdet.layers import CrossIterBatchNorm2d
 from mmdet.registry import MODELS
 
