@@ -1,4 +1,4 @@
-# make demo | test | test-all | lint      Each sets up .venv first: Python >= 3.10, pip and a C++ compiler suffice.
+# make demo | test | test-all | lint | norm-study-quick      Each sets up .venv first: Python >= 3.10, pip and a C++ compiler suffice.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(CURDIR)/$(VENV)/bin
@@ -38,6 +38,12 @@ test: install
 
 test-all: install
 	$(RUN) python -m pytest
+
+# The norm study on sklearn's digits at a small scale; docs/norm_study.md has the larger ones.
+norm-study-quick: install
+	$(RUN) python -m benchmarks.norm_study.classify --regimes digits-one digits-fc --batches 2 8 --seeds 4 \
+		--samples 1024 --out work_dirs/norm_study/classify.json
+	$(RUN) python -m benchmarks.norm_study.report --print --results work_dirs/norm_study
 
 lint: install
 	$(RUN) ruff check .

@@ -54,8 +54,12 @@ REGIMES = {
     'digits': Regime('digits, independent, maps of 8x8 to 2x2', 'digits', 'maps', 'iid', 0.1),
     'digits-fc': Regime('digits, fully connected: one position per picture', 'digits', 'fc', 'iid', 0.1),
     'digits-one': Regime('digits, one fully connected hidden layer', 'digits', 'one', 'iid', 0.1),
-    'digits-fast': Regime('digits, learning rate x 4, weight decay x 100', 'digits', 'maps', 'iid', 0.4, 1e-2),
-    'digits-one-fast': Regime('digits-one, learning rate x 4, decay x 100', 'digits', 'one', 'iid', 0.4, 1e-2),
+    'digits-fast': Regime(
+        'digits, learning rate x 4, weight decay x 100', 'digits', 'maps', 'iid', 0.4, 1e-2
+    ),
+    'digits-one-fast': Regime(
+        'digits-one, learning rate x 4, decay x 100', 'digits', 'one', 'iid', 0.4, 1e-2
+    ),
     'digits-class': Regime(
         'digits, all pictures of a batch show the same digit', 'digits', 'maps', 'class', 0.1
     ),

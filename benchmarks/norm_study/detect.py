@@ -35,7 +35,7 @@ class Scale(NamedTuple):
 
 
 SCALES = {
-    False: Scale(18, 16, (160, 160), 6, 64, 0.01),
+    False: Scale(18, 16, (160, 160), 4, 64, 0.01),
     True: Scale(50, 64, (640, 640), 24, 512, 0.00125),
 }
 SETS = {
@@ -81,7 +81,9 @@ def build_config(cell: dict, root: Path, work_dir: str, processes: int, device_f
         data_root=f'{root / cell["set"]}/', metainfo=dict(classes=chosen['classes']), backend_args=None
     )
     workers = dict(num_workers=4 if device_full else 0, persistent_workers=device_full)
-    evaluator = dict(ann_file=str(root / cell['set'] / 'val' / 'instances.json'), metric=chosen['metric'], classwise=False)
+    evaluator = dict(
+        ann_file=str(root / cell['set'] / 'val' / 'instances.json'), metric=chosen['metric'], classwise=False
+    )
     epochs = scale.epochs
     cfg.merge_from_dict(
         dict(
@@ -166,7 +168,9 @@ def run_cell(cell: dict, root: Path, processes: int, full: bool, out: Path) -> N
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('--data', type=Path, required=True)
     parser.add_argument('--out', type=Path, default=HERE / 'results' / 'detect.json')
     parser.add_argument('--full', action='store_true', help='the large scale, for a GPU')
@@ -198,7 +202,16 @@ def main() -> None:
         # A process of its own for each: nothing of one run is left in the next, and some need two.
         with tempfile.TemporaryDirectory() as folder:
             record = Path(folder) / 'record.json'
-            command = [sys.executable, __file__, '--data', str(args.data), '--out', str(record), '--cell', json.dumps(cell)]
+            command = [
+                sys.executable,
+                __file__,
+                '--data',
+                str(args.data),
+                '--out',
+                str(record),
+                '--cell',
+                json.dumps(cell),
+            ]
             subprocess.run(command + ['--full'] * args.full, check=True)
             results[key] = json.loads(record.read_text())
         args.out.parent.mkdir(parents=True, exist_ok=True)

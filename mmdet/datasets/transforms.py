@@ -583,7 +583,7 @@ class PackDetInputs(BaseTransform):
         self.meta_keys = tuple(meta_keys)
 
     def transform(self, results: dict) -> dict:
-        img = np.ascontiguousarray(results['img'])
+        img = np.ascontiguousarray(results['img'].reshape(*results['img'].shape[:2], -1))
         height, width, channels = img.shape
         planes = np.empty((channels, height, width), dtype=img.dtype)
         cv2.split(img, list(planes))  # several times faster than a transposed copy

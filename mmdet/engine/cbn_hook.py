@@ -27,7 +27,7 @@ class CBNHook(Hook):
         self._pending = self._burning_in(runner)
         layers = cbn_layers(_model(runner))
         if layers and not self._pending:
-            runner.logger.info(f'CBN: {len(layers)} layers normalise over iterations from the start')
+            runner.logger.info(f'CBN: {len(layers)} layers normalise over iterations; no burn-in ahead')
 
     def before_train_epoch(self, runner) -> None:
         self._tell_epoch(runner)

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from mmengine.dist import barrier, get_rank, get_world_size, is_distributed, is_main_process, master_only
 from mmengine.hooks import Hook
 from mmengine.optim import OptimWrapper
-from mmengine.runner import LogProcessor, Runner
+from mmengine.runner import EpochBasedTrainLoop, LogProcessor, Runner
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -53,6 +53,7 @@ class CheckpointGuardHook(Hook):
             if not torch.isfinite(weight).all():
                 raise UserError(f'{name} holds NaN or infinity at iteration {runner.iter}: no checkpoint is '
                                 f'written. {_last_good(runner)}')
+        checkpoint['meta']['iterations_per_epoch'] = len(runner.train_dataloader)
         info = checkpoint['message_hub']['runtime_info']
         for key in list(info):
             try:
@@ -84,7 +85,19 @@ class CheckpointGuardHook(Hook):
         metainfo = getattr(runner.train_dataloader.dataset, 'metainfo', None)
         if to_plain(metainfo) == to_plain(checkpoint['meta'].get('dataset_meta')):
             checkpoint['meta']['dataset_meta'] = metainfo  # mmengine compares their pickles, not their values
+        count_iterations_anew(runner, checkpoint['meta'])
         keep_new_schedule(runner, checkpoint)
+
+
+def count_iterations_anew(runner: Runner, meta: dict) -> None:
+    """Where the epochs had another length (other processes or batch size), find the place with the same images seen."""
+    was, now = meta.get('iterations_per_epoch'), len(runner.train_dataloader)
+    if was in (None, now) or not isinstance(runner.train_loop, EpochBasedTrainLoop):
+        return
+    done = meta['iter'] - meta['epoch'] * was
+    same_place = meta['epoch'] * now + done * now // was
+    say(f'epochs have {now} iterations now and had {was}: iteration {meta["iter"]} counts as {same_place}')
+    meta['iter'] = same_place
 
 
 def _last_good(runner: Runner) -> str:

@@ -1,6 +1,8 @@
 """Drawn detections: boxes, labels and masks on the picture."""
 
 import colorsys
+import os
+import sys
 from functools import lru_cache
 from pathlib import Path
 
@@ -15,7 +17,6 @@ from pycocotools import mask as mask_utils
 
 from mmdet.registry import VISUALIZERS
 from mmdet.runtime import UserError
-
 
 _LEAST_SIDE = 480  # pixels; pictures smaller than half of it are enlarged
 
@@ -129,6 +130,17 @@ class DetVisualizer(Visualizer):
         classes = (self.dataset_meta or {}).get('classes') or ()
         instances = sample.gt_instances if draw_gt else sample.pred_instances
         return draw_instances(image, instances, classes, score_thr)
+
+    def show(self, *args, backend: str = 'matplotlib', **kwargs) -> None:
+        """Open a window.
+
+        Raises:
+            UserError: OpenCV would abort the process where there is no display.
+        """
+        headless = sys.platform == 'linux' and not (os.environ.get('DISPLAY') or os.environ.get('WAYLAND_DISPLAY'))
+        if headless:
+            raise UserError('there is no display to show pictures on; save them instead (out_file, --show-dir)')
+        super().show(*args, backend=backend, **kwargs)
 
     def add_datasample(self, name, image, data_sample=None, draw_gt=False, draw_pred=True, show=False,
                        wait_time=0, pred_score_thr=0.3, out_file=None, step=0) -> None:

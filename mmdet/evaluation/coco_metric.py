@@ -149,13 +149,19 @@ class CocoMetric(BaseMetric):
             gathered = collect_results(self.results, every, self.collect_device, self.collect_dir) or []
         else:
             gathered = [result for part in all_gather_object(self.results) for result in part]
-        metrics = [None]
+        outcome: dict | Exception | None = None
         if is_main_process():
-            values = self.compute_metrics(gathered)
-            metrics = [{f'{self.prefix}/{name}': value for name, value in values.items()}]
-        broadcast_object_list(metrics)
+            try:
+                values = self.compute_metrics(gathered)
+                outcome = {f'{self.prefix}/{name}': value for name, value in values.items()}
+            except Exception as error:  # told to all processes: none is left waiting
+                outcome = error
+        shared = [outcome]
+        broadcast_object_list(shared)
         self.results.clear()
-        return metrics[0]
+        if isinstance(shared[0], Exception):
+            raise outcome or shared[0]
+        return shared[0]
 
     def compute_metrics(self, results: list[dict]) -> dict[str, float]:
         logger = MMLogger.get_current_instance()

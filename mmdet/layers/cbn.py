@@ -24,6 +24,7 @@ import math
 import warnings
 import weakref
 from collections import deque
+from functools import lru_cache
 from itertools import chain
 from typing import NamedTuple
 
@@ -75,7 +76,10 @@ class Window:
         return mean + shift, result.clamp(min=0)
 
     def to(self, fn) -> None:
-        self.dmean, self.dvar, self.scalars = fn(self.dmean), fn(self.dvar), fn(self.scalars)
+        """Move with the layer, but stay at least float32."""
+        for name in ('dmean', 'dvar', 'scalars'):
+            moved = fn(getattr(self, name))
+            setattr(self, name, moved.to(torch.promote_types(moved.dtype, torch.float32)))
 
     def state(self) -> dict:
         tensors = {name: getattr(self, name).cpu().clone() for name in ('dmean', 'dvar', 'scalars')}
@@ -130,6 +134,14 @@ def _as_map(t: Tensor) -> Tensor:
     return t[..., None, None] if t.dim() == 2 else t
 
 
+@lru_cache(maxsize=512)
+def _taps(k: int, stride: int, padding: int, dilation: int, size: int, out: int, dtype, device) -> Tensor:
+    """(k, size): 1 where a kernel's tap meets a position of the input for one of the ``out`` outputs."""
+    first = torch.arange(k, device=device)[:, None] * dilation - padding
+    steps = torch.arange(size, device=device) - first
+    return ((steps >= 0) & (steps % stride == 0) & (steps < out * stride)).to(dtype)
+
+
 def patch_sum(x: Tensor, y: Tensor, geometry: Geometry, dtype: torch.dtype) -> Tensor:
     """Sum over all positions of the input patch under the kernel, (G, K): M times every channel's dmean / dw.
 
@@ -142,10 +154,7 @@ def patch_sum(x: Tensor, y: Tensor, geometry: Geometry, dtype: torch.dtype) -> T
     taps = []
     for axis in (0, 1):
         k, stride, padding, dilation = (geometry[i][axis] for i in range(4))
-        size, out = x.shape[2 + axis], y.shape[2 + axis]
-        first = torch.arange(k, device=x.device)[:, None] * dilation - padding
-        steps = torch.arange(size, device=x.device) - first
-        taps.append(((steps >= 0) & (steps % stride == 0) & (steps < out * stride)).to(dtype))
+        taps.append(_taps(k, stride, padding, dilation, x.shape[2 + axis], y.shape[2 + axis], dtype, x.device))
     return (taps[0] @ (total @ taps[1].t())).view(geometry.groups, -1)
 
 
@@ -265,9 +274,10 @@ def _local_moments(y: Tensor) -> tuple[Tensor, Tensor]:
         eps = 1e-12
         mean, rstd = torch.batch_norm_stats(y, eps)
         return mean, (rstd.double().pow(-2) - eps).clamp(min=0).to(mean.dtype)
-    # The statistics have the type of the running ones, which are given for that alone.
-    like = y.new_zeros(y.shape[1], dtype=torch.promote_types(y.dtype, torch.float32))
-    return torch.ops.aten.batch_norm_update_stats(y, like, like.clone(), 0.0)
+    like = [None, None]
+    if y.dtype in (torch.float16, torch.bfloat16):  # statistics have the type of the running ones
+        like = [y.new_zeros(y.shape[1], dtype=torch.float32) for _ in range(2)]
+    return torch.ops.aten.batch_norm_update_stats(y, *like, 0.0)
 
 
 @torch.no_grad()
@@ -291,15 +301,18 @@ class NormalizeWithPooled(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, y, mean, var, weight, bias, eps, entries, count, group):
+        if y.is_cuda and not _channels_last(y):
+            y = y.contiguous()  # the backward's kernels want one of the two layouts
         ctx.save_for_backward(y, mean, torch.rsqrt(var + eps), weight)
         ctx.entries, ctx.count, ctx.group = entries, count, group
+        weight, bias = (None if t is None else t.to(mean.dtype) for t in (weight, bias))
         return F.batch_norm(y, mean, var, weight, bias, False, 0.0, eps)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
         y, mean, rstd, weight = ctx.saved_tensors
-        n, wanted = ctx.entries, list(ctx.needs_input_grad[:1]) + [weight is not None] * 2
+        n, wanted = ctx.entries, [ctx.needs_input_grad[i] for i in (0, 3, 4)]
         gamma = torch.ones_like(mean) if weight is None else weight.detach().to(mean.dtype)
         if y.is_cuda:
             grads = _backward_on_cuda(grad, y, mean, rstd, gamma, n * ctx.count, ctx.group, wanted)
@@ -328,7 +341,7 @@ def _backward_over_processes(grad, y, mean, rstd, gamma, count, group, wanted):
         _, sum_gy, sum_g = _batch_norm_backward(grad, y, mean, rstd, gamma, [False, True, True])
     else:
         sum_gy = sum_g = torch.zeros_like(mean)
-    grad_weight, grad_bias = (sum_gy, sum_g) if wanted[1] else (None, None)
+    grad_weight, grad_bias = (part if want else None for part, want in zip((sum_gy, sum_g), wanted[1:]))
     both = torch.stack([sum_g, sum_gy])
     dist.all_reduce(both, group=group)  # by every process, whether or not its y wants a gradient
     if not wanted[0]:
@@ -342,7 +355,7 @@ def _backward_over_processes(grad, y, mean, rstd, gamma, count, group, wanted):
 def _backward_on_cuda(grad, y, mean, rstd, gamma, count, group, wanted):
     grad = grad.contiguous(memory_format=torch.channels_last) if _channels_last(y) else grad.contiguous()
     sum_g, sum_gd, grad_weight, grad_bias = torch.batch_norm_backward_reduce(
-        grad, y, mean, rstd, gamma, wanted[0], wanted[1], wanted[2]
+        grad, y, mean, rstd, gamma, True, wanted[1], wanted[2]
     )
     if group is not None:
         both = torch.cat([sum_g, sum_gd])
@@ -703,12 +716,13 @@ def cbn_state(model: nn.Module) -> dict[str, dict]:
 
 
 def load_cbn_state(model: nn.Module, state: dict[str, dict]) -> None:
-    """Put back what ``cbn_state`` returned."""
+    """Put back what ``cbn_state`` returned. A window of another size than today's ``buffer_num`` starts empty."""
     layers = cbn_layers(model)
     if layers.keys() != state.keys():
         odd = sorted(layers.keys() ^ state.keys())
         raise ValueError(f'CBN state does not fit the model: layers {", ".join(odd)} are in one of them only')
     for name, layer in layers.items():
         layer.steps, saved = state[name]['steps'], state[name]['window']
+        fits = saved is not None and len(saved['dvar']) == layer.buffer_num
         device = next(chain(layer.parameters(), layer.buffers()), torch.empty(0)).device
-        layer.window = None if saved is None else Window.from_state(saved, device)
+        layer.window = Window.from_state(saved, device) if fits else None

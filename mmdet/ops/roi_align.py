@@ -119,6 +119,8 @@ def _plain_roi_align(features, rois, spatial_scales, height, width, sampling_rat
 
     dtype = torch.float64 if features[0].dtype == torch.float64 else torch.float32
     rows = rois.to(dtype)
+    if rows.device.type == 'cpu' and not ((rows[:, 0] >= 0) & (rows[:, 0] < features[0].shape[0])).all():
+        raise ValueError(f'roi_align: a box names a picture outside a batch of {features[0].shape[0]}')
     finite = rows.isfinite().all(1)
     rows = torch.where(finite[:, None], rows, rows.new_tensor([0, 0, 0, 1, 1]))
     levels = map_levels(rows, len(features), finest_scale, legacy) if len(features) > 1 else None

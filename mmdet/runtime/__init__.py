@@ -8,11 +8,19 @@
 - `run`: the Runner with all of these.
 """
 
-from .checkpoint import fit_weights, load_pretrained, load_weights, read_checkpoint, write_atomically
-from .config import check_types, load_config
-from .errors import Interrupted, UserError, run_main, suggest
+from importlib import import_module
 
-__all__ = [
-    'Interrupted', 'UserError', 'check_types', 'fit_weights', 'load_config', 'load_pretrained', 'load_weights',
-    'read_checkpoint', 'run_main', 'suggest', 'write_atomically',
-]  # fmt: skip
+_HOME = dict(
+    fit_weights='checkpoint', load_pretrained='checkpoint', load_weights='checkpoint', read_checkpoint='checkpoint',
+    write_atomically='checkpoint', check_types='config', load_config='config',
+    Interrupted='errors', UserError='errors', run_main='errors', suggest='errors',
+)  # fmt: skip
+
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str):
+    # Lazily: a process that only starts others must not wait seconds for mmengine.
+    if name not in _HOME:
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    return getattr(import_module(f'{__name__}.{_HOME[name]}'), name)

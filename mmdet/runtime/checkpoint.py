@@ -275,41 +275,41 @@ def load_pretrained(uri: str) -> dict[str, Tensor]:
         return weights_of(read_checkpoint(url.removeprefix('file://')))
     name = os.path.basename(url)
     cached = os.path.join(torch.hub.get_dir(), 'checkpoints', name)
-    if not os.path.isfile(cached):
-        try:
-            _download(url, cached)
-        except OSError as error:
-            raise UserError(
-                f'pretrained weights {uri} cannot be downloaded ({one_line(error)}). Ways out: put {name} (from '
-                f'{url}) into {os.path.dirname(cached)}; or set TORCH_HOME to a folder with '
-                f'hub/checkpoints/{name}; or give a local file with --cfg-options '
-                'model.backbone.init_cfg.checkpoint=FILE; or train without them: '
-                'model.backbone.init_cfg=None') from error
+    try:
+        _download_where_missing(url, cached)
+    except OSError as error:
+        raise UserError(
+            f'pretrained weights {uri} cannot be downloaded ({one_line(error)}). Ways out: put {name} (from '
+            f'{url}) into {os.path.dirname(cached)}; or set TORCH_HOME to a folder with '
+            f'hub/checkpoints/{name}; or give a local file with --cfg-options '
+            'model.backbone.init_cfg.checkpoint=FILE; or train without them: '
+            'model.backbone.init_cfg=None') from error
     return weights_of(read_checkpoint(cached))
 
 
-def _download(url: str, path: str) -> None:
-    """Download once per machine: local rank 0 writes the file whole, the others wait for it."""
-    from mmengine import dist
+def _download_where_missing(url: str, path: str) -> None:
+    """Download once per machine (a collective: in a process group all ranks must come here).
 
-    failure = [None]
-    if int(os.environ.get('LOCAL_RANK', 0)) == 0:
+    Local rank 0 writes the file whole, the others wait. Raises OSError on all ranks when one fails.
+    """
+    failure = None
+    if int(os.environ.get('LOCAL_RANK', 0)) == 0 and not os.path.isfile(path):
         part = f'{path}.{os.getpid()}.part'
         os.makedirs(os.path.dirname(path), exist_ok=True)
         try:
             torch.hub.download_url_to_file(url, part, progress=False)
             os.replace(part, path)
         except Exception as error:
-            failure = [one_line(error)]
+            failure = one_line(error)
         finally:
             if os.path.exists(part):
                 os.remove(part)
-    if dist.is_distributed():
-        failures = [None] * dist.get_world_size()
-        torch.distributed.all_gather_object(failures, failure[0])
-        failure = [next((f for f in failures if f), None)]
-    if failure[0]:
-        raise OSError(failure[0])
+    if torch.distributed.is_initialized():
+        failures = [None] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(failures, failure)
+        failure = next((f for f in failures if f), None)
+    if failure:
+        raise OSError(failure)
 
 
 def _pretrained_url(uri: str) -> str:

@@ -48,9 +48,10 @@ def at_most(names: Iterable[str], limit: int = 10) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """The error's message without line breaks and without mmengine's prefix ``class `X` in module: ``."""
+    """The error's message without line breaks (and without the quotes that KeyError adds)."""
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    text = re.sub(r'^(class `\w+` in [\w./-]+: )+', '', text)
+    # a data loader's worker sends its whole traceback as the message
+    text = re.sub(r'^Caught \w+ in DataLoader worker.*\n\w+: ', '', text, flags=re.DOTALL)
     return ' '.join(text.split()) or type(error).__name__
 
 
@@ -103,9 +104,11 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, KeyError) and missing:
         name, _, registry = missing.groups()
         return f'unknown type {name!r} ({registry}).{suggest(name, registered_names(registry))}'
-    unexpected = re.match(r'(.*)\bgot an unexpected keyword argument (.*)', one_line(error))
-    if isinstance(error, TypeError) and unexpected and 'class `' in str(error):
-        return f'{str(error).split("`")[1]} has no option {unexpected.group(2)}'
+    wrong_call = r'(\w+)\.__init__\(\) (got an unexpected keyword argument|missing \d+ required .*:) (.*)'
+    option = re.match(wrong_call, str(error))
+    if isinstance(error, TypeError) and option and option.group(1) in registered_names():
+        name, what, which = option.groups()
+        return f'{name}: the config {"gives an unknown option" if "unexpected" in what else "lacks"} {which}'
     if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
         return f'{error.strerror}: {error.filename}'
     if _lost_peer(error):
@@ -118,8 +121,8 @@ def explain(error: BaseException) -> str | None:
     return None
 
 
-def registered_names(registry_name: str) -> set[str]:
-    """All names that a config may use in the registry called `registry_name` (ours and mmengine's)."""
+def registered_names(registry_name: str | None = None) -> set[str]:
+    """All names that a config may use in the registry called `registry_name`, or in any (ours and mmengine's)."""
     from mmengine import registry as root
 
     from mmdet import registry as ours
@@ -127,7 +130,7 @@ def registered_names(registry_name: str) -> set[str]:
     names = set()
     for module in (ours, root):
         for candidate in vars(module).values():
-            if isinstance(candidate, root.Registry) and candidate.name == registry_name:
+            if isinstance(candidate, root.Registry) and registry_name in (None, candidate.name):
                 candidate.import_from_location()
                 names |= set(candidate.module_dict)
     return names

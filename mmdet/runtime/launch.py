@@ -13,10 +13,9 @@ import subprocess
 import sys
 import time
 
-import torch
-import torch.distributed as dist
-
 from .errors import UserError
+
+# torch is imported where it is needed: the launching process waits for nothing but its children.
 
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
 _DEFAULT_PORT = 29500
@@ -25,6 +24,8 @@ _MARK = 'MMDET_SPAWNED'  # RANK alone may be set by a cluster for its own purpos
 
 def check_gpus(asked: int) -> None:
     """Raise UserError when more processes are asked than there are GPUs (without a GPU any number runs)."""
+    import torch
+
     if asked < 1:
         raise UserError(f'--gpus {asked}: at least 1 process is needed')
     if torch.cuda.is_available() and asked > torch.cuda.device_count():
@@ -156,6 +157,9 @@ def join_processes(launcher: str, timeout: float | None = None) -> None:
     Raises:
         UserError: the launcher's variables are missing, or this machine has fewer GPUs than processes.
     """
+    import torch
+    import torch.distributed as dist
+
     if launcher == 'none' or dist.is_initialized():
         return
     {'pytorch': _from_torchrun, 'slurm': _from_slurm, 'mpi': _from_mpi}[launcher]()
@@ -216,5 +220,7 @@ def _from_mpi() -> None:
 
 def leave_processes() -> None:
     """Leave the process group at the end of a run that succeeded."""
+    import torch.distributed as dist
+
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -185,8 +185,8 @@ def build_runner(cfg: Config, launcher: str = 'none', resume_from: str | None = 
         parts.custom_hooks = [h for h in parts.custom_hooks if h['type'] != 'EarlyStoppingHook']
     # Two Runners of one process and second would share a logger, a message hub and their folder.
     number = next(_runs)
-    stem = Path(cfg.filename).stem if cfg.filename else 'run'
-    parts.experiment_name = parts.get('experiment_name') or (stem if number == 0 else f'{stem}_{number}')
+    name = parts.get('experiment_name') or (Path(cfg.filename).stem if cfg.filename else 'run')
+    parts.experiment_name = f'{name}_{number}' if number else name
     level = parts.pop('log_level', 'INFO')
     runner = Runner(
         **{**parts, 'load_from': source, 'resume': bool(resume_from), 'launcher': launcher,

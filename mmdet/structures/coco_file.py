@@ -1,9 +1,16 @@
 """Annotation files in COCO's detection format, as data sets and metrics read them."""
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 
 import mmengine.fileio as fileio
+
+_FIELDS = dict(
+    images=('id', 'file_name', 'width', 'height'),
+    categories=('id', 'name'),
+    annotations=('image_id', 'category_id', 'bbox'),
+)
 
 
 def load_coco_file(path: str, backend_args: dict | None = None, need_annotations: bool = True) -> dict:
@@ -11,7 +18,7 @@ def load_coco_file(path: str, backend_args: dict | None = None, need_annotations
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not JSON, or not COCO's detection format.
+        ValueError: not JSON, not COCO's detection format, or two images of one id.
     """
     try:
         content = json.loads(fileio.get(path, backend_args=backend_args))
@@ -23,6 +30,14 @@ def load_coco_file(path: str, backend_args: dict | None = None, need_annotations
     missing = [key for key in needed if not isinstance(content, dict) or key not in content]
     if missing:
         raise ValueError(f'annotation file {path} is not in COCO format: it lacks {", ".join(missing)}')
+    for key, fields in _FIELDS.items():
+        for entry in content.get(key, ()):
+            lacking = [field for field in fields if field not in entry]
+            if lacking:
+                raise ValueError(f'annotation file {path}: an entry of {key} lacks {lacking[0]}: {entry}'[:300])
+    seen = Counter(image['id'] for image in content['images'])
+    if len(seen) < len(content['images']):
+        raise ValueError(f'annotation file {path} has several images of id {seen.most_common(1)[0][0]!r}')
     return content
 
 

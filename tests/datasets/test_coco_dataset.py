@@ -7,10 +7,12 @@ import pytest
 import torch
 from mmengine.dataset import ClassBalancedDataset, ConcatDataset, RepeatDataset
 from mmengine.registry import init_default_scope
+from torch.utils.data import DataLoader
 
 from mmdet.datasets import CocoDataset, LoadAnnotations
 from mmdet.datasets.coco import COCO_CLASSES
 from mmdet.registry import DATASETS
+from mmdet.runtime.errors import one_line
 from mmdet.structures import BitmapMasks, PolygonMasks
 
 SQUARE = [[10, 10, 30, 10, 30, 30, 10, 30]]
@@ -161,6 +163,9 @@ def without(key):
         ('{"images": [', {}, ValueError, 'ann.json is not JSON'),
         (without('categories'), {}, ValueError, 'ann.json is not in COCO format: it lacks categories'),
         (dict(CONTENT, images=[]), {}, ValueError, 'lists no picture'),
+        (dict(CONTENT, images=CONTENT['images'][:1] * 2), {}, ValueError, 'several images of id 7'),
+        (dict(CONTENT, images=[dict(id=1, file_name='a.png')]), {}, ValueError, 'images lacks width'),
+        (dict(CONTENT, annotations=[dict(image_id=7, category_id=2)]), {}, ValueError, 'annotations lacks bbox'),
         (None, dict(metainfo=dict(classes=['dgo'])), ValueError, "'dgo' are not in .*'cat', 'dog', 'cow'"),
         (None, dict(metainfo=None), ValueError, "'person', .* and 7. more are not in .*'cat', 'dog', 'cow'"),
         (None, dict(data_prefix=dict(img='img/')), FileNotFoundError, 'no image folder .*img/'),
@@ -177,6 +182,16 @@ def test_wrong_use_ends_in_one_clear_line(root, content, kwargs, error, message)
     with pytest.raises(error, match=message) as raised:
         build(root, **kwargs)
     assert '\n' not in str(raised.value)
+
+
+def test_a_bad_picture_met_by_a_worker_is_still_one_line(root):
+    (root / 'images' / 'b.png').write_bytes(b'')
+    dataset = build(root, pipeline=[dict(type='LoadImageFromFile'), dict(type='PackDetInputs')])
+    loader = DataLoader(dataset, num_workers=1, batch_size=2, collate_fn=list)
+    with pytest.raises(ValueError) as raised:
+        list(loader)
+    path = root / 'images' / 'b.png'
+    assert one_line(raised.value) == f'picture {path} is an empty file; fetch it again or drop it from the set'
 
 
 def test_the_registry_passes_the_message_on(root):

@@ -218,12 +218,17 @@ def _evaluate_in_process(rank, folder, ann_file, samples, classes, shares):
         for index in shares[rank]:
             metric.process(None, [samples[index]])
         (folder / f'{way}.{rank}').write_text(json.dumps(metric.evaluate(len(samples))))
+    metric.results.append(dict(samples[0], img_id=-1))  # a picture nobody knows
+    try:
+        metric.evaluate(1)
+    except ValueError as error:
+        (folder / f'error.{rank}').write_text(str(error))
     torch.distributed.destroy_process_group()
 
 
 def test_two_processes_equal_one(case, tmp_path):
     """Shares of unequal length, and pictures that both saw, as a padding sampler has it; the predictions
-    travel through the process group or, if asked, through a folder."""
+    travel through the process group or, if asked, through a folder. An error is raised in each process."""
     ann_file, samples, classes = case
     samples = samples[:31]
     one = ours(ann_file, samples, classes, metric=['bbox', 'segm'], metric_items=NAMES)
@@ -232,6 +237,7 @@ def test_two_processes_equal_one(case, tmp_path):
     for rank in range(2):  # every process learns the numbers
         for way in ('group', 'folder'):
             assert json.loads((tmp_path / f'{way}.{rank}').read_text()) == one
+        assert 'picture -1' in (tmp_path / f'error.{rank}').read_text()
 
 
 # --- edges

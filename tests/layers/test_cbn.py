@@ -360,3 +360,35 @@ def test_wrong_inputs_are_named():
     with pytest.raises(ValueError, match='one value per channel'):
         norm.after(conv, torch.randn(1, 3, 3, 3))
     assert norm.window is None
+
+
+def test_cuda_backward_with_its_primitives_written_out(monkeypatch):
+    """The CUDA branch is the same formula; its two kernels stand here as what PyTorch documents of them."""
+
+    def reduce(grad, y, mean, rstd, weight, *wanted):
+        assert all(wanted)
+        centred = y - mean.view(1, -1, 1, 1)
+        sum_g, sum_gd = grad.sum((0, 2, 3)), (grad * centred).sum((0, 2, 3))
+        return sum_g, sum_gd, sum_gd * rstd, sum_g
+
+    def elementwise(grad, y, mean, rstd, weight, sum_g, sum_gd, counts):
+        assert counts.dtype == torch.int32
+        wide = [t.view(1, -1, 1, 1) for t in (mean, rstd, weight, sum_g, sum_gd)]
+        m, r, w, g, gd = wide
+        total = counts.sum()
+        return (grad - g / total - (y - m) * r.square() * gd / total) * r * w
+
+    monkeypatch.setattr(torch, 'batch_norm_backward_reduce', reduce)
+    monkeypatch.setattr(torch, 'batch_norm_backward_elemt', elementwise)
+    torch.manual_seed(0)
+    y = torch.randn(2, 8, 5, 6, dtype=torch.float64, requires_grad=True)
+    mean, var, gamma, beta = (torch.rand(8, dtype=torch.float64) + 0.5 for _ in range(4))
+    gamma.requires_grad_(), beta.requires_grad_()
+    out = cbn.NormalizeWithPooled.apply(y, mean, var, gamma, beta, 1e-5, 4, 60, None)
+    grad = torch.randn_like(out)
+    want = torch.autograd.grad(out, (y, gamma, beta), grad)
+    rstd = (var + 1e-5).rsqrt()
+    for count in (240, torch.tensor(240.0)):
+        got = cbn._backward_on_cuda(grad, y.detach(), mean, rstd, gamma.detach(), count, None, [True] * 3)
+        for a, b in zip(got, want):
+            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)

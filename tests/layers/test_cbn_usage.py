@@ -1,6 +1,7 @@
 """CBN where people put it: mixed precision, compilation, checkpointing, EMA, converted models."""
 
 import copy
+import inspect
 import warnings
 
 import pytest
@@ -19,6 +20,7 @@ from mmdet.layers import (
     revert_cbn,
     set_cbn_epoch,
 )
+from mmdet.registry import MODELS
 
 CBN = dict(type='CBN', buffer_num=3)
 
@@ -194,6 +196,25 @@ def test_double_moves_the_window_too():
     block = warmed_up().double()
     assert block.bn.window.dvar.dtype == torch.float64
     assert block(torch.randn(2, 4, 10, 10, dtype=torch.float64)).isfinite().all()
+
+
+def test_half_precision_model_keeps_a_float32_window():
+    block = warmed_up().bfloat16()
+    assert block.bn.window.dvar.dtype == torch.float32
+    for _ in range(2):
+        out = block(torch.randn(2, 4, 10, 10, dtype=torch.bfloat16))
+        out.sum().backward()
+        assert out.dtype == block.bn.weight.grad.dtype == torch.bfloat16 and out.isfinite().all()
+
+
+def test_window_of_another_size_starts_empty():
+    block = warmed_up()
+    other = warmed_up(steps=0, buffer_num=5)
+    load_cbn_state(other, cbn_state(block))
+    assert other.bn.window is None and other.bn.steps == 3
+    for _ in range(6):
+        other(torch.randn(2, 4, 10, 10))
+    assert other.bn.window.filled == 5
 
 
 def test_sync_bn_conversion_leaves_cbn_alone():
@@ -424,6 +445,24 @@ def test_convert_and_revert_torchvision_models(name, pairs):
     assert torch.equal(before.eval()(x), kept)
 
 
+@pytest.mark.parametrize('options', [{}, dict(with_cp=True), dict(frozen_stages=1)], ids=str)
+def test_convert_this_toolboxs_backbone(options):
+    torch.manual_seed(0)
+    model = MODELS.build(dict(type='ResNet', depth=50, base_channels=8, norm_eval=False, init_cfg=None, **options))
+    plan = plan_cbn(model)
+    assert len(plan.pairs) == 53 and not plan.left
+    convert_cbn(model).train()
+    x = torch.randn(2, 3, 64, 64)
+    for _ in range(2):
+        sum(level.sum() for level in model(x)).backward()
+    trained = [m for m in model.modules() if isinstance(m, CrossIterBatchNorm2d) and m.training]
+    assert len(trained) == (53 if 'frozen_stages' not in options else 42)
+    assert all(layer.window.filled == layer.steps == 2 and layer._source is None for layer in trained)
+    keys = model.state_dict().keys()
+    before = model.eval()(x)[-1]
+    assert torch.equal(before, revert_cbn(model)(x)[-1]) and model.state_dict().keys() == keys
+
+
 def test_converted_model_equals_conv_modules():
     torch.manual_seed(0)
     block = ConvModule(3, 8, 3, norm_cfg=CBN, act_cfg=None)
@@ -432,6 +471,16 @@ def test_converted_model_equals_conv_modules():
     for _ in range(4):
         x = torch.randn(2, 3, 8, 8)
         assert torch.equal(model(x), block(x))
+
+
+@pytest.mark.skipif('bias' not in inspect.signature(nn.BatchNorm2d).parameters, reason='this torch has no such norm')
+def test_converted_norm_without_a_shift():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, bias=False))
+    keys = list(model.state_dict())
+    for _ in range(2):
+        convert_cbn(model)(torch.randn(2, 3, 8, 8)).square().sum().backward()
+        revert_cbn(model)
+    assert model[1].bias is None and model[1].weight.grad.any() and list(model.state_dict()) == keys
 
 
 def test_converted_model_can_be_copied_after_a_step():

@@ -20,7 +20,9 @@ NORMS = {
 
 
 @pytest.mark.parametrize('norm', NORMS)
-@pytest.mark.parametrize('layers', [((8, 3, 1, 1), (8, 3, 1, 1), (12, 3, 2, 1)), ((8, 6, 1, 0), (8, 1, 1, 0))])
+@pytest.mark.parametrize(
+    'layers', [((8, 3, 1, 1), (8, 3, 1, 1), (12, 3, 2, 1)), ((8, 6, 1, 0), (8, 1, 1, 0))]
+)
 def test_runs_side_by_side_are_what_each_would_be_alone(norm, layers):
     seeds, steps, batch = [3, 8, 11], 5, 4
     data = torch.randn(steps, batch, len(seeds), 2, 6, 6, dtype=torch.float64)
@@ -30,7 +32,9 @@ def test_runs_side_by_side_are_what_each_would_be_alone(norm, layers):
         model = SideBySide(2, 5, layers, NORMS[norm], [seeds[i] for i in which]).double()
         optimizer = torch.optim.SGD(model.parameters(), 0.2, momentum=0.9, weight_decay=1e-3)
         for x, target in zip(data[:, :, which], labels[:, :, which]):
-            loss = torch.nn.functional.cross_entropy(model(x.flatten(1, 2)).transpose(1, 2), target, reduction='none')
+            loss = torch.nn.functional.cross_entropy(
+                model(x.flatten(1, 2)).transpose(1, 2), target, reduction='none'
+            )
             optimizer.zero_grad()
             loss.mean(0).sum().backward()
             optimizer.step()

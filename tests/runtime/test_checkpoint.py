@@ -31,8 +31,8 @@ from mmdet.runtime.checkpoint import (
 def test_plain_form_survives_weights_only_loading(tmp_path):
     history = HistoryBuffer([1.0, 2.5], [1, 2], max_length=10)
     value = dict(array=np.arange(6.0).reshape(2, 3), names=np.array(['a', 'b']), number=np.float64(0.5),
-                 count=np.int64(3), milestones=Counter({8: 1, 11: 1}), ids=deque([1, 2]), kinds={1, 2}, path=Path('a/b'),
-                 history=history, shape=(3, 4), nothing=None, flag=True)  # fmt: skip
+                 count=np.int64(3), milestones=Counter({8: 1, 11: 1}), ids=deque([1, 2]), kinds={1, 2},
+                 path=Path('a/b'), history=history, shape=(3, 4), nothing=None, flag=True)  # fmt: skip
     torch.save(to_plain(value), tmp_path / 'x.pth')
     back = from_plain(torch.load(tmp_path / 'x.pth', weights_only=True))
     assert back['array'].tolist() == value['array'].tolist() and back['array'].dtype == np.float64

@@ -217,3 +217,31 @@ def test_log_has_memory_time_and_no_thousand_lines(tmp_path, train):
     assert 'Training ToyDetector on ToyDataset (8 images, 2 classes), 1 x 2 images a step (CPU)' in lines[0]
     assert all('memory: ' in line and 'eta: ' in line for line in lines if 'Epoch(train)' in line)
     assert len(lines) < 30
+
+
+@pytest.mark.parametrize('batch_size, place', [(1, 12), (4, 3)])
+def test_resumed_with_epochs_of_another_length(tmp_path, train, capfd, batch_size, place):
+    """Epochs of 4 iterations, stopped after 6: with 8 (or 2) an epoch that is iteration 12 (or 3)."""
+    config = write_config(tmp_path)
+    with pytest.raises(Interrupted):
+        train(config, 'a', hooks=[SignalAt(5)])
+    whole, rest = Record(), Record()
+    train(config, 'b', {'train_dataloader.batch_size': batch_size}, hooks=[whole])
+    train(config, 'a', {'train_dataloader.batch_size': batch_size}, resume=True, hooks=[rest])
+    assert f'iteration 6 counts as {place}' in ''.join(capfd.readouterr())
+    assert rest.batches == whole.batches[place:]  # the images that the epoch still has to show
+
+
+def test_two_runs_in_one_process_and_second_do_not_share_a_log(tmp_path, train):
+    runners = [train(write_config(tmp_path), name) for name in 'ab']
+    assert runners[0].logger is not runners[1].logger and runners[0].visualizer is not runners[1].visualizer
+    assert runners[0].message_hub is not runners[1].message_hub
+
+
+def test_pretrained_weights_are_not_needed_to_resume():
+    from mmdet.runtime.run import drop_pretrained
+
+    other = dict(init_cfg=dict(type='Normal'))
+    model = dict(backbone=dict(init_cfg=dict(type='Pretrained', checkpoint='x')), neck=other)
+    drop_pretrained(model)
+    assert model == dict(backbone=dict(init_cfg=None), neck=other)

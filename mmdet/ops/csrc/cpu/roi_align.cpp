@@ -1,21 +1,29 @@
 // RoIAlign on the CPU: Mask R-CNN (arXiv 1703.06870), section 3, over one map or a whole feature pyramid.
 //
-// K RoIs, C channels, (H, W) a map, (h, w) the bins. Averaging bilinear samples is separable, so the weights of
-// all samples are merged into one short list per axis, and a RoI costs its cells, not its samples. Channels are
-// the vectorised inner loop: maps are read as (H, W, C). Contiguous maps are copied to that layout once per
-// call when the RoIs cover more cells than the map has, and read in place by a scalar loop otherwise.
-// Forward splits RoIs over threads. Backward splits channels, so no two threads write one cell and the
-// result does not depend on the number of threads' timing.
+// K RoIs, C channels, (H, W) a map, (h, w) the bins. Three ideas make it fast:
+// - Averaging bilinear samples is separable: the weights of all samples are merged into one short list per axis, and
+//   a RoI costs its cells, not its samples.
+// - A block of channels, two cache lines, is the vectorised inner loop. The cells that a chunk of RoIs touches are
+//   packed as (cells, block) once for all of them; they stay in cache, so the map is read from memory once.
+//   RoIs that lie too far apart to share go to chunks of their own, down to one RoI.
+// - Forward spreads (block, chunk) pairs over threads. Backward spreads (picture, block) pairs, so that no two threads
+//   write one cell and the result is the same at any number of threads.
 
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
 #include <algorithm>
 #include <cmath>
+#include <memory>
+#include <type_traits>
+#include <utility>
 #include <vector>
+
+#ifdef __SSE__
+#include <xmmintrin.h>
+#endif
 
 #include "../common.h"
 #include "simd.h"
@@ -30,7 +38,10 @@ struct AxisView {
   const T *cell_weight, *bin_weight;
 };
 
-constexpr int kLanes = 32;
+template <typename T>
+constexpr int lanes() {
+  return 128 / sizeof(T);
+}
 
 namespace base {
 #define MMDET_FMA(a, b, c) ((a) * (b) + (c))
@@ -93,6 +104,12 @@ struct Axis {
             cell_bin.data(), bin_begin.data(), bin_cell.data(), cell_weight.data(), bin_weight.data()};
   }
 
+  // Numbers the cells by their place in a packed copy.
+  void renumber(const std::vector<int>& place) {
+    for (int& c : cell) c = place[c];
+    for (int& c : bin_cell) c = place[c];
+  }
+
  private:
   void add(int index, T weight) {  // neighbouring samples share cells: look back two entries of this bin
     const int n = static_cast<int>(bin_cell.size());
@@ -135,18 +152,13 @@ struct Axis {
 
 template <typename T>
 struct RoI {
-  int64_t batch = 0;
+  int64_t picture = 0;
   int level = -1;  // -1: nothing to sample
   T y = 0, x = 0, bin_y = 0, bin_x = 0;
   int64_t samples_y = 0, samples_x = 0;
+  Axis<T> rows, columns;
 
-  int64_t cells() const {  // about how many it reads
-    return static_cast<int64_t>(std::min<double>((samples_y + 2) * (samples_x + 2), 1e9));
-  }
-};
-
-struct Map {
-  int64_t height, width;
+  int64_t cells() const { return static_cast<int64_t>(rows.cell.size() * columns.cell.size()); }
 };
 
 template <typename T>
@@ -178,7 +190,7 @@ RoI<T> read_roi(const T* row, const std::vector<double>& scales, const RoIRule& 
   height = std::max(height, floor);
   TORCH_CHECK_VALUE(row[0] >= T(0) && row[0] < static_cast<T>(batches), "roi_align: a box names picture ", row[0],
                     " of a batch of ", batches);
-  roi.batch = static_cast<int64_t>(row[0]);
+  roi.picture = static_cast<int64_t>(row[0]);
   roi.level = level;
   roi.bin_y = height / static_cast<T>(bins_y);
   roi.bin_x = width / static_cast<T>(bins_x);
@@ -187,129 +199,283 @@ RoI<T> read_roi(const T* row, const std::vector<double>& scales, const RoIRule& 
   return roi;
 }
 
-template <typename T>
-std::vector<RoI<T>> read_rois(const at::Tensor& rois, c10::ArrayRef<double> scales, const RoIRule& rule,
-                              int64_t batches, int bins_y, int bins_x) {
-  const T* rows = rois.const_data_ptr<T>();
-  const std::vector<double> factors = scales.vec();
-  std::vector<RoI<T>> result(rois.size(0));
-  for (size_t k = 0; k < result.size(); ++k)
-    result[k] = read_roi<T>(rows + 5 * k, factors, rule, batches, bins_y, bins_x);
-  return result;
-}
-
-// (rows, columns) -> (columns, rows), in squares that stay in the first-level cache
-template <typename T>
-void transpose(const T* from, T* to, int64_t rows, int64_t columns, int64_t from_stride, int64_t to_stride) {
-  constexpr int64_t kSide = 16;
-  for (int64_t r = 0; r < rows; r += kSide)
-    for (int64_t c = 0; c < columns; c += kSide)
-      for (int64_t j = c; j < std::min(c + kSide, columns); ++j)
-        for (int64_t i = r; i < std::min(r + kSide, rows); ++i) to[j * to_stride + i] = from[i * from_stride + j];
-}
+// RoIs of one picture and level that share a packed copy of the cells in `rows` x `columns`
+struct Chunk {
+  int64_t picture;
+  int level;
+  std::vector<int64_t> rois;
+  std::vector<int> rows, columns;
+};
 
 template <typename T>
-at::Tensor forward(at::TensorList features, const at::Tensor& rois, c10::ArrayRef<double> scales, int h, int w,
-                   const RoIRule& rule) {
-  const int64_t batches = features[0].size(0), channels = features[0].size(1);
-  const bool last = features[0].is_contiguous(at::MemoryFormat::ChannelsLast) && !features[0].is_contiguous();
-  const auto format = last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
-  at::Tensor output = at::empty({rois.size(0), channels, h, w}, features[0].options(), format);
-  if (output.numel() == 0) return output;
+class Plan {
+ public:
+  std::vector<RoI<T>> rois;
+  std::vector<Chunk> chunks;
+  int64_t most_cells = 0;
 
-  const auto list = read_rois<T>(rois, scales, rule, batches, h, w);
-  std::vector<int64_t> covered(features.size(), 0);
-  for (const auto& roi : list)
-    if (roi.level >= 0) covered[roi.level] += roi.cells();
-  std::vector<at::Tensor> maps(features.size());
-  std::vector<bool> strided(features.size(), false);
-  for (size_t l = 0; l < maps.size(); ++l) {
-    const auto& f = features[l];
-    const bool ready = f.is_contiguous(at::MemoryFormat::ChannelsLast);
-    strided[l] = !ready && covered[l] < f.size(0) * f.size(2) * f.size(3);
-    maps[l] = covered[l] == 0 || strided[l] ? f : f.contiguous(at::MemoryFormat::ChannelsLast);
+  // sizes: (H, W) of each level
+  Plan(const at::Tensor& boxes, c10::ArrayRef<double> scales, const RoIRule& rule, int64_t pictures, int h, int w,
+       const std::vector<std::pair<int, int>>& sizes) {
+    const T* rows = boxes.const_data_ptr<T>();
+    const std::vector<double> factors = scales.vec();
+    rois.resize(boxes.size(0));
+    at::parallel_for(0, boxes.size(0), 16, [&](int64_t begin, int64_t end) {
+      for (int64_t k = begin; k < end; ++k) {
+        auto& roi = rois[k];
+        roi = read_roi<T>(rows + 5 * k, factors, rule, pictures, h, w);
+        if (roi.level < 0) continue;
+        roi.rows.build(roi.y, roi.bin_y, h, roi.samples_y, sizes[roi.level].first);
+        roi.columns.build(roi.x, roi.bin_x, w, roi.samples_x, sizes[roi.level].second);
+      }
+    });
+    const int64_t levels = static_cast<int64_t>(sizes.size());
+    std::vector<std::vector<int64_t>> groups(pictures * levels);
+    for (size_t k = 0; k < rois.size(); ++k)
+      if (rois[k].level >= 0) groups[rois[k].picture * levels + rois[k].level].push_back(static_cast<int64_t>(k));
+    for (size_t g = 0; g < groups.size(); ++g)
+      if (!groups[g].empty()) split(groups[g], g / levels, static_cast<int>(g % levels), sizes[g % levels]);
   }
 
-  T* out = output.data_ptr<T>();
-  const int64_t bins = int64_t(h) * w;
-  at::parallel_for(0, rois.size(0), 1, [&](int64_t begin, int64_t end) {
-    Axis<T> rows, columns;
-    std::vector<T> tile(last ? 0 : bins * channels);
-    for (int64_t k = begin; k < end; ++k) {
-      const auto& roi = list[k];
-      T* result = out + k * bins * channels;
-      if (roi.level < 0) {
-        std::fill_n(result, bins * channels, T(0));
-        continue;
+ private:
+  // One chunk when sharing reads no more cells than each RoI on its own would, else two halves
+  void split(std::vector<int64_t>& members, int64_t picture, int level, std::pair<int, int> size) {
+    std::vector<int> row_place(size.first, -1), column_place(size.second, -1);
+    int64_t alone = 0;
+    for (int64_t k : members) {
+      for (int c : rois[k].rows.cell) row_place[c] = 0;
+      for (int c : rois[k].columns.cell) column_place[c] = 0;
+      alone += rois[k].cells();
+    }
+    const auto used = [](const std::vector<int>& place) { return std::count(place.begin(), place.end(), 0); };
+    if (members.size() > 1 && used(row_place) * used(column_place) > alone) {
+      const bool by_row = used(row_place) > used(column_place);
+      const auto middle = members.begin() + static_cast<int64_t>(members.size()) / 2;
+      const auto centre = [&](int64_t k) {
+        const auto& cell = by_row ? rois[k].rows.cell : rois[k].columns.cell;
+        return cell.empty() ? 0 : cell.front() + cell.back();
+      };
+      std::nth_element(members.begin(), middle, members.end(), [&](int64_t a, int64_t b) {
+        return std::make_pair(centre(a), a) < std::make_pair(centre(b), b);
+      });
+      std::vector<int64_t> rest(middle, members.end());
+      members.erase(middle, members.end());
+      split(members, picture, level, size);
+      split(rest, picture, level, size);
+      return;
+    }
+    Chunk chunk{picture, level, std::move(members), {}, {}};
+    number(row_place, chunk.rows);
+    number(column_place, chunk.columns);
+    // neighbours follow each other, so that their common cells are still in the nearest cache
+    std::sort(chunk.rois.begin(), chunk.rois.end(), [&](int64_t a, int64_t b) {
+      return std::make_pair(rois[a].y, a) < std::make_pair(rois[b].y, b);
+    });
+    for (int64_t k : chunk.rois) {
+      rois[k].rows.renumber(row_place);
+      rois[k].columns.renumber(column_place);
+    }
+    most_cells = std::max(most_cells, static_cast<int64_t>(chunk.rows.size() * chunk.columns.size()));
+    chunks.push_back(std::move(chunk));
+  }
+
+  static void number(std::vector<int>& place, std::vector<int>& cells) {
+    for (size_t c = 0; c < place.size(); ++c)
+      if (place[c] == 0) {
+        place[c] = static_cast<int>(cells.size());
+        cells.push_back(static_cast<int>(c));
       }
-      const at::Tensor& map = maps[roi.level];
-      rows.build(roi.y, roi.bin_y, h, roi.samples_y, static_cast<int>(map.size(2)));
-      columns.build(roi.x, roi.bin_x, w, roi.samples_x, static_cast<int>(map.size(3)));
-      const T* source = map.const_data_ptr<T>() + roi.batch * map.stride(0);
-      T* target = last ? result : tile.data();
-      std::fill_n(target, bins * channels, T(0));
-      if (strided[roi.level]) {
-        const auto by_row = rows.view(), by_column = columns.view();
-        for (int64_t c = 0; c < channels; ++c)
-          for (int r = 0; r < by_row.num_cells; ++r) {
-            const T* row = source + c * map.stride(1) + by_row.cell[r] * map.stride(2);
-            for (int x = 0; x < w; ++x) {
-              T sum = 0;
-              for (int i = by_column.bin_begin[x]; i < by_column.bin_begin[x + 1]; ++i)
-                sum += by_column.bin_weight[i] * row[by_column.bin_cell[i] * map.stride(3)];
-              for (int j = by_row.cell_begin[r]; j < by_row.cell_begin[r + 1]; ++j)
-                target[(by_row.cell_bin[j] * w + x) * channels + c] += by_row.cell_weight[j] * sum;
-            }
-          }
-      } else {
-        MMDET_DISPATCH(forward_tile(source, map.stride(2), map.stride(3), rows.view(), columns.view(), channels,
-                                    target, w));
+  }
+};
+
+// to[j * to_stride + i] = from[i * from_stride + j] for i < rows, j < columns, converting on the way
+template <typename From, typename To>
+void transpose(const From* from, int64_t from_stride, To* to, int64_t to_stride, int64_t rows, int64_t columns) {
+  int64_t i = 0;
+#ifdef __SSE__
+  if constexpr (std::is_same_v<From, float> && std::is_same_v<To, float>) {
+    for (; i + 4 <= rows; i += 4) {
+      int64_t j = 0;
+      for (; j + 4 <= columns; j += 4) {
+        __m128 a = _mm_loadu_ps(from + i * from_stride + j), b = _mm_loadu_ps(from + (i + 1) * from_stride + j);
+        __m128 c = _mm_loadu_ps(from + (i + 2) * from_stride + j), d = _mm_loadu_ps(from + (i + 3) * from_stride + j);
+        _MM_TRANSPOSE4_PS(a, b, c, d);
+        _mm_storeu_ps(to + j * to_stride + i, a);
+        _mm_storeu_ps(to + (j + 1) * to_stride + i, b);
+        _mm_storeu_ps(to + (j + 2) * to_stride + i, c);
+        _mm_storeu_ps(to + (j + 3) * to_stride + i, d);
       }
-      if (!last) transpose(tile.data(), result, bins, channels, channels, bins);
+      for (; j < columns; ++j)
+        for (int64_t k = i; k < i + 4; ++k) to[j * to_stride + k] = from[k * from_stride + j];
+    }
+  }
+#endif
+  for (; i < rows; ++i)
+    for (int64_t j = 0; j < columns; ++j) to[j * to_stride + i] = static_cast<To>(from[i * from_stride + j]);
+}
+
+// Runs of neighbouring cells: work(first place, first cell, length)
+template <typename Work>
+void for_each_run(const std::vector<int>& cells, const Work& work) {
+  for (size_t first = 0; first < cells.size();) {
+    size_t last = first + 1;
+    while (last < cells.size() && cells[last] == cells[last - 1] + 1) ++last;
+    work(static_cast<int64_t>(first), cells[first], static_cast<int64_t>(last - first));
+    first = last;
+  }
+}
+
+// copy (cells of the chunk, lanes) from n channels that begin at `map`; lanes past n are zero
+template <typename S, typename T>
+void pack(const S* map, at::IntArrayRef strides, const Chunk& chunk, int64_t n, T* copy) {
+  constexpr int kLanes = lanes<T>();
+  if (n < kLanes) std::fill_n(copy, static_cast<int64_t>(chunk.rows.size() * chunk.columns.size()) * kLanes, T(0));
+  for (int r : chunk.rows) {
+    const S* row = map + r * strides[2];
+    if (strides[3] == 1) {
+      for_each_run(chunk.columns, [&](int64_t place, int cell, int64_t length) {
+        transpose(row + cell, strides[1], copy + place * kLanes, kLanes, n, length);
+      });
+    } else {
+      for (size_t q = 0; q < chunk.columns.size(); ++q)
+        for (int64_t c = 0; c < n; ++c)
+          copy[q * kLanes + c] = static_cast<T>(row[chunk.columns[q] * strides[3] + c * strides[1]]);
+    }
+    copy += chunk.columns.size() * kLanes;
+  }
+}
+
+// The reverse, adding: map[cell] += copy[cell]
+template <typename S, typename T>
+void unpack(const T* copy, const Chunk& chunk, int64_t n, S* map, at::IntArrayRef strides) {
+  constexpr int kLanes = lanes<T>();
+  std::vector<T> lines(chunk.columns.size() * kLanes);
+  const int64_t width = static_cast<int64_t>(chunk.columns.size());
+  for (int r : chunk.rows) {
+    S* row = map + r * strides[2];
+    if (strides[1] == 1) {
+      for (int64_t q = 0; q < width; ++q) {
+        S* to = row + chunk.columns[q] * strides[3];
+        for (int64_t c = 0; c < n; ++c) to[c] = static_cast<S>(static_cast<T>(to[c]) + copy[q * kLanes + c]);
+      }
+    } else {
+      transpose(copy, kLanes, lines.data(), width, width, n);
+      for (int64_t c = 0; c < n; ++c)
+        for_each_run(chunk.columns, [&](int64_t place, int cell, int64_t length) {
+          S* to = row + c * strides[1] + cell * strides[3];
+          const T* from = lines.data() + c * width + place;
+          for (int64_t i = 0; i < length; ++i) to[i] = static_cast<S>(static_cast<T>(to[i]) + from[i]);
+        });
+    }
+    copy += width * kLanes;
+  }
+}
+
+template <typename S>
+struct Compute {
+  using type = float;
+};
+template <>
+struct Compute<double> {
+  using type = double;
+};
+
+template <typename S>
+at::Tensor forward(at::TensorList features, const at::Tensor& boxes, c10::ArrayRef<double> scales, int h, int w,
+                   const RoIRule& rule) {
+  using T = typename Compute<S>::type;
+  constexpr int kLanes = lanes<T>();
+  const int64_t channels = features[0].size(1), bins = int64_t(h) * w;
+  const bool last = features[0].is_contiguous(at::MemoryFormat::ChannelsLast) && !features[0].is_contiguous();
+  at::Tensor output = at::empty({boxes.size(0), channels, h, w}, features[0].options(),
+                                last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous);
+  if (output.numel() == 0) return output;
+  std::vector<std::pair<int, int>> sizes;
+  for (const auto& f : features) sizes.emplace_back(f.size(2), f.size(3));
+  const Plan<T> plan(boxes, scales, rule, features[0].size(0), h, w, sizes);
+  const int64_t num_chunks = static_cast<int64_t>(plan.chunks.size());
+
+  S* out = output.data_ptr<S>();
+  for (size_t k = 0; k < plan.rois.size(); ++k)
+    if (plan.rois[k].level < 0) std::fill_n(out + k * channels * bins, channels * bins, S(0));
+  const int64_t blocks = (channels + kLanes - 1) / kLanes;
+  at::parallel_for(0, blocks * num_chunks, 1, [&](int64_t begin, int64_t end) {
+    const std::unique_ptr<T[]> copy(new T[plan.most_cells * kLanes]);
+    std::vector<T> tile(bins * kLanes);
+    for (int64_t item = begin; item < end; ++item) {
+      const Chunk& chunk = plan.chunks[item % num_chunks];
+      const int64_t c0 = item / num_chunks * kLanes, n = std::min<int64_t>(kLanes, channels - c0);
+      const at::Tensor& map = features[chunk.level];
+      pack(map.const_data_ptr<S>() + chunk.picture * map.stride(0) + c0 * map.stride(1), map.strides(), chunk, n,
+           copy.get());
+      const int64_t row_stride = static_cast<int64_t>(chunk.columns.size()) * kLanes;
+      for (int64_t k : chunk.rois) {
+        const auto& roi = plan.rois[k];
+        std::fill(tile.begin(), tile.end(), T(0));
+        MMDET_DISPATCH(forward_tile<T>(copy.get(), row_stride, kLanes, roi.rows.view(), roi.columns.view(), tile.data()));
+        if (last) {
+          S* to = out + k * bins * channels + c0;
+          for (int64_t b = 0; b < bins; ++b, to += channels)
+            for (int64_t c = 0; c < n; ++c) to[c] = static_cast<S>(tile[b * kLanes + c]);
+        } else {
+          transpose(tile.data(), kLanes, out + (k * channels + c0) * bins, bins, bins, n);
+        }
+      }
     }
   });
   return output;
 }
 
-template <typename T>
-std::vector<at::Tensor> backward(const at::Tensor& grad, const at::Tensor& rois, at::IntArrayRef shapes,
+template <typename S>
+std::vector<at::Tensor> backward(const at::Tensor& grad, const at::Tensor& boxes, at::IntArrayRef shapes,
                                  c10::ArrayRef<double> scales, const RoIRule& rule, bool channels_last) {
-  const int64_t levels = static_cast<int64_t>(shapes.size()) / 4, batches = shapes[0], channels = shapes[1];
+  using T = typename Compute<S>::type;
+  constexpr int kLanes = lanes<T>();
+  const int64_t levels = static_cast<int64_t>(shapes.size()) / 4, pictures = shapes[0], channels = shapes[1];
   const int h = static_cast<int>(grad.size(2)), w = static_cast<int>(grad.size(3));
-  std::vector<at::Tensor> result(levels);
-  for (int64_t l = 0; l < levels; ++l)
-    result[l] = at::empty(shapes.slice(4 * l, 4), grad.options(), at::MemoryFormat::ChannelsLast).zero_();
   const int64_t bins = int64_t(h) * w;
-  if (grad.numel() > 0) {
-    const auto list = read_rois<T>(rois, scales, rule, batches, h, w);
-    const bool last = grad.is_contiguous(at::MemoryFormat::ChannelsLast);
-    const at::Tensor source = last ? grad : grad.contiguous();
-    const T* g = source.const_data_ptr<T>();
-    // a cache line of channels at least, so that threads do not share one
-    const int64_t block = std::max<int64_t>(16, (channels + at::get_num_threads() - 1) / at::get_num_threads());
-    at::parallel_for(0, (channels + block - 1) / block, 1, [&](int64_t begin, int64_t end) {
-      const int64_t c0 = begin * block, n = std::min(end * block, channels) - c0;
-      Axis<T> rows, columns;
-      std::vector<T> tile(bins * n), scratch(w * n);
-      for (size_t k = 0; k < list.size(); ++k) {
-        const auto& roi = list[k];
-        if (roi.level < 0) continue;
-        at::Tensor& map = result[roi.level];
-        rows.build(roi.y, roi.bin_y, h, roi.samples_y, static_cast<int>(map.size(2)));
-        columns.build(roi.x, roi.bin_x, w, roi.samples_x, static_cast<int>(map.size(3)));
-        if (last) {
-          for (int64_t b = 0; b < bins; ++b) std::copy_n(g + (k * bins + b) * channels + c0, n, tile.data() + b * n);
-        } else {
-          transpose(g + (k * channels + c0) * bins, tile.data(), n, bins, bins, n);
-        }
-        MMDET_DISPATCH(backward_tile(map.data_ptr<T>() + roi.batch * map.stride(0) + c0, map.stride(2),
-                                     map.stride(3), rows.view(), columns.view(), n, tile.data(), w,
-                                     scratch.data()));
-      }
-    });
+  std::vector<at::Tensor> result(levels);
+  std::vector<std::pair<int, int>> sizes;
+  for (int64_t l = 0; l < levels; ++l) {
+    const auto format = channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
+    result[l] = at::empty(shapes.slice(4 * l, 4), grad.options(), format).zero_();
+    sizes.emplace_back(result[l].size(2), result[l].size(3));
   }
-  if (!channels_last)
-    for (auto& map : result) map = map.contiguous();
+  if (grad.numel() == 0 || pictures == 0) return result;
+  const Plan<T> plan(boxes, scales, rule, pictures, h, w, sizes);
+  const S* g = grad.const_data_ptr<S>();
+  const bool dense_lanes = grad.stride(1) == 1 && channels > 1;
+  const int64_t blocks = (channels + kLanes - 1) / kLanes;
+  at::parallel_for(0, pictures * blocks, 1, [&](int64_t begin, int64_t end) {
+    const std::unique_ptr<T[]> copy(new T[plan.most_cells * kLanes]);
+    std::vector<T> tile(bins * kLanes, T(0)), scratch(w * kLanes);
+    for (int64_t item = begin; item < end; ++item) {
+      const int64_t c0 = item % blocks * kLanes, n = std::min<int64_t>(kLanes, channels - c0);
+      for (const Chunk& chunk : plan.chunks) {
+        if (chunk.picture != item / blocks) continue;
+        const int64_t row_stride = static_cast<int64_t>(chunk.columns.size()) * kLanes;
+        std::fill_n(copy.get(), static_cast<int64_t>(chunk.rows.size()) * row_stride, T(0));
+        for (int64_t k : chunk.rois) {
+          const auto& roi = plan.rois[k];
+          const S* from = g + k * grad.stride(0) + c0 * grad.stride(1);
+          if (!dense_lanes && grad.stride(3) == 1 && grad.stride(2) == w) {
+            transpose(from, grad.stride(1), tile.data(), kLanes, n, bins);
+          } else {
+            for (int64_t y = 0; y < h; ++y)
+              for (int64_t x = 0; x < w; ++x)
+                for (int64_t c = 0; c < n; ++c)
+                  tile[(y * w + x) * kLanes + c] =
+                      static_cast<T>(from[y * grad.stride(2) + x * grad.stride(3) + c * grad.stride(1)]);
+          }
+          MMDET_DISPATCH(backward_tile<T>(copy.get(), row_stride, kLanes, roi.rows.view(), roi.columns.view(),
+                                          tile.data(), scratch.data()));
+        }
+        at::Tensor& map = result[chunk.level];
+        unpack(copy.get(), chunk, n, map.data_ptr<S>() + chunk.picture * map.stride(0) + c0 * map.stride(1),
+               map.strides());
+      }
+    }
+  });
   return result;
 }
 
@@ -329,19 +495,15 @@ void check(at::TensorList features, const at::Tensor& rois, c10::ArrayRef<double
   }
 }
 
-at::ScalarType compute_type(at::ScalarType type) { return type == at::kDouble ? at::kDouble : at::kFloat; }
-
 at::Tensor roi_align(at::TensorList features, const at::Tensor& rois, c10::ArrayRef<double> scales, int64_t h,
                      int64_t w, int64_t sampling_ratio, bool aligned, bool legacy, double finest_scale) {
   check(features, rois, scales, h, w);
   const RoIRule rule(sampling_ratio, aligned, legacy, finest_scale);
-  const auto type = features[0].scalar_type(), inner = compute_type(type);
-  const at::Tensor boxes = rois.to(inner).contiguous();
-  std::vector<at::Tensor> maps;
-  for (const auto& f : features) maps.push_back(f.to(inner));
-  return AT_DISPATCH_FLOATING_TYPES(inner, "roi_align", [&] {
-           return forward<scalar_t>(maps, boxes, scales, static_cast<int>(h), static_cast<int>(w), rule);
-         }).to(type);
+  const auto type = features[0].scalar_type();
+  const at::Tensor boxes = rois.to(type == at::kDouble ? at::kDouble : at::kFloat).contiguous();
+  return AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, type, "roi_align", [&] {
+    return forward<scalar_t>(features, boxes, scales, static_cast<int>(h), static_cast<int>(w), rule);
+  });
 }
 
 std::vector<at::Tensor> roi_align_backward(const at::Tensor& grad, const at::Tensor& rois, at::IntArrayRef shapes,
@@ -353,13 +515,11 @@ std::vector<at::Tensor> roi_align_backward(const at::Tensor& grad, const at::Ten
                     "roi_align_backward: the gradient ", grad.sizes(), " does not fit the boxes ", rois.sizes());
   check_boxes(rois, 5, "roi_align_backward");
   const RoIRule rule(sampling_ratio, aligned, legacy, finest_scale);
-  const auto type = grad.scalar_type(), inner = compute_type(type);
-  const at::Tensor boxes = rois.to(inner).contiguous();
-  auto result = AT_DISPATCH_FLOATING_TYPES(inner, "roi_align_backward", [&] {
-    return backward<scalar_t>(grad.to(inner), boxes, shapes, scales, rule, channels_last);
+  const auto type = grad.scalar_type();
+  const at::Tensor boxes = rois.to(type == at::kDouble ? at::kDouble : at::kFloat).contiguous();
+  return AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, type, "roi_align_backward", [&] {
+    return backward<scalar_t>(grad, boxes, shapes, scales, rule, channels_last);
   });
-  for (auto& map : result) map = map.to(type);
-  return result;
 }
 
 }  // namespace

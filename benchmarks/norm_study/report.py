@@ -1,0 +1,257 @@
+"""Tables and figures of docs/norm_study.md from results/*.json.
+
+    python -m benchmarks.norm_study.report
+
+Each table replaces what stands between ``<!-- NAME -->`` and ``<!-- /NAME -->`` in the document; the text around
+it is left alone. Figures go to docs/norm_study_*.png.
+"""
+
+import argparse
+import json
+import math
+import re
+import statistics
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use('Agg')
+import matplotlib.pyplot as plt  # noqa: E402
+
+from .classify import BATCHES, REGIMES, RESULTS  # noqa: E402
+
+DOCS = Path(__file__).resolve().parents[2] / 'docs'
+NORMS = ('BN', 'GN', 'BatchRenorm', 'naive', 'CBN', 'CBN-root')
+COLOURS = dict(zip(NORMS, ('tab:blue', 'tab:grey', 'tab:purple', 'tab:orange', 'tab:red', 'tab:pink')))
+COLOURS.update(none='black', SyncBN='tab:green')
+DEFAULTS = dict(burnin=1, window=4, lr_factor=1.0)
+
+
+def spread(values: list[float], digits: int = 1) -> str:
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f'{statistics.mean(values):.{digits}f} ± {deviation:.{digits}f}'
+
+
+def paired(values: list[float], others: list[float], digits: int = 1) -> str:
+    """Mean difference over the seeds and its standard error."""
+    differences = [a - b for a, b in zip(values, others)]
+    error = statistics.stdev(differences) / math.sqrt(len(differences))
+    return f'{statistics.mean(differences):+.{digits}f} ± {error:.{digits}f}'
+
+
+def markdown(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ['---'] * len(header), *rows]
+    return '\n'.join('| ' + ' | '.join(row) + ' |' for row in lines)
+
+
+def select(records: list[dict], **wanted) -> list[dict]:
+    return [r for r in records if all(r[k] == v for k, v in wanted.items())]
+
+
+def one(records: list[dict], **wanted) -> dict | None:
+    found = select(records, **wanted)
+    return found[0] if found else None
+
+
+def main_table(records: list[dict], field: str = 'accuracy') -> str:
+    rows = []
+    for regime in REGIMES:
+        for norm in NORMS:
+            cells = [one(records, regime=regime, norm=norm, batch=b, **DEFAULTS) for b in BATCHES]
+            if any(cells):
+                rows.append([regime, norm, *(spread(c[field]) if c else '' for c in cells)])
+    return markdown(['regime', 'norm', *(f'batch {b}' for b in BATCHES)], rows)
+
+
+def differences_table(records: list[dict]) -> str:
+    rows = []
+    for regime in REGIMES:
+        for batch in BATCHES:
+            cell = {n: one(records, regime=regime, norm=n, batch=batch, **DEFAULTS) for n in NORMS}
+            if not cell['CBN']:
+                continue
+            row = [regime, str(batch)]
+            for norm in ('BN', 'GN', 'BatchRenorm', 'naive', 'CBN-root'):
+                row.append(paired(cell['CBN']['accuracy'], cell[norm]['accuracy']) if cell[norm] else '')
+            rows.append(row)
+    return markdown(
+        ['regime', 'batch', *(f'CBN - {n}' for n in ('BN', 'GN', 'BatchRenorm', 'naive', 'CBN-root'))], rows
+    )
+
+
+def evaluation_table(records: list[dict], batch: int = 2) -> str:
+    rows = []
+    for regime in REGIMES:
+        for norm in NORMS:
+            cell = one(records, regime=regime, norm=norm, batch=batch, **DEFAULTS)
+            if cell and norm != 'GN':
+                fields = ('accuracy', 'accuracy_population', 'accuracy_batch')
+                rows.append(
+                    [
+                        regime,
+                        norm,
+                        *(f'{statistics.mean(cell[f]):.1f}' for f in fields),
+                        f'{statistics.mean(cell["train_loss"]):.3f}',
+                    ]
+                )
+    return markdown(
+        ['regime', 'norm', 'running averages', "PreciseBN, 'population'", "PreciseBN, 'batch'", 'training loss'], rows
+    )  # fmt: skip
+
+
+def swept_table(records: list[dict], field: str, norms: tuple[str, ...]) -> str:
+    """Accuracy over one setting, the others at their defaults."""
+    fixed = {k: v for k, v in DEFAULTS.items() if k != field}
+    rows, values = [], sorted({r[field] for r in records})
+    for regime in REGIMES:
+        for norm in norms:
+            cells = [one(records, regime=regime, norm=norm, batch=2, **fixed, **{field: v}) for v in values]
+            if sum(c is not None for c in cells) > 1:
+                rows.append([regime, norm, *(spread(c['accuracy']) if c else '' for c in cells)])
+    return markdown(['regime', 'norm', *(f'{v:g}' for v in values)], rows)
+
+
+def error_table(curves: dict, kind: str) -> str:
+    """Medians over the iterations at each learning rate."""
+    rows = []
+    for key, curve in curves.items():
+        regime, batch, factor = key.split('|')
+        names = [k.split('|')[1] for k in curve['curve'][0]['var'] if k.startswith(kind)]
+        for part, points in parts_of(curve['curve']).items():
+            row = [f'{regime}, batch {batch}, lr x {float(factor):g}', part]
+            for name in names:
+                row.append(f'{statistics.median(p["var"][f"{kind}|{name}"] for p in points):.4f}')
+            rows.append(row)
+    return markdown(['setting', 'learning rate', *names], rows)
+
+
+def parts_of(curve: list[dict]) -> dict[str, list[dict]]:
+    top = max(p['lr'] for p in curve)
+    return {
+        'full': [p for p in curve if p['lr'] > 0.5 * top],
+        'a tenth': [p for p in curve if 0.05 * top < p['lr'] < 0.5 * top],
+    }
+
+
+def detection_table(records: list[dict]) -> str:
+    rows = []
+    for name in ('bccd', 'nuclei_dsb2018'):
+        for metric in ('bbox_mAP', 'bbox_mAP_50', 'segm_mAP'):
+            for norm in ('none', 'BN', 'SyncBN', 'GN', 'naive', 'CBN'):
+                row = [name, metric, norm]
+                for batch in (1, 2):
+                    cells = [
+                        r for r in select(records, set=name, norm=norm, batch=batch) if metric in r['metrics']
+                    ]
+                    values = [100 * c['metrics'][metric] for c in cells]
+                    row.append(f'{spread(values)} ({len(values)})' if values else '')
+                if any(row[3:]):
+                    rows.append(row)
+    return markdown(['data', 'metric', 'norm', 'batch 1', 'batch 2'], rows)
+
+
+def draw_main(records: list[dict], path: Path) -> None:
+    shown = [r for r in REGIMES if len({c['batch'] for c in select(records, regime=r, **DEFAULTS)}) > 1]
+    columns = 3
+    lines = math.ceil(len(shown) / columns)
+    figure, axes = plt.subplots(lines, columns, figsize=(11, 3 * lines), squeeze=False, layout='constrained')
+    for axis in axes.flat[len(shown) :]:
+        axis.axis('off')
+    for axis, regime in zip(axes.flat, shown):
+        for norm in NORMS:
+            cells = sorted(select(records, regime=regime, norm=norm, **DEFAULTS), key=lambda c: c['batch'])
+            axis.errorbar(
+                [c['batch'] for c in cells], [statistics.mean(c['accuracy']) for c in cells],
+                [statistics.stdev(c['accuracy']) for c in cells], label=norm,
+                color=COLOURS[norm], capsize=2, marker='.',
+            )  # fmt: skip
+        axis.set(xscale='log', title=regime, xlabel='batch', ylabel='accuracy, %')
+        axis.set_xticks(BATCHES, BATCHES)
+        axis.minorticks_off()
+        axis.grid(alpha=0.3)
+    axes.flat[0].legend(fontsize=7)
+    figure.savefig(path, dpi=80)
+    plt.close(figure)
+
+
+def draw_errors(curves: dict, path: Path) -> None:
+    kinds = {
+        'own': 'past batches,\nown weights changed', 'weights': "past batches,\nall layers' weights changed",
+        'whole': 'past batches,\nwhole network as it is now',
+        'population': 'what the layer normalises with,\nagainst the population',
+    }  # fmt: skip
+    figure, axes = plt.subplots(
+        len(curves), 4, figsize=(13, 2.6 * len(curves)), squeeze=False, sharex='row', layout='constrained'
+    )
+    styles = {
+        'BatchNorm': ('tab:blue', '-'), 'naive': ('tab:orange', '-'), 'Taylor, all positions': ('tab:red', '-'),
+        'root': ('tab:pink', '--'), 'Taylor, 1/4 of them': ('tab:brown', ':'),
+        'Taylor, 1/16 of them': ('tab:olive', ':'),
+        'pooled true': ('black', '--'),
+    }  # fmt: skip
+    for line, (key, curve) in zip(axes, curves.items()):
+        for axis, (kind, title) in zip(line, kinds.items()):
+            for name, (colour, style) in styles.items():
+                if f'{kind}|{name}' in curve['curve'][0]['var']:
+                    axis.plot(
+                        [p['step'] for p in curve['curve']],
+                        [max(p['var'][f'{kind}|{name}'], 1e-5) for p in curve['curve']],
+                        color=colour, linestyle=style, label=name,
+                    )  # fmt: skip
+            axis.set(yscale='log', title=title if line is axes[0] else None)
+            axis.title.set_fontsize(9)
+            axis.grid(alpha=0.3)
+        line[0].set_ylabel(key.replace('|', ', ') + '\nrelative error of the variance', fontsize=7)
+    for axis in axes[-1]:
+        axis.set_xlabel('iteration')
+    axes[0][0].legend(fontsize=6)
+    axes[0][3].legend(fontsize=6)
+    figure.savefig(path, dpi=65)
+    plt.close(figure)
+
+
+def replace(text: str, name: str, content: str) -> str:
+    pattern = re.compile(rf'(<!-- {name} -->\n).*?(\n?<!-- /{name} -->)', re.S)
+    if not pattern.search(text):
+        raise ValueError(f'docs/norm_study.md has no place <!-- {name} --> ... <!-- /{name} -->')
+    return pattern.sub(lambda match: match[1] + content + '\n' + match[2].lstrip('\n'), text)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('--results', type=Path, default=RESULTS)
+    parser.add_argument('--docs', type=Path, default=DOCS)
+    parser.add_argument(
+        '--print', action='store_true', help='print the main tables of other results; write nothing'
+    )
+    args = parser.parse_args()
+    records = list(json.loads((args.results / 'classify.json').read_text()).values())
+    if args.print:
+        print(main_table(records), differences_table(records), sep='\n\n')
+        return
+    curves = json.loads((args.results / 'statistics_error.json').read_text())
+    detection = list(json.loads((args.results / 'detect.json').read_text()).values())
+    batch_norms = ('BN', 'GN', 'naive', 'CBN', 'CBN-root')
+    tables = {
+        'main': main_table(records),
+        'differences': differences_table(records),
+        'evaluation': evaluation_table(records),
+        'window': swept_table(records, 'window', ('naive', 'CBN', 'CBN-root')),
+        'burnin': swept_table(records, 'burnin', ('naive', 'CBN', 'CBN-root')),
+        'lr': swept_table(records, 'lr_factor', batch_norms),
+        **{f'error-{kind}': error_table(curves, kind) for kind in ('own', 'weights', 'whole', 'population')},
+        'detection': detection_table(detection),
+    }
+    document = args.docs / 'norm_study.md'
+    text = document.read_text()
+    for name, content in tables.items():
+        text = replace(text, name, content)
+    document.write_text(text)
+    draw_main(records, args.docs / 'norm_study_batch.png')
+    draw_errors(curves, args.docs / 'norm_study_statistics.png')
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,108 @@
+"""Imports run one way through the rooms of the package, take no time, and say nothing."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+BASE = {'version', 'registry', 'runtime', 'ops', 'structures'}
+# room: the rooms it may import besides itself. A room that is missing here fails the test.
+ALLOWED = {
+    'version': set(),
+    'registry': set(),
+    'runtime': {'version', 'registry'},
+    'ops': {'version', 'runtime'},
+    'structures': {'registry', 'runtime', 'ops'},
+    'layers': BASE,
+    'models': BASE | {'layers'},
+    'datasets': BASE,
+    'evaluation': BASE,
+    'checkpoints': BASE | {'layers', 'models'},
+    'engine': BASE | {'layers', 'models', 'datasets', 'evaluation', 'checkpoints'},
+    'apis': BASE | {'layers', 'models', 'datasets', 'evaluation', 'checkpoints', 'engine'},
+    '__init__': {'version'},
+}
+
+
+def imported_rooms(path: Path, package: Path) -> set[str]:
+    """First components below mmdet of everything a file imports, inside functions too."""
+    rooms = set()
+    here = ['mmdet', *path.relative_to(package).with_suffix('').parts]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            origin = here[: len(here) - node.level] if node.level else []
+            origin = [*origin, *(node.module or '').split('.')] if node.module else origin
+            names = ['.'.join([*origin, alias.name]) for alias in node.names]
+        else:
+            continue
+        rooms |= {name.split('.')[1] for name in names if name.startswith('mmdet.')}
+        rooms |= {name.split('.')[0] for name in names if name.split('.')[0] in ('tools', 'tests', 'benchmarks')}
+    return rooms
+
+
+def backwards(package: Path) -> list[str]:
+    """'file imports room' for every arrow that runs backwards."""
+    found = []
+    for path in sorted(package.rglob('*.py')):
+        room = path.relative_to(package).parts[0].removesuffix('.py')
+        allowed = ALLOWED.get(room, set()) | {room}
+        known = {p.name.removesuffix('.py') for p in package.iterdir()} | {'tools', 'tests', 'benchmarks'}
+        for target in imported_rooms(path, package) & known - allowed:
+            found.append(f'{path.relative_to(package.parent)} imports {target}')
+    return found
+
+
+def test_arrows_run_one_way():
+    assert backwards(ROOT / 'mmdet') == []
+
+
+def test_every_room_has_its_arrows():
+    rooms = {p.name.removesuffix('.py') for p in (ROOT / 'mmdet').iterdir() if p.suffix == '.py' or p.is_dir()}
+    assert rooms - {'__pycache__'} <= set(ALLOWED)
+
+
+@pytest.mark.parametrize(
+    'room, line',
+    [
+        ('models', 'from mmdet.datasets import CocoDataset'),
+        ('models', 'from ..datasets.coco import CocoDataset'),
+        ('datasets', 'import mmdet.models.resnet'),
+        ('evaluation', 'def f():\n    from mmdet import datasets'),
+        ('layers', 'from ..models import resnet'),
+        ('runtime', 'import tools.train'),
+    ],
+)
+def test_an_arrow_backwards_is_found(tmp_path, room, line):
+    package = tmp_path / 'mmdet'
+    for name in ALLOWED.keys() - {'version', 'registry', 'checkpoints', 'apis', '__init__'}:
+        (package / name).mkdir(parents=True)
+        (package / name / 'file.py').write_text('import torch\n')
+    assert backwards(package) == []
+    (package / room / 'file.py').write_text(line + '\n')
+    assert len(backwards(package)) == 1
+
+
+def run(code: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, check=True)
+
+
+def test_import_is_quick_and_silent():
+    code = 'import time\nimport torch, mmengine\nt = time.process_time()\nimport mmdet\nprint(time.process_time() - t)'
+    result = run(code)
+    assert float(result.stdout) < 0.3 and result.stderr == ''
+
+
+def test_rooms_say_nothing_when_imported():
+    code = """
+import warnings
+warnings.simplefilter('error', UserWarning)
+warnings.filterwarnings('ignore', message='.*compiled ops are not used.*')
+import mmdet.runtime, mmdet.engine, mmdet.models, mmdet.datasets, mmdet.evaluation, mmdet.apis
+"""
+    result = run(code)
+    assert result.stdout == '' and result.stderr == ''
