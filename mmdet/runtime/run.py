@@ -5,6 +5,7 @@ import logging
 import os
 import shutil
 import time
+import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -155,6 +156,8 @@ def build_runner(cfg: Config, launcher: str = 'none', resume_from: str | None = 
         resume_from: checkpoint to continue training from.
         checkpoint: weights to test; every weight must fit.
     """
+    # mmengine 0.10 passes an argument that torch 2.15 is about to rename; can go when mmengine follows.
+    warnings.filterwarnings('ignore', '`broadcast_buffers` is deprecated', FutureWarning)
     _checkpoint.install()
     source = checkpoint or resume_from or cfg.get('load_from')
     parts = dict(cfg.to_dict())
