@@ -17,6 +17,7 @@ NORMS = {
     'CBN': dict(type='CBN', burnin_iters=1),
     'CBN-root': dict(type='CBN', compensation='root'),
     'CBN-through': dict(type='CBNThroughWindow'),
+    'CBN-root-through': dict(type='CBNThroughWindow', compensation='root'),
 }
 
 
