@@ -55,7 +55,10 @@ _ROI += [
     ('roi_heads.mask_head.predictor.{p}', 'roi_head.mask_head.conv_logits.{p}'),
 ]
 
-_RETINA: Table = [('head.cls_score.{p}', 'bbox_head.retina_cls.{p}'), ('head.bbox_pred.{p}', 'bbox_head.retina_reg.{p}')]
+_RETINA: Table = [
+    ('head.cls_score.{p}', 'bbox_head.retina_cls.{p}'),
+    ('head.bbox_pred.{p}', 'bbox_head.retina_reg.{p}'),
+]
 for _i in (0, 1, 2, 3):  # a ReLU stands between the convolutions
     _RETINA += [
         (f'head.cls_subnet.{2 * _i}.{{p}}', f'bbox_head.cls_convs.{_i}.conv.{{p}}'),

@@ -17,7 +17,7 @@ from mmdet.checkpoints.classes import (
 )
 from mmdet.checkpoints.names import rename, reverse
 from mmdet.runtime import UserError
-from mmdet.runtime.checkpoint import weights_of
+from mmdet.runtime.checkpoint import to_plain, weights_of
 from mmdet.runtime.errors import at_most
 
 
@@ -57,6 +57,17 @@ def meta_of(checkpoint: dict[str, Any]) -> dict[str, Any]:
     """What the file says about itself; empty where it says nothing."""
     meta = checkpoint.get('meta')
     return meta if isinstance(meta, dict) else {}
+
+
+_KEPT_META = (
+    'mmdet_version', 'mmcv_version', 'mmengine_version', 'epoch', 'iter', 'dataset_meta', 'CLASSES', 'conventions',
+    'converted_from',
+)  # fmt: skip
+
+
+def plain_meta(meta: dict[str, Any]) -> dict[str, Any]:
+    """What of `meta` may be published: versions and classes, no config, seed, host or path."""
+    return {key: to_plain(meta[key]) for key in _KEPT_META if key in meta}
 
 
 def convert(checkpoint: dict[str, Any], num_classes: int | None = None) -> Converted:

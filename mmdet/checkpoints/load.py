@@ -3,7 +3,7 @@
 from typing import Any
 
 from mmengine.config import Config
-from torch import nn
+from torch import Tensor, nn
 
 from mmdet.checkpoints import legacy
 from mmdet.checkpoints.formats import Converted, UnknownFormat, convert, meta_of
@@ -40,6 +40,19 @@ def convert_for(model: nn.Module, checkpoint: dict[str, Any], source: str) -> Co
             f'--cfg-options model.backbone.init_cfg.checkpoint={source}'
         )
     return converted
+
+
+def backbone_weights(weights: dict[str, Tensor], source: str) -> dict[str, Tensor]:
+    """The backbone of a backbone's or a detector's weights, without prefix.
+
+    Raises:
+        UserError: unknown format; names `source`.
+    """
+    try:
+        state = convert(weights).state_dict
+    except UnknownFormat as error:
+        raise UserError(f'{source}: {error}') from error
+    return {key.removeprefix('backbone.'): value for key, value in state.items() if key.startswith('backbone.')}
 
 
 def load_checkpoint(model: nn.Module, path: str, strict: bool = True) -> dict[str, Any]:

@@ -4,10 +4,17 @@ from .batch_renorm import BatchRenorm
 from .cbn import CrossIterBatchNorm2d, cbn_state, load_cbn_state, set_cbn_epoch
 from .conv_module import ConvModule, conv_norm
 from .convert import convert_cbn, plan_cbn, revert_cbn
+from .focal_loss import FocalLoss
+from .iou_losses import CIoULoss, DIoULoss, GIoULoss, IoULoss
 from .losses import CrossEntropyLoss, L1Loss, SmoothL1Loss
 from .norm import BATCH_NORMS, SyncBN, build_norm_layer
 
 __all__ = [
+    'IoULoss',
+    'GIoULoss',
+    'DIoULoss',
+    'CIoULoss',
+    'FocalLoss',
     'BATCH_NORMS',
     'BatchRenorm',
     'ConvModule',

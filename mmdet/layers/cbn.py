@@ -24,6 +24,7 @@ import math
 import warnings
 import weakref
 from collections import deque
+from functools import lru_cache
 from itertools import chain
 from typing import NamedTuple
 
@@ -133,6 +134,14 @@ def _as_map(t: Tensor) -> Tensor:
     return t[..., None, None] if t.dim() == 2 else t
 
 
+@lru_cache(maxsize=512)
+def _taps(k: int, stride: int, padding: int, dilation: int, size: int, out: int, dtype, device) -> Tensor:
+    """(k, size): 1 where a kernel's tap meets a position of the input for one of the ``out`` outputs."""
+    first = torch.arange(k, device=device)[:, None] * dilation - padding
+    steps = torch.arange(size, device=device) - first
+    return ((steps >= 0) & (steps % stride == 0) & (steps < out * stride)).to(dtype)
+
+
 def patch_sum(x: Tensor, y: Tensor, geometry: Geometry, dtype: torch.dtype) -> Tensor:
     """Sum over all positions of the input patch under the kernel, (G, K): M times every channel's dmean / dw.
 
@@ -145,10 +154,7 @@ def patch_sum(x: Tensor, y: Tensor, geometry: Geometry, dtype: torch.dtype) -> T
     taps = []
     for axis in (0, 1):
         k, stride, padding, dilation = (geometry[i][axis] for i in range(4))
-        size, out = x.shape[2 + axis], y.shape[2 + axis]
-        first = torch.arange(k, device=x.device)[:, None] * dilation - padding
-        steps = torch.arange(size, device=x.device) - first
-        taps.append(((steps >= 0) & (steps % stride == 0) & (steps < out * stride)).to(dtype))
+        taps.append(_taps(k, stride, padding, dilation, x.shape[2 + axis], y.shape[2 + axis], dtype, x.device))
     return (taps[0] @ (total @ taps[1].t())).view(geometry.groups, -1)
 
 
@@ -268,9 +274,10 @@ def _local_moments(y: Tensor) -> tuple[Tensor, Tensor]:
         eps = 1e-12
         mean, rstd = torch.batch_norm_stats(y, eps)
         return mean, (rstd.double().pow(-2) - eps).clamp(min=0).to(mean.dtype)
-    # The statistics have the type of the running ones, which are given for that alone.
-    like = y.new_zeros(y.shape[1], dtype=torch.promote_types(y.dtype, torch.float32))
-    return torch.ops.aten.batch_norm_update_stats(y, like, like.clone(), 0.0)
+    like = [None, None]
+    if y.dtype in (torch.float16, torch.bfloat16):  # statistics have the type of the running ones
+        like = [y.new_zeros(y.shape[1], dtype=torch.float32) for _ in range(2)]
+    return torch.ops.aten.batch_norm_update_stats(y, *like, 0.0)
 
 
 @torch.no_grad()
@@ -394,6 +401,8 @@ class CrossIterBatchNorm2d(_NormBase):
         compensation: 'taylor' (the paper) or 'root', first order in the root of the second moment.
         derivative_fraction: share of positions, 1 / integer, from which the variance's derivative is taken.
         sync: take each batch's statistics over all processes, as SyncBatchNorm does.
+        full_gradient: BatchNorm's gradient, as if all entries were the current batch, instead of the paper's, which
+            takes the past ones for constants. Trains far better from scratch (docs/cbn.md).
 
     Raises:
         ValueError: an option out of range; in training mode an unknown weight, a y that does not depend on
@@ -422,6 +431,7 @@ class CrossIterBatchNorm2d(_NormBase):
         compensation: str = 'taylor',
         derivative_fraction: float = 1.0,
         sync: bool = False,
+        full_gradient: bool = False,
     ) -> None:
         super().__init__(num_features, eps, momentum, affine, track_running_stats)
         if not isinstance(buffer_num, int) or buffer_num < 0:
@@ -439,6 +449,7 @@ class CrossIterBatchNorm2d(_NormBase):
         self.compensation = compensation
         self.derivative_fraction = derivative_fraction
         self.sync = sync
+        self.full_gradient = full_gradient
         # Plain attributes: as buffers they would be published, broadcast by DDP and averaged over processes.
         self.window: Window | None = None
         self.steps = 0  # training forwards with gradient
@@ -466,7 +477,16 @@ class CrossIterBatchNorm2d(_NormBase):
         return self
 
     def extra_repr(self) -> str:
-        own = ('buffer_num', 'burnin', 'burnin_iters', 'rho', 'compensation', 'derivative_fraction', 'sync')
+        own = (
+            'buffer_num',
+            'burnin',
+            'burnin_iters',
+            'rho',
+            'compensation',
+            'derivative_fraction',
+            'sync',
+            'full_gradient',
+        )
         return ', '.join([super().extra_repr(), *(f'{name}={getattr(self, name)}' for name in own)])
 
     @property
@@ -549,6 +569,8 @@ class CrossIterBatchNorm2d(_NormBase):
                 mean, var, pooled_mean, pooled_var, entries, count, fresh = self._statistics(
                     y, x, weight, bias, geometry, record, weight is not None and weight.requires_grad, group
                 )
+        if self.full_gradient:
+            entries = 1
         if count == 1:
             raise ValueError(f'CBN: one value per channel (input {tuple(y.shape)}) has no variance to train on')
         if fresh and count:

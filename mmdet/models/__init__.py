@@ -2,16 +2,30 @@ from .anchors import AnchorGenerator
 from .assign import MaxIoUAssigner, PseudoSampler, RandomSampler
 from .bbox_head import ConvFCBBoxHead, Shared2FCBBoxHead, Shared4Conv1FCBBoxHead
 from .box_coder import DeltaXYWHBBoxCoder
+from .cascade_roi_head import CascadeRoIHead
 from .fpn import FPN
 from .mask_head import FCNMaskHead
+from .one_stage import RPN, RetinaNet
 from .preprocess import DetDataPreprocessor
 from .resnet import ResNet, ResNeXt
+from .retina_head import RetinaHead
 from .roi_extractor import SingleRoIExtractor
 from .roi_head import StandardRoIHead
 from .rpn_head import RPNHead
-from .two_stage import FasterRCNN, MaskRCNN
+from .samplers import CombinedSampler, InstanceBalancedPosSampler, IoUBalancedNegSampler, OHEMSampler
+from .two_stage import CascadeRCNN, FasterRCNN, FastRCNN, MaskRCNN
 
 __all__ = [
+    'FastRCNN',
+    'CascadeRCNN',
+    'OHEMSampler',
+    'IoUBalancedNegSampler',
+    'InstanceBalancedPosSampler',
+    'CombinedSampler',
+    'RetinaHead',
+    'CascadeRoIHead',
+    'RetinaNet',
+    'RPN',
     'AnchorGenerator',
     'ConvFCBBoxHead',
     'DeltaXYWHBBoxCoder',

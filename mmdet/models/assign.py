@@ -99,11 +99,14 @@ class RandomSampler:
 
     def __call__(self, matched: Tensor, iou: Tensor) -> tuple[Tensor, Tensor]:
         """Indices of the sampled positives and negatives, for `matched` and `iou` (B,) of an assigner."""
-        positive = self._choose((matched >= 0).nonzero().squeeze(1), self.num_positive)
+        positive = self.choose_positives((matched >= 0).nonzero().squeeze(1), self.num_positive, matched)
         num_negative = self.num - len(positive)
         if self.neg_pos_ub >= 0:
             num_negative = min(num_negative, int(self.neg_pos_ub * max(len(positive), 1)))
         return positive, self.choose_negatives((matched == NEGATIVE).nonzero().squeeze(1), num_negative, iou)
+
+    def choose_positives(self, indices: Tensor, count: int, matched: Tensor) -> Tensor:
+        return self._choose(indices, count)
 
     def choose_negatives(self, indices: Tensor, count: int, iou: Tensor) -> Tensor:
         return self._choose(indices, count)

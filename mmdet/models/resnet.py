@@ -9,6 +9,7 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from mmdet.checkpoints import backbone_weights
 from mmdet.layers import BATCH_NORMS, build_norm_layer, conv_norm
 from mmdet.registry import MODELS
 from mmdet.runtime import load_pretrained
@@ -99,8 +100,9 @@ class ResNet(nn.Module):
         style: 'pytorch' or 'caffe' (see `Bottleneck`).
         zero_init_residual: start every block as the identity (scale of its last norm 0).
         with_cp: recompute blocks in the backward pass to save memory.
-        init_cfg: ``dict(type='Pretrained', checkpoint='torchvision://resnet50' | path | url)``; None keeps the
-            random initialisation (Kaiming normal).
+        init_cfg: ``dict(type='Pretrained', checkpoint='torchvision://resnet50' | 'open-mmlab://NAME' | path | url)``,
+            a backbone or a detector of any project that `mmdet.checkpoints` knows; None keeps the random
+            initialisation (Kaiming normal).
     """
 
     def __init__(
@@ -184,9 +186,8 @@ class ResNet(nn.Module):
                 f"ResNet: init_cfg must be dict(type='Pretrained', checkpoint=...), got {dict(self.init_cfg)}"
             )
         uri = self.init_cfg['checkpoint']
-        state = load_pretrained(uri)
+        state = backbone_weights(load_pretrained(uri), uri)
         missing, unexpected = self.load_state_dict(state, strict=False)
-        unexpected = [key for key in unexpected if not key.startswith('fc.')]  # the ImageNet classifier
         missing = [key for key in missing if not key.endswith('num_batches_tracked')]
         if missing or unexpected:
             raise ValueError(

@@ -4,9 +4,11 @@ N images, P proposals and G ground-truth boxes of a picture, R sampled RoIs of t
 C classes (C itself is the background); boxes are xyxy in input pixels unless said otherwise.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmdet.models.mask_paste import resized_masks_to_rle
@@ -37,12 +39,27 @@ class Detections(NamedTuple):
     labels: Tensor
 
 
-def sample_rois(assigner, sampler, proposals: Tensor, target: Target, num_classes: int) -> Sampled:
-    """Choose the proposals (P, 4) to train on; the ground truth joins them if the sampler says so."""
+def sample_rois(
+    assigner,
+    sampler,
+    proposals: Tensor,
+    target: Target,
+    num_classes: int,
+    losses_of: Callable[[Tensor, Tensor], Tensor] | None = None,
+) -> Sampled:
+    """Choose the proposals (P, 4) to train on; the ground truth joins them if the sampler says so.
+
+    `losses_of` gives the classification loss (B,) of boxes (B, 4) with labels (B,), to samplers that ask for it.
+    """
     if sampler.add_gt_as_proposals:
         proposals = torch.cat([target.boxes, proposals])
     matched, iou = assigner(proposals, target.boxes, target.ignored_boxes)
-    positive, negative = sampler(matched, iou)
+    if getattr(sampler, 'needs_losses', False):
+        labels = torch.full_like(matched, num_classes)
+        labels[matched >= 0] = target.labels[matched[matched >= 0]]
+        positive, negative = sampler(matched, iou, losses_of(proposals, labels))
+    else:
+        positive, negative = sampler(matched, iou)
     index = torch.cat([positive, negative])
     gt_index = matched[index].clamp(min=0)
     labels = torch.full_like(index, num_classes)
@@ -65,6 +82,37 @@ def multiclass_nms(boxes: Tensor, scores: Tensor, cfg: dict, offset: float = 0.0
     if cfg['max_per_img'] > 0:
         keep, kept_scores = keep[: cfg['max_per_img']], kept_scores[: cfg['max_per_img']]
     return Detections(boxes[keep], kept_scores, label[keep])
+
+
+def candidate_losses(
+    bbox_head: nn.Module, roi_extractor: nn.Module, features: tuple[Tensor, ...], image: int
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """Classification loss (B,) of boxes (B, 4) of one picture with labels (B,), as `sample_rois` wants it."""
+
+    def losses_of(boxes: Tensor, labels: Tensor) -> Tensor:
+        rois = torch.cat([boxes.new_full((len(boxes), 1), image), boxes], dim=1)
+        return F.cross_entropy(bbox_head(roi_extractor(features, rois))[0].float(), labels, reduction='none')
+
+    return losses_of
+
+
+def mask_targets_of(sampled: list[Sampled], targets: list[Target], size: int) -> Tensor:
+    """Mask of every positive RoI's ground truth inside the RoI, (R, size, size) in {0, 1}."""
+    return torch.cat(
+        [
+            target.masks.crop_and_resize(s.boxes[: s.num_positive], s.gt_index[: s.num_positive], size)
+            for s, target in zip(sampled, targets)
+        ]
+    )
+
+
+def masks_of(probabilities: Tensor, detections: list[Detections], metas: list[dict], cfg: dict) -> list[list[dict]]:
+    """Probabilities of all pictures' detections as RLEs of each original picture's size."""
+    to_rle = resized_masks_to_rle if cfg.get('mask_paste') == 'resize' else masks_to_rle
+    return [
+        to_rle(p, d.boxes, m['ori_shape'][:2], cfg['mask_thr_binary'])
+        for p, d, m in zip(probabilities.split([len(d.boxes) for d in detections]), detections, metas)
+    ]
 
 
 @MODELS.register_module()
@@ -111,8 +159,15 @@ class StandardRoIHead(nn.Module):
         """Losses of proposals [(P, 4)] that carry no gradient."""
         with torch.no_grad():
             sampled = [
-                sample_rois(self.assigner, self.sampler, boxes, target, self.num_classes)
-                for boxes, target in zip(proposals, targets)
+                sample_rois(
+                    self.assigner,
+                    self.sampler,
+                    boxes,
+                    target,
+                    self.num_classes,
+                    candidate_losses(self.bbox_head, self.bbox_roi_extractor, features, i),
+                )
+                for i, (boxes, target) in enumerate(zip(proposals, targets))
             ]
         return self.loss_sampled(features, sampled, targets)
 
@@ -133,13 +188,7 @@ class StandardRoIHead(nn.Module):
     def mask_loss(self, features: tuple[Tensor, ...], sampled: list[Sampled], targets: list[Target]) -> dict:
         boxes = [s.boxes[: s.num_positive] for s in sampled]
         labels = torch.cat([s.labels[: s.num_positive] for s in sampled])
-        size = self.train_cfg['mask_size']
-        mask_targets = torch.cat(
-            [
-                target.masks.crop_and_resize(b, s.gt_index[: s.num_positive], size)
-                for b, s, target in zip(boxes, sampled, targets)
-            ]
-        )
+        mask_targets = mask_targets_of(sampled, targets, self.train_cfg['mask_size'])
         logits = self.mask_head(self.mask_roi_extractor(features, to_rois(boxes)))
         return self.mask_head.loss(logits, labels, mask_targets)
 
@@ -166,8 +215,4 @@ class StandardRoIHead(nn.Module):
         probabilities = self.mask_head.predict(
             self.mask_head(self.mask_roi_extractor(features, to_rois(boxes))), labels
         )
-        to_rle = resized_masks_to_rle if self.test_cfg.get('mask_paste') == 'resize' else masks_to_rle
-        return [
-            to_rle(p, d.boxes, m['ori_shape'][:2], self.test_cfg['mask_thr_binary'])
-            for p, d, m in zip(probabilities.split([len(b) for b in boxes]), detections, metas)
-        ]
+        return masks_of(probabilities, detections, metas, self.test_cfg)

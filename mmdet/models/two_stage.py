@@ -1,4 +1,4 @@
-"""Faster R-CNN and Mask R-CNN.
+"""Faster R-CNN and its relatives.
 
 N images, H and W of the padded batch.
 """
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mmdet.models.preprocess import to_target
 from mmdet.registry import MODELS
-from mmdet.structures import DetDataSample
+from mmdet.structures import DetDataSample, Target
 
 
 @MODELS.register_module()
@@ -25,7 +25,7 @@ class FasterRCNN(BaseModel):
     def __init__(
         self,
         backbone: dict,
-        rpn_head: dict,
+        rpn_head: dict | None,
         roi_head: dict,
         neck: dict | None = None,
         train_cfg: dict | None = None,
@@ -37,7 +37,9 @@ class FasterRCNN(BaseModel):
         train_cfg, test_cfg = train_cfg or {}, test_cfg or {}
         self.backbone = MODELS.build(backbone)
         self.neck = MODELS.build(neck) if neck is not None else None
-        self.rpn_head = MODELS.build(dict(rpn_head, train_cfg=train_cfg.get('rpn'), test_cfg=test_cfg.get('rpn')))
+        if rpn_head is not None:
+            rpn_head = dict(rpn_head, train_cfg=train_cfg.get('rpn'), test_cfg=test_cfg.get('rpn'))
+            self.rpn_head = MODELS.build(rpn_head)
         self.roi_head = MODELS.build(dict(roi_head, train_cfg=train_cfg.get('rcnn'), test_cfg=test_cfg.get('rcnn')))
         self.proposal_cfg = train_cfg.get('rpn_proposal', test_cfg.get('rpn'))
 
@@ -61,18 +63,29 @@ class FasterRCNN(BaseModel):
 
     def loss(self, features: tuple[Tensor, ...], data_samples: list[DetDataSample]) -> dict[str, Tensor]:
         targets = [to_target(sample, features[0].device) for sample in data_samples]
+        proposals, losses = self.training_proposals(features, data_samples, targets)
+        losses.update(self.roi_head.loss(features, proposals, targets))
+        return losses
+
+    def training_proposals(
+        self, features: tuple[Tensor, ...], data_samples: list[DetDataSample], targets: list[Target]
+    ) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """Proposals [(P, 4)] to train the RoI head on, and the losses of what made them."""
         logits, deltas, anchors = self.rpn_head(features)
         losses = self.rpn_head.loss(logits, deltas, anchors, targets)
         shapes = [target.image_shape for target in targets]
         proposals = self.rpn_head.predict(logits.detach(), deltas.detach(), anchors, shapes, self.proposal_cfg)
-        losses.update(self.roi_head.loss(features, [boxes for boxes, _ in proposals], targets))
-        return losses
+        return [boxes for boxes, _ in proposals], losses
+
+    def proposals(self, features: tuple[Tensor, ...], data_samples: list[DetDataSample]) -> list[Tensor]:
+        """Proposals [(P, 4)] in input pixels."""
+        shapes = [sample.img_shape[:2] for sample in data_samples]
+        return [boxes for boxes, _ in self.rpn_head.predict(*self.rpn_head(features), shapes)]
 
     @torch.no_grad()
     def predict(self, features: tuple[Tensor, ...], data_samples: list[DetDataSample]) -> list[DetDataSample]:
         metas = [sample.metainfo for sample in data_samples]
-        proposals = self.rpn_head.predict(*self.rpn_head(features), [meta['img_shape'][:2] for meta in metas])
-        detections = self.roi_head.predict(features, [boxes for boxes, _ in proposals], metas)
+        detections = self.roi_head.predict(features, self.proposals(features, data_samples), metas)
         masks = [None] * len(detections)
         if self.roi_head.mask_head is not None:
             masks = self.roi_head.predict_masks(features, detections, metas)
@@ -91,3 +104,28 @@ class MaskRCNN(FasterRCNN):
         super().__init__(**kwargs)
         if self.roi_head.mask_head is None:
             raise ValueError('MaskRCNN: roi_head has no mask_head; add one, or use FasterRCNN')
+
+
+@MODELS.register_module()
+class CascadeRCNN(FasterRCNN):
+    """Faster or Mask R-CNN whose RoI head is a `CascadeRoIHead` (Cai and Vasconcelos 2018)."""
+
+
+@MODELS.register_module()
+class FastRCNN(FasterRCNN):
+    """The second stage alone (Girshick 2015), on the `proposals` that each data sample brings, in input pixels."""
+
+    def __init__(self, backbone: dict, roi_head: dict, **kwargs):
+        super().__init__(backbone=backbone, rpn_head=None, roi_head=roi_head, **kwargs)
+
+    def training_proposals(self, features, data_samples, targets) -> tuple[list[Tensor], dict[str, Tensor]]:
+        return self.proposals(features, data_samples), {}
+
+    def proposals(self, features, data_samples) -> list[Tensor]:
+        for sample in data_samples:
+            if 'proposals' not in sample:
+                raise ValueError(
+                    f'FastRCNN: picture {sample.get("img_id")} has no proposals; give the data set a proposal_file and '
+                    'the pipeline LoadProposals'
+                )
+        return [sample.proposals.bboxes.to(features[0].device) for sample in data_samples]

@@ -9,6 +9,7 @@ containers, writes through a temporary file, and reports a misfit.
 import logging
 import os
 import pickle
+import re
 import zipfile
 from collections import Counter, deque
 from pathlib import Path
@@ -19,9 +20,12 @@ import torch
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.logging import HistoryBuffer, print_log
 from mmengine.runner import CheckpointLoader
+from mmengine.runner.checkpoint import get_external_models
 from torch import Tensor, nn
 
 from .errors import UserError, at_most, one_line, suggest
+from .pickled_arrays import is_bare_pickle, read_arrays
+from .stand_ins import read_without_history
 
 # ---------------------------------------------------------------------- plain Python and back
 
@@ -132,14 +136,19 @@ def read_checkpoint(path: str, map_location: Any = 'cpu') -> dict:
         there = f' {folder} holds {at_most(found, 5)}.' if found else ''
         raise FileNotFoundError(
             f'checkpoint {path} not found.{there}{suggest(os.path.basename(path), found)}')
+    if is_bare_pickle(path):
+        return read_arrays(path)
     try:
         checkpoint = torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
+        checkpoint = read_without_history(path, map_location) if zipfile.is_zipfile(path) else None
+        if checkpoint is not None:
+            return checkpoint
         if zipfile.is_zipfile(path) or Path(path).read_bytes()[:1] == b'\x80':  # a torch file, or a bare pickle
             raise UserError(
-                f'{path} holds pickled Python objects, which may run any code when loaded, and is refused. '
-                'If you trust its origin, keep its weights alone: torch.save(torch.load(FILE, '
-                "weights_only=False)['state_dict'], NEW_FILE)") from error
+                f'{path} holds pickled Python objects ({_refused_name(error)}), which may run any code when loaded, '
+                'and is refused. If you trust its origin, convert it inside a container without network: '
+                f'python tools/convert_checkpoint.py --trust {path} OUT.pth') from error
         raise UserError(f'{path} is damaged or no checkpoint') from error
     except (RuntimeError, EOFError, OSError, zipfile.BadZipFile) as error:
         raise UserError(f'{path} is damaged or no checkpoint: {one_line(error)[:200]}') from error
@@ -149,6 +158,11 @@ def read_checkpoint(path: str, map_location: Any = 'cpu') -> dict:
         # mmengine would execute this text as a config.
         checkpoint['meta'].pop('config', None)
     return from_plain(checkpoint) if 'message_hub' in checkpoint else checkpoint
+
+
+def _refused_name(error: BaseException) -> str:
+    found = re.search(r'GLOBAL ([\w.]+)', str(error))
+    return found.group(1) if found else type(error).__name__
 
 
 def load_from_local(filename: str, map_location: Any = None) -> dict:
@@ -247,7 +261,7 @@ def load_weights(model: nn.Module, path: str, strict: bool = True) -> dict:
 
 
 def load_pretrained(uri: str) -> dict[str, Tensor]:
-    """Weights to start from: ``torchvision://resnet50``, an http(s) address, or a local file.
+    """Weights to start from: ``torchvision://resnet50``, ``open-mmlab://NAME``, an http(s) address, or a local file.
 
     ``torchvision://NAME`` looks for torchvision's file in TORCH_HOME (default ~/.cache/torch) and
     downloads it there once. NAME may carry the weights' version: ``resnet50.imagenet1k_v2``; without one
@@ -256,7 +270,7 @@ def load_pretrained(uri: str) -> dict[str, Tensor]:
     Raises:
         FileNotFoundError, UserError: names the file and the ways out.
     """
-    url = _torchvision_url(uri) if uri.startswith('torchvision://') else uri
+    url = _pretrained_url(uri)
     if not url.startswith(('http://', 'https://')):
         return weights_of(read_checkpoint(url.removeprefix('file://')))
     name = os.path.basename(url)
@@ -296,6 +310,17 @@ def _download_where_missing(url: str, path: str) -> None:
         failure = next((f for f in failures if f), None)
     if failure:
         raise OSError(failure)
+
+
+def _pretrained_url(uri: str) -> str:
+    if uri.startswith('torchvision://'):
+        return _torchvision_url(uri)
+    if uri.startswith('open-mmlab://'):
+        name, known = uri.removeprefix('open-mmlab://'), get_external_models()
+        if name not in known:
+            raise UserError(f'{uri}: no such name.{suggest(name, known)}')
+        return known[name]
+    return uri
 
 
 def _torchvision_url(uri: str) -> str:

@@ -50,6 +50,8 @@ def at_most(names: Iterable[str], limit: int = 10) -> str:
 def one_line(error: BaseException) -> str:
     """The error's message without line breaks (and without the quotes that KeyError adds)."""
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    # a data loader's worker sends its whole traceback as the message
+    text = re.sub(r'^Caught \w+ in DataLoader worker.*\n\w+: ', '', text, flags=re.DOTALL)
     return ' '.join(text.split()) or type(error).__name__
 
 
@@ -98,9 +100,8 @@ def explain(error: BaseException) -> str | None:
     """One line for a user's mistake, None for what looks like a bug."""
     if isinstance(error, _USER_ERRORS):
         return one_line(error)
-    missing = re.match(r'(\S+) is not in the (\S+?)::?(\S+) registry', one_line(error))
-    if isinstance(error, KeyError) and missing:
-        name, _, registry = missing.groups()
+    if unknown_type(error):
+        name, registry = unknown_type(error)
         return f'unknown type {name!r} ({registry}).{suggest(name, registered_names(registry))}'
     wrong_call = r'(\w+)\.__init__\(\) (got an unexpected keyword argument|missing \d+ required .*:) (.*)'
     option = re.match(wrong_call, str(error))
@@ -117,6 +118,12 @@ def explain(error: BaseException) -> str | None:
         return (f'out of GPU memory: {one_line(error).split(". ")[0]}. Use a smaller '
                 'train_dataloader.batch_size or smaller pictures')
     return None
+
+
+def unknown_type(error: BaseException) -> tuple[str, str] | None:
+    """(type, registry) of mmengine's KeyError about a type that no registry holds."""
+    missing = re.match(r'(\S+) is not in the \S+?::(\S+) registry', one_line(error))
+    return missing.groups() if isinstance(error, KeyError) and missing else None
 
 
 def registered_names(registry_name: str | None = None) -> set[str]:

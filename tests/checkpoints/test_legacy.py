@@ -13,12 +13,11 @@ from pycocotools import mask as coco_mask
 from torch import nn
 
 from mmdet.apis import inference_detector, init_detector
-from mmdet.checkpoints import convert, load_checkpoint
 from mmdet.layers import CrossIterBatchNorm2d
 from mmdet.registry import MODELS
 
 SCALE = (200, 120)
-NUM_PROPOSALS = 150  # of 2000, to save time
+NUM_PROPOSALS = 80  # of 2000, to save time
 # Number of keys and of norm parameters beside a convolution in files of the release.
 COUNTS = {
     'mask_rcnn_r50_fpn_cbn_buffer3_burnin8_1x': 414,
@@ -61,21 +60,25 @@ def legacy_file(name: str, image: np.ndarray, path) -> dict:
             # Some channels with little variance, where it matters on which side of the root eps stands.
             module.running_var.uniform_(0.1, 2.0)
             module.running_var[::16] = 1e-6
-            module.weight.data[::16] *= 1e-2
+            module.weight.data[::16] *= 3e-3
             module.running_mean.normal_(std=0.1)
         elif isinstance(module, nn.BatchNorm2d):
             module.momentum = 1.0
             module.train()
-    pixels = torch.from_numpy(cv2.resize(image, (192, 128))).permute(2, 0, 1)
+    pixels = torch.from_numpy(cv2.resize(image, (177, 120))).permute(2, 0, 1)  # as SCALE does; padded to 192 x 128
     batch = model.data_preprocessor(dict(inputs=[pixels]))['inputs']
     with torch.no_grad(), spread_outputs(model, SPREAD):
         features = model.extract(batch)
         logits, deltas, anchors = model.eval().rpn_head(features)
-        boxes = model.rpn_head.predict(logits, deltas, anchors, [(128, 192)])[0][0][:100]
+        boxes = model.rpn_head.predict(logits, deltas, anchors, [(120, 177)])[0][0][:100]
         rois = torch.nn.functional.pad(boxes, (1, 0))
         model.roi_head(features, [boxes])
         if model.roi_head.mask_head is not None:
             model.roi_head.mask_head(model.roi_head.mask_roi_extractor(features, rois))
+    for module in model.modules():
+        if isinstance(module, CrossIterBatchNorm2d):  # the release's scale stands before another denominator
+            var = module.running_var
+            module.weight.data *= (var.sqrt() + 1e-5) / (var + module.eps).sqrt()
     state = {}
     for key, value in model.state_dict().items():
         if key.endswith('fc_cls.weight') or key.endswith('fc_cls.bias'):
@@ -92,7 +95,12 @@ def legacy_file(name: str, image: np.ndarray, path) -> dict:
     return state
 
 
-@pytest.mark.parametrize('name', COUNTS)
+SLOW = {'mask_rcnn_r50_fpn_gn_1x', 'faster_rcnn_r50_fpn_cbn_buffer3_burnin8_1x'}
+
+
+@pytest.mark.parametrize(
+    'name', [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in COUNTS]
+)
 def test_same_detections_as_the_release(name, real_data, tmp_path):
     image, path = picture(real_data), tmp_path / 'epoch_12.pth'
     state = legacy_file(name, image, path)
@@ -110,7 +118,7 @@ def test_same_detections_as_the_release(name, real_data, tmp_path):
     state = {key: value.double() if value.is_floating_point() else value for key, value in state.items()}
     expected = detect(state, image, SCALE, NUM_PROPOSALS)
 
-    assert 30 < len(expected) == len(found)
+    assert 20 < len(expected) == len(found)
     assert len({label for _, label, _, _ in expected}) >= 4
     left = set(range(len(found)))
     agreement = []

@@ -7,10 +7,12 @@ import pytest
 import torch
 from mmengine.dataset import ClassBalancedDataset, ConcatDataset, RepeatDataset
 from mmengine.registry import init_default_scope
+from torch.utils.data import DataLoader
 
 from mmdet.datasets import CocoDataset, LoadAnnotations
 from mmdet.datasets.coco import COCO_CLASSES
 from mmdet.registry import DATASETS
+from mmdet.runtime.errors import one_line
 from mmdet.structures import BitmapMasks, PolygonMasks
 
 SQUARE = [[10, 10, 30, 10, 30, 30, 10, 30]]
@@ -180,6 +182,16 @@ def test_wrong_use_ends_in_one_clear_line(root, content, kwargs, error, message)
     with pytest.raises(error, match=message) as raised:
         build(root, **kwargs)
     assert '\n' not in str(raised.value)
+
+
+def test_a_bad_picture_met_by_a_worker_is_still_one_line(root):
+    (root / 'images' / 'b.png').write_bytes(b'')
+    dataset = build(root, pipeline=[dict(type='LoadImageFromFile'), dict(type='PackDetInputs')])
+    loader = DataLoader(dataset, num_workers=1, batch_size=2, collate_fn=list)
+    with pytest.raises(ValueError) as raised:
+        list(loader)
+    path = root / 'images' / 'b.png'
+    assert one_line(raised.value) == f'picture {path} is an empty file; fetch it again or drop it from the set'
 
 
 def test_the_registry_passes_the_message_on(root):

@@ -20,6 +20,7 @@ from mmdet.layers import (
     revert_cbn,
     set_cbn_epoch,
 )
+from mmdet.registry import MODELS
 
 CBN = dict(type='CBN', buffer_num=3)
 
@@ -442,6 +443,24 @@ def test_convert_and_revert_torchvision_models(name, pairs):
     assert not any(isinstance(m, CrossIterBatchNorm2d) or m._forward_hooks for m in model.modules())
     before.load_state_dict(model.state_dict())
     assert torch.equal(before.eval()(x), kept)
+
+
+@pytest.mark.parametrize('options', [{}, dict(with_cp=True), dict(frozen_stages=1)], ids=str)
+def test_convert_this_toolboxs_backbone(options):
+    torch.manual_seed(0)
+    model = MODELS.build(dict(type='ResNet', depth=50, base_channels=8, norm_eval=False, init_cfg=None, **options))
+    plan = plan_cbn(model)
+    assert len(plan.pairs) == 53 and not plan.left
+    convert_cbn(model).train()
+    x = torch.randn(2, 3, 64, 64)
+    for _ in range(2):
+        sum(level.sum() for level in model(x)).backward()
+    trained = [m for m in model.modules() if isinstance(m, CrossIterBatchNorm2d) and m.training]
+    assert len(trained) == (53 if 'frozen_stages' not in options else 42)
+    assert all(layer.window.filled == layer.steps == 2 and layer._source is None for layer in trained)
+    keys = model.state_dict().keys()
+    before = model.eval()(x)[-1]
+    assert torch.equal(before, revert_cbn(model)(x)[-1]) and model.state_dict().keys() == keys
 
 
 def test_converted_model_equals_conv_modules():

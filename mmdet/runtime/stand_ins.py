@@ -1,0 +1,55 @@
+"""Checkpoints of mmengine's own Runner: their weights without their history objects.
+
+Beside weights such a file (mmdetection 3's epoch_12.pth) holds HistoryBuffer and numpy objects, which weights-only
+loading refuses. Here each of a few known names is answered by an empty object, so that nothing of the file's choosing
+is ever called. Can go when mmengine saves plain containers.
+"""
+
+import pickle
+from typing import Any
+
+import torch
+
+_NAMES = [
+    'mmengine.logging.history_buffer.HistoryBuffer',
+    'builtins.getattr',  # how HistoryBuffer's bound methods are pickled
+    'numpy.ndarray',
+    'numpy.dtype',
+    '_codecs.encode',
+    *(f'numpy.{core}.multiarray.{name}' for core in ('core', '_core') for name in ('_reconstruct', 'scalar')),
+]
+
+
+class _StandIn:
+    """Takes whatever it is given and keeps nothing."""
+
+    def __new__(cls, *args: Any) -> '_StandIn':
+        return object.__new__(cls)
+
+    def __init__(self, *args: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+def read_without_history(path: str, map_location: Any) -> dict | None:
+    """State dict and meta of a Runner's file; None where it asks for any other name, or torch is older than 2.6."""
+    try:
+        with torch.serialization.safe_globals([(_StandIn, name) for name in _NAMES]):
+            checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+    except (pickle.UnpicklingError, TypeError, AttributeError, RuntimeError):
+        return None
+    if not isinstance(checkpoint, dict) or 'state_dict' not in checkpoint:
+        return None
+    meta = checkpoint.get('meta')
+    return dict(meta=_plain(meta) if isinstance(meta, dict) else {}, state_dict=checkpoint['state_dict'])
+
+
+def _plain(value: Any) -> Any:
+    """Without the stand-ins inside."""
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items() if not isinstance(v, _StandIn)}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_plain(v) for v in value if not isinstance(v, _StandIn))
+    return value

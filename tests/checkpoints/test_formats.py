@@ -1,0 +1,402 @@
+"""What is recognised, how it is renamed, and what is refused."""
+
+import pickle
+import subprocess
+import sys
+
+import known_keys as known
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.logging import HistoryBuffer
+from torchvision.models import resnet50
+
+from mmdet.checkpoints import convert, load_checkpoint, needs_legacy_options, to_torchvision
+from mmdet.checkpoints.classes import COCO_IDS
+from mmdet.registry import MODELS
+from mmdet.runtime import UserError, read_checkpoint
+
+
+def model_cfg(name: str) -> dict:
+    cfg = Config.fromfile(f'configs/_base_/models/{name}.py', lazy_import=False).model
+    cfg.backbone.init_cfg = None
+    return cfg
+
+
+def narrow(name: str, num_classes: int = 3):
+    """A detector of ResNet-50's depth and few channels."""
+    cfg = model_cfg(name)
+    cfg.backbone.base_channels = 8
+    cfg.neck.update(in_channels=[32, 64, 128, 256], out_channels=16)
+    if 'rpn_head' in cfg:
+        cfg.rpn_head.update(in_channels=16, feat_channels=16)
+    if 'roi_head' in cfg:
+        heads = cfg.roi_head.bbox_head
+        for head in heads if isinstance(heads, list) else [heads]:
+            head.update(in_channels=16, fc_out_channels=8, num_classes=num_classes)
+        if 'mask_head' in cfg.roi_head:
+            cfg.roi_head.mask_head.update(in_channels=16, conv_out_channels=16, num_classes=num_classes)
+    else:
+        cfg.bbox_head.update(in_channels=16, feat_channels=16, num_classes=num_classes)
+    torch.manual_seed(0)
+    model = MODELS.build(cfg)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter)
+    return model
+
+
+# ------------------------------------------------------------------ mmdetection 2.x and 3.x
+
+
+MMDET3 = {
+    'faster_rcnn_r50_fpn': known.mmdet_fpn() + known.mmdet_rpn() + known.mmdet_box_head(),
+    'mask_rcnn_r50_fpn': known.mmdet_fpn() + known.mmdet_rpn() + known.mmdet_box_head() + known.mmdet_mask_head(),
+    'fast_rcnn_r50_fpn': known.mmdet_fpn() + known.mmdet_box_head(),
+    'rpn_r50_fpn': known.mmdet_fpn() + known.mmdet_rpn(),
+    'retinanet_r50_fpn': known.mmdet_fpn(3, 5) + known.mmdet_retina_head(),
+    'cascade_rcnn_r50_fpn': known.mmdet_fpn()
+    + known.mmdet_rpn()
+    + [k for i in range(3) for k in known.mmdet_box_head(f'roi_head.bbox_head.{i}')],
+    'cascade_mask_rcnn_r50_fpn': known.mmdet_fpn()
+    + known.mmdet_rpn()
+    + [k for i in range(3) for k in known.mmdet_box_head(f'roi_head.bbox_head.{i}')]
+    + [k for i in range(3) for k in known.mmdet_mask_head(f'roi_head.mask_head.{i}')],
+}
+
+
+@pytest.mark.parametrize('name', MMDET3)
+def test_mmdet3_keys(name):
+    with torch.device('meta'):
+        keys = list(MODELS.build(model_cfg(name)).state_dict())
+    assert sorted(keys) == sorted(known.mmdet_backbone() + MMDET3[name])
+
+
+@pytest.mark.parametrize(
+    'change, backbone',
+    [
+        (dict(depth=101), known.mmdet_backbone(101)),
+        (dict(type='ResNeXt', depth=101, groups=64, base_width=4), known.mmdet_backbone(101)),
+        (dict(style='caffe'), known.mmdet_backbone()),
+        (dict(norm_cfg=dict(type='GN', num_groups=32)), known.mmdet_backbone(norm='gn')),
+    ],
+    ids=['r101', 'x101', 'caffe', 'gn'],
+)
+def test_mmdet3_backbone_keys(change, backbone):
+    cfg = model_cfg('retinanet_r50_fpn')
+    cfg.backbone.update(change)
+    with torch.device('meta'):
+        model = MODELS.build(cfg)
+    assert sorted(k for k in model.state_dict() if k.startswith('backbone.')) == sorted(backbone)
+    stride = model.backbone.layer2[0].conv1.stride if change.get('style') == 'caffe' else None
+    assert stride in (None, (2, 2))
+
+
+def test_mmdet3_gn_head_keys():
+    cfg = model_cfg('mask_rcnn_r50_fpn')
+    norm_cfg = dict(type='GN', num_groups=32, requires_grad=True)
+    cfg.neck.norm_cfg = norm_cfg
+    cfg.roi_head.bbox_head.update(type='Shared4Conv1FCBBoxHead', conv_out_channels=256, norm_cfg=norm_cfg)
+    cfg.roi_head.mask_head.norm_cfg = norm_cfg
+    with torch.device('meta'):
+        keys = list(MODELS.build(cfg).state_dict())
+    expected = known.mmdet_fpn(norm='gn') + known.mmdet_box_head(convs=4, fcs=1, norm='gn')
+    expected += known.mmdet_mask_head(norm='gn') + known.mmdet_rpn()
+    assert sorted(keys) == sorted(known.mmdet_backbone() + expected)
+
+
+def test_mmdet3_file_loads_unchanged(tmp_path):
+    model = narrow('mask_rcnn_r50_fpn')
+    meta = dict(mmengine_version='0.10.7', dataset_meta=dict(classes=('a', 'b', 'c')), epoch=12, iter=100, seed=1)
+    torch.save(dict(meta=meta, state_dict=model.state_dict()), tmp_path / 'x.pth')
+    other = narrow('mask_rcnn_r50_fpn')
+    for parameter in other.parameters():
+        torch.nn.init.zeros_(parameter)
+    checkpoint = load_checkpoint(other, str(tmp_path / 'x.pth'))
+    assert checkpoint['meta']['dataset_meta']['classes'] == ('a', 'b', 'c')
+    assert all(torch.equal(v, model.state_dict()[k]) for k, v in other.state_dict().items())
+    assert not needs_legacy_options(str(tmp_path / 'x.pth'))
+
+
+def test_mmdet3_training_file_loads_without_its_history(tmp_path):
+    """mmengine's Runner saves HistoryBuffer and numpy objects, which weights-only loading refuses."""
+    state = narrow('rpn_r50_fpn').state_dict()
+    hub = dict(log_scalars=dict(loss=HistoryBuffer([1.0, 2.0], [1, 1])), runtime_info=dict(iter=np.int64(3)))
+    meta = dict(epoch=12, iter=100, seed=np.int64(3), mmengine_version='0.10.7')
+    torch.save(dict(meta=meta, state_dict=state, message_hub=hub, optimizer=dict(lr=np.float64(1))), tmp_path / 'x.pth')
+    with pytest.raises(pickle.UnpicklingError):
+        torch.load(tmp_path / 'x.pth', weights_only=True)
+    checkpoint = read_checkpoint(str(tmp_path / 'x.pth'))
+    assert set(checkpoint) == {'meta', 'state_dict'}
+    assert checkpoint['meta'] == dict(epoch=12, iter=100, mmengine_version='0.10.7')
+    assert all(torch.equal(checkpoint['state_dict'][k], v) for k, v in state.items())
+
+
+# ------------------------------------------------------------------ mmdetection 1.x
+
+
+def as_mmdet1(state: dict) -> dict:
+    """Names without roi_head, background first."""
+    old = {}
+    for key, value in state.items():
+        if 'fc_cls' in key:
+            value = torch.cat([value[-1:], value[:-1]])
+        elif 'conv_logits' in key or ('fc_reg' in key and len(value) > 4):
+            rows = 1 if 'conv_logits' in key else 4
+            value = torch.cat([torch.randn_like(value[:rows]), value])
+        old[key.removeprefix('roi_head.')] = value
+    return old
+
+
+@pytest.mark.parametrize('name', ['faster_rcnn_r50_fpn', 'mask_rcnn_r50_fpn', 'cascade_mask_rcnn_r50_fpn'])
+def test_mmdet1_classes_and_names(name):
+    state = narrow(name).state_dict()
+    converted = convert(dict(meta=dict(mmdet_version='1.2.0', mmcv_version='0.5'), state_dict=as_mmdet1(state)))
+    assert converted.legacy and converted.source == 'mmdetection 1.2.0'
+    assert converted.state_dict.keys() == state.keys()
+    assert all(torch.equal(value, state[key]) for key, value in converted.state_dict.items())
+
+
+def test_mmdet1_retinanet_is_known_by_its_version(tmp_path):
+    state = narrow('retinanet_r50_fpn').state_dict()
+    for version, legacy in (('1.0rc1', True), ('2.3.0', False)):
+        torch.save(dict(meta=dict(mmdet_version=version, mmcv_version='0.4'), state_dict=state), tmp_path / 'x.pth')
+        assert needs_legacy_options(str(tmp_path / 'x.pth')) == legacy
+
+
+# ------------------------------------------------------------------ detectron2 and caffe2
+
+
+def pickled(path, content: dict) -> str:
+    path.write_bytes(pickle.dumps(content, protocol=2))
+    return str(path)
+
+
+def as_detectron2(keys: list[str], ours: dict) -> dict:
+    """Our arrays under detectron2's names; the pairs are found by hand-written order, not by the package."""
+    names = [k for k in ours if not k.endswith('num_batches_tracked')]
+
+    def pick(prefix):
+        return [k for k in names if k.startswith(prefix)]
+
+    stem = [k for k in pick('backbone.') if k.startswith(('backbone.conv1', 'backbone.bn1'))]
+    blocks = [k for k in pick('backbone.') if k not in stem]
+    neck = []
+    for i in range(4):
+        for part in ('lateral_convs', 'fpn_convs'):
+            neck += pick(f'neck.{part}.{i}.')
+    if 'neck.fpn_convs.4.conv.weight' in ours:
+        neck = [k for i in range(3) for part in ('lateral_convs', 'fpn_convs') for k in pick(f'neck.{part}.{i}.')]
+        neck += pick('neck.fpn_convs.3') + pick('neck.fpn_convs.4')
+    heads = pick('rpn_head.')
+    for part in ('bbox_head.shared_fcs.0', 'bbox_head.shared_fcs.1', 'bbox_head.fc_cls', 'bbox_head.fc_reg'):
+        heads += pick(f'roi_head.{part}.')
+    heads += pick('roi_head.mask_head.') + pick('bbox_head.cls_convs') + pick('bbox_head.reg_convs')
+    heads += pick('bbox_head.retina_')
+    order = stem + blocks + neck + heads
+    theirs = [k for k in keys if 'cell_anchors' not in k and not k.startswith('pixel')]
+    assert len(order) == len(theirs)
+    state = {new: ours[old].numpy() for new, old in zip(theirs, order)}
+    state.update({k: np.zeros(3, np.float32) for k in keys if k not in theirs})
+    return state
+
+
+@pytest.mark.parametrize('name', ['faster_rcnn_r50_fpn', 'mask_rcnn_r50_fpn'])
+def test_detectron2_pickle(name, tmp_path):
+    model = narrow(name)
+    state = as_detectron2(known.detectron2_rcnn('mask' in name), model.state_dict())
+    path = pickled(tmp_path / 'model_final.pkl', dict(model=state, __author__='Detectron2 Model Zoo'))
+    converted = convert(read_checkpoint(path))
+    assert converted.source == 'detectron2' and len(converted.dropped) == 7
+    other = narrow(name)
+    for parameter in other.parameters():
+        torch.nn.init.zeros_(parameter)
+    load_checkpoint(other, path)
+    assert all(torch.equal(v, model.state_dict()[k]) for k, v in other.state_dict().items())
+
+
+def test_detectron2_retinanet_reorders_anchors(tmp_path):
+    model = narrow('retinanet_r50_fpn')
+    model.neck.fpn_convs[3].conv.weight.data = torch.randn(16, 256, 3, 3)
+    ours = dict(model.state_dict())
+    theirs = dict(ours)
+    for key in ('retina_cls.weight', 'retina_cls.bias', 'retina_reg.weight', 'retina_reg.bias'):
+        value = ours[f'bbox_head.{key}']
+        anchors = value.reshape(3, 3, -1, *value.shape[1:])  # ratio, size
+        theirs[f'bbox_head.{key}'] = anchors.transpose(0, 1).reshape(value.shape)
+    state = as_detectron2(known.detectron2_retinanet(), theirs)
+    path = pickled(tmp_path / 'model_final.pkl', dict(model=state))
+    converted = convert(read_checkpoint(path)).state_dict
+    assert all(torch.equal(converted[k], v) for k, v in ours.items() if not k.endswith('num_batches_tracked'))
+
+
+def test_caffe2_backbone(tmp_path):
+    """Affine norms become BatchNorm in eval mode."""
+    blobs = dict(conv1_w=np.random.rand(64, 3, 7, 7), res_conv1_bn_s=np.random.rand(64), res_conv1_bn_b=np.ones(64))
+    for stage, blocks in enumerate((3, 4, 6, 3), 2):
+        for block in range(blocks):
+            for branch in ('2a', '2b', '2c', *(['1'] if block == 0 else [])):
+                name = f'res{stage}_{block}_branch{branch}'
+                blobs[f'{name}_w'] = np.ones((4, 4, 1, 1))
+                blobs[f'{name}_bn_s'] = blobs[f'{name}_bn_b'] = np.ones(4)
+    blobs.update(fc1000_w=np.ones((2, 2)), fc1000_b=np.ones(2))
+    path = pickled(tmp_path / 'R-50.pkl', {key: value.astype(np.float32) for key, value in blobs.items()})
+    converted = convert(read_checkpoint(path))
+    keys = [k for k in known.mmdet_backbone() if not k.endswith('num_batches_tracked')]
+    assert sorted(converted.state_dict) == sorted(keys)
+    norm = torch.nn.BatchNorm2d(64).eval()
+    state = {k: v for k, v in converted.state_dict.items() if k.startswith('backbone.bn1.')}
+    norm.load_state_dict({key.removeprefix('backbone.bn1.'): value for key, value in state.items()})
+    x = torch.randn(1, 64, 2, 2)
+    scale = torch.from_numpy(blobs['res_conv1_bn_s']).float()[:, None, None]
+    torch.testing.assert_close(norm(x), x * scale + 1)
+
+
+# ------------------------------------------------------------------ classes
+
+
+def test_91_rows_become_80_or_90():
+    state = {'backbone.body.conv1.weight': torch.zeros(1), 'roi_heads.box_predictor.cls_score.bias': torch.arange(91)}
+    state['roi_heads.box_predictor.bbox_pred.bias'] = torch.arange(364)
+    for num_classes, ids in ((None, COCO_IDS), (80, COCO_IDS), (90, list(range(1, 91)))):
+        new = convert(state, num_classes).state_dict
+        assert new['roi_head.bbox_head.fc_cls.bias'].tolist() == [*ids, 0]
+        assert new['roi_head.bbox_head.fc_reg.bias'].tolist() == [4 * i + j for i in ids for j in range(4)]
+
+
+def test_old_torchvision_names():
+    old = {
+        'backbone.body.conv1.weight': torch.zeros(1),
+        'backbone.fpn.inner_blocks.2.weight': torch.zeros(2),
+        'backbone.fpn.layer_blocks.0.bias': torch.zeros(3),
+        'rpn.head.conv.weight': torch.zeros(4),
+        'roi_heads.mask_head.mask_fcn3.bias': torch.zeros(5),
+    }
+    new = convert(old).state_dict
+    assert {key: len(value) for key, value in new.items()} == {
+        'backbone.conv1.weight': 1,
+        'neck.lateral_convs.2.conv.weight': 2,
+        'neck.fpn_convs.0.conv.bias': 3,
+        'rpn_head.rpn_conv.weight': 4,
+        'roi_head.mask_head.convs.2.conv.bias': 5,
+    }
+    retina = {'backbone.body.conv1.weight': torch.zeros(1), 'head.regression_head.conv.4.bias': torch.zeros(2)}
+    retina.update({
+        'head.classification_head.conv.0.weight': torch.zeros(3),
+        'head.classification_head.cls_logits.weight': torch.zeros(9 * 4, 1),
+        'head.regression_head.bbox_reg.weight': torch.zeros(36, 1),
+    })
+    assert {'bbox_head.reg_convs.2.conv.bias', 'bbox_head.cls_convs.0.conv.weight'} <= set(convert(retina).state_dict)
+
+
+# ------------------------------------------------------------------ refusals
+
+
+class Evil:
+    def __reduce__(self):
+        return (open, ('evil_ran', 'w'))
+
+
+@pytest.mark.parametrize('write', [torch.save, lambda obj, path: path.write_bytes(pickle.dumps(obj))])
+def test_code_is_refused_and_not_run(tmp_path, monkeypatch, write):
+    monkeypatch.chdir(tmp_path)
+    write(dict(state_dict={}, evil=Evil()), tmp_path / 'x.pth')
+    with pytest.raises(UserError, match=r'may run (any )?code.*refused.*convert_checkpoint.py --trust') as error:
+        read_checkpoint(str(tmp_path / 'x.pth'))
+    assert '\n' not in str(error.value)
+    assert not (tmp_path / 'evil_ran').exists()
+
+
+def test_misfits_name_at_most_ten_keys(tmp_path):
+    model = narrow('faster_rcnn_r50_fpn')
+
+    def message(state: dict) -> str:
+        torch.save(dict(state_dict=state), tmp_path / 'x.pth')
+        with pytest.raises(UserError) as error:
+            load_checkpoint(model, str(tmp_path / 'x.pth'))
+        assert '\n' not in str(error.value) and str(error.value).count('.weight') <= 10
+        return str(error.value)
+
+    other_classes = narrow('faster_rcnn_r50_fpn', num_classes=5)
+    text = message(other_classes.state_dict())
+    assert 'fc_cls.weight' in text and '(6, 8)' in text and '(4, 8)' in text
+    assert 'not in the file' in message(narrow('rpn_r50_fpn').state_dict())
+    assert 'not in the model' in message(narrow('mask_rcnn_r50_fpn').state_dict())
+    assert 'no checkpoint of a known detector' in message({'encoder.weight': torch.zeros(1)})
+    assert 'backbone alone' in message(resnet50().state_dict())
+
+
+def test_truncated_and_missing(tmp_path):
+    path = tmp_path / 'x.pth'
+    torch.save(dict(state_dict={'backbone.conv1.weight': torch.zeros(1000)}), path)
+    path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(UserError, match='damaged'):
+        read_checkpoint(str(path))
+    whole = pickle.dumps({'conv1_w': np.zeros(1000)})
+    path.write_bytes(whole[:500])
+    with pytest.raises(UserError, match='damaged'):
+        read_checkpoint(str(path))
+    with pytest.raises(FileNotFoundError, match='not found'):
+        read_checkpoint(str(tmp_path / 'y.pth'))
+
+
+def test_export_refuses_what_torchvision_lacks():
+    with pytest.raises(UserError, match='Cascade'):
+        to_torchvision(narrow('cascade_rcnn_r50_fpn').state_dict())
+
+
+# ------------------------------------------------------------------ tools
+
+
+def tool(name: str, *args) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, f'tools/{name}.py', *map(str, args)], capture_output=True, text=True, timeout=300
+    )
+
+
+def test_convert_tool_both_ways(tmp_path):
+    model = narrow('mask_rcnn_r50_fpn')
+    torch.save(dict(meta=dict(epoch=3), state_dict=model.state_dict(), optimizer={}), tmp_path / 'ours.pth')
+    out = tool('convert_checkpoint', tmp_path / 'ours.pth', tmp_path / 'tv.pth', '--to', 'torchvision')
+    assert out.returncode == 0, out.stderr
+    assert 'recognised: mmdetection' in out.stdout and 'dropped: optimizer' in out.stdout
+    back = tool('convert_checkpoint', tmp_path / 'tv.pth', tmp_path / 'back.pth')
+    assert 'recognised: torchvision Mask R-CNN' in back.stdout and '-> neck.' in back.stdout
+    state = torch.load(tmp_path / 'back.pth', weights_only=True)['state_dict']
+    assert all(torch.equal(state[k], v) for k, v in model.state_dict().items())
+    again = tool('convert_checkpoint', tmp_path / 'tv.pth', tmp_path / 'back.pth')
+    assert again.returncode == 2 and 'exists' in again.stderr and len(again.stderr.splitlines()) == 1
+
+
+def test_convert_tool_reads_code_only_when_trusted(tmp_path):
+    path = tmp_path / 'x.pth'
+    torch.save(dict(state_dict=narrow('rpn_r50_fpn').state_dict(), note=np.dtype('f4'), path=tmp_path), path)
+    refused = tool('convert_checkpoint', path, tmp_path / 'out.pth')
+    assert refused.returncode == 2 and '--trust' in refused.stderr and not (tmp_path / 'out.pth').exists()
+    trusted = tool('convert_checkpoint', '--trust', path, tmp_path / 'out.pth')
+    assert trusted.returncode == 0, trusted.stderr
+    assert read_checkpoint(str(tmp_path / 'out.pth'))['state_dict'].keys() >= {'rpn_head.rpn_cls.weight'}
+
+
+def test_converted_legacy_file_keeps_its_conventions(tmp_path):
+    state = as_mmdet1(narrow('faster_rcnn_r50_fpn').state_dict())
+    torch.save(dict(meta=dict(mmdet_version='0.6.0', mmcv_version='0.2'), state_dict=state), tmp_path / 'x.pth')
+    out = tool('convert_checkpoint', tmp_path / 'x.pth', tmp_path / 'y.pth')
+    assert out.returncode == 0, out.stderr
+    assert needs_legacy_options(str(tmp_path / 'y.pth'))
+    converted = convert(read_checkpoint(str(tmp_path / 'y.pth')))
+    assert not converted.changed and not converted.reordered
+
+
+def test_publish_tool(tmp_path):
+    model = narrow('rpn_r50_fpn')
+    meta = dict(epoch=12, cfg='secret = 1', seed=3, dataset_meta=dict(classes=('a',)), hostname='me')
+    torch.save(dict(meta=meta, state_dict=model.state_dict(), optimizer=dict(a=1), message_hub={}), tmp_path / 'e.pth')
+    out = tool('publish_model', tmp_path / 'e.pth', tmp_path / 'rpn.pth')
+    assert out.returncode == 0, out.stderr
+    (path,) = tmp_path.glob('rpn-????????.pth')
+    import hashlib
+
+    assert hashlib.sha256(path.read_bytes()).hexdigest()[:8] == path.stem[-8:]
+    published = read_checkpoint(str(path))
+    assert set(published) == {'meta', 'state_dict'} and set(published['meta']) == {'epoch', 'dataset_meta'}

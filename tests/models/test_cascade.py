@@ -1,0 +1,126 @@
+"""Cascade R-CNN, Fast R-CNN and the RPN alone: losses, odd batches, refinement."""
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.structures import InstanceData
+
+from mmdet.models.cascade_roi_head import refine
+from mmdet.registry import MODELS
+
+
+def small(name: str) -> dict:
+    cfg = Config.fromfile(f'configs/_base_/models/{name}_r50_fpn.py', lazy_import=False).model
+    cfg.backbone.update(depth=18, init_cfg=None)
+    cfg.neck.update(in_channels=[64, 128, 256, 512], out_channels=32)
+    if 'rpn_head' in cfg:
+        cfg.rpn_head.update(in_channels=32, feat_channels=32)
+    if 'roi_head' in cfg:
+        heads = cfg.roi_head.bbox_head
+        for head in heads if isinstance(heads, list) else [heads]:
+            head.update(in_channels=32, fc_out_channels=64, num_classes=3)
+        cfg.roi_head.bbox_roi_extractor.out_channels = 32
+        if 'mask_head' in cfg.roi_head:
+            cfg.roi_head.mask_roi_extractor.out_channels = 32
+            cfg.roi_head.mask_head.update(in_channels=32, conv_out_channels=32, num_classes=3)
+        rcnn = cfg.train_cfg.rcnn
+        for part in rcnn if isinstance(rcnn, list) else [rcnn]:
+            part.sampler.num = 64
+    return cfg
+
+
+def build(name: str):
+    torch.manual_seed(0)
+    return MODELS.build(small(name)).train()
+
+
+@pytest.mark.parametrize('name', ['cascade_rcnn', 'cascade_mask_rcnn', 'fast_rcnn', 'rpn'])
+@pytest.mark.parametrize('counts', [[3, 0], [0]], ids=['half', 'none'])
+def test_losses_are_finite_and_reach_every_parameter(make_data, name, counts):
+    model = build(name)
+    data = make_data(counts)
+    if name == 'fast_rcnn':
+        for sample in data['data_samples']:
+            sample.proposals = InstanceData(bboxes=torch.tensor([[5.0, 5, 60, 60], [10, 10, 90, 80], [0, 0, 9, 9]]))
+    losses = model(**model.data_preprocessor(data, True), mode='loss')
+    sum(value for key, value in losses.items() if 'loss' in key).backward()
+    assert all(torch.isfinite(value).all() for value in losses.values())
+    missing = [key for key, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert missing == []
+    if name.startswith('cascade'):
+        assert {f's{i}.loss_cls' for i in range(3)} <= set(losses)
+        assert losses['s2.loss_cls'] > 0
+    if name == 'cascade_mask_rcnn':
+        assert (losses['s1.loss_mask'] > 0) == (sum(counts) > 0)
+    (found, *_) = model.eval().test_step(data)
+    if name == 'rpn':
+        assert (found.pred_instances.labels == 0).all() and len(found.pred_instances) > 100
+    if name == 'cascade_mask_rcnn':
+        assert len(found.pred_instances.masks) == len(found.pred_instances.scores)
+
+
+def test_stages_average_scores_and_refine_boxes(make_data):
+    """The three stages done by hand give the head's detections."""
+    model = build('cascade_rcnn').eval()
+    head = model.roi_head
+    for stage in head.bbox_head:
+        torch.nn.init.normal_(stage.fc_cls.weight, std=0.3)
+        torch.nn.init.normal_(stage.fc_reg.weight, std=0.1)
+    data = model.data_preprocessor(make_data([1]), False)
+    with torch.no_grad():
+        features = model.extract(data['inputs'])
+        boxes = torch.tensor([[4.0, 6, 60, 70], [20, 10, 90, 50], [0, 0, 128, 96]])
+        meta = dict(img_shape=(96, 128), scale_factor=(1.0, 1.0))
+        (found,) = head.predict(features, [boxes], [meta])
+        scores = []
+        for stage, bbox_head in enumerate(head.bbox_head):
+            logits, deltas = head(features, [boxes], stage)
+            scores.append(logits.softmax(1))
+            boxes = bbox_head.bbox_coder.decode(boxes, deltas[:, 0], (96, 128))
+        scores = torch.stack(scores).mean(0)[:, :-1]
+    assert len(found.boxes) > 2
+    for box, score, label in zip(*found):
+        row = (boxes - box).abs().sum(1).argmin()
+        torch.testing.assert_close(boxes[row], box)
+        torch.testing.assert_close(scores[row, label], score)
+
+
+def test_refine_uses_the_deltas_of_the_label():
+    head = MODELS.build(dict(type='Shared2FCBBoxHead', in_channels=4, num_classes=3))
+    boxes = torch.tensor([[10.0, 10, 30, 30], [10, 10, 30, 30]])
+    deltas = torch.zeros(2, 3, 4)
+    deltas[:, 1, 0] = 5.0  # half a width to the right, in units of std 0.1
+    moved = refine(head, boxes, torch.tensor([1, 0]), deltas, (100, 100))
+    torch.testing.assert_close(moved, torch.tensor([[20.0, 10, 40, 30], [10, 10, 30, 30]]))
+
+
+def test_ground_truth_is_not_carried_to_the_next_stage(make_data, monkeypatch):
+    """It joins the proposals of each stage anew; a moved copy of it would be a proposal too good to be true."""
+    from mmdet.models import cascade_roi_head
+
+    seen = []
+    sample = cascade_roi_head.sample_rois
+    monkeypatch.setattr(
+        cascade_roi_head, 'sample_rois', lambda *args: seen.append((args[2], sample(*args))) or seen[-1][1]
+    )
+    model = build('cascade_rcnn')
+    data = make_data([2])
+    model(**model.data_preprocessor(data, True), mode='loss')
+    assert len(seen) == 3
+    for (_, sampled), (proposals, _) in zip(seen, seen[1:]):
+        own = (sampled.boxes == sampled.gt_boxes).all(1)[: sampled.num_positive].sum()
+        assert own >= 1  # added by the sampler
+        assert len(proposals) == len(sampled.boxes) - own
+
+
+def test_wrong_number_of_stages_is_named():
+    cfg = small('cascade_rcnn')
+    cfg.roi_head.bbox_head = cfg.roi_head.bbox_head[:2]
+    with pytest.raises(ValueError, match='2 entries of bbox_head for num_stages=3'):
+        MODELS.build(cfg)
+
+
+def test_fast_rcnn_without_proposals_says_so(make_data):
+    model = build('fast_rcnn')
+    with pytest.raises(ValueError, match='picture 0 has no proposals'):
+        model(**model.data_preprocessor(make_data([1]), True), mode='loss')

@@ -1,0 +1,79 @@
+"""Samplers that prefer hard boxes."""
+
+import pytest
+import torch
+
+from mmdet.models.assign import NEGATIVE
+from mmdet.models.samplers import (
+    CombinedSampler,
+    InstanceBalancedPosSampler,
+    IoUBalancedNegSampler,
+    OHEMSampler,
+)
+
+
+def test_ohem_takes_the_highest_losses():
+    matched = torch.tensor([0, 0, 1, NEGATIVE, NEGATIVE, NEGATIVE, -2])
+    losses = torch.tensor([0.1, 0.9, 0.5, 0.2, 0.8, 0.3, 9.0])
+    positive, negative = OHEMSampler(4, 0.5)(matched, torch.zeros(7), losses)
+    assert positive.tolist() == [1, 2] and negative.tolist() == [4, 5]
+    with pytest.raises(ValueError, match='RoI head only'):
+        OHEMSampler(4, 0.5)(matched, torch.zeros(7))
+
+
+def test_ohem_trains_on_the_hardest_boxes_of_the_head(small_cfg, make_data):
+    from mmdet.registry import MODELS
+
+    cfg = small_cfg('faster')
+    cfg.train_cfg.rcnn.sampler.type = 'OHEMSampler'
+    torch.manual_seed(0)
+    model = MODELS.build(cfg).train()
+    losses = model(**model.data_preprocessor(make_data([2, 0]), True), mode='loss')
+    cfg.train_cfg.rcnn.sampler.type = 'RandomSampler'
+    torch.manual_seed(0)
+    plain = MODELS.build(cfg).train()
+    usual = plain(**plain.data_preprocessor(make_data([2, 0]), True), mode='loss')
+    assert losses['loss_cls'] > usual['loss_cls']
+
+
+def test_negatives_are_spread_over_iou():
+    torch.manual_seed(0)
+    iou = torch.cat([torch.rand(900) * 0.1, 0.1 + torch.rand(160) * 0.2, torch.full((5,), 0.3)])
+    matched = torch.full((1065,), NEGATIVE)
+    _, negative = IoUBalancedNegSampler(90, 0.25)(matched, iou)
+    counts = torch.histc(iou[negative], 3, 0, 0.3)
+    assert len(negative.unique()) == 90 and counts.tolist() == [30, 30, 30]
+    _, negative = IoUBalancedNegSampler(300, 0.25)(matched, iou)
+    assert len(negative.unique()) == 300
+    assert (iou[negative] > 0.1).sum() == 165 + 0
+
+
+def test_floor_has_its_share():
+    torch.manual_seed(0)
+    iou = torch.cat([torch.zeros(100), 0.2 + torch.rand(100) * 0.2])
+    sampler = IoUBalancedNegSampler(40, 0.25, floor_thr=0, floor_fraction=0.25)
+    _, negative = sampler(torch.full((200,), NEGATIVE), iou)
+    assert (iou[negative] == 0).sum() == 10 and len(negative) == 40
+    with pytest.raises(ValueError, match='floor_fraction=2'):
+        IoUBalancedNegSampler(40, 0.25, floor_fraction=2)
+
+
+def test_positives_are_shared_by_the_instances():
+    torch.manual_seed(0)
+    matched = torch.cat([torch.zeros(90), torch.ones(6), torch.full((4,), 2.0)]).long()
+    sampler = InstanceBalancedPosSampler(48, 0.25)
+    positive, _ = sampler(matched, torch.ones(100))
+    counts = matched[positive].bincount()
+    assert len(positive.unique()) == 12 and counts.min() >= 2
+
+
+def test_combined_takes_each_part_from_its_sampler():
+    torch.manual_seed(0)
+    sampler = CombinedSampler(
+        dict(type='InstanceBalancedPosSampler'), dict(type='IoUBalancedNegSampler', num_bins=3), 40, 0.25
+    )
+    matched = torch.cat([torch.zeros(90), torch.ones(6), torch.full((600,), float(NEGATIVE))]).long()
+    iou = torch.cat([torch.ones(96), torch.rand(580) * 0.1, 0.2 + torch.rand(20) * 0.1])
+    positive, negative = sampler(matched, iou)
+    assert (matched[positive] == 1).sum() >= 4 and len(positive) == 10
+    assert (iou[negative] > 0.2).sum() >= 10 and len(negative) == 30

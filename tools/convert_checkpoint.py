@@ -1,0 +1,101 @@
+"""Convert a checkpoint of another project: python tools/convert_checkpoint.py IN OUT [--to mmdet3|torchvision]"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from mmdet.runtime.errors import UserError, run_main  # noqa: E402
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description='Recognise a checkpoint (mmdetection 0.x to 3.x, torchvision, detectron2) and write its weights '
+        'under other names.',
+        allow_abbrev=False,
+    )
+    parser.add_argument('input', metavar='IN')
+    parser.add_argument('output', metavar='OUT')
+    parser.add_argument(
+        '--to',
+        choices=('mmdet3', 'torchvision', 'torchvision-backbone'),
+        default='mmdet3',
+        help="mmdet3: this toolbox's names (default); torchvision: its detectors; torchvision-backbone: a ResNet",
+    )
+    parser.add_argument('--num-classes', type=int, help="90 keeps all of torchvision's 91 outputs for COCO")
+    parser.add_argument(
+        '--trust',
+        action='store_true',
+        help='run the code that IN holds, to get at its weights. Only in a sandbox: a container without network '
+        'and without your files',
+    )
+    parser.add_argument('--keys', action='store_true', help='list every renamed key')
+    return parser.parse_args()
+
+
+def read(path: str, trust: bool) -> dict:
+    import torch
+
+    from mmdet.runtime import read_checkpoint
+
+    if not trust:
+        return read_checkpoint(path)
+    checkpoint = torch.load(path, map_location='cpu', weights_only=False)
+    if not isinstance(checkpoint, dict):
+        raise UserError(f'{path} holds a {type(checkpoint).__name__}, not a checkpoint')
+    return checkpoint
+
+
+def main() -> None:
+    args = parse_args()
+    import torch
+
+    from mmdet.checkpoints import convert, meta_of, plain_meta, to_torchvision
+    from mmdet.runtime import write_atomically
+
+    if Path(args.output).exists():
+        raise UserError(f'{args.output} exists; remove it or choose another name')
+    checkpoint = read(args.input, args.trust)
+    try:
+        converted = convert(checkpoint, args.num_classes)
+    except UserError as error:
+        raise UserError(f'{args.input}: {error}') from error
+    state = converted.state_dict
+    print(f'recognised: {converted.source}, {len(state)} arrays')
+    shown = converted.changed.items() if args.keys else list(converted.changed.items())[:10]
+    for old, new in shown:
+        print(f'  {old} -> {new}')
+    if len(converted.changed) > len(shown):
+        print(f'  ... {len(converted.changed)} keys renamed in all (--keys lists them)')
+    for key in converted.reordered:
+        print(f'  rows or scale changed: {key}')
+    for key, reason in converted.dropped.items():
+        print(f'  dropped: {key} ({reason})')
+    meta = plain_meta(meta_of(checkpoint))
+    left = sorted(set(checkpoint) - {'state_dict', 'model', 'meta'}) if converted.state_dict is not checkpoint else []
+    if left and ('state_dict' in checkpoint or 'model' in checkpoint):
+        print(f'  dropped: {", ".join(left)} (not weights)')
+    if converted.legacy:
+        meta['conventions'] = 'mmdet1'
+        print('  its conventions (x2 - x1 + 1, rounded anchors, ...) are noted in the file: testing applies them')
+    if args.to == 'mmdet3':
+        result = dict(meta=dict(meta, converted_from=converted.source), state_dict=state)
+    elif converted.legacy:
+        raise UserError(f'{args.input} follows the conventions of mmdetection 0.x / 1.x, which torchvision lacks')
+    elif args.to == 'torchvision':
+        result = to_torchvision(state)
+    else:
+        result = {key.removeprefix('backbone.'): value for key, value in state.items() if key.startswith('backbone.')}
+        if len(result) < len(state):
+            print(f'  dropped: {len(state) - len(result)} arrays beside the backbone')
+    import io
+
+    buffer = io.BytesIO()
+    torch.save(result, buffer)
+    write_atomically(args.output, buffer.getvalue())
+    print(f'wrote {args.output}')
+
+
+if __name__ == '__main__':
+    run_main(main)

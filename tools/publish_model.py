@@ -1,0 +1,43 @@
+"""Weights alone, named by their hash: python tools/publish_model.py IN OUT.pth -> OUT-1a2b3c4d.pth"""
+
+import argparse
+import hashlib
+import io
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from mmdet.runtime.errors import UserError, run_main  # noqa: E402
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description='Strip optimizer, history and machine names from a checkpoint.', allow_abbrev=False
+    )
+    parser.add_argument('input', metavar='IN')
+    parser.add_argument('output', metavar='OUT', help='the first 8 digits of the SHA-256 join this name')
+    args = parser.parse_args()
+    import torch
+
+    from mmdet.checkpoints import meta_of, plain_meta
+    from mmdet.runtime import read_checkpoint, write_atomically
+    from mmdet.runtime.checkpoint import weights_of
+
+    checkpoint = read_checkpoint(args.input)
+    state = {key: value.cpu().contiguous() for key, value in weights_of(checkpoint).items()}
+    if not state:
+        raise UserError(f'{args.input} holds no weights')
+    result = dict(meta=plain_meta(meta_of(checkpoint)), state_dict=state)
+    buffer = io.BytesIO()
+    torch.save(result, buffer)
+    data = buffer.getvalue()
+    stem, suffix = (args.output[:-4], '.pth') if args.output.endswith('.pth') else (args.output, '.pth')
+    path = f'{stem}-{hashlib.sha256(data).hexdigest()[:8]}{suffix}'
+    write_atomically(path, data)
+    before = Path(args.input).stat().st_size
+    print(f'wrote {path}: {len(state)} arrays, {len(data) / 2**20:.1f} MiB of {before / 2**20:.1f}')
+
+
+if __name__ == '__main__':
+    run_main(main)
