@@ -2,7 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(CURDIR)/$(VENV)/bin
-RUN = PATH="$(BIN):$$PATH"
+# PYTHON here is the interpreter that makes the environment; the scripts below use the one in it.
+RUN = PATH="$(BIN):$$PATH" PYTHON=python
 # On shared CPUs, waiting threads that spin cost more than they save.
 export OMP_WAIT_POLICY ?= PASSIVE
 

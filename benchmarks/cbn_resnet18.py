@@ -37,6 +37,8 @@ SETTINGS = {
     'CBN, batch 2, burn-in 1 epoch': (2, dict(type='CBN', burnin=1)),
     'CBN root, batch 2': (2, dict(type='CBN', compensation='root')),
     'CBN root, batch 2, burn-in 1 epoch': (2, dict(type='CBN', compensation='root', burnin=1)),
+    'CBN full gradient, batch 2': (2, dict(type='CBN', full_gradient=True)),
+    'CBN root full gradient, batch 2': (2, dict(type='CBN', compensation='root', full_gradient=True)),
 }
 
 

@@ -156,7 +156,8 @@ def run_cell(cell: dict, root: Path, processes: int, full: bool, out: Path) -> N
         runner.train()
         metrics = runner.message_hub.log_scalars
         record = dict(
-            cell, processes=processes, images=cfg.train_cfg.max_epochs * len(runner.train_dataloader.dataset),
+            cell, processes=processes, epochs=cfg.train_cfg.max_epochs,
+            images=cfg.train_cfg.max_epochs * len(runner.train_dataloader.dataset),
             lr=cfg.optim_wrapper.optimizer.lr,
             metrics={k.removeprefix('val/coco/'): round(float(v.current()), 4) for k, v in metrics.items()
                      if k.startswith('val/coco/')},
@@ -178,8 +179,11 @@ def main() -> None:
     parser.add_argument('--norms', nargs='+', default=['none', 'BN', 'GN', 'naive', 'CBN', 'SyncBN'])
     parser.add_argument('--batches', nargs='+', type=int, default=[1, 2])
     parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2])
+    parser.add_argument('--epochs', type=int, help="instead of the scale's")
     parser.add_argument('--cell', type=json.loads, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.epochs:
+        SCALES[args.full] = SCALES[args.full]._replace(epochs=args.epochs)
     if args.cell:
         processes = 2 if args.cell['norm'] == 'SyncBN' else 1
         from mmdet.runtime.launch import spawn
@@ -194,7 +198,7 @@ def main() -> None:
     ]  # fmt: skip
     for cell in cells:
         key = '|'.join(map(str, cell.values())) + ('|full' if args.full else '')
-        if key in results:
+        if key in results and results[key]['epochs'] == SCALES[args.full].epochs:
             continue
         if not (args.data / cell['set']).is_dir():
             print(f'{key}: left out, there is no {args.data / cell["set"]}')
@@ -211,6 +215,8 @@ def main() -> None:
                 str(record),
                 '--cell',
                 json.dumps(cell),
+                '--epochs',
+                str(SCALES[args.full].epochs),
             ]
             subprocess.run(command + ['--full'] * args.full, check=True)
             results[key] = json.loads(record.read_text())

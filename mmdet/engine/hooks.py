@@ -269,13 +269,14 @@ def check_classes(model: nn.Module, dataset) -> None:
     classes = (getattr(dataset, 'metainfo', None) or {}).get('classes')
     if classes is None:
         return
-    for name, module in model.named_modules():
-        count = getattr(module, 'num_classes', None)
-        if isinstance(count, int) and 'rpn' not in name and name and count != len(classes):
-            raise UserError(
-                f'model.{name}.num_classes={count}, but the data set has {len(classes)} classes '
-                f"({at_most(classes, 5)}). Set model.{name}.num_classes={len(classes)}, or the data set's "
-                'metainfo=dict(classes=...)')
+    counts = {name: module.num_classes for name, module in model.named_modules()
+              if name and 'rpn' not in name and isinstance(getattr(module, 'num_classes', None), int)}
+    wrong = [name for name, count in counts.items() if count != len(classes)]
+    wrong = [name for name in wrong if not any(other.startswith(name + '.') for other in wrong)]  # what holds heads
+    if wrong:
+        have = ', '.join(f'model.{name}.num_classes={counts[name]}' for name in wrong)
+        raise UserError(f'{have}, but the data set has {len(classes)} classes ({at_most(classes, 5)}). Set the '
+                        f"heads' num_classes={len(classes)}, or the data set's metainfo=dict(classes=...)")
 
 
 @HOOKS.register_module()

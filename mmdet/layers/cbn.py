@@ -401,6 +401,8 @@ class CrossIterBatchNorm2d(_NormBase):
         compensation: 'taylor' (the paper) or 'root', first order in the root of the second moment.
         derivative_fraction: share of positions, 1 / integer, from which the variance's derivative is taken.
         sync: take each batch's statistics over all processes, as SyncBatchNorm does.
+        full_gradient: BatchNorm's gradient, as if all entries were the current batch, instead of the paper's, which
+            takes the past ones for constants. Trains far better from scratch (docs/cbn.md).
 
     Raises:
         ValueError: an option out of range; in training mode an unknown weight, a y that does not depend on
@@ -429,6 +431,7 @@ class CrossIterBatchNorm2d(_NormBase):
         compensation: str = 'taylor',
         derivative_fraction: float = 1.0,
         sync: bool = False,
+        full_gradient: bool = False,
     ) -> None:
         super().__init__(num_features, eps, momentum, affine, track_running_stats)
         if not isinstance(buffer_num, int) or buffer_num < 0:
@@ -446,6 +449,7 @@ class CrossIterBatchNorm2d(_NormBase):
         self.compensation = compensation
         self.derivative_fraction = derivative_fraction
         self.sync = sync
+        self.full_gradient = full_gradient
         # Plain attributes: as buffers they would be published, broadcast by DDP and averaged over processes.
         self.window: Window | None = None
         self.steps = 0  # training forwards with gradient
@@ -473,7 +477,16 @@ class CrossIterBatchNorm2d(_NormBase):
         return self
 
     def extra_repr(self) -> str:
-        own = ('buffer_num', 'burnin', 'burnin_iters', 'rho', 'compensation', 'derivative_fraction', 'sync')
+        own = (
+            'buffer_num',
+            'burnin',
+            'burnin_iters',
+            'rho',
+            'compensation',
+            'derivative_fraction',
+            'sync',
+            'full_gradient',
+        )
         return ', '.join([super().extra_repr(), *(f'{name}={getattr(self, name)}' for name in own)])
 
     @property
@@ -556,6 +569,8 @@ class CrossIterBatchNorm2d(_NormBase):
                 mean, var, pooled_mean, pooled_var, entries, count, fresh = self._statistics(
                     y, x, weight, bias, geometry, record, weight is not None and weight.requires_grad, group
                 )
+        if self.full_gradient:
+            entries = 1
         if count == 1:
             raise ValueError(f'CBN: one value per channel (input {tuple(y.shape)}) has no variance to train on')
         if fresh and count:

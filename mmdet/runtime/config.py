@@ -155,7 +155,7 @@ def _check_option(cfg: Config, dotted: str) -> None:
         here = '.'.join(parents[:depth]) or 'the config'
         node = _step(node, key, here, dotted)
         if node is None:
-            return  # a place that was None is made anew
+            return
     if isinstance(node, (list, tuple)):
         _step(node, leaf, '.'.join(parents), dotted)
     elif isinstance(node, (dict, Config)):
@@ -179,9 +179,10 @@ def _step(node: Any, key: str, here: str, dotted: str) -> Any:
     if not isinstance(node, (dict, Config)):
         raise UserError(f'--cfg-options {dotted}: {here} is {node!r}, which has no key {key!r}')
     if key not in node:
-        if isinstance(node, dict) and not node:
-            return None
-        raise UserError(f'--cfg-options {dotted}: {here} has no key {key!r}.{suggest(key, node)}')
+        hint = suggest(key, node, cutoff=0.7)
+        if isinstance(node, dict) and not hint:
+            return None  # a new part, as train_dataloader.dataset.metainfo.classes may be
+        raise UserError(f'--cfg-options {dotted}: {here} has no key {key!r}.{hint}')
     return node[key]
 
 

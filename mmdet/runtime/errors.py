@@ -100,9 +100,8 @@ def explain(error: BaseException) -> str | None:
     """One line for a user's mistake, None for what looks like a bug."""
     if isinstance(error, _USER_ERRORS):
         return one_line(error)
-    missing = re.match(r'(\S+) is not in the (\S+?)::?(\S+) registry', one_line(error))
-    if isinstance(error, KeyError) and missing:
-        name, _, registry = missing.groups()
+    if unknown_type(error):
+        name, registry = unknown_type(error)
         return f'unknown type {name!r} ({registry}).{suggest(name, registered_names(registry))}'
     wrong_call = r'(\w+)\.__init__\(\) (got an unexpected keyword argument|missing \d+ required .*:) (.*)'
     option = re.match(wrong_call, str(error))
@@ -119,6 +118,12 @@ def explain(error: BaseException) -> str | None:
         return (f'out of GPU memory: {one_line(error).split(". ")[0]}. Use a smaller '
                 'train_dataloader.batch_size or smaller pictures')
     return None
+
+
+def unknown_type(error: BaseException) -> tuple[str, str] | None:
+    """(type, registry) of mmengine's KeyError about a type that no registry holds."""
+    missing = re.match(r'(\S+) is not in the \S+?::(\S+) registry', one_line(error))
+    return missing.groups() if isinstance(error, KeyError) and missing else None
 
 
 def registered_names(registry_name: str | None = None) -> set[str]:

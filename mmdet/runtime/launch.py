@@ -59,6 +59,7 @@ def spawn(gpus: int) -> None:
         'LOCAL_WORLD_SIZE': str(gpus),
     }
     environment.setdefault('OMP_NUM_THREADS', str(max(1, _cpu_count() // gpus)))
+    environment.setdefault('MKL_NUM_THREADS', environment['OMP_NUM_THREADS'])  # unset, mmengine warns and takes 1
     children = [
         subprocess.Popen(
             [sys.executable, *sys.argv],

@@ -5,6 +5,7 @@ import logging
 import os
 import shutil
 import time
+import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,8 +18,8 @@ from mmengine.model import BaseModel
 from mmengine.runner import Runner
 
 from . import checkpoint as _checkpoint
-from .config import changed_keys
-from .errors import UserError, at_most
+from .config import changed_keys, type_places
+from .errors import UserError, at_most, registered_names, suggest, unknown_type
 from .seeding import seeded_dataloader
 
 # Keys that say how or where a run happens, not what it computes.
@@ -155,6 +156,8 @@ def build_runner(cfg: Config, launcher: str = 'none', resume_from: str | None = 
         resume_from: checkpoint to continue training from.
         checkpoint: weights to test; every weight must fit.
     """
+    # mmengine 0.10 passes an argument that torch 2.15 is about to rename; can go when mmengine follows.
+    warnings.filterwarnings('ignore', '`broadcast_buffers` is deprecated', FutureWarning)
     _checkpoint.install()
     source = checkpoint or resume_from or cfg.get('load_from')
     parts = dict(cfg.to_dict())
@@ -162,6 +165,9 @@ def build_runner(cfg: Config, launcher: str = 'none', resume_from: str | None = 
     parts = ConfigDict(parts)
     if resume_from or checkpoint:
         drop_pretrained(parts.model)
+    for key in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        if parts.get(key) and not parts[key].get('num_workers', 0):
+            parts[key].update(persistent_workers=False, prefetch_factor=None)  # torch refuses them then
     if cfg.get('train_dataloader') and checkpoint is None:
         seed = cfg.randomness.seed
         parts.train_dataloader = seeded_dataloader(parts.train_dataloader, seed)
@@ -188,10 +194,17 @@ def build_runner(cfg: Config, launcher: str = 'none', resume_from: str | None = 
     name = parts.get('experiment_name') or (Path(cfg.filename).stem if cfg.filename else 'run')
     parts.experiment_name = f'{name}_{number}' if number else name
     level = parts.pop('log_level', 'INFO')
-    runner = Runner(
-        **{**parts, 'load_from': source, 'resume': bool(resume_from), 'launcher': launcher,
-           'log_level': 'WARNING',  # mmengine would log a thousand lines of environment and config
-           'default_scope': cfg.get('default_scope', 'mmdet'), 'cfg': cfg})
+    parts.update(load_from=source, resume=bool(resume_from), launcher=launcher,
+                 default_scope=cfg.get('default_scope', 'mmdet'),
+                 log_level='WARNING')  # mmengine would log a thousand lines of environment and config
+    try:
+        runner = Runner(**parts, cfg=cfg)
+    except KeyError as error:
+        if unknown_type(error) is None:
+            raise
+        name, registry = unknown_type(error)
+        raise UserError(f'unknown type {name!r} at {at_most(type_places(cfg, name), 3)}.'
+                        f'{suggest(name, registered_names(registry))}') from error
     _quieten(runner.logger, level)
     return runner
 

@@ -227,6 +227,27 @@ def test_constant_weights_are_batch_norm_of_the_concatenated_batch(path):
     torch.testing.assert_close(out, together[-2:], rtol=1e-12, atol=1e-12)
 
 
+def test_full_gradient_is_batch_norms():
+    """One batch again and again under an unchanged weight: the window is that batch, and so is the gradient."""
+    torch.manual_seed(0)
+    conv, x = make_conv('3x3'), make_input('3x3').requires_grad_()
+    plain, full, paper = (
+        nn.BatchNorm2d(8).double(),
+        CrossIterBatchNorm2d(8, full_gradient=True).double(),
+        CrossIterBatchNorm2d(8).double(),
+    )
+    for _ in range(4):
+        outs = [plain(conv(x)), full.after(conv, x), paper.after(conv, x)]
+    cotangent = torch.randn_like(outs[0])
+    grads = [torch.autograd.grad(out, (x, conv.weight), cotangent) for out in outs]
+    for ours, want, other in zip(grads[1], grads[0], grads[2]):
+        torch.testing.assert_close(ours, want, rtol=1e-10, atol=1e-12)
+        assert not torch.allclose(other, want, rtol=1e-2)
+    # What BatchNorm's gradient does not have, and the paper's has: a part along the weight itself.
+    along = [((g[1] * conv.weight).flatten(1).sum(1)).abs().max().item() for g in grads]
+    assert max(along[:2]) < 0.01 < 1 < along[2]  # not nothing: eps is there
+
+
 def test_compensated_mean_is_exact_however_far_the_weight_moves():
     torch.manual_seed(0)
     conv, norm = make_conv('strided'), CrossIterBatchNorm2d(8).double()

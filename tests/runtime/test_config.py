@@ -92,11 +92,19 @@ def test_options_without_a_place(tmp_path, key, value, expected):
 
 
 def test_options_with_a_place(tmp_path):
-    options = {'model.width': 8, 'param_scheduler.1.gamma': 0.2, 'work_dir': 'w', 'load_from': 'x.pth',
+    options = {'model.width': 8, 'train_dataloader.dataset.metainfo.classes': ['a'],
+               'param_scheduler.1.gamma': 0.2, 'work_dir': 'w', 'load_from': 'x.pth',
                'randomness.seed': 3}  # fmt: skip
     path = write_config(tmp_path, text='randomness = dict()\n')
     cfg = load_config(path, options)
+    assert cfg.train_dataloader.dataset.metainfo.classes == ['a']
     assert (cfg.model.width, cfg.param_scheduler[1].gamma, cfg.work_dir, cfg.randomness.seed) == (8, 0.2, 'w', 3)
+
+
+def test_unknown_type_deep_in_the_model_names_its_place(tmp_path, train):
+    text = CONFIG.replace("type='ToyDetector'", "type='ToyDetector', head=dict(type='ToyHed')")
+    path = write_config(tmp_path, base=text)
+    assert message(train, path) == "unknown type 'ToyHed' at model.head.type. Did you mean ToyHead?"
 
 
 def test_options_reach_the_copies_of_a_variable(tmp_path):

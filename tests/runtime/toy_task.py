@@ -50,10 +50,10 @@ class ToyHead(nn.Module):
 class ToyDetector(BaseModel):
     """Linear, BatchNorm, dropout (the model's own randomness), linear."""
 
-    def __init__(self, width: int = 4, num_classes: int = 2, data_preprocessor=None):
+    def __init__(self, width: int = 4, num_classes: int = 2, head: dict | None = None, data_preprocessor=None):
         super().__init__()
         self.stem = nn.Linear(3, width)
-        self.head = ToyHead(num_classes)
+        self.head = MODELS.build(head or dict(type='ToyHead', num_classes=num_classes))
 
     def forward(self, inputs, data_samples=None, mode='tensor'):
         x = torch.stack(list(inputs)) if isinstance(inputs, (list, tuple)) else inputs
