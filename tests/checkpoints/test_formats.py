@@ -37,7 +37,7 @@ def narrow(name: str, num_classes: int = 3):
             head.update(in_channels=16, fc_out_channels=8, num_classes=num_classes)
         if 'mask_head' in cfg.roi_head:
             cfg.roi_head.mask_head.update(in_channels=16, conv_out_channels=16, num_classes=num_classes)
-    else:
+    elif 'bbox_head' in cfg:
         cfg.bbox_head.update(in_channels=16, feat_channels=16, num_classes=num_classes)
     torch.manual_seed(0)
     model = MODELS.build(cfg)
