@@ -1,6 +1,8 @@
 """Convert a checkpoint of another project: python tools/convert_checkpoint.py IN OUT [--to mmdet3|torchvision]"""
 
 import argparse
+import io
+import re
 import sys
 from pathlib import Path
 
@@ -47,6 +49,11 @@ def read(path: str, trust: bool) -> dict:
     return checkpoint
 
 
+def pattern(key: str) -> str:
+    """A key without its numbers and its parameter's name."""
+    return re.sub(r'\d+', '#', key.rpartition('.')[0])
+
+
 def main() -> None:
     args = parse_args()
     import torch
@@ -63,11 +70,11 @@ def main() -> None:
         raise UserError(f'{args.input}: {error}') from error
     state = converted.state_dict
     print(f'recognised: {converted.source}, {len(state)} arrays')
-    shown = converted.changed.items() if args.keys else list(converted.changed.items())[:10]
-    for old, new in shown:
+    pairs = converted.changed.items()
+    for old, new in pairs if args.keys else dict.fromkeys((pattern(old), pattern(new)) for old, new in pairs):
         print(f'  {old} -> {new}')
-    if len(converted.changed) > len(shown):
-        print(f'  ... {len(converted.changed)} keys renamed in all (--keys lists them)')
+    if pairs:
+        print(f'  {len(pairs)} keys renamed' + ('' if args.keys else ' (--keys lists them)'))
     for key in converted.reordered:
         print(f'  rows or scale changed: {key}')
     for key, reason in converted.dropped.items():
@@ -89,8 +96,6 @@ def main() -> None:
         result = {key.removeprefix('backbone.'): value for key, value in state.items() if key.startswith('backbone.')}
         if len(result) < len(state):
             print(f'  dropped: {len(state) - len(result)} arrays beside the backbone')
-    import io
-
     buffer = io.BytesIO()
     torch.save(result, buffer)
     write_atomically(args.output, buffer.getvalue())

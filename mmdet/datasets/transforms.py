@@ -6,7 +6,8 @@ Keys that travel through it (h, w: size of the picture now; G ground-truth objec
 - ``img`` (h, w, 3) uint8 BGR, ``img_shape`` (h, w), ``ori_shape`` (h, w) as read,
   ``scale_factor`` (w, h), ``flip``, ``flip_direction``;
 - ``gt_bboxes`` (G, 4) float32 x1, y1, x2, y2 in pixels, ``gt_bboxes_labels`` (G,) int64,
-  ``gt_ignore_flags`` (G,) bool, ``gt_masks`` of length G (`PolygonMasks` or `BitmapMasks`).
+  ``gt_ignore_flags`` (G,) bool, ``gt_masks`` of length G (`PolygonMasks` or `BitmapMasks`);
+- ``proposals`` (P, 4) float32 for Fast R-CNN.
 
 Every transform that moves the picture moves boxes and masks with it. Random numbers come from numpy's
 global generator, which mmengine seeds per worker. A transform that returns None rejects the picture; the data
@@ -15,6 +16,8 @@ set then draws another.
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Sequence
 
 import cv2
@@ -29,6 +32,7 @@ from mmdet.registry import TRANSFORMS
 from mmdet.structures import BitmapMasks, DetDataSample, PolygonMasks, masks_from_coco
 from mmdet.structures.masks import outline
 
+_BOXES = {'gt_bboxes', 'proposals'}
 _PER_OBJECT = ('gt_bboxes', 'gt_bboxes_labels', 'gt_ignore_flags', 'gt_masks')
 
 
@@ -194,6 +198,42 @@ class LoadAnnotations(BaseTransform):
 
 
 @TRANSFORMS.register_module()
+class LoadProposals(BaseTransform):
+    """Boxes that an RPN found, for Fast R-CNN: ``proposals`` (P, 4) float32 xyxy in pixels.
+
+    Args:
+        proposal_file: COCO results, as ``tools/test.py configs/rpn/... --format-only`` writes them
+            (results.proposal.json).
+        num_max_proposals: the best so many of each picture.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a picture that the file does not have.
+    """
+
+    def __init__(self, proposal_file: str, num_max_proposals: int = 1000) -> None:
+        if not os.path.isfile(proposal_file):
+            raise FileNotFoundError(f'LoadProposals: no proposal_file {proposal_file}; write one with an RPN')
+        self.proposal_file = proposal_file
+        with open(proposal_file) as file:
+            entries = json.load(file)
+        found: dict = {}
+        for entry in sorted(entries, key=lambda e: -e['score']):
+            boxes = found.setdefault(entry['image_id'], [])
+            if len(boxes) < num_max_proposals:
+                boxes.append(entry['bbox'])
+        self._proposals = {img_id: np.array(boxes, dtype=np.float32) for img_id, boxes in found.items()}
+
+    def transform(self, results: dict) -> dict:
+        if results['img_id'] not in self._proposals:
+            raise ValueError(f'LoadProposals: {self.proposal_file} has nothing for picture {results["img_id"]}')
+        boxes = self._proposals[results['img_id']].copy()
+        boxes[:, 2:] += boxes[:, :2]
+        results['proposals'] = boxes
+        return results
+
+
+@TRANSFORMS.register_module()
 class Resize(BaseTransform):
     """Resize the picture, its boxes and masks.
 
@@ -253,11 +293,11 @@ class Resize(BaseTransform):
         if self.keep_ratio and self.common_factor:
             results['scale_factor'] = (factor, factor)
         results['keep_ratio'] = self.keep_ratio
-        if 'gt_bboxes' in results:
-            boxes = results['gt_bboxes'] * np.tile(np.array(results['scale_factor'], dtype=np.float32), 2)
+        for key in _BOXES & results.keys():
+            boxes = results[key] * np.tile(np.array(results['scale_factor'], dtype=np.float32), 2)
             if self.clip_object_border:
                 boxes = _clip_boxes(boxes, results['img_shape'])
-            results['gt_bboxes'] = boxes
+            results[key] = boxes
         if 'gt_masks' in results:
             results['gt_masks'] = results['gt_masks'].resize(results['img_shape'])
         return results
@@ -378,13 +418,13 @@ class RandomFlip(BaseTransform):
     def _flip(results: dict, direction: str) -> None:
         results['img'] = cv2.flip(results['img'], dict(horizontal=1, vertical=0, diagonal=-1)[direction])
         height, width = results['img'].shape[:2]
-        if 'gt_bboxes' in results:
-            boxes = results['gt_bboxes'].copy()
+        for key in _BOXES & results.keys():
+            boxes = results[key].copy()
             if direction != 'vertical':
                 boxes[:, 0::2] = width - boxes[:, 2::-2]
             if direction != 'horizontal':
                 boxes[:, 1::2] = height - boxes[:, 3::-2]
-            results['gt_bboxes'] = boxes
+            results[key] = boxes
         if 'gt_masks' in results:
             results['gt_masks'] = results['gt_masks'].flip(direction)
 
@@ -447,6 +487,8 @@ class RandomCrop(BaseTransform):
 
         results['img'] = np.ascontiguousarray(results['img'][y1:y2, x1:x2])
         results['img_shape'] = (crop_height, crop_width)
+        if 'proposals' in results:
+            raise ValueError('RandomCrop does not move proposals; leave it out of a Fast R-CNN pipeline')
         if 'gt_bboxes' not in results:
             return results
         boxes = results['gt_bboxes'] - np.array([x1, y1, x1, y1], dtype=np.float32)
@@ -600,6 +642,8 @@ class PackDetInputs(BaseTransform):
             gt[name], ignored[name] = (torch.from_numpy(v) if isinstance(v, np.ndarray) else v for v in split)
         sample.gt_instances = gt
         sample.ignored_instances = ignored
+        if 'proposals' in results:
+            sample.proposals = InstanceData(bboxes=torch.from_numpy(results['proposals']))
         return dict(inputs=inputs, data_samples=sample)
 
 

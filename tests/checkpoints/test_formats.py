@@ -1,8 +1,10 @@
 """What is recognised, how it is renamed, and what is refused."""
 
+import hashlib
 import pickle
-import subprocess
+import runpy
 import sys
+from types import SimpleNamespace
 
 import known_keys as known
 import numpy as np
@@ -37,7 +39,7 @@ def narrow(name: str, num_classes: int = 3):
             head.update(in_channels=16, fc_out_channels=8, num_classes=num_classes)
         if 'mask_head' in cfg.roi_head:
             cfg.roi_head.mask_head.update(in_channels=16, conv_out_channels=16, num_classes=num_classes)
-    else:
+    elif 'bbox_head' in cfg:
         cfg.bbox_head.update(in_channels=16, feat_channels=16, num_classes=num_classes)
     torch.manual_seed(0)
     model = MODELS.build(cfg)
@@ -348,27 +350,38 @@ def test_export_refuses_what_torchvision_lacks():
 # ------------------------------------------------------------------ tools
 
 
-def tool(name: str, *args) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, f'tools/{name}.py', *map(str, args)], capture_output=True, text=True, timeout=300
-    )
+@pytest.fixture
+def tool(monkeypatch, capsys):
+    """Function `tool(name, *args)`: runs tools/NAME.py as a program; its status, stdout and stderr."""
+
+    def call(name: str, *args) -> SimpleNamespace:
+        monkeypatch.setattr(sys, 'argv', [f'tools/{name}.py', *map(str, args)])
+        status = 0
+        try:
+            runpy.run_path(f'tools/{name}.py', run_name='__main__')
+        except SystemExit as end:
+            status = end.code
+        out, err = capsys.readouterr()
+        return SimpleNamespace(returncode=status, stdout=out, stderr=err)
+
+    return call
 
 
-def test_convert_tool_both_ways(tmp_path):
+def test_convert_tool_both_ways(tmp_path, tool):
     model = narrow('mask_rcnn_r50_fpn')
     torch.save(dict(meta=dict(epoch=3), state_dict=model.state_dict(), optimizer={}), tmp_path / 'ours.pth')
     out = tool('convert_checkpoint', tmp_path / 'ours.pth', tmp_path / 'tv.pth', '--to', 'torchvision')
     assert out.returncode == 0, out.stderr
     assert 'recognised: mmdetection' in out.stdout and 'dropped: optimizer' in out.stdout
     back = tool('convert_checkpoint', tmp_path / 'tv.pth', tmp_path / 'back.pth')
-    assert 'recognised: torchvision Mask R-CNN' in back.stdout and '-> neck.' in back.stdout
+    assert 'recognised: torchvision Mask R-CNN' in back.stdout and '-> neck.lateral_convs.#.conv\n' in back.stdout
     state = torch.load(tmp_path / 'back.pth', weights_only=True)['state_dict']
     assert all(torch.equal(state[k], v) for k, v in model.state_dict().items())
     again = tool('convert_checkpoint', tmp_path / 'tv.pth', tmp_path / 'back.pth')
     assert again.returncode == 2 and 'exists' in again.stderr and len(again.stderr.splitlines()) == 1
 
 
-def test_convert_tool_reads_code_only_when_trusted(tmp_path):
+def test_convert_tool_reads_code_only_when_trusted(tmp_path, tool):
     path = tmp_path / 'x.pth'
     torch.save(dict(state_dict=narrow('rpn_r50_fpn').state_dict(), note=np.dtype('f4'), path=tmp_path), path)
     refused = tool('convert_checkpoint', path, tmp_path / 'out.pth')
@@ -378,7 +391,7 @@ def test_convert_tool_reads_code_only_when_trusted(tmp_path):
     assert read_checkpoint(str(tmp_path / 'out.pth'))['state_dict'].keys() >= {'rpn_head.rpn_cls.weight'}
 
 
-def test_converted_legacy_file_keeps_its_conventions(tmp_path):
+def test_converted_legacy_file_keeps_its_conventions(tmp_path, tool):
     state = as_mmdet1(narrow('faster_rcnn_r50_fpn').state_dict())
     torch.save(dict(meta=dict(mmdet_version='0.6.0', mmcv_version='0.2'), state_dict=state), tmp_path / 'x.pth')
     out = tool('convert_checkpoint', tmp_path / 'x.pth', tmp_path / 'y.pth')
@@ -388,15 +401,13 @@ def test_converted_legacy_file_keeps_its_conventions(tmp_path):
     assert not converted.changed and not converted.reordered
 
 
-def test_publish_tool(tmp_path):
+def test_publish_tool(tmp_path, tool):
     model = narrow('rpn_r50_fpn')
     meta = dict(epoch=12, cfg='secret = 1', seed=3, dataset_meta=dict(classes=('a',)), hostname='me')
     torch.save(dict(meta=meta, state_dict=model.state_dict(), optimizer=dict(a=1), message_hub={}), tmp_path / 'e.pth')
     out = tool('publish_model', tmp_path / 'e.pth', tmp_path / 'rpn.pth')
     assert out.returncode == 0, out.stderr
     (path,) = tmp_path.glob('rpn-????????.pth')
-    import hashlib
-
     assert hashlib.sha256(path.read_bytes()).hexdigest()[:8] == path.stem[-8:]
     published = read_checkpoint(str(path))
     assert set(published) == {'meta', 'state_dict'} and set(published['meta']) == {'epoch', 'dataset_meta'}

@@ -1,12 +1,15 @@
 """Cascade R-CNN, Fast R-CNN and the RPN alone: losses, odd batches, refinement."""
 
+import json
+
+import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
 from mmengine.structures import InstanceData
 
 from mmdet.models.cascade_roi_head import refine
-from mmdet.registry import MODELS
+from mmdet.registry import MODELS, TRANSFORMS
 
 
 def small(name: str) -> dict:
@@ -124,3 +127,23 @@ def test_fast_rcnn_without_proposals_says_so(make_data):
     model = build('fast_rcnn')
     with pytest.raises(ValueError, match='picture 0 has no proposals'):
         model(**model.data_preprocessor(make_data([1]), True), mode='loss')
+
+
+def test_proposals_travel_with_the_picture(tmp_path):
+    """From an RPN's result file through resizing and flipping to the data sample."""
+    entries = [dict(image_id=7, category_id=1, bbox=[10 * i, 5, 8, 20], score=i / 10) for i in range(5)]
+    (tmp_path / 'p.json').write_text(json.dumps(entries))
+    load = TRANSFORMS.build(dict(type='LoadProposals', proposal_file=str(tmp_path / 'p.json'), num_max_proposals=2))
+    results = dict(img=np.zeros((40, 100, 3), np.uint8), img_id=7, img_shape=(40, 100), ori_shape=(40, 100))
+    steps = [load, *(TRANSFORMS.build(dict(type=t, **o)) for t, o in (
+        ('Resize', dict(scale=(200, 80))), ('RandomFlip', dict(prob=1.0)), ('PackDetInputs', {})
+    ))]
+    for step in steps:
+        results = step(results)
+    # The two best are at x 40..48 and 30..38; doubled and mirrored in a width of 200.
+    expected = torch.tensor([[104.0, 10, 120, 50], [124, 10, 140, 50]])
+    assert torch.equal(results['data_samples'].proposals.bboxes, expected)
+    with pytest.raises(ValueError, match='nothing for picture 8'):
+        load(dict(img_id=8))
+    with pytest.raises(FileNotFoundError, match='no proposal_file'):
+        TRANSFORMS.build(dict(type='LoadProposals', proposal_file='nowhere.json'))
