@@ -38,9 +38,10 @@ def parse_args() -> argparse.Namespace:
                         help='who started the processes, when not --gpus')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE',
                         help='change the config, e.g. optim_wrapper.optimizer.lr=0.01')
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
+    parser.add_argument('--local_rank', '--local-rank', help=argparse.SUPPRESS)  # of torch.distributed.launch
     args = parser.parse_args()
-    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    if args.local_rank is not None:
+        os.environ.setdefault('LOCAL_RANK', args.local_rank)
     return args
 
 

@@ -104,6 +104,8 @@ def norm_cfg(setting: Setting, epoch_iters: float) -> dict:
         'naive': dict(cbn, rho=0.0),
         'CBN': cbn,
         'CBN-root': dict(cbn, compensation='root'),
+        'CBN-through': dict(cbn, type='CBNThroughWindow'),
+        'CBN-root-through': dict(cbn, type='CBNThroughWindow', compensation='root'),
     }[name]
 
 
@@ -180,7 +182,7 @@ def _calibration(data: Pictures, regime: Regime, batch: int, runs: int) -> Itera
 
 def settings(section: str, regimes: list[str], sizes: list[int]) -> list[Setting]:
     if section == 'main':
-        norms = ('BN', 'GN', 'BatchRenorm', 'naive', 'CBN', 'CBN-root')
+        norms = ('BN', 'GN', 'BatchRenorm', 'naive', 'CBN', 'CBN-root', 'CBN-through', 'CBN-root-through')
         cells = [Setting(r, n, b) for r in regimes for b in sizes for n in norms]
     elif section == 'window':
         cells = [

@@ -21,8 +21,8 @@ import matplotlib.pyplot as plt  # noqa: E402
 from .classify import BATCHES, REGIMES, RESULTS  # noqa: E402
 
 DOCS = Path(__file__).resolve().parents[2] / 'docs'
-NORMS = ('BN', 'GN', 'BatchRenorm', 'naive', 'CBN', 'CBN-root')
-COLOURS = dict(zip(NORMS, ('tab:blue', 'tab:grey', 'tab:purple', 'tab:orange', 'tab:red', 'tab:pink')))
+NORMS = ('BN', 'GN', 'BatchRenorm', 'naive', 'CBN', 'CBN-root', 'CBN-through', 'CBN-root-through')
+COLOURS = dict(zip(NORMS, ('blue', 'grey', 'purple', 'orange', 'red', 'hotpink', 'darkred', 'brown')))
 COLOURS.update(none='black', SyncBN='tab:green')
 DEFAULTS = dict(burnin=1, window=4, lr_factor=1.0)
 
@@ -64,6 +64,7 @@ def main_table(records: list[dict], field: str = 'accuracy') -> str:
 
 
 def differences_table(records: list[dict]) -> str:
+    others = [n for n in NORMS if n != 'CBN']
     rows = []
     for regime in REGIMES:
         for batch in BATCHES:
@@ -71,12 +72,10 @@ def differences_table(records: list[dict]) -> str:
             if not cell['CBN']:
                 continue
             row = [regime, str(batch)]
-            for norm in ('BN', 'GN', 'BatchRenorm', 'naive', 'CBN-root'):
+            for norm in others:
                 row.append(paired(cell['CBN']['accuracy'], cell[norm]['accuracy']) if cell[norm] else '')
             rows.append(row)
-    return markdown(
-        ['regime', 'batch', *(f'CBN - {n}' for n in ('BN', 'GN', 'BatchRenorm', 'naive', 'CBN-root'))], rows
-    )
+    return markdown(['regime', 'batch', *(f'CBN - {n}' for n in others)], rows)
 
 
 def evaluation_table(records: list[dict], batch: int = 2) -> str:
@@ -206,7 +205,7 @@ def draw_errors(curves: dict, path: Path) -> None:
         axis.set_xlabel('iteration')
     axes[0][0].legend(fontsize=6)
     axes[0][3].legend(fontsize=6)
-    figure.savefig(path, dpi=65)
+    figure.savefig(path, dpi=50)
     plt.close(figure)
 
 
@@ -250,7 +249,8 @@ def main() -> None:
         text = replace(text, name, content)
     document.write_text(text)
     draw_main(records, args.docs / 'norm_study_batch.png')
-    draw_errors(curves, args.docs / 'norm_study_statistics.png')
+    shown = {k: curves[k] for k in ('digits|4|1.0', 'digits-fc|4|1.0', 'digits-one-fast|4|1.0') if k in curves}
+    draw_errors(shown, args.docs / 'norm_study_statistics.png')
 
 
 if __name__ == '__main__':

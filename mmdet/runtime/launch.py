@@ -185,8 +185,7 @@ def _need(launcher: str, *names: str) -> None:
 
 
 def _from_torchrun() -> None:
-    _need('pytorch', 'RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT')
-    os.environ.setdefault('LOCAL_RANK', os.environ['RANK'])
+    _need('pytorch', 'RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT')
 
 
 def _from_slurm() -> None:

@@ -160,9 +160,7 @@ def build_runner(cfg: Config, launcher: str = 'none', resume_from: str | None = 
     warnings.filterwarnings('ignore', '`broadcast_buffers` is deprecated', FutureWarning)
     _checkpoint.install()
     source = checkpoint or resume_from or cfg.get('load_from')
-    parts = dict(cfg.to_dict())
-    parts = {key: parts.get(key) for key in _RUNNER_KEYS if key in parts}
-    parts = ConfigDict(parts)
+    parts = ConfigDict({key: value for key, value in cfg.to_dict().items() if key in _RUNNER_KEYS})
     if resume_from or checkpoint:
         drop_pretrained(parts.model)
     for key in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
@@ -188,6 +186,7 @@ def build_runner(cfg: Config, launcher: str = 'none', resume_from: str | None = 
     parts.log_processor = {'type': 'LogProcessor', **(parts.get('log_processor') or {})}
     parts.visualizer = _visualizer(parts.get('visualizer'))
     if parts.get('custom_hooks') and checkpoint is not None:
+        # It asks for a training loop even when testing.
         parts.custom_hooks = [h for h in parts.custom_hooks if h['type'] != 'EarlyStoppingHook']
     # Two Runners of one process and second would share a logger, a message hub and their folder.
     number = next(_runs)

@@ -16,6 +16,8 @@ NORMS = {
     'naive': dict(type='CBN', rho=0.0),
     'CBN': dict(type='CBN', burnin_iters=1),
     'CBN-root': dict(type='CBN', compensation='root'),
+    'CBN-through': dict(type='CBNThroughWindow'),
+    'CBN-root-through': dict(type='CBNThroughWindow', compensation='root'),
 }
 
 
@@ -82,7 +84,7 @@ def test_a_finished_cell_is_not_run_again(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr('sys.argv', arguments)
     classify.main()
     results = json.loads(out.read_text())
-    assert {r['norm'] for r in results.values()} == {'BN', 'GN', 'BatchRenorm', 'naive', 'CBN', 'CBN-root'}
+    assert {r['norm'] for r in results.values()} == {*NORMS}
     assert all(len(r['accuracy']) == 2 and max(r['accuracy']) <= 100 for r in results.values())
     monkeypatch.setattr(classify, 'train', lambda *a: pytest.fail('ran again'))
     classify.main()
