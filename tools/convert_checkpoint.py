@@ -80,7 +80,7 @@ def main() -> None:
     for key, reason in converted.dropped.items():
         print(f'  dropped: {key} ({reason})')
     meta = plain_meta(meta_of(checkpoint))
-    left = sorted(set(checkpoint) - {'state_dict', 'model', 'meta'}) if converted.state_dict is not checkpoint else []
+    left = sorted(set(checkpoint) - {'state_dict', 'model', 'meta'})
     if left and ('state_dict' in checkpoint or 'model' in checkpoint):
         print(f'  dropped: {", ".join(left)} (not weights)')
     if converted.legacy:
