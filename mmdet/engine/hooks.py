@@ -17,10 +17,10 @@ from mmengine.hooks import Hook
 from mmengine.optim import OptimWrapper
 from mmengine.runner import EpochBasedTrainLoop, LogProcessor, Runner
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmdet.checkpoints import convert_for
 from mmdet.engine.visualizer import draw_file
+from mmdet.layers import BATCH_NORMS
 from mmdet.registry import HOOKS, LOG_PROCESSORS, OPTIM_WRAPPERS
 from mmdet.runtime.checkpoint import fit_weights, remove_unfinished, say, to_plain, weights_of
 from mmdet.runtime.errors import Interrupted, UserError, at_most
@@ -150,7 +150,7 @@ def average_norm_statistics(model: nn.Module) -> None:
     if not is_distributed():
         return
     for module in model.modules():
-        if isinstance(module, _BatchNorm) and module.track_running_stats:
+        if isinstance(module, BATCH_NORMS) and module.track_running_stats:
             for statistics in (module.running_mean, module.running_var):
                 dist.all_reduce(statistics)
                 statistics /= get_world_size()
