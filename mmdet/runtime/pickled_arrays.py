@@ -59,8 +59,8 @@ def read_arrays(path: str) -> dict[str, Any]:
             content = _ArrayUnpickler(file, encoding='latin1').load()
     except _Refused as error:
         raise UserError(
-            f'{path} holds pickled Python objects ({error}), which may run any code when loaded, and is refused. If you '
-            'trust its origin, convert it inside a container without network: '
+            f'{path} holds pickled Python objects ({error}), which may run any code when loaded, and is refused. If '
+            'you trust its origin, convert it inside a container without network: '
             f'python tools/convert_checkpoint.py --trust {path} OUT.pth'
         ) from error
     except (pickle.UnpicklingError, EOFError, ValueError, IndexError, KeyError, AttributeError, TypeError) as error:
