@@ -35,7 +35,8 @@ step kernels 60 "$python" -m mmdet.ops
 step tests_ops 150 "$python" -m pytest -q -p no:cacheprovider tests/ops -m 'not slow' -k cuda
 step tests_cuda 120 "$python" -m pytest -q -p no:cacheprovider tests -m cuda --ignore tests/ops
 step bench_ops 120 "$python" benchmarks/ops.py --device cuda --json "$out/ops.json"
-[ -f benchmarks/cbn.py ] && step bench_cbn 90 "$python" benchmarks/cbn.py
+step bench_cbn 60 "$python" benchmarks/cbn.py layers --device cuda --dtype bfloat16
+step bench_model 60 "$python" benchmarks/cbn.py model --device cuda --size 800 1216 --batch 2
 if command -v compute-sanitizer >/dev/null; then
     step memcheck 120 compute-sanitizer --error-exitcode 1 "$python" -m pytest -q -p no:cacheprovider tests/ops \
         -k 'cuda and (wild or empty)'
