@@ -59,8 +59,9 @@ def read_arrays(path: str) -> dict[str, Any]:
             content = _ArrayUnpickler(file, encoding='latin1').load()
     except _Refused as error:
         raise UserError(
-            f'{path} asks for {error}, which may run code, and is refused. If you trust its origin, convert it inside '
-            f'a container without network: python tools/convert_checkpoint.py --trust {path} OUT.pth'
+            f'{path} holds pickled Python objects ({error}), which may run any code when loaded, and is refused. If '
+            'you trust its origin, convert it inside a container without network: '
+            f'python tools/convert_checkpoint.py --trust {path} OUT.pth'
         ) from error
     except (pickle.UnpicklingError, EOFError, ValueError, IndexError, KeyError, AttributeError, TypeError) as error:
         raise UserError(f'{path} is damaged or no checkpoint') from error
