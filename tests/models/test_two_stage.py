@@ -56,7 +56,7 @@ def test_two_single_pictures_give_the_gradient_of_their_batch(small_model, make_
     """What data-parallel training relies on. BatchNorm is frozen and the sampler takes the first boxes, so that both
     ways see the same RoIs."""
     monkeypatch.setattr(RandomSampler, '_choose', staticmethod(lambda indices, count: indices[:count]))
-    model = small_model('faster')
+    model = small_model('faster').double()  # in float32 proposals of nearly equal score change places
     data = make_data([3, 2])
     total(losses_of(model, data)).backward()
     together = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
@@ -65,7 +65,7 @@ def test_two_single_pictures_give_the_gradient_of_their_batch(small_model, make_
         total(losses_of(model, {key: value[index : index + 1] for key, value in data.items()})).div(2).backward()
     for name, parameter in model.named_parameters():
         if parameter.grad is not None:
-            torch.testing.assert_close(parameter.grad, together[name], atol=2e-6, rtol=1e-3, msg=name)
+            torch.testing.assert_close(parameter.grad, together[name], atol=1e-9, rtol=1e-6, msg=name)
 
 
 def test_prediction_has_original_pixels_and_rle_of_original_size(small_model, make_data):
