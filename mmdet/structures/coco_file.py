@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import mmengine.fileio as fileio
 
+from mmdet.runtime.errors import at_most
+
 _FIELDS = dict(
     images=('id', 'file_name', 'width', 'height'),
     categories=('id', 'name'),
@@ -50,10 +52,8 @@ def category_ids(content: dict, classes: Sequence[str], path: str) -> list[int]:
     ids = {category['name']: category['id'] for category in content['categories']}
     missing = [repr(name) for name in classes if name not in ids]
     if missing:
-        more = f' and {len(missing) - 5} more' if len(missing) > 5 else ''
-        has = ', '.join(map(repr, ids))
         raise ValueError(
-            f'classes {", ".join(missing[:5])}{more} are not in {path}, which has {has}; '
+            f'classes {at_most(missing, 5)} are not in {path}, which has {at_most(map(repr, ids), 20)}; '
             'set metainfo=dict(classes=(...)) of the data set to names from that file'
         )
     return [ids[name] for name in classes]
