@@ -101,10 +101,11 @@ def write_atomically(path: str | Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, path) from error  # a full disk alone would name no file
+    finally:
         if os.path.exists(temporary):
             os.remove(temporary)
-        raise
     # The rename itself survives a power cut only once the folder is on disk.
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -165,15 +166,16 @@ def _refused_name(error: BaseException) -> str:
     return found.group(1) if found else type(error).__name__
 
 
-def load_from_local(filename: str, map_location: Any = None) -> dict:
-    """The loader of plain paths for mmengine's `CheckpointLoader` (it prints the name after 'load_from_')."""
-    return read_checkpoint(filename, map_location)
+def _load_silently(cls, filename: str, map_location: Any = None, logger: Any = None) -> dict:
+    return cls._get_checkpoint_loader(filename)(filename, map_location)
 
 
 def install() -> None:
     """Route mmengine's saving and loading of local files through this module."""
     register_backend('local', AtomicLocalBackend, force=True, prefixes='')
-    CheckpointLoader.register_scheme(prefixes='', loader=load_from_local, force=True)
+    CheckpointLoader.register_scheme(prefixes='', loader=read_checkpoint, force=True)
+    # mmengine's prints a line past the log, in every process; the Runner logs what it loads anyway
+    CheckpointLoader.load_checkpoint = classmethod(_load_silently)
 
 
 def newest_resumable(work_dir: str) -> str | None:

@@ -1,6 +1,7 @@
 """A user's mistake ends in one clear line; this is where that line is made and printed."""
 
 import difflib
+import inspect
 import os
 import re
 import signal
@@ -12,7 +13,7 @@ from collections.abc import Callable, Iterable
 EXIT_USER_ERROR = 2
 
 # What a person's input can cause: shown as one line. Anything else is our bug and keeps its traceback.
-_USER_ERRORS = (ValueError, FileNotFoundError, NotADirectoryError, PermissionError, IsADirectoryError)
+_USER_ERRORS = (ValueError, FileNotFoundError)
 
 
 class UserError(ValueError):
@@ -51,7 +52,7 @@ def one_line(error: BaseException) -> str:
     """The error's message without line breaks (and without the quotes that KeyError adds)."""
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     # a data loader's worker sends its whole traceback as the message
-    text = re.sub(r'^Caught \w+ in DataLoader worker.*\n\w+: ', '', text, flags=re.DOTALL)
+    text = re.sub(r'^Caught \w+ in DataLoader worker.*\n[\w.]+: ', '', text, flags=re.DOTALL)
     return ' '.join(text.split()) or type(error).__name__
 
 
@@ -98,26 +99,48 @@ def _lost_peer(error: BaseException) -> bool:
 
 def explain(error: BaseException) -> str | None:
     """One line for a user's mistake, None for what looks like a bug."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return ': '.join(map(str, filter(None, (error.strerror, error.filename))))
     if isinstance(error, _USER_ERRORS):
         return one_line(error)
     if unknown_type(error):
         name, registry = unknown_type(error)
         return f'unknown type {name!r} ({registry}).{suggest(name, registered_names(registry))}'
-    wrong_call = r'(\w+)\.__init__\(\) (got an unexpected keyword argument|missing \d+ required .*:) (.*)'
-    option = re.match(wrong_call, str(error))
-    if isinstance(error, TypeError) and option and option.group(1) in registered_names():
-        name, what, which = option.groups()
-        return f'{name}: the config {"gives an unknown option" if "unexpected" in what else "lacks"} {which}'
-    if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
-        return f'{error.strerror}: {error.filename}'
+    if isinstance(error, (TypeError, KeyError, AttributeError, AssertionError)) and _built(error):
+        return _wrong_config(error, _built(error))
     if _lost_peer(error):
         return f'lost the connection to another process, which has ended: {one_line(error)[:200]}'
+    if isinstance(error, RuntimeError) and 'DataLoader worker (pid' in str(error):
+        return (f'{one_line(error).split(". ")[0]}. Often the machine ran out of memory: lower the num_workers or '
+                'batch_size of the dataloader; --resume continues from the last checkpoint')
     if isinstance(error, MemoryError):
         return f'out of memory: {one_line(error)}'
     if type(error).__name__ == 'OutOfMemoryError':
         return (f'out of GPU memory: {one_line(error).split(". ")[0]}. Use a smaller '
                 'train_dataloader.batch_size or smaller pictures')
     return None
+
+
+def _built(error: BaseException) -> Callable | None:
+    """The innermost class that was being built from the config when the error was raised."""
+    trace, built = error.__traceback__, None
+    while trace is not None:
+        if trace.tb_frame.f_code.co_name == 'build_from_cfg':  # mmengine's
+            built = trace.tb_frame.f_locals.get('obj_cls')
+        trace = trace.tb_next
+    return built
+
+
+def _wrong_config(error: BaseException, built: Callable) -> str:
+    wrong_call = r'.*__init__\(\) (got an unexpected keyword argument|missing \d+ required .*:) (.*)'
+    option = re.match(wrong_call, one_line(error))
+    if option is None:
+        return f'{built.__name__} cannot be built from these options: {type(error).__name__}: {one_line(error)}'
+    what, which = option.groups()
+    if what.startswith('missing'):
+        return f'{built.__name__}: the config lacks {which}'
+    hint = suggest(which.strip("'"), inspect.signature(built).parameters)
+    return f'{built.__name__}: the config gives an unknown option {which}' + (f'.{hint}' if hint else '')
 
 
 def unknown_type(error: BaseException) -> tuple[str, str] | None:

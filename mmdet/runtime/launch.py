@@ -148,12 +148,12 @@ def _port(nodes: int) -> int:
     raise UserError('no free port on this machine')
 
 
-def join_processes(launcher: str, timeout: float | None = None) -> None:
+def join_processes(launcher: str, env_cfg: dict | None = None) -> None:
     """Join the process group that `launcher` (or `spawn`) describes in the environment.
 
     Args:
         launcher: none, pytorch (torchrun), slurm or mpi.
-        timeout: seconds a collective waits before it fails; None keeps torch's default.
+        env_cfg: the config's; its dist_cfg.timeout is how many seconds a collective waits before it fails.
 
     Raises:
         UserError: the launcher's variables are missing, or this machine has fewer GPUs than processes.
@@ -172,8 +172,16 @@ def join_processes(launcher: str, timeout: float | None = None) -> None:
     elif os.environ['MASTER_ADDR'] in ('127.0.0.1', 'localhost') and sys.platform == 'linux':
         # gloo looks its own address up by host name, which a container often cannot resolve.
         os.environ.setdefault('GLOO_SOCKET_IFNAME', 'lo')
+    timeout = ((env_cfg or {}).get('dist_cfg') or {}).get('timeout')
     options = {} if timeout is None else {'timeout': datetime.timedelta(seconds=timeout)}
-    dist.init_process_group('nccl' if cuda else 'gloo', **options)
+    try:
+        dist.init_process_group('nccl' if cuda else 'gloo', **options)
+    except RuntimeError as error:
+        address = f'{os.environ["MASTER_ADDR"]}:{os.environ["MASTER_PORT"]}'
+        raise UserError(
+            f'process {os.environ["RANK"]} of {os.environ["WORLD_SIZE"]} cannot meet the others at {address}: '
+            f'{str(error).splitlines()[0]}. Is the same command running on each machine, with the same MASTER_ADDR and '
+            'PORT, and the port free?') from error
 
 
 def _need(launcher: str, *names: str) -> None:

@@ -4,6 +4,7 @@ import itertools
 import logging
 import os
 import shutil
+import tempfile
 import time
 import warnings
 from collections.abc import Callable
@@ -48,6 +49,15 @@ def on_rank_0(function: Callable[[], Any]) -> Any:
     return answer[0]
 
 
+def check_writable(folder: str, option: str) -> None:
+    """Make a folder where it is missing; raises UserError where files cannot be written into it."""
+    try:
+        os.makedirs(folder, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise UserError(f'{option} {folder}: cannot write there ({error.strerror})') from error
+
+
 def enter_work_dir(cfg: Config, resume: bool | str) -> str | None:
     """Make sure that training into ``cfg.work_dir`` loses nothing; returns the checkpoint to resume from.
 
@@ -61,6 +71,7 @@ def enter_work_dir(cfg: Config, resume: bool | str) -> str | None:
     work_dir = cfg.work_dir
     if os.path.exists(work_dir) and not os.path.isdir(work_dir):
         raise UserError(f'--work-dir {work_dir} is a file')
+    check_writable(work_dir, '--work-dir')
     if isinstance(resume, str):
         if 'optimizer' not in _checkpoint.read_checkpoint(resume):
             raise UserError(f'--resume {resume}: the file holds weights only; to start a new training from '
@@ -182,7 +193,6 @@ def build_runner(cfg: Config, launcher: str = 'none', resume_from: str | None = 
     parts.custom_hooks = _with_essential(
         parts.get('custom_hooks'), dict(type='CheckpointGuardHook', source=source, resuming=bool(resume_from),
                                         strict=checkpoint is not None))
-    parts.default_hooks = _keep_two(parts.get('default_hooks'))
     parts.log_processor = {'type': 'LogProcessor', **(parts.get('log_processor') or {})}
     parts.visualizer = _visualizer(parts.get('visualizer'))
     if parts.get('custom_hooks') and checkpoint is not None:
@@ -217,7 +227,7 @@ _RUNNER_KEYS = (
 
 
 _NOISE = (
-    'Exp name:', 'Loads checkpoint by', 'Distributed training is not used', 'Checkpoints will be saved to',
+    'Exp name:', 'Distributed training is not used', 'Checkpoints will be saved to',
     '"FileClient" will be deprecated', '"HardDiskBackend" is the alias', 'The prefix is not set in metric',
 )  # fmt: skip
 
@@ -273,16 +283,6 @@ def _with_essential(hooks: list | None, guard: dict) -> list:
     if 'CBNHook' not in listed and HOOKS.get('CBNHook') is not None:
         added.append(dict(type='CBNHook'))  # without it burn-in could not be counted in epochs
     return [*hooks, *added, guard]
-
-
-def _keep_two(hooks: dict | None) -> dict:
-    """mmengine deletes the oldest checkpoint before the new one is written: one must remain meanwhile."""
-    hooks = dict(hooks or {})
-    if 'checkpoint' not in hooks:
-        hooks['checkpoint'] = dict(type='CheckpointHook', interval=1)
-    if isinstance(hooks['checkpoint'], dict) and hooks['checkpoint'].get('max_keep_ckpts') == 1:
-        hooks['checkpoint'] = dict(hooks['checkpoint'], max_keep_ckpts=2)
-    return hooks
 
 
 def _visualizer(cfg: dict | None) -> dict:

@@ -84,7 +84,7 @@ def joined(monkeypatch, launcher, **variables) -> tuple[dict, tuple]:
         monkeypatch.setenv(name, value)
     calls = []
     monkeypatch.setattr(torch.distributed, 'init_process_group', lambda *a, **k: calls.append((a, k)))
-    launch.join_processes(launcher, timeout=7)
+    launch.join_processes(launcher, dict(dist_cfg=dict(timeout=7)))
     return dict(os.environ), calls[0]
 
 

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import weights
 from mmengine.hooks import Hook
-from toy_task import CONFIG, write_config
+from toy_task import CONFIG, weights, write_config
 
 from mmdet.runtime import Interrupted, UserError, read_checkpoint
 from mmdet.runtime.seeding import SeededBatches, SeededDataset, derived_seed

@@ -1,12 +1,12 @@
 """Draw a run's losses, learning rate and AP over time: python tools/dev/plot_curves.py WORK_DIR [-o PNG]"""
 
-import argparse
 import json
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from mmdet.runtime.command_line import Parser  # noqa: E402
 from mmdet.runtime.errors import UserError, run_main  # noqa: E402
 
 
@@ -77,7 +77,7 @@ def draw(train: dict[int, dict], val: dict[int, dict], path: Path, title: str) -
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Draw a run's losses, learning rate and AP over time.")
+    parser = Parser("Draw a run's losses, learning rate and AP over time.")
     parser.add_argument('work_dir', type=Path)
     parser.add_argument('-o', '--out', type=Path, help='picture to write (default: WORK_DIR/curves.png)')
     args = parser.parse_args()
