@@ -52,6 +52,12 @@ def load_config(path: str | Path, cfg_options: dict[str, Any] | None = None) -> 
     try:
         # lazy_import=False: mmengine takes any config that imports os or math for a lazy one.
         cfg = Config.fromfile(path, lazy_import=False)
+    except ImportError as error:
+        first: BaseException = error
+        while first.__context__ is not None:
+            first = first.__context__
+        raise UserError(f'{path}: custom_imports: {one_line(first)}. Python looks in the folder of this project and in '
+                        'those of PYTHONPATH') from error
     except Exception as error:
         place = _place(error) or f'{path}: '
         raise UserError(f'{place}{type(error).__name__}: {one_line(error)}') from error
@@ -63,12 +69,11 @@ def load_config(path: str | Path, cfg_options: dict[str, Any] | None = None) -> 
 
 
 def _place(error: BaseException) -> str:
-    """'FILE line N: ' of the config in which the error was raised, if it was raised in one."""
+    """'FILE line N: ' of the config, or of the file it imports, in which the error was raised."""
     trace, place = error.__traceback__, ''
     while trace is not None:
-        frame = trace.tb_frame
-        if frame.f_code.co_name == '<module>' and '_base_' in frame.f_globals:
-            place = f'{frame.f_code.co_filename} line {trace.tb_lineno}: '
+        if trace.tb_frame.f_code.co_name == '<module>':
+            place = f'{trace.tb_frame.f_code.co_filename} line {trace.tb_lineno}: '
         trace = trace.tb_next
     return place
 

@@ -1,6 +1,7 @@
 """Annotation files in COCO's detection format, as data sets and metrics read them."""
 
 import json
+import math
 from collections import Counter
 from collections.abc import Sequence
 
@@ -34,13 +35,30 @@ def load_coco_file(path: str, backend_args: dict | None = None, need_annotations
         raise ValueError(f'annotation file {path} is not in COCO format: it lacks {", ".join(missing)}')
     for key, fields in _FIELDS.items():
         for entry in content.get(key, ()):
-            lacking = [field for field in fields if field not in entry]
-            if lacking:
-                raise ValueError(f'annotation file {path}: an entry of {key} lacks {lacking[0]}: {entry}'[:300])
+            wrong = _wrong(entry, fields)
+            if wrong:
+                raise ValueError(f'annotation file {path}: an entry of {key} {wrong}: {entry}'[:300])
     seen = Counter(image['id'] for image in content['images'])
     if len(seen) < len(content['images']):
         raise ValueError(f'annotation file {path} has several images of id {seen.most_common(1)[0][0]!r}')
     return content
+
+
+def _wrong(entry: dict, fields: Sequence[str]) -> str | None:
+    if not isinstance(entry, dict):
+        return 'is no JSON object'
+    for field in fields:
+        if field not in entry:
+            return f'lacks {field}'
+    if 'bbox' in fields:
+        try:
+            x, y, width, height = entry['bbox']
+            known = math.isfinite(x + y + width + height)
+        except (TypeError, ValueError):
+            known = False
+        if not known:
+            return 'has a bbox that is not four numbers x, y, width, height'
+    return None
 
 
 def category_ids(content: dict, classes: Sequence[str], path: str) -> list[int]:

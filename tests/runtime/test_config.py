@@ -33,6 +33,14 @@ def test_error_while_running_names_file_and_line(tmp_path):
     assert message(load_config, path) == f"{path} line 2: NameError: name 'undefined' is not defined"
 
 
+def test_custom_imports(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    path = write_config(tmp_path, base="custom_imports = dict(imports=['my_norm'])\n")
+    assert "toy.py: custom_imports: No module named 'my_norm'. Python looks in" in message(load_config, path)
+    (tmp_path / 'my_norm.py').write_text('import torch\nx = tourch\n')
+    assert f"{tmp_path / 'my_norm.py'} line 2: NameError" in message(load_config, path)
+
+
 def test_missing_files(tmp_path):
     write_config(tmp_path, 'mask_rcnn.py')
     assert 'Did you mean mask_rcnn.py?' in message(load_config, tmp_path / 'mask_rcn.py')
