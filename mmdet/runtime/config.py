@@ -158,6 +158,9 @@ def _check_option(cfg: Config, dotted: str) -> None:
     *parents, leaf = dotted.split('.')
     for depth, key in enumerate(parents):
         here = '.'.join(parents[:depth]) or 'the config'
+        if isinstance(node, dict) and node.get(key, '') is None:
+            raise UserError(f'--cfg-options {dotted}: {here}.{key} is None and has no keys; give it as a whole, '
+                            f"{here}.{key}=dict(...)")
         node = _step(node, key, here, dotted)
         if node is None:
             return

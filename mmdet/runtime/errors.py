@@ -8,9 +8,12 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from types import FrameType
 
 EXIT_USER_ERROR = 2
+SPAWNED = 'MMDET_SPAWNED'  # set in processes that `launch.spawn` started: the folder for their reports
 
 # What a person's input can cause: shown as one line. Anything else is our bug and keeps its traceback.
 _USER_ERRORS = (ValueError, FileNotFoundError)
@@ -59,9 +62,9 @@ def one_line(error: BaseException) -> str:
 def run_main(main: Callable[[], None]) -> None:
     """Run a tool's main(); a user's mistake becomes ``error: ...`` on stderr and exit status 2.
 
-    With several processes rank 0 speaks at once and the others a few seconds later, so that a mistake
-    all of them meet is printed once (the launcher ends the others meanwhile), and one that only rank 3
-    meets is printed too. MMDET_DEBUG=1 adds the traceback.
+    Of several processes one is heard, whether all meet a mistake or rank 3 alone: `launch.spawn` chooses among their
+    reports. Under another launcher rank 0 speaks at once and the others a few seconds later, when that launcher will
+    have ended them. MMDET_DEBUG=1 adds the traceback.
     """
     try:
         main()
@@ -78,14 +81,27 @@ def run_main(main: Callable[[], None]) -> None:
         sys.exit(128 + signal.SIGPIPE)
     except Exception as error:
         explained = explain(error)
-        if _lost_peer(error):
-            time.sleep(8)  # the process that failed explains itself, and its launcher ends us
-        elif _rank() > 0:
-            time.sleep(3)
+        text = f'error: {explained or one_line(error)}'
         if explained is None or os.environ.get('MMDET_DEBUG') == '1':
-            traceback.print_exc()
-        print(f'error: {explained or one_line(error)}', file=sys.stderr, flush=True)
+            text = traceback.format_exc() + text
+        _report(text, _lost_peer(error))
         _leave(EXIT_USER_ERROR if explained else 1)
+
+
+def _report(text: str, lost: bool) -> None:
+    if SPAWNED in os.environ:
+        Path(os.environ[SPAWNED], report_name(os.getpid(), lost)).write_text(text)
+        return
+    if lost:
+        time.sleep(8)  # the process that failed explains itself
+    elif _rank() > 0:
+        time.sleep(3)
+    print(text, file=sys.stderr, flush=True)
+
+
+def report_name(pid: int, lost: bool) -> str:
+    """File in which a process leaves its last words; `lost`: another process's end was the reason."""
+    return f'{pid}.lost' if lost else str(pid)
 
 
 def _rank() -> int:
@@ -113,6 +129,8 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, RuntimeError) and 'DataLoader worker (pid' in str(error):
         return (f'{one_line(error).split(". ")[0]}. Often the machine ran out of memory: lower the num_workers or '
                 'batch_size of the dataloader; --resume continues from the last checkpoint')
+    if isinstance(error, RuntimeError) and re.search(r'expected input.* channels|mat1 and mat2 shapes', str(error)):
+        return f'{_model_part(error)} gets features of another size than its options say: {one_line(error)}'
     if isinstance(error, MemoryError):
         return f'out of memory: {one_line(error)}'
     if type(error).__name__ == 'OutOfMemoryError':
@@ -121,14 +139,25 @@ def explain(error: BaseException) -> str | None:
     return None
 
 
+def _frames(error: BaseException) -> Iterator[FrameType]:
+    trace = error.__traceback__
+    while trace is not None:
+        yield trace.tb_frame
+        trace = trace.tb_next
+
+
+def _model_part(error: BaseException) -> str:
+    """'model > FPN': the outermost and the innermost part of a model in which the error was raised."""
+    parts = [type(frame.f_locals.get('self')) for frame in _frames(error)]
+    names = [part.__name__ for part in parts if part.__module__.startswith('mmdet.models.')]
+    return ' > '.join(dict.fromkeys((names[0], names[-1]))) if names else 'the model'
+
+
 def _built(error: BaseException) -> Callable | None:
     """The innermost class that was being built from the config when the error was raised."""
-    trace, built = error.__traceback__, None
-    while trace is not None:
-        if trace.tb_frame.f_code.co_name == 'build_from_cfg':  # mmengine's
-            built = trace.tb_frame.f_locals.get('obj_cls')
-        trace = trace.tb_next
-    return built
+    # mmengine's function
+    builds = [frame.f_locals.get('obj_cls') for frame in _frames(error) if frame.f_code.co_name == 'build_from_cfg']
+    return builds[-1] if builds else None
 
 
 def _wrong_config(error: BaseException, built: Callable) -> str:

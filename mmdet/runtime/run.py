@@ -169,6 +169,8 @@ def build_runner(cfg: Config, launcher: str = 'none', resume_from: str | None = 
     """
     # mmengine 0.10 passes an argument that torch 2.15 is about to rename; can go when mmengine follows.
     warnings.filterwarnings('ignore', '`broadcast_buffers` is deprecated', FutureWarning)
+    # mmengine restores the schedulers' step counts of a resumed run, and not the optimizer's
+    warnings.filterwarnings('ignore', r'Detected call of `scheduler.step\(\)` before', UserWarning)
     _checkpoint.install()
     source = checkpoint or resume_from or cfg.get('load_from')
     parts = ConfigDict({key: value for key, value in cfg.to_dict().items() if key in _RUNNER_KEYS})
@@ -267,6 +269,10 @@ def drop_pretrained(model: dict) -> None:
 
 def _own_loop(train_cfg: dict) -> dict:
     train_cfg = dict(train_cfg)
+    for key in ('max_epochs', 'max_iters', 'val_interval'):
+        if train_cfg.get(key, 1) < 1:
+            raise UserError(f'train_cfg.{key}={train_cfg[key]}: at least 1 is needed. To train without validation set '
+                            'val_dataloader=None val_cfg=None val_evaluator=None')
     if 'by_epoch' in train_cfg:
         train_cfg['type'] = 'EpochBasedTrainLoop' if train_cfg.pop('by_epoch') else 'IterBasedTrainLoop'
     return train_cfg

@@ -1,6 +1,7 @@
 """A mistake ends in one line and a non-zero status; a bug of ours keeps its traceback."""
 
 import pytest
+import torch
 
 from mmdet.registry import MODELS
 from mmdet.runtime import Interrupted, UserError, errors, run_main, suggest
@@ -69,6 +70,12 @@ def test_options_that_no_constructor_takes(capsys):
     assert (status, text) == (2, "error: ResNet: the config gives an unknown option 'dept'. Did you mean depth?\n")
     status, text = ended(lambda: MODELS.build(dict(type='FPN', in_channels=3, out_channels=8, num_outs=1)), capsys)
     assert status == 2 and text.startswith('error: FPN cannot be built from these options: TypeError: ')
+
+
+def test_features_of_another_size(capsys):
+    neck = MODELS.build(dict(type='FPN', in_channels=[8], out_channels=8, num_outs=1))
+    status, text = ended(lambda: neck([torch.zeros(1, 4, 8, 8)]), capsys)
+    assert status == 2 and text.startswith('error: FPN gets features of another size than its options say: ')
 
 
 def test_a_lost_worker(capsys):

@@ -149,6 +149,27 @@ def test_when_one_process_fails_all_end(tmp_path):
     assert not any(alive(int(pid)) for pid in out.split())
 
 
+def test_one_report_of_several_is_printed(tmp_path):
+    """All meet the mistake, or one does and the others notice its end, even before it has ended."""
+    same = "raise UserError('wrong')"
+    one = """
+if rank == 0:
+    raise RuntimeError('[gloo] Connection closed by peer')
+time.sleep(1)
+raise UserError('wrong')
+"""
+    for body in (same, one):
+        text = '\n    '.join(body.strip().splitlines())
+        process = start(tmp_path, f"""
+from mmdet.runtime.errors import UserError, run_main
+def main():
+    {text}
+run_main(main)
+""")
+        out, _ = process.communicate(timeout=120)
+        assert process.returncode == 2 and out == 'error: wrong\n'
+
+
 def test_a_killed_process_is_reported(tmp_path):
     body = "import signal\nif rank == 1: os.kill(os.getpid(), signal.SIGKILL)\ntime.sleep(600)"
     process = start(tmp_path, body)

@@ -54,6 +54,7 @@ def draw(train: dict[int, dict], val: dict[int, dict], path: Path, title: str) -
     lr.plot(steps, [train[s].get('lr', float('nan')) for s in steps], color='grey', linewidth=0.8, linestyle=':')
     lr.set_ylabel('learning rate (dotted)', color='grey')
     lr.grid(False)
+    lr.tick_params(length=0, labelcolor='grey')  # without an axis line a tick looks like a minus sign
     lr.set_ylim(0, None)
 
     shown = ('mAP', 'mAP_50', 'mAP_75')
