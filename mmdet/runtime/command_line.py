@@ -1,6 +1,7 @@
 """What the command lines of the tools have in common; a mistake in one is a `UserError` like any other."""
 
 import argparse
+import ast
 import os
 from typing import NoReturn
 
@@ -24,6 +25,16 @@ class Parser(argparse.ArgumentParser):
         from mmengine.config import DictAction
 
         class KeyValues(DictAction):
+            @staticmethod
+            def _parse_iterable(text):
+                if text.startswith(('{', '[', '(')):
+                    try:
+                        return ast.literal_eval(text)
+                    except (SyntaxError, ValueError):
+                        if '{' in text:
+                            raise ValueError(f'{text} is no Python value (strings in it need quotes)') from None
+                return DictAction._parse_iterable(text)  # [a,b] without quotes, numbers, words
+
             def __call__(self, parser, namespace, values, option_string=None):
                 for pair in values:
                     try:

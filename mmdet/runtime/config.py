@@ -145,6 +145,8 @@ def _apply_options(cfg: Config, options: dict[str, Any]) -> None:
         top = dotted.split('.')[0]
         helper = top not in RUN_KEYS and top in cfg
         before = cfg.to_dict().get(top) if helper else None
+        if isinstance(value, dict) and dict(_walk(cfg)).get(dotted) is None:
+            value = {**value, '_delete_': True}  # mmengine merges a dict into a dict alone
         try:
             cfg.merge_from_dict({dotted: value})
         except (KeyError, TypeError) as error:
@@ -159,8 +161,8 @@ def _check_option(cfg: Config, dotted: str) -> None:
     for depth, key in enumerate(parents):
         here = '.'.join(parents[:depth]) or 'the config'
         if isinstance(node, dict) and node.get(key, '') is None:
-            raise UserError(f'--cfg-options {dotted}: {here}.{key} is None and has no keys; give it as a whole, '
-                            f"{here}.{key}=dict(...)")
+            whole = f"{here}.{key}={{'{leaf}': ...}}"
+            raise UserError(f'--cfg-options {dotted}: {here}.{key} is None and has no keys; give it whole: "{whole}"')
         node = _step(node, key, here, dotted)
         if node is None:
             return

@@ -41,6 +41,13 @@ def test_custom_imports(tmp_path, monkeypatch):
     assert f"{tmp_path / 'my_norm.py'} line 2: NameError" in message(load_config, path)
 
 
+def test_keys_of_none(tmp_path):
+    path = write_config(tmp_path, text='model = dict(type="ToyDetector", data_preprocessor=None)\n')
+    text = message(load_config, path, {'model.data_preprocessor.type': 'X'})
+    assert text.endswith('give it whole: "model.data_preprocessor={\'type\': ...}"')
+    assert load_config(path, {'model.data_preprocessor': dict(type='X')}).model.data_preprocessor == dict(type='X')
+
+
 def test_missing_files(tmp_path):
     write_config(tmp_path, 'mask_rcnn.py')
     assert 'Did you mean mask_rcnn.py?' in message(load_config, tmp_path / 'mask_rcn.py')
