@@ -77,11 +77,10 @@ class CheckpointGuardHook(Hook):
             if converted.changed or converted.reordered:
                 say(converted.summary())
         checkpoint['state_dict'] = fit_weights(model, weights, self.source, strict=self.strict or self.resuming)
+        if self.strict:
+            compare_classes(checkpoint.get('meta') or {}, runner.test_dataloader.dataset, self.source)
         if not self.resuming:
             return
-        if not {'meta', 'optimizer', 'message_hub'} <= set(checkpoint):
-            raise UserError(f'{self.source} holds weights only and cannot be resumed; to start from them use '
-                            f'--cfg-options load_from={self.source}')
         metainfo = getattr(runner.train_dataloader.dataset, 'metainfo', None)
         if to_plain(metainfo) == to_plain(checkpoint['meta'].get('dataset_meta')):
             checkpoint['meta']['dataset_meta'] = metainfo  # mmengine compares their pickles, not their values
@@ -126,6 +125,18 @@ class SafeCheckpointHook(CheckpointHook):
         for path in set(self.file_backend.outdated) - {self.last_ckpt, *best}:  # it may have been written anew
             self.file_backend.backend.remove(path)
         self.file_backend.outdated = []
+
+
+def compare_classes(meta: dict, dataset, source: str) -> None:
+    """Raise UserError where a checkpoint has the data set's classes in another order; say where it has others."""
+    trained = tuple((meta.get('dataset_meta') or {}).get('classes') or ())
+    tested = tuple((getattr(dataset, 'metainfo', None) or {}).get('classes') or ())
+    if not trained or not tested or trained == tested:
+        return
+    text = f'{source} was trained on the classes {at_most(trained, 8)}, the test data set has {at_most(tested, 8)}'
+    if sorted(trained) == sorted(tested):
+        raise UserError(f"{text}: give the data set's metainfo=dict(classes=...) the checkpoint's order")
+    say(f'{text}: taken as other names of the same')
 
 
 def count_iterations_anew(runner: Runner, meta: dict) -> None:

@@ -134,9 +134,9 @@ def read_checkpoint(path: str, map_location: Any = 'cpu') -> dict:
     if not os.path.isfile(path):
         folder = os.path.dirname(path) or '.'
         found = sorted(f for f in os.listdir(folder) if f.endswith('.pth')) if os.path.isdir(folder) else []
-        there = f' {folder} holds {at_most(found, 5)}.' if found else ''
-        raise FileNotFoundError(
-            f'checkpoint {path} not found.{there}{suggest(os.path.basename(path), found)}')
+        hint = suggest(os.path.basename(path), found, cutoff=0.7)
+        there = f' Its folder holds {at_most(found, 5)}.' if found and not hint else ''
+        raise FileNotFoundError(f'checkpoint {path} not found.{hint or there}')
     if is_bare_pickle(path):
         return read_arrays(path)
     try:
@@ -152,7 +152,7 @@ def read_checkpoint(path: str, map_location: Any = 'cpu') -> dict:
                 f'python tools/convert_checkpoint.py --trust {path} OUT.pth') from error
         raise UserError(f'{path} is damaged or no checkpoint') from error
     except (RuntimeError, EOFError, OSError, zipfile.BadZipFile) as error:
-        raise UserError(f'{path} is damaged or no checkpoint: {one_line(error)[:200]}') from error
+        raise UserError(f'{path} is damaged or no checkpoint: {one_line(error).split(". ")[0]}') from error
     if not isinstance(checkpoint, dict):
         raise UserError(f'{path} holds a {type(checkpoint).__name__}, not a checkpoint')
     if isinstance(checkpoint.get('meta'), dict):
@@ -178,6 +178,11 @@ def install() -> None:
     CheckpointLoader.load_checkpoint = classmethod(_load_silently)
 
 
+def is_resumable(checkpoint: dict) -> bool:
+    """Whether a file of a Runner holds what goes on with training needs, and not weights alone."""
+    return {'meta', 'optimizer', 'message_hub'} <= set(checkpoint) and {'epoch', 'iter'} <= set(checkpoint['meta'])
+
+
 def newest_resumable(work_dir: str) -> str | None:
     """The newest checkpoint of `work_dir` that loads and holds an optimizer state, or None.
 
@@ -190,7 +195,7 @@ def newest_resumable(work_dir: str) -> str | None:
         if os.path.basename(path).startswith('best_'):
             continue  # weights only
         try:
-            if {'optimizer', 'meta'} <= set(read_checkpoint(path)):
+            if is_resumable(read_checkpoint(path)):
                 return path
         except UserError as error:
             print(f'skipped: {error}', flush=True)

@@ -145,7 +145,7 @@ def _apply_options(cfg: Config, options: dict[str, Any]) -> None:
         top = dotted.split('.')[0]
         helper = top not in RUN_KEYS and top in cfg
         before = cfg.to_dict().get(top) if helper else None
-        if isinstance(value, dict) and dict(_walk(cfg)).get(dotted) is None:
+        if isinstance(value, dict) and dict(_walk(cfg.to_dict())).get(dotted, '') is None:
             value = {**value, '_delete_': True}  # mmengine merges a dict into a dict alone
         try:
             cfg.merge_from_dict({dotted: value})

@@ -73,9 +73,9 @@ def enter_work_dir(cfg: Config, resume: bool | str) -> str | None:
         raise UserError(f'--work-dir {work_dir} is a file')
     check_writable(work_dir, '--work-dir')
     if isinstance(resume, str):
-        if 'optimizer' not in _checkpoint.read_checkpoint(resume):
-            raise UserError(f'--resume {resume}: the file holds weights only; to start a new training from '
-                            f'them use --cfg-options load_from={resume}')
+        if not _checkpoint.is_resumable(_checkpoint.read_checkpoint(resume)):
+            raise UserError(f'--resume {resume}: the file holds no state of a training with this toolbox, at most '
+                            f'weights; to start a new training from them use --cfg-options load_from={resume}')
         return resume
     if resume:
         newest = _checkpoint.newest_resumable(work_dir)

@@ -8,6 +8,7 @@ import sys
 import time
 from collections import Counter, deque
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from mmengine.logging import HistoryBuffer
 from torch import nn
 from toy_task import ENVIRONMENT, ToyDetector, ToyMetric, write_config
 
+from mmdet.engine.hooks import compare_classes
 from mmdet.runtime import UserError, fit_weights, load_pretrained, load_weights, read_checkpoint
 from mmdet.runtime.checkpoint import (
     AtomicLocalBackend,
@@ -210,3 +212,15 @@ def test_pretrained_that_cannot_be_downloaded(tmp_path, monkeypatch):
                  'Name or service not known'):  # fmt: skip
         assert part in text
     assert '\n' not in text and not list((tmp_path / 'hub' / 'checkpoints').iterdir())
+
+
+def test_classes_in_another_order_are_refused_in_testing(capfd):
+    dataset = SimpleNamespace(metainfo=dict(classes=('cat', 'dog')))
+    for classes in (('cat', 'dog'), None):
+        compare_classes(dict(dataset_meta=dict(classes=classes)), dataset, 'x.pth')
+    compare_classes({}, dataset, 'x.pth')
+    assert 'x.pth' not in ''.join(capfd.readouterr())
+    with pytest.raises(UserError, match=r'x.pth was trained on the classes dog, cat, the test .* cat, dog: give'):
+        compare_classes(dict(dataset_meta=dict(classes=['dog', 'cat'])), dataset, 'x.pth')
+    compare_classes(dict(dataset_meta=dict(classes=['Katze', 'Hund'])), dataset, 'x.pth')
+    assert 'the classes Katze, Hund, the test data set has cat, dog' in ''.join(capfd.readouterr())

@@ -45,7 +45,9 @@ def test_keys_of_none(tmp_path):
     path = write_config(tmp_path, text='model = dict(type="ToyDetector", data_preprocessor=None)\n')
     text = message(load_config, path, {'model.data_preprocessor.type': 'X'})
     assert text.endswith('give it whole: "model.data_preprocessor={\'type\': ...}"')
-    assert load_config(path, {'model.data_preprocessor': dict(type='X')}).model.data_preprocessor == dict(type='X')
+    whole = {'model.data_preprocessor': dict(type='X'), 'auto_scale_lr': dict(base_batch_size=8)}
+    cfg = load_config(path, whole)
+    assert cfg.model.data_preprocessor == dict(type='X') and cfg.auto_scale_lr == dict(base_batch_size=8)
 
 
 def test_missing_files(tmp_path):

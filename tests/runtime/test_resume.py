@@ -151,7 +151,7 @@ def test_resume_with_nothing_there_begins(tmp_path, train, capsys):
 def test_weights_alone_are_not_resumed(tmp_path, train):
     train(write_config(tmp_path), 'a')
     best = str(next(Path('a').glob('best_*')))
-    with pytest.raises(UserError, match='weights only.*load_from='):
+    with pytest.raises(UserError, match='no state of a training.*load_from='):
         train(write_config(tmp_path), 'b', resume=best)
 
 
