@@ -58,6 +58,7 @@ def spawn(gpus: int) -> None:
         'WORLD_SIZE': str(gpus * nodes),
         'LOCAL_WORLD_SIZE': str(gpus),
     }
+    environment.setdefault('TORCH_CPP_LOG_LEVEL', 'ERROR')  # a peer that is late makes no page of warnings
     environment.setdefault('OMP_NUM_THREADS', str(max(1, _cpu_count() // gpus)))
     environment.setdefault('MKL_NUM_THREADS', environment['OMP_NUM_THREADS'])  # unset, mmengine warns and takes 1
     with tempfile.TemporaryDirectory() as reports:
@@ -198,8 +199,8 @@ def join_processes(launcher: str, env_cfg: dict | None = None) -> None:
         address = f'{os.environ["MASTER_ADDR"]}:{os.environ["MASTER_PORT"]}'
         raise UserError(
             f'process {os.environ["RANK"]} of {os.environ["WORLD_SIZE"]} cannot meet the others at {address}: '
-            f'{str(error).splitlines()[0]}. Is the same command running on each machine, with the same MASTER_ADDR and '
-            'PORT, and the port free?') from error
+            f'{str(error).splitlines()[0].rstrip(".")}. Is the same command running on each machine, with the same '
+            'MASTER_ADDR and PORT, and the port free?') from error
 
 
 def _need(launcher: str, *names: str) -> None:
