@@ -127,8 +127,8 @@ def explain(error: BaseException) -> str | None:
     if _lost_peer(error):
         return f'lost the connection to another process, which has ended: {one_line(error)[:200]}'
     if isinstance(error, RuntimeError) and 'DataLoader worker (pid' in str(error):
-        return (f'{one_line(error).split(". ")[0]}. Often the machine ran out of memory: lower the num_workers or '
-                'batch_size of the dataloader; --resume continues from the last checkpoint')
+        return (f'{one_line(error).split(". ")[0].rstrip(".")}. Often the machine ran out of memory: lower num_workers '
+                'or batch_size of the dataloader; --resume continues from the last checkpoint')
     if isinstance(error, RuntimeError) and re.search(r'expected input.* channels|mat1 and mat2 shapes', str(error)):
         return f'{_model_part(error)} gets features of another size than its options say: {one_line(error)}'
     if isinstance(error, MemoryError):

@@ -153,8 +153,11 @@ def _integer(name: str, default: int) -> int:
 
 
 def _port(nodes: int) -> int:
-    """PORT or MASTER_PORT if free, else any free port; several machines must agree, so there it is kept."""
-    wanted = _integer('PORT', _integer('MASTER_PORT', _DEFAULT_PORT))
+    """PORT or MASTER_PORT if free, else any free port; several machines must agree, so there it is kept.
+
+    A fixed default would be taken twice by two runs that start at the same time.
+    """
+    wanted = _integer('PORT', _integer('MASTER_PORT', _DEFAULT_PORT if nodes > 1 else 0))
     if nodes > 1:
         return wanted
     for port in (wanted, 0):

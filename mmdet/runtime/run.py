@@ -231,6 +231,7 @@ _RUNNER_KEYS = (
 _NOISE = (
     'Exp name:', 'Distributed training is not used', 'Checkpoints will be saved to',
     '"FileClient" will be deprecated', '"HardDiskBackend" is the alias', 'The prefix is not set in metric',
+    '`save_param_scheduler` is True but',
 )  # fmt: skip
 
 
