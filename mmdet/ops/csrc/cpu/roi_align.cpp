@@ -44,20 +44,18 @@ constexpr int lanes() {
 }
 
 namespace base {
-#define MMDET_FMA(a, b, c) ((a) * (b) + (c))
+#define MMDET_VECTOR_BYTES 16
 #include "roi_align_kernels.inl"
-#undef MMDET_FMA
+#undef MMDET_VECTOR_BYTES
 }  // namespace base
 
 #if MMDET_X86_DISPATCH
 #pragma GCC push_options
 #pragma GCC target("avx2,fma")
 namespace avx2 {
-inline float fused(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
-inline double fused(double a, double b, double c) { return __builtin_fma(a, b, c); }
-#define MMDET_FMA(a, b, c) fused(a, b, c)
+#define MMDET_VECTOR_BYTES 32
 #include "roi_align_kernels.inl"
-#undef MMDET_FMA
+#undef MMDET_VECTOR_BYTES
 }  // namespace avx2
 #pragma GCC pop_options
 #endif
