@@ -262,6 +262,9 @@ class Resize(BaseTransform):
         if (scale is None) == (scale_factor is None):
             raise ValueError('Resize needs either scale=(w, h) or scale_factor')
         self.scale = (scale, scale) if isinstance(scale, int) else scale
+        sides = self.scale or (1, 1)
+        if len(sides) != 2 or not all(isinstance(side, (int, float)) for side in sides):
+            raise ValueError(f'Resize: scale={scale!r} is not (w, h) in pixels')
         self.scale_factor = (scale_factor,) * 2 if isinstance(scale_factor, (int, float)) else scale_factor
         self.keep_ratio = keep_ratio
         self.clip_object_border = clip_object_border

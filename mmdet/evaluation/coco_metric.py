@@ -17,6 +17,7 @@ from terminaltables import AsciiTable
 from torch import Tensor
 
 from mmdet.registry import METRICS
+from mmdet.runtime import write_atomically
 from mmdet.structures.coco_file import category_ids, load_coco_file
 
 # What each line of a summary says: name, 'precision' or 'recall', IoU (None: mean over all), area range.
@@ -182,7 +183,8 @@ class CocoMetric(BaseMetric):
         if self.outfile_prefix is not None:
             for metric in self.metrics:
                 path = f'{self.outfile_prefix}.{metric}.json'
-                self._write(path, (d for i in pictures for d in self._result_entries(unique[i], metric)))
+                entries = [entry for i in pictures for entry in self._result_entries(unique[i], metric)]
+                write_atomically(path, json.dumps(entries).encode())
                 logger.info(f'Results written to {path}')
         if self.format_only:
             return {}
@@ -249,19 +251,6 @@ class CocoMetric(BaseMetric):
             else:
                 entry['bbox'] = box
             yield entry
-
-    @staticmethod
-    def _write(path: str, entries) -> None:
-        """Write a JSON list; a file of that name is whole at any time."""
-        os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
-        temporary = f'{path}.{os.getpid()}.tmp'
-        try:
-            with open(temporary, 'w') as file:
-                json.dump(list(entries), file)
-            os.replace(temporary, path)
-        finally:
-            if os.path.exists(temporary):
-                os.remove(temporary)
 
     def _detections(self, results: list[dict], ids: list[int], iou_type: str) -> list[dict]:
         """Detections as the engines hold them. Boxes and areas are known here: letting an engine's `loadRes`

@@ -4,7 +4,6 @@ N images, H and W of the padded batch.
 """
 
 import torch
-import torch.nn.functional as F
 from mmengine.model import BaseDataPreprocessor
 from torch import Tensor
 
@@ -46,19 +45,21 @@ class DetDataPreprocessor(BaseDataPreprocessor):
         divisor = self.pad_size_divisor
         height = -(-max(image.shape[-2] for image in images) // divisor) * divisor
         width = -(-max(image.shape[-1] for image in images) // divisor) * divisor
-        batch = torch.stack([self._pad(self._normalise(image), height, width) for image in images])
+        # one batch, written in place: padding and stacking each picture would copy it twice more
+        dtype = torch.promote_types(self.mean.dtype, torch.float32)
+        shape = (len(images), images[0].shape[0], height, width)
+        batch = torch.full(shape, self.pad_value, dtype=dtype, device=self.device)
+        for image, padded in zip(images, batch):
+            self._normalise(image, out=padded[:, : image.shape[-2], : image.shape[-1]])
         samples = data.get('data_samples')
         for sample in samples or []:
             sample.set_metainfo(dict(batch_input_shape=(height, width)))
         return dict(inputs=batch, data_samples=samples)
 
-    def _normalise(self, image: Tensor) -> Tensor:
+    def _normalise(self, image: Tensor, out: Tensor) -> None:
         if self.bgr_to_rgb:
             image = image.flip(0)
-        return (image.float() - self.mean) / self.std
-
-    def _pad(self, image: Tensor, height: int, width: int) -> Tensor:
-        return F.pad(image, (0, width - image.shape[-1], 0, height - image.shape[-2]), value=self.pad_value)
+        torch.sub(image.float(), self.mean, out=out).div_(self.std)
 
 
 def to_target(sample: DetDataSample, device: torch.device) -> Target:
