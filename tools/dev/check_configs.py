@@ -41,7 +41,8 @@ def check(path: str, data_root: str | None, work_dir: str) -> None:
         while dataset is not None and 'dataset' in dataset:  # RepeatDataset and the like
             dataset = dataset.dataset
         for step in (dataset or {}).get('pipeline', ()):
-            TRANSFORMS.build(step)
+            if step['type'] != 'LoadProposals':  # reads its file at once
+                TRANSFORMS.build(step)
     if data_root is None:
         return
     cfg = load_config(path, dict(data_root=data_root))
