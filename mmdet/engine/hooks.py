@@ -337,10 +337,15 @@ class DetVisualizationHook(Hook):
         out_dir: folder for the pictures, under their own names (and folders, where they come from several); None
             draws nothing.
         score_thr: least score of a drawn detection.
+        draw, test_out_dir: mmdet 3's way to name the folder; its other options change nothing here.
     """
 
-    def __init__(self, out_dir: str | None = None, score_thr: float = 0.3):
-        self.out_dir, self.score_thr = out_dir, score_thr
+    def __init__(self, out_dir: str | None = None, score_thr: float = 0.3, draw: bool = False,
+                 test_out_dir: str | None = None, show: bool = False, interval: int = 50, wait_time: float = 0,
+                 backend_args: dict | None = None):
+        if show or (draw and not (out_dir or test_out_dir)):
+            raise ValueError('DetVisualizationHook draws into files: give test_out_dir=FOLDER (or --show-dir), no show')
+        self.out_dir, self.score_thr = out_dir or (test_out_dir if draw else None), score_thr
         self.root = ''
 
     def before_test(self, runner: Runner) -> None:

@@ -121,7 +121,7 @@ def _write_label(pen, text, box, colour, size, taken) -> None:
     pen.text((x + pad - left, y + pad - top), text, fill=(0, 0, 0) if dark else (255, 255, 255), font=font)
 
 
-@VISUALIZERS.register_module()
+@VISUALIZERS.register_module(name=['DetVisualizer', 'DetLocalVisualizer'])
 class DetVisualizer(Visualizer):
     """mmengine's Visualizer, drawing data samples. Without a display it draws all the same."""
 

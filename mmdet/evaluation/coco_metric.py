@@ -34,7 +34,7 @@ class CocoMetric(BaseMetric):
 
     Args:
         ann_file: annotation file of the data set. With `format_only` it may lack 'annotations'.
-        metric: 'bbox', 'segm', 'proposal', or a list of them.
+        metric: 'bbox', 'segm', 'proposal', or a list of them; 'proposal_fast' of mmdet 3 counts as 'proposal'.
         classwise: log a table of the classes' AP.
         proposal_nums: numbers of proposals per picture at which 'proposal' gives the recall.
         iou_thrs: IoU thresholds; default 0.50, 0.55, ..., 0.95.
@@ -77,7 +77,8 @@ class CocoMetric(BaseMetric):
         collect_dir: str | None = None,
     ) -> None:
         super().__init__(collect_device=collect_device, prefix=prefix, collect_dir=collect_dir)
-        self.metrics = [metric] if isinstance(metric, str) else list(metric)
+        names = [metric] if isinstance(metric, str) else metric
+        self.metrics = ['proposal' if name == 'proposal_fast' else name for name in names]
         for name in self.metrics:
             if name not in ('bbox', 'segm', 'proposal'):
                 raise ValueError(f"metric {name!r} is unknown; use 'bbox', 'segm' or 'proposal'")

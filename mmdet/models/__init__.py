@@ -6,7 +6,7 @@ from .cascade_roi_head import CascadeRoIHead
 from .fpn import FPN
 from .mask_head import FCNMaskHead
 from .one_stage import RPN, RetinaNet
-from .preprocess import DetDataPreprocessor
+from .preprocess import BatchFixedSizePad, DetDataPreprocessor
 from .resnet import ResNet, ResNeXt
 from .retina_head import RetinaHead
 from .roi_extractor import SingleRoIExtractor
@@ -16,6 +16,7 @@ from .samplers import CombinedSampler, InstanceBalancedPosSampler, IoUBalancedNe
 from .two_stage import CascadeRCNN, FasterRCNN, FastRCNN, MaskRCNN
 
 __all__ = [
+    'BatchFixedSizePad',
     'FastRCNN',
     'CascadeRCNN',
     'OHEMSampler',

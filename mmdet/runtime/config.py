@@ -28,8 +28,8 @@ _TOOL_KEYS = {
 # Variables that configs of this vocabulary define for themselves.
 _HELPER_KEYS = {
     'backend_args', 'base_batch_size', 'classes', 'data_root', 'dataset_type', 'img_norm_cfg', 'img_scale',
-    'max_epochs', 'metainfo', 'norm_cfg', 'num_classes', 'test_pipeline', 'train_pipeline', 'val_pipeline',
-    'vis_backends',
+    'img_scales', 'max_epochs', 'metainfo', 'norm_cfg', 'num_classes', 'test_pipeline', 'train_pipeline',
+    'val_pipeline', 'vis_backends',
 }  # fmt: skip
 RUN_KEYS = (set(inspect.signature(Runner.__init__).parameters) - {'self', 'cfg'}) | _TOOL_KEYS
 
