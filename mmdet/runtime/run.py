@@ -169,6 +169,7 @@ def build_runner(cfg: Config, launcher: str = 'none', resume_from: str | None = 
     """
     # mmengine 0.10 passes an argument that torch 2.15 is about to rename; can go when mmengine follows.
     warnings.filterwarnings('ignore', '`broadcast_buffers` is deprecated', FutureWarning)
+    warnings.filterwarnings('ignore', 'This DataLoader will create', UserWarning)  # more workers than cores
     # mmengine restores the schedulers' step counts of a resumed run, and not the optimizer's
     warnings.filterwarnings('ignore', r'Detected call of `scheduler.step\(\)` before', UserWarning)
     _checkpoint.install()

@@ -57,10 +57,10 @@ def test_unknown_types_deep_in_a_model(capsys):
 
 def test_unknown_options_of_a_type(capsys):
     def main():
-        MODELS.build(dict(type='FPN', in_channels=[8], out_channels=8, num_outs=1, upsample='x'))
+        MODELS.build(dict(type='FPN', in_channels=[8], out_channels=8, num_outs=1, colour='x'))
 
     status, text = ended(main, capsys)
-    assert (status, text) == (2, "error: FPN: the config gives an unknown option 'upsample'\n")
+    assert (status, text) == (2, "error: FPN: the config gives an unknown option 'colour'\n")
     status, text = ended(lambda: MODELS.build(dict(type='FPN', in_channels=[8])), capsys)
     assert (status, text) == (2, "error: FPN: the config lacks 'out_channels' and 'num_outs'\n")
 
