@@ -395,7 +395,7 @@ class RandomChoiceResize(BaseTransform):
         **resize_kwargs,
     ) -> None:
         self.scales = [(s, s) if isinstance(s, int) else tuple(s) for s in scales]
-        self.resize = _resize_from(resize_type, resize_kwargs.pop('keep_ratio', keep_ratio), resize_kwargs)
+        self.resize = _resize_from(resize_type, keep_ratio, resize_kwargs)
 
     def transform(self, results: dict) -> dict:
         index = np.random.randint(len(self.scales))
