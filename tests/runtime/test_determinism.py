@@ -22,7 +22,8 @@ def test_ten_iterations_twice_give_the_same_bits(tmp_path, train):
     data = write_shapes(tmp_path / 'shapes', train=4, val=1, size=96)
     options = {
         'data_root': f'{data}/', 'train_pipeline.2.scale': (64, 64), 'train_dataloader.num_workers': 0,
-        'train_cfg.val_interval': 100, 'param_scheduler': None,
+        'train_cfg.val_interval': 100, 'param_scheduler': None, 'model.train_cfg.rcnn.sampler.num': 16,
+        'model.train_cfg.rpn_proposal.max_per_img': 50,
     }  # fmt: skip
     runs = []
     for seed, epochs in ((0, 5), (0, 5), (1, 1)):
