@@ -179,7 +179,7 @@ def sample_everything(model: dict) -> None:
 
 # Gain of each layer over a He initialisation of its fan-in, so that detections are many and varied.
 _GAINS = {
-    'rpn_cls': 0.35, 'rpn_reg': 0.05, 'fc_cls': 0.08, 'fc_reg': 0.06, 'conv_logits': 0.2, 'retina_cls': 0.6,
+    'rpn_cls': 0.35, 'rpn_reg': 0.05, 'fc_cls': 0.3, 'fc_reg': 0.06, 'conv_logits': 0.2, 'retina_cls': 0.6,
     'retina_reg': 0.08,
 }  # fmt: skip
 
