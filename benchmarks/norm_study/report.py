@@ -18,10 +18,9 @@ import matplotlib
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt  # noqa: E402
 
-from .classify import BATCHES, REGIMES, RESULTS  # noqa: E402
+from .classify import BATCHES, NORMS, REGIMES, RESULTS  # noqa: E402
 
 DOCS = Path(__file__).resolve().parents[2] / 'docs'
-NORMS = ('BN', 'GN', 'BatchRenorm', 'naive', 'CBN', 'CBN-root', 'CBN-through', 'CBN-root-through')
 COLOURS = dict(zip(NORMS, ('blue', 'grey', 'purple', 'orange', 'red', 'hotpink', 'darkred', 'brown')))
 COLOURS.update(none='black', SyncBN='tab:green')
 DEFAULTS = dict(burnin=1, window=4, lr_factor=1.0)

@@ -189,7 +189,7 @@ def test_two_processes_equal_one(two_processes, kind, even):
         assert len(part['windows']) == len(alone['windows']) == (0 if kind == 'SyncBN' else 2)
         for got, want in zip(part['windows'], alone['windows']):
             torch.testing.assert_close(got['dvar'], want['dvar'], rtol=1e-8, atol=1e-9)
-            torch.testing.assert_close(got['scalars'], want['scalars'], rtol=1e-8, atol=1e-9)
+            torch.testing.assert_close(got['values'], want['values'], rtol=1e-8, atol=1e-9)
 
 
 def test_processes_without_sync_have_windows_of_their_own(two_processes):

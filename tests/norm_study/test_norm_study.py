@@ -16,8 +16,8 @@ NORMS = {
     'naive': dict(type='CBN', rho=0.0),
     'CBN': dict(type='CBN', burnin_iters=1),
     'CBN-root': dict(type='CBN', compensation='root'),
-    'CBN-through': dict(type='CBNThroughWindow'),
-    'CBN-root-through': dict(type='CBNThroughWindow', compensation='root'),
+    'CBN-full': dict(type='CBN', full_gradient=True),
+    'CBN-root-full': dict(type='CBN', compensation='root', full_gradient=True),
 }
 
 
