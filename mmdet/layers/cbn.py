@@ -294,19 +294,15 @@ def batch_moments(y: Tensor, group=None) -> tuple[Tensor, Tensor, int]:
 
 
 @torch.no_grad()
-def track_running_stats(norm: _NormBase, mean: Tensor, var: Tensor, count: int | Tensor) -> None:
-    """BatchNorm's rule: a moving average of the batch's mean and unbiased variance; cumulative for momentum None.
-
-    Of a batch without positions (``count`` 0, which may be a tensor) nothing is learnt.
-    """
+def track_running_stats(norm: _NormBase, mean: Tensor, var: Tensor, count: int) -> None:
+    """BatchNorm's rule: a moving average of the batch's mean and unbiased variance; cumulative for momentum None."""
     if norm.running_mean is None:
         return
-    seen = count > 0
-    norm.num_batches_tracked.add_(seen)
+    norm.num_batches_tracked.add_(1)
     for running, value in ((norm.running_mean, mean), (norm.running_var, var * (count / (count - 1)))):
-        rate = 1 / norm.num_batches_tracked.clamp(min=1) if norm.momentum is None else norm.momentum
-        rate = rate * seen
-        running.lerp_(value.to(running.dtype), rate.to(running.dtype) if isinstance(rate, Tensor) else rate)
+        value = value.to(running.dtype)
+        rate = (1 / norm.num_batches_tracked).to(value.dtype) if norm.momentum is None else norm.momentum
+        running.lerp_(value, rate)
 
 
 class NormalizeWithPooled(torch.autograd.Function):
@@ -380,12 +376,12 @@ def _backward_by_sums(grad, y, mean, rstd, gamma, count, group, wanted, cuda):
         sums = torch.stack([sum_g, sum_gd])
         dist.all_reduce(sums, group=group)  # by every process, whether or not its y wants a gradient
         sum_g, sum_gd = sums
-    grad_y = grad if wanted[0] else None
-    if wanted[0] and y.numel() and cuda:
+    grad_y = None
+    if wanted[0] and cuda and y.numel():
         total = count if isinstance(count, Tensor) else torch.full_like(sum_g[:1], count)
         total = total.to(torch.int32).view(1)
         grad_y = torch.batch_norm_backward_elemt(grad, y, mean, rstd, gamma, sum_g, sum_gd, total)
-    elif wanted[0] and y.numel():
+    elif wanted[0]:
         of_mean, of_var = (_per_channel(part / count, y) for part in (sum_g, sum_gd * rstd.square()))
         inner = grad - of_mean - (y - _per_channel(mean, y)) * of_var
         grad_y = (inner * _per_channel(gamma * rstd, y)).to(y.dtype)
@@ -551,6 +547,8 @@ class CrossIterBatchNorm2d(_NormBase):
             if made is not y:
                 raise ValueError('CBN: the layer follows a convolution that did not return its input')
         group = process_group(self.sync)
+        if group is not None and torch.compiler.is_compiling():
+            return _uncompiled(self, y, weight, conv=conv, x=x)
         if y.numel() == 0 and group is None:
             # No RoI: nothing to learn from, but a connected graph.
             zero, one = y.new_zeros(y.shape[1]), y.new_ones(y.shape[1])
@@ -569,18 +567,16 @@ class CrossIterBatchNorm2d(_NormBase):
         if torch.compiler.is_compiling() and geometry is not None:
             tensors = [None if t is None else t.detach() for t in (y, x, weight, bias)]
             follow = self.full_gradient and record and trained
-            *found, count_over_all = torch.ops.mmdet.cbn_statistics(
+            mean, var, pooled_mean, pooled_var, entries, *slopes = torch.ops.mmdet.cbn_statistics(
                 *tensors, *geometry, record, trained, follow, self._handle
             )
-            mean, var, pooled_mean, pooled_var, entries, dmean, dvar = found
-            slopes = (dmean, dvar) if follow else None
-            count, fresh = y.numel() // y.shape[1] if group is None else count_over_all, True
+            slopes, count, fresh = slopes if follow else None, y.numel() // y.shape[1], True
         else:
             with torch.no_grad(), _full_precision(y):
                 mean, var, pooled_mean, pooled_var, entries, slopes, count, fresh = self._statistics(
                     y, x, weight, bias, geometry, record, trained, group
                 )
-        if fresh:
+        if fresh and count:
             track_running_stats(self, mean, var, count)
         through = () if slopes is None else (weight, *slopes)
         return NormalizeWithPooled.apply(
@@ -705,30 +701,36 @@ _HANDLES = _Handles()
     # spelled out because torch 2.4 cannot read it off list[int]
     schema='(Tensor y, Tensor x, Tensor weight, Tensor? bias, int[] kernel, int[] stride, int[] padding, '
     'int[] dilation, int groups, bool record, bool trained, bool follow, int handle) '
-    '-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)',
+    '-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)',
 )
 def _cbn_statistics(
     y: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, kernel: list[int], stride: list[int],
     padding: list[int], dilation: list[int], groups: int, record: bool, trained: bool, follow: bool, handle: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """``CrossIterBatchNorm2d._statistics`` as one node of a graph, so that window, step count and burn-in
     change from call to call without a graph break or another compilation."""
     layer = _HANDLES.layers[handle]
     geometry = Geometry(kernel, stride, padding, dilation, groups)
     with _full_precision(y):
-        mean, var, pooled_mean, pooled_var, entries, slopes, count, _ = layer._statistics(
-            y, x, weight, bias, geometry, record, trained, process_group(layer.sync)
+        mean, var, pooled_mean, pooled_var, entries, slopes, _, _ = layer._statistics(
+            y, x, weight, bias, geometry, record, trained
         )
-    entries, count = (mean.new_full((), number) for number in (entries, count))
     slopes = slopes or (mean.new_zeros(shape) for shape in _slope_shapes(weight, groups, follow))
-    return mean, var, pooled_mean.clone(), pooled_var.clone(), entries, *slopes, count
+    return mean, var, pooled_mean.clone(), pooled_var.clone(), mean.new_full((), entries), *slopes
 
 
 @_cbn_statistics.register_fake
 def _(y, x, weight, bias, kernel, stride, padding, dilation, groups, record, trained, follow, handle):
     channel = y.new_empty(y.shape[1], dtype=torch.promote_types(y.dtype, torch.float32))
     slopes = (channel.new_empty(shape) for shape in _slope_shapes(weight, groups, follow))
-    return *(torch.empty_like(channel) for _ in range(4)), channel.new_empty(()), *slopes, channel.new_empty(())
+    return *(torch.empty_like(channel) for _ in range(4)), channel.new_empty(()), *slopes
+
+
+@torch.compiler.disable
+def _uncompiled(norm: 'CrossIterBatchNorm2d', *args, **options) -> Tensor:
+    """With ``sync``: a compiled backward drops the reduction of a process that has no position and so no use for its
+    result, and the others wait for it."""
+    return norm(*args, **options)
 
 
 def _slope_shapes(weight, groups, follow):
