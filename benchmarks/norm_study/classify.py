@@ -67,6 +67,9 @@ REGIMES = {
     'cells-photo': Regime(
         'blood cells, all crops of a batch from one photograph', 'cells', 'crops', 'picture', 0.1
     ),
+    'cells-even-photo': Regime(
+        'as cells-photo, each photograph brought to one mean and deviation', 'cells-even', 'crops', 'picture', 0.1
+    ),
     'coco': Regime('COCO objects, independent crops', 'coco', 'crops', 'iid', 0.1),
     'coco-photo': Regime(
         'COCO objects, all crops of a batch from one photograph', 'coco', 'crops', 'picture', 0.1

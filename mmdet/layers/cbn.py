@@ -20,12 +20,12 @@ where the mean is large against the deviation.
 This file needs torch alone, and can be copied into another project as it is.
 """
 
+import itertools
 import math
 import warnings
 import weakref
 from collections import deque
 from functools import lru_cache
-from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -83,11 +83,12 @@ class Window:
         mean, var = self.values[:2, :, : self.filled]
         dmean, dvar = self.dmean[:, : self.filled], self.dvar[:, : self.filled]
         now_mean, now_var = self.under(weight, rho, compensation)
-        stretch = (now_var > 0).to(var.dtype)
+        kept = (now_var > 0).to(var.dtype)
+        stretch = kept
         if compensation == 'root':  # 1 + dnu / (2 nu)
             nu = var.addcmul(mean, mean).clamp(min=torch.finfo(var.dtype).tiny)
-            stretch = stretch * (now_var.addcmul(now_mean, now_mean) / nu).sqrt()
-        by_mean = 2 * (now_mean - pooled_mean[:, None] + stretch * mean - (now_var > 0) * now_mean)
+            stretch = kept * (now_var.addcmul(now_mean, now_mean) / nu).sqrt()
+        by_mean = 2 * (now_mean - pooled_mean[:, None] + stretch * mean - kept * now_mean)
         by_mean = (by_mean.unflatten(0, (len(dmean), -1)) @ dmean).flatten(0, 1)
         by_var = (stretch[:, None] @ dvar)[:, 0]
         share = rho / (self.filled + 1)
@@ -355,9 +356,7 @@ def _per_channel(t: Tensor, y: Tensor) -> Tensor:
 
 
 def _batch_norm_backward(grad, y, mean, rstd, gamma, wanted):
-    return torch.ops.aten.native_batch_norm_backward(
-        grad, y, gamma, None, None, mean, rstd, True, 0.0, wanted
-    )  # fmt: skip
+    return torch.ops.aten.native_batch_norm_backward(grad, y, gamma, None, None, mean, rstd, True, 0.0, wanted)
 
 
 def _backward_by_sums(grad, y, mean, rstd, gamma, count, group, wanted, cuda):
@@ -478,7 +477,8 @@ class CrossIterBatchNorm2d(_NormBase):
         """Drop what links the layer to forwards in progress; take a name of its own for compiled graphs."""
         self._source: tuple[nn.Module, Tensor, Tensor] | None = None
         self._recent: deque = deque(maxlen=8)
-        self._handle = _HANDLES.new(self)
+        self._handle = next(_NUMBERS)
+        _LAYERS[self._handle] = self
 
     def __getstate__(self) -> dict:
         return {k: v for k, v in super().__getstate__().items() if k not in ('_source', '_recent', '_handle')}
@@ -526,21 +526,14 @@ class CrossIterBatchNorm2d(_NormBase):
     # -- forward
 
     def forward(
-        self,
-        y: Tensor,
-        weight: Tensor | None = None,
-        *,
-        conv: nn.Module | None = None,
-        x: Tensor | None = None,
+        self, y: Tensor, weight: Tensor | None = None, *, conv: nn.Module | None = None, x: Tensor | None = None
     ) -> Tensor:
         """Normalise y (N, C, H, W) or (N, C), the output of ``weight`` (C, ...), or of ``conv`` at ``x``."""
         if y.dim() not in (2, 3, 4, 5) or y.shape[1] != self.num_features:
             raise ValueError(f'CBN: input of shape {tuple(y.shape)} does not have {self.num_features} channels')
         if not self.training:
-            batch_only = self.running_mean is None
-            return F.batch_norm(
-                y, self.running_mean, self.running_var, self.weight, self.bias, batch_only, 0.0, self.eps
-            )
+            running = self.running_mean, self.running_var
+            return F.batch_norm(y, *running, self.weight, self.bias, running[0] is None, 0.0, self.eps)
         source, self._source = self._source, None
         if weight is None and conv is None and source is not None:
             conv, x, made = source
@@ -615,7 +608,7 @@ class CrossIterBatchNorm2d(_NormBase):
             self._recent.append((mean, pooled_mean, pooled_var, entries, active, record))
         record = record and not recorded and count > 1
         slopes = None
-        if self.full_gradient and record and trained and self.rho and entries > 1:
+        if self.full_gradient and record and trained and entries > 1 and self.window.dvar.shape[2]:
             slopes = self.window.slopes(_rows(weight, mean), self.rho, self.compensation, pooled_mean)
         if record:
             if active:
@@ -678,21 +671,9 @@ def _pool(mean: Tensor, var: Tensor, means: Tensor, variances: Tensor) -> tuple[
 
 # -- torch.compile ------------------------------------------------------------------------------------
 
-
-class _Handles:
-    """Numbers for layers, by which a compiled graph finds the layer whose window it reads and extends."""
-
-    def __init__(self) -> None:
-        self.layers: weakref.WeakValueDictionary[int, CrossIterBatchNorm2d] = weakref.WeakValueDictionary()
-        self.last = 0
-
-    def new(self, layer: CrossIterBatchNorm2d) -> int:
-        self.last += 1
-        self.layers[self.last] = layer
-        return self.last
-
-
-_HANDLES = _Handles()
+# Numbers by which a compiled graph finds the layer whose window it reads and extends.
+_LAYERS: weakref.WeakValueDictionary[int, CrossIterBatchNorm2d] = weakref.WeakValueDictionary()
+_NUMBERS = itertools.count(1)
 
 
 @torch.library.custom_op(
@@ -709,7 +690,7 @@ def _cbn_statistics(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """``CrossIterBatchNorm2d._statistics`` as one node of a graph, so that window, step count and burn-in
     change from call to call without a graph break or another compilation."""
-    layer = _HANDLES.layers[handle]
+    layer = _LAYERS[handle]
     geometry = Geometry(kernel, stride, padding, dilation, groups)
     with _full_precision(y):
         mean, var, pooled_mean, pooled_var, entries, slopes, _, _ = layer._statistics(
@@ -769,5 +750,5 @@ def load_cbn_state(model: nn.Module, state: dict[str, dict]) -> None:
     for name, layer in layers.items():
         layer.steps, saved = state[name]['steps'], state[name]['window']
         fits = saved is not None and saved['dvar'].shape[1] == layer.buffer_num
-        device = next(chain(layer.parameters(), layer.buffers()), torch.empty(0)).device
+        device = next(itertools.chain(layer.parameters(), layer.buffers()), torch.empty(0)).device
         layer.window = Window.from_state(saved, device) if fits else None
