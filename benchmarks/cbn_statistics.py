@@ -24,7 +24,7 @@ import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 from mmdet.layers import ConvModule, CrossIterBatchNorm2d  # noqa: E402
-from mmdet.layers.cbn import patch_sum, variance_slope  # noqa: E402
+from mmdet.layers.cbn import mean_slope, variance_slope  # noqa: E402
 
 WINDOW = 3
 
@@ -32,7 +32,7 @@ WINDOW = 3
 class ContiguousQuarter(CrossIterBatchNorm2d):
     """The derivative from one block: a quarter of the map, or of the RoIs."""
 
-    def _push(self, y, x, own, mean, var, count, weight, geometry, trained, group) -> None:
+    def _derivatives(self, y, x, mean, var, weight, geometry, group):
         inside = torch.zeros_like(y, dtype=torch.bool)
         n, _, height, width = y.shape
         if n >= 64:
@@ -41,12 +41,7 @@ class ContiguousQuarter(CrossIterBatchNorm2d):
             inside[:, :, : height // 2, : width // 2] = True
         block = torch.where(inside, y, mean.view(1, -1, 1, 1))  # where y is its mean, nothing is added
         dvar, _ = variance_slope(x, block, mean, var, weight, geometry, 1, 0.0)
-        dvar = dvar / (inside.sum() / y.shape[1])
-        dmean = patch_sum(x, y, geometry, mean.dtype) / count
-        if self.window is None:
-            super()._push(y, x, own, mean, var, count, weight, geometry, trained, group)
-            self.window.filled = self.window.slot = 0
-        self.window.push(own, var, dmean, dvar, self._flat(weight, mean))
+        return mean_slope(x, y, geometry, mean.dtype), dvar * (inside.numel() / inside.sum())
 
 
 ESTIMATES = {
@@ -91,7 +86,7 @@ class Watch:
         for name, layer in self.watchers.items():
             _, estimate = layer.window.under(weight.flatten(1), layer.rho, layer.compensation)
             oldest_first = [(layer.window.slot + i) % WINDOW for i in range(WINDOW)]
-            error = (estimate[oldest_first] - true).abs() / true.clamp(min=1e-12)
+            error = (estimate.T[oldest_first] - true).abs() / true.clamp(min=1e-12)
             self.errors[name].append(error.mean().item())
 
     def result(self) -> dict[str, float]:

@@ -63,14 +63,21 @@ REGIMES = {
     'digits-class': Regime(
         'digits, all pictures of a batch show the same digit', 'digits', 'maps', 'class', 0.1
     ),
+    'cells': Regime('blood cells, independent crops', 'cells', 'crops', 'iid', 0.1),
     'cells-photo': Regime(
         'blood cells, all crops of a batch from one photograph', 'cells', 'crops', 'picture', 0.1
+    ),
+    'cells-even-photo': Regime(
+        'as cells-photo, each photograph brought to one mean and deviation', 'cells-even', 'crops', 'picture', 0.1
     ),
     'coco': Regime('COCO objects, independent crops', 'coco', 'crops', 'iid', 0.1),
     'coco-photo': Regime(
         'COCO objects, all crops of a batch from one photograph', 'coco', 'crops', 'picture', 0.1
     ),
 }
+
+
+NORMS = ('BN', 'GN', 'BatchRenorm', 'naive', 'CBN', 'CBN-root', 'CBN-full', 'CBN-root-full')
 
 
 class Setting(NamedTuple):
@@ -104,8 +111,8 @@ def norm_cfg(setting: Setting, epoch_iters: float) -> dict:
         'naive': dict(cbn, rho=0.0),
         'CBN': cbn,
         'CBN-root': dict(cbn, compensation='root'),
-        'CBN-through': dict(cbn, type='CBNThroughWindow'),
-        'CBN-root-through': dict(cbn, type='CBNThroughWindow', compensation='root'),
+        'CBN-full': dict(cbn, full_gradient=True),
+        'CBN-root-full': dict(cbn, compensation='root', full_gradient=True),
     }[name]
 
 
@@ -180,24 +187,23 @@ def _calibration(data: Pictures, regime: Regime, batch: int, runs: int) -> Itera
         yield _side_by_side(data.images[index][:, None], runs)
 
 
-def settings(section: str, regimes: list[str], sizes: list[int]) -> list[Setting]:
+def settings(section: str, regimes: list[str], sizes: list[int], norms: list[str] = NORMS) -> list[Setting]:
     if section == 'main':
-        norms = ('BN', 'GN', 'BatchRenorm', 'naive', 'CBN', 'CBN-root', 'CBN-through', 'CBN-root-through')
         cells = [Setting(r, n, b) for r in regimes for b in sizes for n in norms]
     elif section == 'window':
         cells = [
             Setting(r, n, b, window=w) for r in regimes for b in (2,) for w in (1, 2, 4, 8, 16)
-            for n in ('naive', 'CBN', 'CBN-root')
+            for n in norms
         ]  # fmt: skip
     elif section == 'burnin':
         cells = [
             Setting(r, n, b, burnin=e) for r in regimes for b in (2,) for e in (0, 1, 3, 5, 8)
-            for n in ('naive', 'CBN', 'CBN-root')
+            for n in norms
         ]  # fmt: skip
     elif section == 'lr':
         cells = [
             Setting(r, n, b, lr_factor=f) for r in regimes for b in (2,) for f in (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
-            for n in ('BN', 'GN', 'naive', 'CBN', 'CBN-root')
+            for n in norms
         ]  # fmt: skip
     # A single value per channel has no variance.
     return [s for s in cells if not (REGIMES[s.regime].net == 'fc' and s.batch == 1 and s.norm != 'GN')]
@@ -220,12 +226,13 @@ def main() -> None:
     parser.add_argument('--sections', nargs='+', default=['main'], choices=['main', 'window', 'burnin', 'lr'])
     parser.add_argument('--regimes', nargs='+', default=list(REGIMES), choices=REGIMES)
     parser.add_argument('--batches', nargs='+', type=int, default=list(BATCHES), help='of the main table')
+    parser.add_argument('--norms', nargs='+', default=list(NORMS))
     parser.add_argument('--seeds', type=int, default=8)
     parser.add_argument('--samples', type=int, default=SAMPLES, help='pictures that each cell sees')
     args = parser.parse_args()
     results = json.loads(args.out.read_text()) if args.out.exists() else {}
     for section in args.sections:
-        for setting in settings(section, args.regimes, args.batches):
+        for setting in settings(section, args.regimes, args.batches, args.norms):
             done = results.get(setting.key())
             if done and len(done['seeds']) >= args.seeds and done['samples'] == args.samples:
                 continue

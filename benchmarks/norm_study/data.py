@@ -107,9 +107,25 @@ def _coco(root: Path) -> Split:
     return _standardised(*parts, len(COCO_CLASSES))
 
 
+def _even(part: Pictures) -> Pictures:
+    """The crops of each photograph brought to zero mean and unit deviation, colour by colour."""
+    images = part.images.clone()
+    for photograph in part.pictures.unique():
+        own = images[part.pictures == photograph]
+        deviation, mean = torch.std_mean(own, (0, 2, 3), keepdim=True)
+        images[part.pictures == photograph] = (own - mean) / (deviation + 0.05)
+    return part._replace(images=images)
+
+
 @lru_cache
 def load(name: str, root: Path | None) -> Split:
-    """'digits' (needs scikit-learn), or 'cells' and 'coco': crops from ``root``/bccd and ``root``/coco_dev."""
+    """'digits' (needs scikit-learn), or 'cells' and 'coco': crops from ``root``/bccd and ``root``/coco_dev.
+
+    'cells-even' are the cells without their photograph's light and stain.
+    """
+    if name == 'cells-even':
+        cells = load('cells', root)
+        return cells._replace(train=_even(cells.train), test=_even(cells.test))
     if name == 'digits':
         return _digits()
     folder = {'cells': 'bccd', 'coco': 'coco_dev'}[name]

@@ -18,12 +18,10 @@ import matplotlib
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt  # noqa: E402
 
-from .classify import BATCHES, REGIMES, RESULTS  # noqa: E402
+from .classify import BATCHES, NORMS, REGIMES, RESULTS  # noqa: E402
 
 DOCS = Path(__file__).resolve().parents[2] / 'docs'
-NORMS = ('BN', 'GN', 'BatchRenorm', 'naive', 'CBN', 'CBN-root', 'CBN-through', 'CBN-root-through')
-COLOURS = dict(zip(NORMS, ('blue', 'grey', 'purple', 'orange', 'red', 'hotpink', 'darkred', 'brown')))
-COLOURS.update(none='black', SyncBN='tab:green')
+COLOURS = dict(zip(NORMS, 'tab:blue grey tab:purple tab:orange tab:red hotpink darkred saddlebrown'.split()))
 DEFAULTS = dict(burnin=1, window=4, lr_factor=1.0)
 
 
@@ -149,8 +147,30 @@ def detection_table(records: list[dict]) -> str:
     return markdown(['data', 'metric', 'norm', 'batch 1', 'batch 2'], rows)
 
 
-def draw_main(records: list[dict], path: Path) -> None:
-    shown = [r for r in REGIMES if len({c['batch'] for c in select(records, regime=r, **DEFAULTS)}) > 1]
+def draw_norms(records: list[dict], path: Path, batch: int = 2) -> None:
+    """Every regime at one batch size."""
+    shown = [r for r in REGIMES if select(records, regime=r, batch=batch, **DEFAULTS)]
+    figure, axis = plt.subplots(figsize=(9, 0.62 * len(shown) + 1), layout='constrained')
+    for index, norm in enumerate(NORMS):
+        cells = [one(records, regime=r, norm=norm, batch=batch, **DEFAULTS) for r in shown]
+        rows = [row + (index - (len(NORMS) - 1) / 2) * 0.09 for row, cell in enumerate(cells) if cell]
+        found = [cell['accuracy'] for cell in cells if cell]
+        axis.errorbar(
+            [statistics.mean(v) for v in found], rows, xerr=[statistics.stdev(v) for v in found],
+            fmt='o', markersize=5, elinewidth=1, label=norm, color=COLOURS[norm],
+        )  # fmt: skip
+    for row in range(1, len(shown)):
+        axis.axhline(row - 0.5, color='lightgrey', linewidth=0.8)
+    axis.set_yticks(range(len(shown)), shown)
+    axis.set(xlabel=f'accuracy at batch {batch}, % (bars: deviation over the seeds)', ylim=(len(shown) - 0.5, -0.5))
+    axis.grid(axis='x', alpha=0.3)
+    figure.legend(loc='outside right upper')
+    figure.savefig(path, dpi=90)
+    plt.close(figure)
+
+
+def draw_batches(records: list[dict], path: Path) -> None:
+    shown = [r for r in REGIMES if len({c['batch'] for c in select(records, regime=r, norm='CBN', **DEFAULTS)}) > 1]
     columns = 3
     lines = math.ceil(len(shown) / columns)
     figure, axes = plt.subplots(lines, columns, figsize=(11, 3 * lines), squeeze=False, layout='constrained')
@@ -159,16 +179,18 @@ def draw_main(records: list[dict], path: Path) -> None:
     for axis, regime in zip(axes.flat, shown):
         for norm in NORMS:
             cells = sorted(select(records, regime=regime, norm=norm, **DEFAULTS), key=lambda c: c['batch'])
-            axis.errorbar(
-                [c['batch'] for c in cells], [statistics.mean(c['accuracy']) for c in cells],
-                [statistics.stdev(c['accuracy']) for c in cells], label=norm,
-                color=COLOURS[norm], capsize=2, marker='.',
-            )  # fmt: skip
-        axis.set(xscale='log', title=regime, xlabel='batch', ylabel='accuracy, %')
+            if cells:
+                axis.errorbar(
+                    [c['batch'] for c in cells], [statistics.mean(c['accuracy']) for c in cells],
+                    [statistics.stdev(c['accuracy']) for c in cells], label=norm,
+                    color=COLOURS[norm], capsize=2, marker='.',
+                )  # fmt: skip
+        axis.set(xscale='log', title=regime, xlabel='batch', ylabel='accuracy, %', xlim=(0.85, 38))
         axis.set_xticks(BATCHES, BATCHES)
         axis.minorticks_off()
         axis.grid(alpha=0.3)
-    axes.flat[0].legend(fontsize=7)
+    handles = {label: h for axis in axes.flat for h, label in zip(*axis.get_legend_handles_labels())}
+    figure.legend([handles[n] for n in NORMS if n in handles], [n for n in NORMS if n in handles], loc='outside right')
     figure.savefig(path, dpi=80)
     plt.close(figure)
 
@@ -179,17 +201,19 @@ def draw_errors(curves: dict, path: Path) -> None:
         'whole': 'past batches,\nwhole network as it is now',
         'population': 'what the layer normalises with,\nagainst the population',
     }  # fmt: skip
-    figure, axes = plt.subplots(
-        len(curves), 4, figsize=(13, 2.6 * len(curves)), squeeze=False, sharex='row', layout='constrained'
-    )
     styles = {
         'BatchNorm': ('tab:blue', '-'), 'naive': ('tab:orange', '-'), 'Taylor, all positions': ('tab:red', '-'),
         'root': ('tab:pink', '--'), 'Taylor, 1/4 of them': ('tab:brown', ':'),
         'Taylor, 1/16 of them': ('tab:olive', ':'),
         'pooled true': ('black', '--'),
     }  # fmt: skip
+    figure, axes = plt.subplots(
+        len(curves), 4, figsize=(13, 2.7 * len(curves) + 0.6), squeeze=False, sharex='row', layout='constrained'
+    )
+    for axis, title in zip(axes[0], kinds.values()):
+        axis.set_title(title, fontsize=11)
     for line, (key, curve) in zip(axes, curves.items()):
-        for axis, (kind, title) in zip(line, kinds.items()):
+        for axis, kind in zip(line, kinds):
             for name, (colour, style) in styles.items():
                 if f'{kind}|{name}' in curve['curve'][0]['var']:
                     axis.plot(
@@ -197,15 +221,14 @@ def draw_errors(curves: dict, path: Path) -> None:
                         [max(p['var'][f'{kind}|{name}'], 1e-5) for p in curve['curve']],
                         color=colour, linestyle=style, label=name,
                     )  # fmt: skip
-            axis.set(yscale='log', title=title if line is axes[0] else None)
-            axis.title.set_fontsize(9)
+            axis.set(yscale='log')
             axis.grid(alpha=0.3)
-        line[0].set_ylabel(key.replace('|', ', ') + '\nrelative error of the variance', fontsize=7)
+        line[0].set_ylabel('{}, batch {}\nrelative error of the variance'.format(*key.split('|')[:2]))
     for axis in axes[-1]:
         axis.set_xlabel('iteration')
-    axes[0][0].legend(fontsize=6)
-    axes[0][3].legend(fontsize=6)
-    figure.savefig(path, dpi=50)
+    handles = {label: h for axis in axes[0] for h, label in zip(*axis.get_legend_handles_labels())}
+    figure.legend([handles[n] for n in styles], styles, loc='outside lower center', ncols=len(styles))
+    figure.savefig(path, dpi=80)
     plt.close(figure)
 
 
@@ -248,7 +271,8 @@ def main() -> None:
     for name, content in tables.items():
         text = replace(text, name, content)
     document.write_text(text)
-    draw_main(records, args.docs / 'norm_study_batch.png')
+    draw_norms(records, args.docs / 'norm_study_norms.png')
+    draw_batches(records, args.docs / 'norm_study_batch.png')
     shown = {k: curves[k] for k in ('digits|4|1.0', 'digits-fc|4|1.0', 'digits-one-fast|4|1.0') if k in curves}
     draw_errors(shown, args.docs / 'norm_study_statistics.png')
 

@@ -32,7 +32,7 @@ from mmdet.layers.cbn import (
     Window,
     _pool,
     batch_moments,
-    patch_sum,
+    mean_slope,
     variance_slope,
 )
 
@@ -64,21 +64,19 @@ class Probe:
         return self.conv.weight.detach().flatten(1)
 
     def push(self, x: Tensor, y: Tensor) -> None:
-        mean, var, count = batch_moments(y)
+        mean, var, _ = batch_moments(y)
         geometry = Geometry.of(self.conv)
-        dmean = patch_sum(x, y, geometry, mean.dtype) / count
+        dmean = mean_slope(x, y, geometry, mean.dtype)
         for name, keep in KEEP.items():
-            slope, positions = variance_slope(
-                x, y, mean, var, self.conv.weight, geometry, keep, self.count * 0.618034 % 1
-            )
-            dvar = slope / positions
+            offset = self.count * 0.618034 % 1
+            dvar, _ = variance_slope(x, y, mean, var, self.conv.weight, geometry, keep, offset)
             window = self.windows.setdefault(name, Window(PAST, dmean, dvar))
             self.inputs[window.slot] = x  # the slots of all windows agree
             window.push(mean, var, dmean, dvar, self.flat())
         self.count += 1
 
     def estimates(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """Means and variances (PAST, C) under the current weight."""
+        """Means and variances (C, PAST) under the current weight."""
         full = self.windows['all positions']
         found = {
             'naive': full.under(self.flat(), 0.0, 'taylor'),
@@ -91,13 +89,14 @@ class Probe:
 
 def errors(estimate: tuple[Tensor, Tensor], truth: tuple[Tensor, Tensor], runs: int) -> tuple[float, ...]:
     """Of the mean, of the variance, and of the variance with its sign."""
-    mean, var = (value.view(-1, runs, value.shape[-1] // runs) for value in estimate)
-    true_mean, true_var = (value.view(-1, runs, value.shape[-1] // runs) for value in truth)
+    (mean, var), (true_mean, true_var) = (
+        [value.reshape(runs, len(value) // runs, -1) for value in both] for both in (estimate, truth)
+    )
     scale = true_var.clamp(min=1e-8)  # channels that are off
     return (
-        ((mean - true_mean).abs() / scale.sqrt()).median(-1).values.mean().item(),
-        ((var - true_var).abs() / scale).median(-1).values.mean().item(),
-        ((var - true_var) / scale).median(-1).values.mean().item(),
+        ((mean - true_mean).abs() / scale.sqrt()).median(1).values.mean().item(),
+        ((var - true_var).abs() / scale).median(1).values.mean().item(),
+        ((var - true_var) / scale).median(1).values.mean().item(),
     )
 
 
@@ -168,7 +167,7 @@ def measure(model, probes, inputs, images, pictures, population, runs) -> dict:
     for layer, probe in enumerate(probes):
         own = [batch_moments(probe.conv(x))[:2] for x in probe.inputs]
         truths = {
-            name: tuple(torch.stack(parts) for parts in zip(*batches_of))
+            name: tuple(torch.stack(parts, 1) for parts in zip(*batches_of))
             for name, batches_of in dict(
                 own=own, weights=[past[layer] for past in weights], whole=[past[layer] for past in whole]
             ).items()

@@ -2,7 +2,6 @@
 
 from .batch_renorm import BatchRenorm
 from .cbn import CrossIterBatchNorm2d, cbn_state, load_cbn_state, set_cbn_epoch
-from .cbn_through import CBNThroughWindow
 from .conv_module import ConvModule, ConvWS2d, build_conv_layer, conv_norm
 from .convert import convert_cbn, plan_cbn, revert_cbn
 from .focal_loss import FocalLoss
@@ -22,7 +21,6 @@ __all__ = [
     'FocalLoss',
     'BATCH_NORMS',
     'BatchRenorm',
-    'CBNThroughWindow',
     'ConvModule',
     'CrossEntropyLoss',
     'CrossIterBatchNorm2d',

@@ -6,8 +6,8 @@
 
 A convolution's output is linear in its weight, so what a past batch would give *under today's weight* is
 known without its pictures: the mean exactly, the variance to first order (equations 5 to 8 of the paper).
-A past batch is held as its mean and variance, their derivatives with respect to the weight and the two
-products of derivative and weight of its time; past weights are not needed.
+A past batch is held as its mean and variance, and the straight lines that both follow as the weight changes; past
+weights are not needed.
 
 Variances are held centred, where the paper holds second moments: with D the change of the weight,
 
@@ -20,12 +20,12 @@ where the mean is large against the deviation.
 This file needs torch alone, and can be copied into another project as it is.
 """
 
+import itertools
 import math
 import warnings
 import weakref
 from collections import deque
 from functools import lru_cache
-from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -39,65 +39,86 @@ from torch.nn.modules.batchnorm import _NormBase
 
 
 class Window:
-    """The last batches in a ring: their statistics, derivatives and <derivative, weight of the time>.
+    """The last batches in a ring: their statistics as functions of the weight.
 
-    dmean is (size, G, K), equal for all channels of a group where the closed form holds, and else G = C;
-    dvar is (size, C, K); scalars is (size, 4, C): mean, var, <dmean, w>, <dvar, w>.
+    dmean is (G, S, K), equal for all channels of a group where the convolution is a plain one, and else G = C;
+    dvar is (C, S, K); K = 0 where nothing is compensated. values is (4, C, S): mean, var, and where the lines with
+    these slopes through them meet weight 0.
     """
 
     def __init__(self, size: int, dmean: Tensor, dvar: Tensor) -> None:
-        self.dmean = dmean.new_zeros(size, *dmean.shape)
-        self.dvar = dvar.new_zeros(size, *dvar.shape)
-        self.scalars = dvar.new_zeros(size, 4, dvar.shape[0])
+        self.dmean, self.dvar = (slope.new_zeros(len(slope), size, slope.shape[1]) for slope in (dmean, dvar))
+        self.values = dvar.new_zeros(4, len(dvar), size)
         self.filled = 0
         self.slot = 0
 
     def fits(self, dmean: Tensor, dvar: Tensor) -> bool:
-        return self.dmean.shape[1:] == dmean.shape and self.dvar.shape[1:] == dvar.shape
+        return self.dmean[:, 0].shape == dmean.shape and self.dvar[:, 0].shape == dvar.shape
 
     def push(self, mean: Tensor, var: Tensor, dmean: Tensor, dvar: Tensor, weight: Tensor) -> None:
-        here = slice(self.slot, self.slot + 1)
-        self.dmean[here], self.dvar[here] = dmean, dvar
-        products = _products(self.dmean[here], self.dvar[here], weight)
-        torch.stack([mean, var, products[0][0], products[1][0]], out=self.scalars[self.slot])
-        self.slot = (self.slot + 1) % self.dvar.shape[0]
-        self.filled = min(self.filled + 1, self.dvar.shape[0])
+        """Enter a batch with statistics (C,), their derivatives (G, K) and (C, K), and its weight (C, K)."""
+        self.dmean[:, self.slot], self.dvar[:, self.slot] = dmean, dvar
+        origins = [_line(value[:, None], d[:, None], weight, -1) for value, d in ((mean, dmean), (var, dvar))]
+        self.values[:, :, self.slot] = torch.stack([mean, var, *(origin[:, 0] for origin in origins)])
+        self.slot = (self.slot + 1) % self.dvar.shape[1]
+        self.filled = min(self.filled + 1, self.dvar.shape[1])
 
     def under(self, weight: Tensor, rho: float, compensation: str) -> tuple[Tensor, Tensor]:
-        """Means and variances, both (S, C), that the batches held would give with ``weight`` (C, K)."""
-        held = slice(0, self.filled)
-        mean, var, dmean_w, dvar_w = self.scalars[held].unbind(1)
-        now_mean, now_var = _products(self.dmean[held], self.dvar[held], weight)
-        shift, change = rho * (now_mean - dmean_w), rho * (now_var - dvar_w)
-        result = var + change - shift.square()
+        """Means and variances, both (C, S), that the batches held would give with ``weight`` (C, K)."""
+        mean, var, mean_0, var_0 = self.values[..., : self.filled].unbind()
+        if not self.dvar.shape[2]:
+            return mean, var
+        now_mean = _line(mean_0, self.dmean[:, : self.filled], weight)
+        now_var = _line(var_0, self.dvar[:, : self.filled], weight)
+        if rho != 1:
+            now_mean, now_var = mean.lerp(now_mean, rho), var.lerp(now_var, rho)
+        shift = now_mean - mean
         if compensation == 'root':  # sqrt(nu) is a norm of w: nu' = nu (1 + dnu / (2 nu))^2
-            dnu, nu = change + 2 * mean * shift, var + mean.square()
-            result = result + dnu.square() / (4 * nu).clamp(min=torch.finfo(nu.dtype).tiny)
-        return mean + shift, result.clamp(min=0)
+            dnu, nu = (now_var - var).addcmul(mean, shift, value=2), var.addcmul(mean, mean)
+            now_var = now_var.addcdiv(dnu.square(), nu.clamp(min=torch.finfo(nu.dtype).tiny), value=0.25)
+        return now_mean, now_var.addcmul(shift, shift, value=-1).clamp(min=0)
+
+    def slopes(self, weight: Tensor, rho: float, compensation: str, pooled_mean: Tensor) -> tuple[Tensor, Tensor]:
+        """Derivatives of the pooled mean (G, K) and variance (C, K) with respect to ``weight``, by the past batches."""
+        mean, var = self.values[:2, :, : self.filled]
+        dmean, dvar = self.dmean[:, : self.filled], self.dvar[:, : self.filled]
+        now_mean, now_var = self.under(weight, rho, compensation)
+        kept = (now_var > 0).to(var.dtype)
+        stretch = kept
+        if compensation == 'root':  # 1 + dnu / (2 nu)
+            nu = var.addcmul(mean, mean).clamp(min=torch.finfo(var.dtype).tiny)
+            stretch = kept * (now_var.addcmul(now_mean, now_mean) / nu).sqrt()
+        by_mean = 2 * (now_mean - pooled_mean[:, None] + stretch * mean - kept * now_mean)
+        by_mean = (by_mean.unflatten(0, (len(dmean), -1)) @ dmean).flatten(0, 1)
+        by_var = (stretch[:, None] @ dvar)[:, 0]
+        share = rho / (self.filled + 1)
+        return dmean.sum(1) * share, (by_mean + by_var) * share
 
     def to(self, fn) -> None:
         """Move with the layer, but stay at least float32."""
-        for name in ('dmean', 'dvar', 'scalars'):
+        for name in ('dmean', 'dvar', 'values'):
             moved = fn(getattr(self, name))
             setattr(self, name, moved.to(torch.promote_types(moved.dtype, torch.float32)))
 
     def state(self) -> dict:
-        tensors = {name: getattr(self, name).cpu().clone() for name in ('dmean', 'dvar', 'scalars')}
+        tensors = {name: getattr(self, name).cpu().clone() for name in ('dmean', 'dvar', 'values')}
         return dict(tensors, filled=self.filled, slot=self.slot)
 
     @classmethod
     def from_state(cls, state: dict, device: torch.device) -> 'Window':
         window = cls.__new__(cls)
-        for name in ('dmean', 'dvar', 'scalars'):
+        for name in ('dmean', 'dvar', 'values'):
             setattr(window, name, state[name].to(device, copy=True))
         window.filled, window.slot = state['filled'], state['slot']
         return window
 
 
-def _products(dmean: Tensor, dvar: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """<dmean, w> and <dvar, w>, both (S, C)."""
-    grouped = weight.view(dmean.shape[1], -1, weight.shape[1])
-    return torch.einsum('sgk,gck->sgc', dmean, grouped).flatten(1), torch.linalg.vecdot(dvar, weight)
+def _line(start: Tensor, slope: Tensor, weight: Tensor, sign: int = 1) -> Tensor:
+    """start (C, S) + sign <slope (G, S, K), weight (C, K)>, (C, S); channels of a group share their slope."""
+    grouped = (len(slope), -1)
+    return torch.baddbmm(
+        start.unflatten(0, grouped), weight.unflatten(0, grouped), slope.transpose(1, 2), alpha=sign
+    ).flatten(0, 1)
 
 
 # -- derivatives of the current batch's statistics ----------------------------------------------------
@@ -142,20 +163,22 @@ def _taps(k: int, stride: int, padding: int, dilation: int, size: int, out: int,
     return ((steps >= 0) & (steps % stride == 0) & (steps < out * stride)).to(dtype)
 
 
-def patch_sum(x: Tensor, y: Tensor, geometry: Geometry, dtype: torch.dtype) -> Tensor:
-    """Sum over all positions of the input patch under the kernel, (G, K): M times every channel's dmean / dw.
+def mean_slope(x: Tensor, y: Tensor, geometry: Geometry, dtype: torch.dtype) -> Tensor:
+    """dmean / dw of a convolution from x to y, (G, K): the mean patch under the kernel, the same for all channels.
 
     A window sum is the inner product of the map with 0/1 vectors along both axes, so that stride, padding and
     dilation are all one case.
     """
     total = x.sum(0, dtype=dtype)
     if geometry.kernel == [1, 1] and geometry.stride == [1, 1] and geometry.padding == [0, 0]:
-        return total.sum((1, 2)).view(geometry.groups, -1)
-    taps = []
-    for axis in (0, 1):
-        k, stride, padding, dilation = (geometry[i][axis] for i in range(4))
-        taps.append(_taps(k, stride, padding, dilation, x.shape[2 + axis], y.shape[2 + axis], dtype, x.device))
-    return (taps[0] @ (total @ taps[1].t())).view(geometry.groups, -1)
+        total = total.sum((1, 2))
+    else:
+        vertical, horizontal = (
+            _taps(*(size[axis] for size in geometry[:4]), x.shape[2 + axis], y.shape[2 + axis], dtype, x.device)
+            for axis in (0, 1)
+        )
+        total = vertical @ (total @ horizontal.t())
+    return total.view(geometry.groups, -1) / (y.numel() // y.shape[1])
 
 
 def _lattice(x: Tensor, y: Tensor, geometry: Geometry, keep: int, offset: float) -> tuple[Tensor, Tensor, Geometry]:
@@ -182,26 +205,19 @@ def _lattice(x: Tensor, y: Tensor, geometry: Geometry, keep: int, offset: float)
 
 
 def variance_slope(
-    x: Tensor,
-    y: Tensor,
-    mean: Tensor,
-    var: Tensor,
-    weight: Tensor,
-    geometry: Geometry,
-    keep: int,
-    offset: float,
+    x: Tensor, y: Tensor, mean: Tensor, var: Tensor, weight: Tensor, geometry: Geometry, keep: int, offset: float
 ) -> tuple[Tensor, int]:
-    """Sum over positions of 2 (y - mean) patch, (C, K), that is M dvar / dw; and the number of positions.
+    """dvar / dw (C, K), the mean of 2 (y - mean) patch over one position in ``keep``; and the number of these.
 
     It is the convolution's weight gradient for the output gradient y - mean, which is normalised here
     so that float16 does not overflow.
     """
     if keep > 1:
         x, y, geometry = _lattice(x, y, geometry, keep, offset)
-    eps = 1e-12
+    eps, positions = 1e-12, y.numel() // y.shape[1]
     work = y.dtype if y.is_cuda or y.dtype == mean.dtype else mean.dtype  # CPUs are slow in half precision
     y_hat = F.batch_norm(y.to(work), mean, var, None, None, False, 0.0, eps)
-    x, scale = x.to(work), 2 * torch.sqrt(var + eps)
+    x, scale = x.to(work), torch.sqrt(var + eps) * (2 / positions)
     if work == torch.float16:
         largest = x.abs().amax().clamp(min=1e-4)
         x, y_hat, scale = x / largest, y_hat / 32, scale * largest.float() * 32
@@ -210,28 +226,36 @@ def variance_slope(
         geometry.stride, geometry.padding, geometry.dilation, False, [0, 0], geometry.groups,
         [False, True, False],
     )[1]  # fmt: skip
-    return slope.flatten(1).to(mean.dtype) * scale[:, None], y.numel() // y.shape[1]
+    return slope.flatten(1) * scale[:, None], positions
 
 
 def slopes_by_autograd(y: Tensor, mean: Tensor, var: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """M dmean / dw and M dvar / dw, both (C, K), through the graph from ``weight`` to y."""
+    """dmean / dw and dvar / dw, both (C, K), through the graph from ``weight`` to y."""
     if not y.requires_grad:
         raise ValueError('CBN: y does not depend on the given weight; pass the weight that produced y')
-    shape = (1, -1) + (1,) * (y.dim() - 2)
-    small = (y.numel() // y.shape[1]) ** -0.75  # keeps float16 gradients between under- and overflow
+    count = y.numel() // y.shape[1]
+    small = count**-0.75  # keeps float16 gradients between under- and overflow
     rstd = torch.rsqrt(var + 1e-12)
     with torch.enable_grad():
-        y_hat = ((y - mean.view(shape)) * (rstd.view(shape) * small)).detach().to(y.dtype)
+        y_hat = ((y - _per_channel(mean, y)) * _per_channel(rstd * small, y)).detach().to(y.dtype)
         try:
             (dmean,) = torch.autograd.grad(y, weight, torch.full_like(y, small), retain_graph=True)
             (dvar,) = torch.autograd.grad(y, weight, y_hat, retain_graph=True)
         except RuntimeError as error:
             raise ValueError(f'CBN: no derivative of y with respect to the given weight: {error}') from None
-    dmean = dmean.flatten(1).to(mean.dtype) / small
-    dvar = dvar.flatten(1).to(mean.dtype) * (2 / (small * rstd))[:, None]
+    dmean = dmean.flatten(1).to(mean.dtype) / (small * count)
+    dvar = dvar.flatten(1).to(mean.dtype) * (2 / (small * count * rstd))[:, None]
     if y.dtype == torch.float16:  # a channel that overflowed all the same goes uncompensated
         dmean, dvar = (torch.nan_to_num(d, 0.0, 0.0, 0.0) for d in (dmean, dvar))
     return dmean, dvar
+
+
+def once_per_group(dmean: Tensor) -> Tensor:
+    """(C, K) -> (G, K) where the channels of each of G equal groups have one derivative, as a convolution's do."""
+    tolerance = 1e3 * torch.finfo(dmean.dtype).eps * dmean.abs().amax()
+    starts = [0, *((dmean[1:] - dmean[:-1]).abs().amax(1) > tolerance).nonzero()[:, 0].add(1).tolist()]
+    size = len(dmean) // len(starts)
+    return dmean[::size] if starts == list(range(0, len(dmean), size)) else dmean
 
 
 # -- statistics of one batch, and normalisation with its gradient -------------------------------------
@@ -253,31 +277,21 @@ def batch_moments(y: Tensor, group=None) -> tuple[Tensor, Tensor, int]:
 
     At least float32, whatever the type of y.
     """
-    count = y.numel() // y.shape[1]
+    count, wide = y.numel() // y.shape[1], torch.promote_types(y.dtype, torch.float32)
     if count:
-        mean, var = _local_moments(y)
+        # On CPU the results have the type of the running statistics, which stay what they are at momentum 0.
+        like = [None if y.is_cuda or wide == y.dtype else y.new_zeros(y.shape[1], dtype=wide)] * 2
+        mean, var = torch.ops.aten.batch_norm_update_stats(y, *like, 0.0)
     else:
-        mean = var = y.new_zeros(y.shape[1], dtype=torch.promote_types(y.dtype, torch.float32))
+        mean = var = y.new_zeros(y.shape[1], dtype=wide)
     if group is None:
         return mean, var, count
-    wide, square = mean.double(), var.double() + mean.double().square()  # the square is subtracted again
-    sums = torch.cat([wide * count, square * count, wide.new_tensor([count])])
+    first, second = mean.double(), var.double() + mean.double().square()  # the square is subtracted again
+    sums = torch.cat([first * count, second * count, first.new_tensor([count])])
     dist.all_reduce(sums, group=group)
     total = int(sums[-1])
     first, second = (sums[:-1] / max(total, 1)).chunk(2)
     return first.to(mean.dtype), (second - first.square()).clamp(min=0).to(mean.dtype), total
-
-
-def _local_moments(y: Tensor) -> tuple[Tensor, Tensor]:
-    if y.is_cuda:
-        # One pass; 1 / sqrt(var + eps) turns back into var to float32's precision of var + eps.
-        eps = 1e-12
-        mean, rstd = torch.batch_norm_stats(y, eps)
-        return mean, (rstd.double().pow(-2) - eps).clamp(min=0).to(mean.dtype)
-    like = [None, None]
-    if y.dtype in (torch.float16, torch.bfloat16):  # statistics have the type of the running ones
-        like = [y.new_zeros(y.shape[1], dtype=torch.float32) for _ in range(2)]
-    return torch.ops.aten.batch_norm_update_stats(y, *like, 0.0)
 
 
 @torch.no_grad()
@@ -297,14 +311,18 @@ class NormalizeWithPooled(torch.autograd.Function):
 
     Its gradient is BatchNorm's with the two mean terms divided by n:
     dy = gamma r (g - (sum g + y^ sum(g y^)) / (n M)),  r = 1 / sqrt(var + eps),  y^ = (y - mean) r.
+    Where dmean (G, K) and dvar (C, K) say how the rest of mean and var depends on the convolution's weight ``source``,
+    that gets its gradient too: -gamma r (sum g dmean + r / 2 sum(g y^) dvar).
     """
 
     @staticmethod
-    def forward(ctx, y, mean, var, weight, bias, eps, entries, count, group):
+    def forward(ctx, y, mean, var, weight, bias, eps, entries, count, group, source=None, dmean=None, dvar=None):
         if y.is_cuda and not _channels_last(y):
             y = y.contiguous()  # the backward's kernels want one of the two layouts
         ctx.save_for_backward(y, mean, torch.rsqrt(var + eps), weight)
         ctx.entries, ctx.count, ctx.group = entries, count, group
+        # No saved tensors, which activation checkpointing would make anew when the window has moved on.
+        ctx.slopes = None if dmean is None else (dmean, dvar, source.shape, source.dtype)
         weight, bias = (None if t is None else t.to(mean.dtype) for t in (weight, bias))
         return F.batch_norm(y, mean, var, weight, bias, False, 0.0, eps)
 
@@ -313,17 +331,24 @@ class NormalizeWithPooled(torch.autograd.Function):
     def backward(ctx, grad):
         y, mean, rstd, weight = ctx.saved_tensors
         n, wanted = ctx.entries, [ctx.needs_input_grad[i] for i in (0, 3, 4)]
+        sums = [wanted[0], *([True, True] if ctx.slopes else wanted[1:])]
         gamma = torch.ones_like(mean) if weight is None else weight.detach().to(mean.dtype)
-        if y.is_cuda:
-            grads = _backward_on_cuda(grad, y, mean, rstd, gamma, n * ctx.count, ctx.group, wanted)
-        elif ctx.group is not None:
-            grads = _backward_over_processes(grad, y, mean, rstd, gamma, n * ctx.count, ctx.group, wanted)
+        if y.is_cuda or ctx.group is not None:
+            grads = _backward_by_sums(grad, y, mean, rstd, gamma, n * ctx.count, ctx.group, sums, y.is_cuda)
         else:
             # BatchNorm's own gradient divides by M alone: take 1/n of it and 1 - 1/n of gamma r g.
-            grads = _batch_norm_backward(grad, y, mean, rstd, gamma / n, wanted)
+            grads = _batch_norm_backward(grad, y, mean, rstd, gamma / n, sums)
             if wanted[0] and not (isinstance(n, int) and n == 1):
                 grads[0].addcmul_(grad, _per_channel(gamma * rstd * (1 - 1 / n), y))
-        return grads[0], None, None, *grads[1:], None, None, None, None
+        grad_source = None
+        if ctx.slopes:
+            dmean, dvar, shape, dtype = ctx.slopes
+            _, sum_gy, sum_g = grads
+            by_mean = (gamma * rstd * sum_g).view(len(dmean), -1, 1) * dmean[:, None]
+            grad_source = -(by_mean.flatten(0, 1) + (gamma * rstd.square() * sum_gy / 2)[:, None] * dvar)
+            grad_source = grad_source.view(shape).to(dtype)
+        grads = [value if want else None for value, want in zip(grads, wanted)]
+        return grads[0], None, None, *grads[1:], None, None, None, None, grad_source, None, None
 
 
 def _per_channel(t: Tensor, y: Tensor) -> Tensor:
@@ -331,45 +356,35 @@ def _per_channel(t: Tensor, y: Tensor) -> Tensor:
 
 
 def _batch_norm_backward(grad, y, mean, rstd, gamma, wanted):
-    return torch.ops.aten.native_batch_norm_backward(
-        grad, y, gamma, None, None, mean, rstd, True, 0.0, wanted
-    )  # fmt: skip
+    return torch.ops.aten.native_batch_norm_backward(grad, y, gamma, None, None, mean, rstd, True, 0.0, wanted)
 
 
-def _backward_over_processes(grad, y, mean, rstd, gamma, count, group, wanted):
-    if y.numel():
-        _, sum_gy, sum_g = _batch_norm_backward(grad, y, mean, rstd, gamma, [False, True, True])
+def _backward_by_sums(grad, y, mean, rstd, gamma, count, group, wanted, cuda):
+    """The two sums, all processes' together, and then dy; on CUDA with SyncBatchNorm's kernels."""
+    if cuda:
+        grad = grad.contiguous(memory_format=torch.channels_last) if _channels_last(y) else grad.contiguous()
+    if not y.numel():
+        sum_g = sum_gd = grad_weight = grad_bias = torch.zeros_like(mean)
+    elif cuda:
+        reduced = torch.batch_norm_backward_reduce(grad, y, mean, rstd, gamma, True, True, True)
+        sum_g, sum_gd, grad_weight, grad_bias = reduced  # sum_gd: of g (y - mean)
     else:
-        sum_gy = sum_g = torch.zeros_like(mean)
-    grad_weight, grad_bias = (part if want else None for part, want in zip((sum_gy, sum_g), wanted[1:]))
-    both = torch.stack([sum_g, sum_gy])
-    dist.all_reduce(both, group=group)  # by every process, whether or not its y wants a gradient
-    if not wanted[0]:
-        return None, grad_weight, grad_bias
-    sum_g, sum_gy = both / count
-    y_hat = F.batch_norm(y.to(mean.dtype), mean, rstd.pow(-2), None, None, False, 0.0, 0.0)
-    inner = grad - _per_channel(sum_g, y) - y_hat * _per_channel(sum_gy, y)
-    return (inner * _per_channel(gamma * rstd, y)).to(y.dtype), grad_weight, grad_bias
-
-
-def _backward_on_cuda(grad, y, mean, rstd, gamma, count, group, wanted):
-    grad = grad.contiguous(memory_format=torch.channels_last) if _channels_last(y) else grad.contiguous()
-    sum_g, sum_gd, grad_weight, grad_bias = torch.batch_norm_backward_reduce(
-        grad, y, mean, rstd, gamma, True, wanted[1], wanted[2]
-    )
+        _, grad_weight, grad_bias = _batch_norm_backward(grad, y, mean, rstd, gamma, [False, True, True])
+        sum_g, sum_gd = grad_bias, grad_weight / rstd
     if group is not None:
-        both = torch.cat([sum_g, sum_gd])
-        dist.all_reduce(both, group=group)
-        sum_g, sum_gd = both.chunk(2)
+        sums = torch.stack([sum_g, sum_gd])
+        dist.all_reduce(sums, group=group)  # by every process, whether or not its y wants a gradient
+        sum_g, sum_gd = sums
     grad_y = None
-    if wanted[0]:
-        total = (
-            count.to(torch.int32).view(1)
-            if isinstance(count, Tensor)
-            else torch.full_like(sum_g[:1], count, dtype=torch.int32)
-        )
+    if wanted[0] and cuda and y.numel():
+        total = count if isinstance(count, Tensor) else torch.full_like(sum_g[:1], count)
+        total = total.to(torch.int32).view(1)
         grad_y = torch.batch_norm_backward_elemt(grad, y, mean, rstd, gamma, sum_g, sum_gd, total)
-    return grad_y, grad_weight, grad_bias
+    elif wanted[0]:
+        of_mean, of_var = (_per_channel(part / count, y) for part in (sum_g, sum_gd * rstd.square()))
+        inner = grad - of_mean - (y - _per_channel(mean, y)) * of_var
+        grad_y = (inner * _per_channel(gamma * rstd, y)).to(y.dtype)
+    return grad_y, grad_weight if wanted[1] else None, grad_bias if wanted[2] else None
 
 
 def _channels_last(y: Tensor) -> bool:
@@ -401,8 +416,10 @@ class CrossIterBatchNorm2d(_NormBase):
         compensation: 'taylor' (the paper) or 'root', first order in the root of the second moment.
         derivative_fraction: share of positions, 1 / integer, from which the variance's derivative is taken.
         sync: take each batch's statistics over all processes, as SyncBatchNorm does.
-        full_gradient: BatchNorm's gradient, as if all entries were the current batch, instead of the paper's, which
-            takes the past ones for constants. Trains far better from scratch (docs/cbn.md).
+        full_gradient: let the gradient also follow the compensated past statistics to the layer's own weight, which
+            the paper takes for constants. With unchanged weights the weight's gradient is then BatchNorm's on all
+            batches of the window. Trains far better from scratch and on correlated batches (docs/cbn.md); holds one
+            more tensor of the weight's size until the backward pass.
 
     Raises:
         ValueError: an option out of range; in training mode an unknown weight, a y that does not depend on
@@ -460,7 +477,8 @@ class CrossIterBatchNorm2d(_NormBase):
         """Drop what links the layer to forwards in progress; take a name of its own for compiled graphs."""
         self._source: tuple[nn.Module, Tensor, Tensor] | None = None
         self._recent: deque = deque(maxlen=8)
-        self._handle = _HANDLES.new(self)
+        self._handle = next(_NUMBERS)
+        _LAYERS[self._handle] = self
 
     def __getstate__(self) -> dict:
         return {k: v for k, v in super().__getstate__().items() if k not in ('_source', '_recent', '_handle')}
@@ -477,16 +495,7 @@ class CrossIterBatchNorm2d(_NormBase):
         return self
 
     def extra_repr(self) -> str:
-        own = (
-            'buffer_num',
-            'burnin',
-            'burnin_iters',
-            'rho',
-            'compensation',
-            'derivative_fraction',
-            'sync',
-            'full_gradient',
-        )
+        own = 'buffer_num burnin burnin_iters rho compensation derivative_fraction sync full_gradient'.split()
         return ', '.join([super().extra_repr(), *(f'{name}={getattr(self, name)}' for name in own)])
 
     @property
@@ -517,27 +526,22 @@ class CrossIterBatchNorm2d(_NormBase):
     # -- forward
 
     def forward(
-        self,
-        y: Tensor,
-        weight: Tensor | None = None,
-        *,
-        conv: nn.Module | None = None,
-        x: Tensor | None = None,
+        self, y: Tensor, weight: Tensor | None = None, *, conv: nn.Module | None = None, x: Tensor | None = None
     ) -> Tensor:
         """Normalise y (N, C, H, W) or (N, C), the output of ``weight`` (C, ...), or of ``conv`` at ``x``."""
         if y.dim() not in (2, 3, 4, 5) or y.shape[1] != self.num_features:
             raise ValueError(f'CBN: input of shape {tuple(y.shape)} does not have {self.num_features} channels')
         if not self.training:
-            batch_only = self.running_mean is None
-            return F.batch_norm(
-                y, self.running_mean, self.running_var, self.weight, self.bias, batch_only, 0.0, self.eps
-            )
+            running = self.running_mean, self.running_var
+            return F.batch_norm(y, *running, self.weight, self.bias, running[0] is None, 0.0, self.eps)
         source, self._source = self._source, None
         if weight is None and conv is None and source is not None:
             conv, x, made = source
             if made is not y:
                 raise ValueError('CBN: the layer follows a convolution that did not return its input')
         group = process_group(self.sync)
+        if group is not None and torch.compiler.is_compiling():
+            return _uncompiled(self, y, weight, conv=conv, x=x)
         if y.numel() == 0 and group is None:
             # No RoI: nothing to learn from, but a connected graph.
             zero, one = y.new_zeros(y.shape[1]), y.new_ones(y.shape[1])
@@ -552,40 +556,37 @@ class CrossIterBatchNorm2d(_NormBase):
                 'or norm.follow(conv) once'
             )
         record = torch.is_grad_enabled()
+        trained = weight is not None and weight.requires_grad
         if torch.compiler.is_compiling() and geometry is not None:
-            mean, var, pooled_mean, pooled_var, entries = torch.ops.mmdet.cbn_statistics(
-                y.detach(),
-                x.detach(),
-                weight.detach(),
-                None if bias is None else bias.detach(),
-                *geometry,
-                record,
-                weight.requires_grad,
-                self._handle,
+            tensors = [None if t is None else t.detach() for t in (y, x, weight, bias)]
+            follow = self.full_gradient and record and trained
+            mean, var, pooled_mean, pooled_var, entries, *slopes = torch.ops.mmdet.cbn_statistics(
+                *tensors, *geometry, record, trained, follow, self._handle
             )
-            count, fresh = y.numel() // y.shape[1], True
+            slopes, count, fresh = slopes if follow else None, y.numel() // y.shape[1], True
         else:
             with torch.no_grad(), _full_precision(y):
-                mean, var, pooled_mean, pooled_var, entries, count, fresh = self._statistics(
-                    y, x, weight, bias, geometry, record, weight is not None and weight.requires_grad, group
+                mean, var, pooled_mean, pooled_var, entries, slopes, count, fresh = self._statistics(
+                    y, x, weight, bias, geometry, record, trained, group
                 )
-        if self.full_gradient:
-            entries = 1
-        if count == 1:
-            raise ValueError(f'CBN: one value per channel (input {tuple(y.shape)}) has no variance to train on')
         if fresh and count:
             track_running_stats(self, mean, var, count)
+        through = () if slopes is None else (weight, *slopes)
         return NormalizeWithPooled.apply(
-            y, pooled_mean, pooled_var, self.weight, self.bias, self.eps, entries, count, group
+            y, pooled_mean, pooled_var, self.weight, self.bias, self.eps, entries, count, group, *through
         )
 
     def _statistics(self, y, x, weight, bias, geometry, record, trained, group=None):
-        """Current and pooled mean and variance, entries n, positions M, and whether this is no recomputation.
+        """Current and pooled mean and variance, entries n, slopes of the pooled ones if the gradient follows them,
+        positions M, and whether this is no recomputation.
 
         ``weight`` and ``bias`` are the convolution's; the window leaves the bias out, which shifts every
         batch alike.
         """
         mean, var, count = batch_moments(y.detach(), group)
+        if count == 1:
+            raise ValueError(f'CBN: one value per channel (input {tuple(y.shape)}) has no variance to train on')
+        own = mean if bias is None else mean - bias
         again = bool(self._recent) and torch._C._current_graph_task_id() != -1
         if again:
             # Activation checkpointing repeats a forward inside the backward pass: same numbers, same state.
@@ -599,24 +600,34 @@ class CrossIterBatchNorm2d(_NormBase):
                     stacklevel=4,
                 )
             active = bool(self.buffer_num) and not self.burning_in
-            pooled_mean, pooled_var, entries, recorded = mean, var, 1, False
+            pooled_mean, pooled_var, entries, recorded = own, var, 1, False
             if active and self.window is not None and self.window.filled:
-                own = mean if bias is None else mean - bias
-                means, variances = self.window.under(self._flat(weight, mean), self.rho, self.compensation)
-                pooled_mean, pooled_var = _pool(own, var, means, variances)
-                pooled_mean = pooled_mean if bias is None else pooled_mean + bias
-                entries = len(means) + 1
+                past = self.window.under(_rows(weight, mean), self.rho, self.compensation)
+                pooled_mean, pooled_var = _pool(own, var, *past)
+                entries = self.window.filled + 1
             self._recent.append((mean, pooled_mean, pooled_var, entries, active, record))
-        if record and not recorded and count > 1:
+        record = record and not recorded and count > 1
+        slopes = None
+        if self.full_gradient and record and trained and entries > 1 and self.window.dvar.shape[2]:
+            slopes = self.window.slopes(_rows(weight, mean), self.rho, self.compensation, pooled_mean)
+        if record:
             if active:
-                own = mean if bias is None else mean - bias
-                self._push(y, x, own, mean, var, count, weight, geometry, trained, group)
+                self._push(y, x, own, mean, var, weight, geometry, trained, group)
             self.steps += 1
-        return mean, var, pooled_mean, pooled_var, entries, count, not again
+        if bias is not None:
+            pooled_mean = pooled_mean + bias
+        return mean, var, pooled_mean, pooled_var, entries, slopes, count, not again
 
-    @staticmethod
-    def _flat(weight: Tensor, like: Tensor) -> Tensor:
-        return weight.detach().flatten(1).to(like.dtype)
+    def _push(self, y, x, own, mean, var, weight, geometry, trained, group) -> None:
+        rows = _rows(weight, mean)
+        if trained and self.rho:
+            dmean, dvar = self._derivatives(y, x, mean, var, weight, geometry, group)
+        else:  # nothing to compensate for
+            rows = dvar = rows[:, :0]
+            dmean = dvar[:1]
+        if self.window is None or not self.window.fits(dmean, dvar):
+            self.window = Window(self.buffer_num, dmean, dvar)
+        self.window.push(own, var, dmean, dvar, rows)
 
     def _recall(self, mean: Tensor):
         distances = torch.stack([(mean - then[0]).abs().amax() for then in self._recent])
@@ -625,60 +636,44 @@ class CrossIterBatchNorm2d(_NormBase):
         self._recent[index] = (*then[:5], True)
         return then[1:]
 
-    def _push(self, y, x, own, mean, var, count, weight, geometry, trained, group) -> None:
-        keep = max(round(1 / self.derivative_fraction), 1)
-        if not trained:  # a frozen weight never differs from itself
-            dvar = torch.zeros_like(self._flat(weight, mean))
-            dmean, thinned = dvar if geometry is None else dvar[: geometry.groups], count
-        elif y.numel() == 0:  # other processes have RoIs
-            dvar = torch.zeros_like(self._flat(weight, mean))
-            dmean, thinned = dvar if geometry is None else dvar[: geometry.groups], 0
+    def _derivatives(self, y, x, mean, var, weight, geometry, group) -> tuple[Tensor, Tensor]:
+        """dmean / dw (G, K) and dvar / dw (C, K) of this batch, over all processes of ``group``."""
+        count = thinned = y.numel() // y.shape[1]
+        if not count:  # other processes have RoIs
+            dvar = torch.zeros_like(_rows(weight, mean))
+            dmean = dvar if geometry is None else dvar[: geometry.groups]
         elif geometry is None:
             dmean, dvar = slopes_by_autograd(y, mean, var, weight)
-            thinned = y.numel() // y.shape[1]
         else:
-            x_map, y_map = _as_map(x.detach()), _as_map(y.detach())
-            dmean = patch_sum(x_map, y_map, geometry, mean.dtype)
+            x, y = _as_map(x.detach()), _as_map(y.detach())
+            keep = max(round(1 / self.derivative_fraction), 1)
             offset = self.steps * 0.6180339887498949 % 1  # golden ratio: no lattice is visited twice in a row
-            dvar, thinned = variance_slope(x_map, y_map, mean, var, weight, geometry, keep, offset)
+            dmean = mean_slope(x, y, geometry, mean.dtype)
+            dvar, thinned = variance_slope(x, y, mean, var, weight, geometry, keep, offset)
         if group is not None:
-            parts = torch.cat([dmean.flatten(), dvar.flatten(), dvar.new_tensor([thinned])])
-            dist.all_reduce(parts, group=group)
-            dmean, dvar = (
-                part.view_as(old) for part, old in zip(parts[:-1].split([dmean.numel(), dvar.numel()]), (dmean, dvar))
-            )
-            thinned = parts[-1]
-        dmean, dvar = dmean / count, dvar / thinned
-        if self.window is None or not self.window.fits(dmean, dvar):
-            self.window = Window(self.buffer_num, dmean, dvar)
-        self.window.push(own, var, dmean, dvar, self._flat(weight, mean))
+            sums = torch.cat([dmean.flatten() * count, dvar.flatten() * thinned, dvar.new_tensor([count, thinned])])
+            dist.all_reduce(sums, group=group)
+            dmean = sums[: dmean.numel()].view_as(dmean) / sums[-2]
+            dvar = sums[dmean.numel() : -2].view_as(dvar) / sums[-1]
+        return (once_per_group(dmean) if geometry is None else dmean), dvar
+
+
+def _rows(weight: Tensor, like: Tensor) -> Tensor:
+    """(C, ...) -> (C, K), of the statistics' type."""
+    return weight.detach().flatten(1).to(like.dtype)
 
 
 def _pool(mean: Tensor, var: Tensor, means: Tensor, variances: Tensor) -> tuple[Tensor, Tensor]:
-    """Statistics of the current batch (C,) and the past ones (S, C) together, each batch counted once."""
-    means = torch.cat([mean[None], means])
-    pooled = means.mean(0)
-    within = torch.cat([var[None], variances]).mean(0)
-    return pooled, within + (means - pooled).square().mean(0)
+    """Statistics of the current batch (C,) and the past ones (C, S) together, each batch counted once."""
+    between, pooled = torch.var_mean(torch.cat([mean[:, None], means], 1), 1, correction=0)
+    return pooled, torch.cat([var[:, None], variances], 1).mean(1) + between
 
 
 # -- torch.compile ------------------------------------------------------------------------------------
 
-
-class _Handles:
-    """Numbers for layers, by which a compiled graph finds the layer whose window it reads and extends."""
-
-    def __init__(self) -> None:
-        self.layers: weakref.WeakValueDictionary[int, CrossIterBatchNorm2d] = weakref.WeakValueDictionary()
-        self.last = 0
-
-    def new(self, layer: CrossIterBatchNorm2d) -> int:
-        self.last += 1
-        self.layers[self.last] = layer
-        return self.last
-
-
-_HANDLES = _Handles()
+# Numbers by which a compiled graph finds the layer whose window it reads and extends.
+_LAYERS: weakref.WeakValueDictionary[int, CrossIterBatchNorm2d] = weakref.WeakValueDictionary()
+_NUMBERS = itertools.count(1)
 
 
 @torch.library.custom_op(
@@ -686,27 +681,43 @@ _HANDLES = _Handles()
     mutates_args=(),
     # spelled out because torch 2.4 cannot read it off list[int]
     schema='(Tensor y, Tensor x, Tensor weight, Tensor? bias, int[] kernel, int[] stride, int[] padding, '
-    'int[] dilation, int groups, bool record, bool trained, int handle) -> (Tensor, Tensor, Tensor, Tensor, Tensor)',
+    'int[] dilation, int groups, bool record, bool trained, bool follow, int handle) '
+    '-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)',
 )
 def _cbn_statistics(
     y: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, kernel: list[int], stride: list[int],
-    padding: list[int], dilation: list[int], groups: int, record: bool, trained: bool, handle: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    padding: list[int], dilation: list[int], groups: int, record: bool, trained: bool, follow: bool, handle: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """``CrossIterBatchNorm2d._statistics`` as one node of a graph, so that window, step count and burn-in
     change from call to call without a graph break or another compilation."""
-    layer = _HANDLES.layers[handle]
+    layer = _LAYERS[handle]
     geometry = Geometry(kernel, stride, padding, dilation, groups)
     with _full_precision(y):
-        mean, var, pooled_mean, pooled_var, entries, _, _ = layer._statistics(
-            y, x, weight, bias, geometry, record, trained, process_group(layer.sync)
+        mean, var, pooled_mean, pooled_var, entries, slopes, _, _ = layer._statistics(
+            y, x, weight, bias, geometry, record, trained
         )
-    return mean, var, pooled_mean.clone(), pooled_var.clone(), mean.new_full((), entries)
+    slopes = slopes or (mean.new_zeros(shape) for shape in _slope_shapes(weight, groups, follow))
+    return mean, var, pooled_mean.clone(), pooled_var.clone(), mean.new_full((), entries), *slopes
 
 
 @_cbn_statistics.register_fake
-def _(y, x, weight, bias, kernel, stride, padding, dilation, groups, record, trained, handle):
+def _(y, x, weight, bias, kernel, stride, padding, dilation, groups, record, trained, follow, handle):
     channel = y.new_empty(y.shape[1], dtype=torch.promote_types(y.dtype, torch.float32))
-    return (*(torch.empty_like(channel) for _ in range(4)), channel.new_empty(()))
+    slopes = (channel.new_empty(shape) for shape in _slope_shapes(weight, groups, follow))
+    return *(torch.empty_like(channel) for _ in range(4)), channel.new_empty(()), *slopes
+
+
+@torch.compiler.disable
+def _uncompiled(norm: 'CrossIterBatchNorm2d', *args, **options) -> Tensor:
+    """With ``sync``: a compiled backward drops the reduction of a process that has no position and so no use for its
+    result, and the others wait for it."""
+    return norm(*args, **options)
+
+
+def _slope_shapes(weight, groups, follow):
+    """(G, K) and (C, K), or nothing."""
+    width = weight.shape[1:].numel() if follow else 0
+    return (groups, width), (weight.shape[0], width)
 
 
 # -- state that is not in the state dict --------------------------------------------------------------
@@ -738,6 +749,6 @@ def load_cbn_state(model: nn.Module, state: dict[str, dict]) -> None:
         raise ValueError(f'CBN state does not fit the model: layers {", ".join(odd)} are in one of them only')
     for name, layer in layers.items():
         layer.steps, saved = state[name]['steps'], state[name]['window']
-        fits = saved is not None and len(saved['dvar']) == layer.buffer_num
-        device = next(chain(layer.parameters(), layer.buffers()), torch.empty(0)).device
+        fits = saved is not None and saved['dvar'].shape[1] == layer.buffer_num
+        device = next(itertools.chain(layer.parameters(), layer.buffers()), torch.empty(0)).device
         layer.window = Window.from_state(saved, device) if fits else None

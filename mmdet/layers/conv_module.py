@@ -3,7 +3,6 @@
 N, C, H, W    pictures (or RoIs), channels, height, width
 """
 
-import torch
 from torch import Tensor, nn
 
 from ..registry import MODELS
@@ -39,7 +38,8 @@ class ConvWS2d(nn.Conv2d):
     weight_eps = 1e-5
 
     def forward(self, x: Tensor) -> Tensor:
-        std, mean = torch.std_mean(self.weight, dim=(1, 2, 3), keepdim=True)
+        filters = self.weight.flatten(1)
+        mean, std = filters.mean(1)[:, None, None, None], filters.std(1)[:, None, None, None]
         return self._conv_forward(x, (self.weight - mean) / (std + self.weight_eps), self.bias)
 
 

@@ -1,6 +1,7 @@
 from .anchors import AnchorGenerator
 from .assign import MaxIoUAssigner, PseudoSampler, RandomSampler
 from .bbox_head import ConvFCBBoxHead, Shared2FCBBoxHead, Shared4Conv1FCBBoxHead
+from .bfp import BFP
 from .box_coder import DeltaXYWHBBoxCoder
 from .cascade_roi_head import CascadeRoIHead
 from .fpn import FPN
@@ -16,6 +17,7 @@ from .samplers import CombinedSampler, InstanceBalancedPosSampler, IoUBalancedNe
 from .two_stage import CascadeRCNN, FasterRCNN, FastRCNN, MaskRCNN
 
 __all__ = [
+    'BFP',
     'BatchFixedSizePad',
     'FastRCNN',
     'CascadeRCNN',

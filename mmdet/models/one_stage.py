@@ -8,7 +8,7 @@ from mmengine.model import BaseModel
 from mmengine.structures import InstanceData
 from torch import Tensor
 
-from mmdet.models.options import check_keys, init_detector_weights
+from mmdet.models.options import build_neck, check_keys, init_detector_weights
 from mmdet.models.preprocess import to_target
 from mmdet.models.roi_head import Detections
 from mmdet.registry import MODELS
@@ -21,7 +21,7 @@ class _OneStage(BaseModel):
     def __init__(
         self,
         backbone: dict,
-        neck: dict | None,
+        neck: dict | list[dict] | None,
         head: dict,
         data_preprocessor: dict | None,
         init_cfg: dict | None,
@@ -29,7 +29,7 @@ class _OneStage(BaseModel):
     ):
         super().__init__(data_preprocessor=MODELS.build(data_preprocessor or dict(type='DetDataPreprocessor')))
         self.backbone = MODELS.build(backbone)
-        self.neck = MODELS.build(neck) if neck is not None else None
+        self.neck = build_neck(neck)
         self.add_module(head_name, MODELS.build(head))
         self.init_cfg = init_cfg
 
@@ -62,7 +62,7 @@ class RetinaNet(_OneStage):
     def __init__(
         self,
         backbone: dict,
-        neck: dict,
+        neck: dict | list[dict],
         bbox_head: dict,
         train_cfg: dict | None = None,
         test_cfg: dict | None = None,
@@ -92,7 +92,7 @@ class RPN(_OneStage):
     def __init__(
         self,
         backbone: dict,
-        neck: dict | None,
+        neck: dict | list[dict] | None,
         rpn_head: dict,
         train_cfg: dict | None = None,
         test_cfg: dict | None = None,

@@ -7,6 +7,7 @@ from mmengine.model import initialize
 from torch import nn
 
 from mmdet.checkpoints import load_checkpoint
+from mmdet.registry import MODELS
 from mmdet.runtime.errors import suggest
 
 
@@ -31,6 +32,13 @@ def check_keys(owner: str, cfg: dict | None, known: Iterable[str]) -> None:
     for key in cfg or {}:
         if key not in known:
             raise ValueError(f'{owner} has no key {key!r}.{suggest(key, known)} Known are {", ".join(sorted(known))}')
+
+
+def build_neck(neck: dict | list[dict] | None) -> nn.Module | None:
+    """One neck, or several in a row (`FPN` and `BFP`)."""
+    if isinstance(neck, (list, tuple)):
+        return nn.Sequential(*(MODELS.build(cfg) for cfg in neck))
+    return None if neck is None else MODELS.build(neck)
 
 
 def apply_init_cfg(module: nn.Module, init_cfg: dict | list[dict] | None) -> None:

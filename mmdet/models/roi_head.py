@@ -56,9 +56,11 @@ def sample_rois(
 
     `losses_of` gives the classification loss (B,) of boxes (B, 4) with labels (B,), to samplers that ask for it.
     """
-    if sampler.add_gt_as_proposals:
-        proposals = torch.cat([target.boxes, proposals])
     matched, iou = assigner(proposals, target.boxes, target.ignored_boxes)
+    if sampler.add_gt_as_proposals:  # afterwards: among the candidates each would be its own best match
+        proposals = torch.cat([target.boxes, proposals])
+        matched = torch.cat([torch.arange(len(target.boxes), device=matched.device), matched])
+        iou = torch.cat([iou.new_ones(len(target.boxes)), iou])
     if getattr(sampler, 'needs_losses', False):
         labels = torch.full_like(matched, num_classes)
         labels[matched >= 0] = target.labels[matched[matched >= 0]]

@@ -9,7 +9,7 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 
 from mmdet.models.dense import TEST_KEYS
-from mmdet.models.options import check_keys, init_detector_weights
+from mmdet.models.options import build_neck, check_keys, init_detector_weights
 from mmdet.models.preprocess import to_target
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample, Target
@@ -30,7 +30,7 @@ class FasterRCNN(BaseModel):
         backbone: dict,
         rpn_head: dict | None,
         roi_head: dict,
-        neck: dict | None = None,
+        neck: dict | list[dict] | None = None,
         train_cfg: dict | None = None,
         test_cfg: dict | None = None,
         data_preprocessor: dict | None = None,
@@ -43,7 +43,7 @@ class FasterRCNN(BaseModel):
         check_keys('test_cfg', test_cfg, ('rpn', 'rcnn'))
         self.init_cfg = init_cfg
         self.backbone = MODELS.build(backbone)
-        self.neck = MODELS.build(neck) if neck is not None else None
+        self.neck = build_neck(neck)
         if rpn_head is not None:
             rpn_head = dict(rpn_head, train_cfg=train_cfg.get('rpn'), test_cfg=test_cfg.get('rpn'))
             self.rpn_head = MODELS.build(rpn_head)

@@ -36,10 +36,16 @@ def _decoded(loss: str, weight: float) -> dict:
 
 
 _X101 = dict(backbone=dict(type='ResNeXt', depth=101, groups=32, base_width=4))
-_INSIDE = dict(train_cfg=dict(rpn=dict(allowed_border=0)))
 _SOFT_NMS = dict(test_cfg=dict(rcnn=dict(nms=dict(type='soft_nms'))))
 _OHEM = dict(train_cfg=dict(rcnn=dict(sampler=dict(type='OHEMSampler'))))
 
+# Where our recipes differ from mmdetection's: it leaves anchors in the padding untrained, and in Mask R-CNN every
+# object has a positive proposal if one overlaps it by half.
+_NO_PADDING = dict(allowed_border=-1)
+RECIPES = dict(
+    FasterRCNN=dict(train_cfg=dict(rpn=_NO_PADDING)),
+    MaskRCNN=dict(train_cfg=dict(rpn=_NO_PADDING, rcnn=dict(assigner=dict(match_low_quality=True)))),
+)
 # name: (config of mmdetection 3.3, our config, what makes ours the same[, what changes both]).
 _OPTIONS = dict(
     neck=dict(add_extra_convs='on_output', relu_before_extra_convs=True, no_norm_on_lateral=True, norm_cfg=_GN),
@@ -70,6 +76,15 @@ _RETINA_OPTIONS = dict(
     train_cfg=dict(pos_weight=3.0, allowed_border=8),
     test_cfg=dict(nms_pre=100, min_bbox_size=8, nms=dict(iou_threshold=0.4)),
 )  # fmt: skip
+_LIBRA = dict(
+    neck=[
+        dict(type='FPN', in_channels=[256, 512, 1024, 2048], out_channels=256, num_outs=5),
+        dict(type='BFP', in_channels=256, num_levels=5, refine_level=2, refine_type='non_local'),
+    ],
+    roi_head=dict(bbox_head=dict(
+        loss_bbox=dict(_delete_=True, type='BalancedL1Loss', alpha=0.5, gamma=1.5, beta=1.0, loss_weight=1.0)
+    )),
+)  # fmt: skip
 _FASTER = 'faster_rcnn/faster_rcnn_r50_fpn_1x'
 _MASK = 'mask_rcnn/mask_rcnn_r50_fpn_1x'
 CASES = {
@@ -95,12 +110,13 @@ CASES = {
         dict(_gn(), data_preprocessor=_CAFFE['data_preprocessor'])),
     'mask_rcnn_gn_ws': (
         'gn+ws/mask-rcnn_r50_fpn_gn-ws-all_2x_coco', _MASK, _gn(conv_cfg=_WS)),
-    'cascade_rcnn_r50': ('cascade_rcnn/cascade-rcnn_r50_fpn_1x_coco', 'cascade_rcnn/cascade_rcnn_r50_fpn_1x', _INSIDE),
+    'cascade_rcnn_r50': ('cascade_rcnn/cascade-rcnn_r50_fpn_1x_coco', 'cascade_rcnn/cascade_rcnn_r50_fpn_1x', {}),
     'cascade_mask_rcnn_r50': (
-        'cascade_rcnn/cascade-mask-rcnn_r50_fpn_1x_coco', 'cascade_rcnn/cascade_mask_rcnn_r50_fpn_1x', _INSIDE),
+        'cascade_rcnn/cascade-mask-rcnn_r50_fpn_1x_coco', 'cascade_rcnn/cascade_mask_rcnn_r50_fpn_1x', {}),
     'mask_rcnn_options': ('mask_rcnn/mask-rcnn_r50_fpn_1x_coco', _MASK, {}, _OPTIONS),
     'retinanet_options': (
         'retinanet/retinanet_r50_fpn_1x_coco', 'retinanet/retinanet_r50_fpn_1x', {}, _RETINA_OPTIONS),
+    'libra_faster_rcnn': ('libra_rcnn/libra-faster-rcnn_r50_fpn_1x_coco', _FASTER, _LIBRA),
     'retinanet_r50': ('retinanet/retinanet_r50_fpn_1x_coco', 'retinanet/retinanet_r50_fpn_1x', {}),
     'rpn_r50': ('rpn/rpn_r50_fpn_1x_coco', 'rpn/rpn_r50_fpn_1x', {}),
     'fast_rcnn_r50': ('fast_rcnn/fast-rcnn_r50_fpn_1x_coco', 'fast_rcnn/fast_rcnn_r50_fpn_1x', {}),
@@ -119,7 +135,10 @@ def merge(cfg: dict, changes: dict) -> None:
 def narrow(model: dict) -> None:
     """Make a model of the usual depth thin, for small recordings: 8 channels in the stem, 16 in the heads."""
     model['backbone']['base_channels'] = 8
-    model['neck'].update(in_channels=[32, 64, 128, 256], out_channels=16)
+    necks = model['neck'] if isinstance(model['neck'], list) else [model['neck']]
+    necks[0].update(in_channels=[32, 64, 128, 256], out_channels=16)
+    for neck in necks[1:]:
+        neck['in_channels'] = 16
     if 'rpn_head' in model:
         model['rpn_head'].update(in_channels=16, feat_channels=16)
     if 'bbox_head' in model:
@@ -135,7 +154,7 @@ def narrow(model: dict) -> None:
     for name in ('bbox_roi_extractor', 'mask_roi_extractor'):
         if name in roi_head:
             roi_head[name]['out_channels'] = 16
-    for part in (model['backbone'], model['neck'], *(heads if isinstance(heads, list) else [heads]),
+    for part in (model['backbone'], *necks, *(heads if isinstance(heads, list) else [heads]),
                  model.get('bbox_head', {}), roi_head.get('mask_head', {})):  # fmt: skip
         if part.get('norm_cfg') and 'num_groups' in part['norm_cfg']:
             part['norm_cfg'] = dict(part['norm_cfg'], num_groups=4)
@@ -148,9 +167,7 @@ def sample_everything(model: dict) -> None:
     for part in (train.get('rpn'), *(rcnn if isinstance(rcnn, list) else [rcnn])):
         if part:
             hard = part['sampler']['type'] == 'OHEMSampler'
-            part['sampler'].update(**(dict(num=60) if hard else dict(num=10**6, pos_fraction=1.0)))
-    if 'rpn' in train:
-        train['rpn'].setdefault('allowed_border', -1)  # which all of mmdetection's configs set
+            part['sampler'].update(**(dict(num=60) if hard else dict(num=10**6, pos_fraction=1.0, neg_pos_ub=-1)))
     if 'rpn_proposal' in train:
         train['rpn_proposal'].update(max_per_img=200)
     if 'rpn' in test:
@@ -162,7 +179,7 @@ def sample_everything(model: dict) -> None:
 
 # Gain of each layer over a He initialisation of its fan-in, so that detections are many and varied.
 _GAINS = {
-    'rpn_cls': 0.5, 'rpn_reg': 0.08, 'fc_cls': 0.15, 'fc_reg': 0.1, 'conv_logits': 0.3, 'retina_cls': 0.6,
+    'rpn_cls': 0.35, 'rpn_reg': 0.05, 'fc_cls': 0.3, 'fc_reg': 0.06, 'conv_logits': 0.2, 'retina_cls': 0.6,
     'retina_reg': 0.08,
 }  # fmt: skip
 

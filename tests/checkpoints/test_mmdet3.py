@@ -32,7 +32,7 @@ def case(request):
         pictures = cases.made_up_pictures()
     _, config, *changes = cases.CASES[request.param]
     cfg = Config.fromfile(f'configs/{config}.py', lazy_import=False).model.to_dict()
-    for change in changes:
+    for change in (cases.RECIPES.get(cfg['type'], {}), *changes):
         cases.merge(cfg, change)
     cfg['backbone']['init_cfg'] = None
     if not source['photos']:

@@ -373,7 +373,9 @@ def test_other_paddings_go_through_autograd(padding_mode):
         nudge(conv)
 
 
-@pytest.mark.parametrize('options', [{}, dict(derivative_fraction=0.25), dict(burnin_iters=4)], ids=str)
+@pytest.mark.parametrize(
+    'options', [{}, dict(derivative_fraction=0.25), dict(burnin_iters=4), dict(full_gradient=True)], ids=str
+)
 def test_compile_without_graph_break_or_recompilation(options):
     torch._dynamo.reset()
     eager = ConvModule(4, 8, 3, padding=1, norm_cfg={**CBN, **options})

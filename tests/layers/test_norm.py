@@ -113,10 +113,14 @@ def make_model(kind):
     else:
         cfg = dict(type='CBN', buffer_num=2, sync=kind.startswith('sync'), burnin_iters=1)
         cfg['derivative_fraction'] = 0.25 if 'lattice' in kind else 1.0
-    return nn.Sequential(
+        cfg['full_gradient'] = 'full' in kind
+    model = nn.Sequential(
         ConvModule(3, 8, 3, padding=1, norm_cfg=cfg),
         ConvModule(8, 4, 3, stride=2, norm_cfg=cfg, act_cfg=None),
     ).double()
+    if 'compiled' in kind:  # with sync the norms stay outside the graph
+        model.compile(backend='eager')
+    return model
 
 
 def train(model, share):
@@ -145,7 +149,8 @@ def uneven(rank, step):
     return slice(0, cut) if rank == 0 else slice(cut, 4)
 
 
-SYNCED = [(kind, even) for kind in ('SyncBN', 'sync CBN', 'sync CBN lattice') for even in (True, False)]
+KINDS = 'SyncBN', 'sync CBN', 'sync CBN lattice', 'sync CBN full gradient', 'sync CBN compiled'
+SYNCED = [(kind, even) for kind in KINDS for even in (True, False)]
 
 
 def worker(rank, folder):
@@ -180,7 +185,7 @@ def sum_hook(state, bucket):
 @pytest.mark.parametrize('kind, even', SYNCED)
 def test_two_processes_equal_one(two_processes, kind, even):
     parts = [results[f'{kind} {even}'] for results in two_processes]
-    alone = train(make_model({'SyncBN': 'BN'}.get(kind, kind)), lambda step: slice(None))
+    alone = train(make_model({'SyncBN': 'BN'}.get(kind, kind.replace(' compiled', ''))), lambda step: slice(None))
     for a, b, whole in zip(*(part['outs'] for part in parts), alone['outs']):
         torch.testing.assert_close(torch.cat([a, b]), whole, rtol=1e-9, atol=1e-9)
     for part in parts:
@@ -189,7 +194,7 @@ def test_two_processes_equal_one(two_processes, kind, even):
         assert len(part['windows']) == len(alone['windows']) == (0 if kind == 'SyncBN' else 2)
         for got, want in zip(part['windows'], alone['windows']):
             torch.testing.assert_close(got['dvar'], want['dvar'], rtol=1e-8, atol=1e-9)
-            torch.testing.assert_close(got['scalars'], want['scalars'], rtol=1e-8, atol=1e-9)
+            torch.testing.assert_close(got['values'], want['values'], rtol=1e-8, atol=1e-9)
 
 
 def test_processes_without_sync_have_windows_of_their_own(two_processes):

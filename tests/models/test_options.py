@@ -94,8 +94,9 @@ def test_defaults_of_mmdet3_may_be_written_out():
 def test_init_cfg_acts():
     head = MODELS.build(dict(RPN, init_cfg=dict(type='Normal', layer='Conv2d', std=0.5)))
     assert float(head.rpn_conv.weight.detach().std()) == pytest.approx(0.5, rel=0.2)
-    override = dict(type='Constant', layer='Conv2d', val=0.25, bias=1.0, override=dict(name='retina_cls', val=2.0))
-    head = MODELS.build(dict(RETINA, init_cfg=override))
+    own = dict(type='Constant', name='retina_cls', val=2.0)
+    constant = dict(type='Constant', layer='Conv2d', val=0.25, bias=1.0, override=own)
+    head = MODELS.build(dict(RETINA, init_cfg=constant))
     assert (head.retina_reg.weight == 0.25).all() and (head.retina_cls.weight == 2).all()
     backbone = MODELS.build(dict(type='ResNet', depth=18, init_cfg=[dict(type='Constant', layer='Conv2d', val=3.0)]))
     backbone.init_weights()
@@ -176,3 +177,25 @@ def test_proposal_fast_is_proposal(tmp_path):
     (tmp_path / 'a.json').write_text('{}')
     metric = METRICS.build(dict(type='CocoMetric', ann_file=str(tmp_path / 'a.json'), metric='proposal_fast'))
     assert metric.metrics == ['proposal']
+
+
+def test_runtime_settings_of_mmdet3_are_known():
+    """What every config of its `default_runtime.py` names."""
+    from mmdet.registry import HOOKS, VISUALIZERS
+
+    assert VISUALIZERS.get('DetLocalVisualizer') is VISUALIZERS.get('DetVisualizer')
+    assert HOOKS.build(dict(type='DetVisualizationHook')).out_dir is None
+    assert HOOKS.build(dict(type='DetVisualizationHook', test_out_dir='x')).out_dir is None  # drawn on request only
+    assert HOOKS.build(dict(type='DetVisualizationHook', draw=True, test_out_dir='x')).out_dir == 'x'
+    for wrong in (dict(show=True), dict(draw=True)):
+        with pytest.raises(ValueError, match='test_out_dir=FOLDER'):
+            HOOKS.build(dict(type='DetVisualizationHook', **wrong))
+
+
+def test_bfp_refuses_what_it_cannot_do():
+    neck = [FPN, dict(type='BFP', in_channels=8, num_levels=3)]
+    cfg = dict(type='RPN', backbone=dict(type='ResNet', depth=18, base_channels=8), neck=neck, rpn_head=RPN)
+    with pytest.raises(ValueError, match='2 maps for num_levels=3'):
+        MODELS.build(dict(cfg, backbone=dict(cfg['backbone'], out_indices=(0, 1))))(torch.zeros(1, 3, 64, 64))
+    with pytest.raises(ValueError, match="refine_type='local'"):
+        MODELS.build(dict(type='BFP', in_channels=8, num_levels=3, refine_type='local'))

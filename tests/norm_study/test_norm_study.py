@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks.norm_study import classify
-from benchmarks.norm_study.data import Pictures, batches
+from benchmarks.norm_study.data import Pictures, _even, batches
 from benchmarks.norm_study.nets import SideBySide
 
 NORMS = {
@@ -16,8 +16,8 @@ NORMS = {
     'naive': dict(type='CBN', rho=0.0),
     'CBN': dict(type='CBN', burnin_iters=1),
     'CBN-root': dict(type='CBN', compensation='root'),
-    'CBN-through': dict(type='CBNThroughWindow'),
-    'CBN-root-through': dict(type='CBNThroughWindow', compensation='root'),
+    'CBN-full': dict(type='CBN', full_gradient=True),
+    'CBN-root-full': dict(type='CBN', compensation='root', full_gradient=True),
 }
 
 
@@ -61,6 +61,15 @@ def test_correlated_batches_share_their_class_or_picture_and_stay_uniform(kind, 
     assert order.shape == (4000, 5) and (groups == groups[:, :1]).all()
     shares = torch.bincount(order.flatten(), minlength=60) / order.numel()
     assert shares.min() > 0.5 / 60 and shares.max() < 1.5 / 60
+
+
+def test_even_photographs_have_one_mean_and_deviation():
+    data = pictures()
+    light = data.pictures.float().view(-1, 1, 1, 1)
+    even = _even(data._replace(images=torch.randn(60, 1, 20, 20) * (1 + light) + light))
+    for photograph in data.pictures.unique():
+        own = even.images[data.pictures == photograph]
+        assert own.mean().abs() < 1e-5 and 0.9 < own.std() < 1
 
 
 def test_independent_batches_visit_every_picture_once_an_epoch():

@@ -33,6 +33,8 @@ def check(path: str, data_root: str | None, work_dir: str) -> None:
 
     cfg = load_config(path)
     check_types(cfg)
+    if 'model' not in cfg:
+        raise ValueError('no config of a model: a part for others to build on')
     drop_pretrained(cfg.model)
     with torch.device('meta'):
         MODELS.build(cfg.model)

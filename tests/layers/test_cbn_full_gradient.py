@@ -1,12 +1,13 @@
-"""CBNThroughWindow: CBN's output, and the gradient of BatchNorm on all batches of the window."""
+"""``full_gradient=True``: CBN's output, and the weight's gradient of BatchNorm on all batches of the window."""
 
 import copy
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from torch import nn
 
-from mmdet.layers import CBNThroughWindow, CrossIterBatchNorm2d, build_norm_layer, conv_norm
+from mmdet.layers import CrossIterBatchNorm2d, conv_norm
 
 CONVS = {
     '3x3': lambda: nn.Conv2d(3, 6, 3, padding=1, bias=False),
@@ -15,9 +16,9 @@ CONVS = {
 }
 
 
-def setting(conv, norm=CBNThroughWindow, **options):
+def setting(conv, full=True, **options):
     torch.manual_seed(0)
-    layer = norm(6, buffer_num=2, **options).double()
+    layer = CrossIterBatchNorm2d(6, buffer_num=2, full_gradient=full, **options).double()
     with torch.no_grad():
         layer.weight.uniform_(0.5, 1.5)
         layer.bias.normal_()
@@ -69,7 +70,7 @@ def test_the_gradient_is_that_of_the_output_as_a_function_of_the_weight(rho, com
 
 def test_the_output_and_the_input_s_gradient_are_cbn_s():
     conv, layer, batches = setting('3x3')
-    _, paper, _ = setting('3x3', CrossIterBatchNorm2d)
+    _, paper, _ = setting('3x3', full=False)
     x = batches.clone().requires_grad_()
     for batch in x:
         out, expected = conv_norm(conv, layer, batch), conv_norm(conv, paper, batch)
@@ -91,14 +92,57 @@ def test_burn_in_and_eval_mode_are_batch_norm():
     torch.testing.assert_close(conv_norm(conv, layer.eval(), batches[0]), plain.eval()(conv(batches[0])))
 
 
-def test_activation_checkpointing_is_refused():
+def test_through_autograd_it_is_the_same():
+    conv, layer, batches = setting('strided, biased')
+    same = copy.deepcopy(layer)
+    for batch in batches:
+        outs = [conv_norm(conv, layer, batch), same(conv(batch), conv.weight)]
+        direction = torch.randn_like(outs[0])
+        got, want = (torch.autograd.grad(out, conv.weight, direction)[0] for out in outs)
+        torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
+        with torch.no_grad():
+            conv.weight.add_(torch.randn_like(conv.weight) * 0.02)
+
+
+def test_it_has_no_part_along_the_weight():
+    """As BatchNorm's has none, and unlike the paper's: a larger weight gives the same output."""
+    for full in (True, False):
+        conv, layer, batches = setting('3x3', full, eps=1e-12)
+        for batch in batches:
+            out = conv_norm(conv, layer, batch)
+        (gradient,) = torch.autograd.grad(out, conv.weight, torch.randn_like(out))
+        along = (gradient * conv.weight).flatten(1).sum(1).abs().max()
+        assert along < 1e-9 if full else along > 1
+
+
+@pytest.mark.parametrize('reentrant', [True, False])
+def test_activation_checkpointing_gives_the_same_gradient(reentrant):
     conv, layer, batches = setting('3x3')
-    conv_norm(conv, layer, batches[0])
-    out = torch.utils.checkpoint.checkpoint(lambda x: conv_norm(conv, layer, x), batches[1], use_reentrant=False)
-    with pytest.raises(ValueError, match='activation checkpointing'):
-        out.sum().backward()
+    again = copy.deepcopy(layer)
+    for batch in batches:
+        x = batch.clone().requires_grad_()
+        out = conv_norm(conv, layer, x)
+        saved = torch.utils.checkpoint.checkpoint(lambda x: conv_norm(conv, again, x), x, use_reentrant=reentrant)
+        direction = torch.randn_like(out)
+        grads = []
+        for o in (out, saved):
+            conv.weight.grad = None
+            o.backward(direction)
+            grads.append(conv.weight.grad)
+        torch.testing.assert_close(*grads)
+        with torch.no_grad():
+            conv.weight.add_(torch.randn_like(conv.weight) * 0.02)
+    assert torch.equal(layer.window.values, again.window.values)
 
 
-def test_it_is_built_by_name():
-    name, layer = build_norm_layer(dict(type='CBNThroughWindow', buffer_num=3, burnin_iters=2), 8)
-    assert name == 'bn' and layer.buffer_num == 3 and isinstance(layer, CBNThroughWindow)
+def test_frozen_weights_and_naive_pooling_have_nothing_to_follow():
+    conv, layer, batches = setting('3x3', rho=0.0)
+    _, paper, _ = setting('3x3', full=False, rho=0.0)
+    for batch in batches:
+        outs = [conv_norm(conv, norm, batch) for norm in (layer, paper)]
+    direction = torch.randn_like(outs[0])
+    got, want = (torch.autograd.grad(out, conv.weight, direction)[0] for out in outs)
+    assert torch.equal(got, want)
+    conv.weight.requires_grad = False
+    conv_norm(conv, layer, batches[0]).sum().backward()
+    assert layer.bias.grad is not None and conv.weight.grad is None
