@@ -1,7 +1,7 @@
 # make demo | test | test-all | lint | norm-study-quick      Each sets up .venv first: Python >= 3.10, pip and a C++ compiler suffice.
 PYTHON ?= python3
 VENV ?= .venv
-BIN = $(CURDIR)/$(VENV)/bin
+BIN = $(abspath $(VENV))/bin
 # PYTHON here is the interpreter that makes the environment; the scripts below use the one in it.
 RUN = PATH="$(BIN):$$PATH" PYTHON=python
 # On shared CPUs, waiting threads that spin cost more than they save.

@@ -41,7 +41,8 @@ def init_detector(
         config = load_config(config, cfg_options)
     elif cfg_options:
         raise UserError('cfg_options apply to a config file; change the loaded config itself')
-    DefaultScope.get_instance('mmdet', scope_name='mmdet')
+    if not DefaultScope.check_instance_created('mmdet'):
+        DefaultScope.get_instance('mmdet', scope_name='mmdet')
     if checkpoint is not None:
         adapt_config(config, checkpoint)
     model_cfg = config.model.to_dict()

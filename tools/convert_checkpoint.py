@@ -8,14 +8,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from mmdet.runtime.command_line import Parser  # noqa: E402
 from mmdet.runtime.errors import UserError, run_main  # noqa: E402
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description='Recognise a checkpoint (mmdetection 0.x to 3.x, torchvision, detectron2) and write its weights '
-        'under other names.',
-        allow_abbrev=False,
+    parser = Parser(
+        'Recognise a checkpoint (mmdetection 0.x to 3.x, torchvision, detectron2) and write its weights under other '
+        'names.'
     )
     parser.add_argument('input', metavar='IN')
     parser.add_argument('output', metavar='OUT')

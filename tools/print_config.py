@@ -1,23 +1,21 @@
 """Print a config with its bases resolved: python tools/print_config.py CONFIG [--cfg-options ...]"""
 
-import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from mmdet.runtime.command_line import Parser  # noqa: E402
 from mmdet.runtime.errors import run_main  # noqa: E402
 
 
 def main() -> None:
-    from mmengine.config import DictAction
+    parser = Parser('Print a config with its bases resolved.')
+    parser.add_config_arguments('model.backbone.depth=101')
+    args = parser.parse_args()
 
     from mmdet.runtime import check_types, load_config
 
-    parser = argparse.ArgumentParser(description='Print a config with its bases resolved.')
-    parser.add_argument('config')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE')
-    args = parser.parse_args()
     cfg = load_config(args.config, args.cfg_options)
     check_types(cfg)
     print(cfg.pretty_text)

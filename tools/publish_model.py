@@ -1,6 +1,5 @@
 """Weights alone, named by their hash: python tools/publish_model.py IN OUT.pth -> OUT-1a2b3c4d.pth"""
 
-import argparse
 import hashlib
 import io
 import sys
@@ -8,13 +7,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from mmdet.runtime.command_line import Parser  # noqa: E402
 from mmdet.runtime.errors import UserError, run_main  # noqa: E402
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description='Strip optimizer, history and machine names from a checkpoint.', allow_abbrev=False
-    )
+    parser = Parser('Strip optimizer, history and machine names from a checkpoint.')
     parser.add_argument('input', metavar='IN')
     parser.add_argument('output', metavar='OUT', help='the first 8 digits of the SHA-256 join this name')
     args = parser.parse_args()

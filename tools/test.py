@@ -1,28 +1,20 @@
 """Evaluate a checkpoint: python tools/test.py CONFIG CHECKPOINT [--gpus N] [--eval bbox segm] ..."""
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from mmdet.runtime.command_line import Parser, start_processes  # noqa: E402
 from mmdet.runtime.errors import UserError, run_main  # noqa: E402
-from mmdet.runtime.launch import (  # noqa: E402
-    LAUNCHERS,
-    check_gpus,
-    is_spawned,
-    join_processes,
-    leave_processes,
-    spawn,
-)
+from mmdet.runtime.launch import join_processes, leave_processes  # noqa: E402
 
 
 def parse_args() -> argparse.Namespace:
-    from mmengine.config import DictAction
-
-    parser = argparse.ArgumentParser(description='Evaluate a detector.', allow_abbrev=False)
-    parser.add_argument('config', help='a config file')
+    parser = Parser('Evaluate a detector.')
+    parser.add_config_arguments('test_dataloader.batch_size=4')
+    parser.add_process_arguments()
     parser.add_argument('checkpoint', help='weights to evaluate')
     parser.add_argument('--work-dir', help='folder of the log (default: work_dirs/CONFIG_NAME/test)')
     parser.add_argument('--out', metavar='FILE.pkl', help='save the detections, one dict an image')
@@ -32,17 +24,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--show-score-thr', type=float, default=0.3, help='least score of a drawn detection')
     parser.add_argument('--format-only', action='store_true',
                         help='write the results as COCO json without evaluating (annotations not needed)')
-    parser.add_argument('--gpus', type=int, default=1, metavar='N',
-                        help='processes to start here: one per GPU, or on CPU where there is no GPU')
-    parser.add_argument('--launcher', choices=LAUNCHERS, default='none',
-                        help='who started the processes, when not --gpus')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE',
-                        help='change the config, e.g. test_dataloader.batch_size=4')
-    parser.add_argument('--local_rank', '--local-rank', help=argparse.SUPPRESS)  # of torch.distributed.launch
-    args = parser.parse_args()
-    if args.local_rank is not None:
-        os.environ.setdefault('LOCAL_RANK', args.local_rank)
-    return args
+    return parser.parse_args()
 
 
 def set_metrics(cfg, metrics: list[str] | None, format_only: bool) -> None:
@@ -67,14 +49,12 @@ def main() -> None:
     args = parse_args()
     if args.out and not args.out.endswith(('.pkl', '.pickle')):
         raise UserError(f'--out {args.out}: the file name must end with .pkl')
-    check_gpus(args.gpus)
-    if args.launcher == 'none':
-        spawn(args.gpus)
+    launcher = start_processes(args)
 
     from mmdet.checkpoints import adapt_config, needs_legacy_options
     from mmdet.engine.predictions import DumpPredictions
     from mmdet.runtime import check_types, load_config
-    from mmdet.runtime.run import build_runner, on_rank_0
+    from mmdet.runtime.run import build_runner, check_writable, on_rank_0
 
     cfg = load_config(args.config, args.cfg_options)
     cfg.work_dir = args.work_dir or f'work_dirs/{Path(args.config).stem}/test'
@@ -86,8 +66,9 @@ def main() -> None:
         cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), dict(
             type='DetVisualizationHook', out_dir=args.show_dir, score_thr=args.show_score_thr)]
     check_types(cfg)
-    launcher = 'pytorch' if is_spawned() else args.launcher
-    join_processes(launcher, (cfg.get('env_cfg') or {}).get('dist_cfg', {}).get('timeout'))
+    join_processes(launcher, cfg.get('env_cfg'))
+    folders = {'--work-dir': cfg.work_dir, '--show-dir': args.show_dir, '--out': args.out and Path(args.out).parent}
+    on_rank_0(lambda: [check_writable(folder, option) for option, folder in folders.items() if folder])
     is_legacy = on_rank_0(lambda: needs_legacy_options(args.checkpoint))  # before the data set is read
     adapt_config(cfg, args.checkpoint, is_legacy)
     runner = build_runner(cfg, launcher, checkpoint=args.checkpoint)

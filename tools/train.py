@@ -1,28 +1,20 @@
 """Train a detector: python tools/train.py CONFIG [--gpus N] [--resume] ..."""
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from mmdet.runtime.command_line import Parser, start_processes  # noqa: E402
 from mmdet.runtime.errors import run_main  # noqa: E402
-from mmdet.runtime.launch import (  # noqa: E402
-    LAUNCHERS,
-    check_gpus,
-    is_spawned,
-    join_processes,
-    leave_processes,
-    spawn,
-)
+from mmdet.runtime.launch import join_processes, leave_processes  # noqa: E402
 
 
 def parse_args() -> argparse.Namespace:
-    from mmengine.config import DictAction
-
-    parser = argparse.ArgumentParser(description='Train a detector.', allow_abbrev=False)
-    parser.add_argument('config', help='a config file')
+    parser = Parser('Train a detector.')
+    parser.add_config_arguments('optim_wrapper.optimizer.lr=0.01')
+    parser.add_process_arguments()
     parser.add_argument('--work-dir', help='folder of logs and checkpoints (default: work_dirs/CONFIG_NAME)')
     parser.add_argument('--resume', nargs='?', const=True, default=False, metavar='CHECKPOINT',
                         help='continue a run: the given checkpoint, or the newest one of the work dir that loads')
@@ -30,26 +22,14 @@ def parse_args() -> argparse.Namespace:
                         help='mixed precision (float16 on GPU, bfloat16 without)')
     parser.add_argument('--auto-scale-lr', action='store_true',
                         help="scale the learning rate by batch size / the config's auto_scale_lr.base_batch_size")
-    parser.add_argument('--gpus', type=int, default=1, metavar='N',
-                        help='processes to start here: one per GPU, or on CPU where there is no GPU')
     parser.add_argument('--seed', type=int, help='seed of all randomness (default: a random one, which is logged)')
     parser.add_argument('--deterministic', action='store_true', help='only algorithms that give the same bits')
-    parser.add_argument('--launcher', choices=LAUNCHERS, default='none',
-                        help='who started the processes, when not --gpus')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE',
-                        help='change the config, e.g. optim_wrapper.optimizer.lr=0.01')
-    parser.add_argument('--local_rank', '--local-rank', help=argparse.SUPPRESS)  # of torch.distributed.launch
-    args = parser.parse_args()
-    if args.local_rank is not None:
-        os.environ.setdefault('LOCAL_RANK', args.local_rank)
-    return args
+    return parser.parse_args()
 
 
 def main() -> None:
     args = parse_args()
-    check_gpus(args.gpus)
-    if args.launcher == 'none':
-        spawn(args.gpus)
+    launcher = start_processes(args)
 
     from mmdet.runtime import check_types, load_config
     from mmdet.runtime.run import (
@@ -63,8 +43,7 @@ def main() -> None:
 
     cfg = load_config(args.config, args.cfg_options)
     check_types(cfg)
-    launcher = 'pytorch' if is_spawned() else args.launcher
-    join_processes(launcher, (cfg.get('env_cfg') or {}).get('dist_cfg', {}).get('timeout'))
+    join_processes(launcher, cfg.get('env_cfg'))
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{Path(args.config).stem}'
     if args.amp:
         use_amp(cfg)

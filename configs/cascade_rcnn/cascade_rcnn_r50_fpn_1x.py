@@ -4,3 +4,5 @@ _base_ = [
     '../_base_/schedules/schedule_1x.py',
     '../_base_/default_runtime.py',
 ]
+
+model = dict(train_cfg=dict(rpn=dict(allowed_border=0)))

@@ -15,5 +15,6 @@ model = dict(
             floor_strides=True,
         ),
     ),
+    train_cfg=dict(allowed_border=None),
     test_cfg=dict(min_bbox_size=-1, max_per_img=300),
 )

@@ -102,7 +102,9 @@ def convert(checkpoint: dict[str, Any], num_classes: int | None = None) -> Conve
 def _from_mmdet(state: dict[str, Tensor], meta: dict[str, Any]) -> Converted:
     if not legacy.is_legacy(state, meta):
         version = meta.get('mmdet_version')
-        return Converted(state, f'mmdetection {version}' if version else 'mmdetection 2.x / 3.x names', {}, {}, [])
+        source = f'mmdetection {version}' if version else 'mmdetection 2.x / 3.x names'
+        changed = {key: key.replace('bbox_', 'rpn_', 1) for key in state if key.startswith('bbox_head.rpn_')}  # 3.x RPN
+        return Converted({changed.get(key, key): value for key, value in state.items()}, source, changed, {}, [])
     version = meta.get('mmdet_version', '0.x / 1.x')
     if meta.get('conventions') == 'mmdet1':  # a file of tools/convert_checkpoint.py
         return Converted(state, f'mmdetection {version}, converted', {}, {}, [], legacy=True)

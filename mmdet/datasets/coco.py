@@ -42,6 +42,7 @@ class CocoDataset(BaseDataset):
         filter_cfg: for training, dict(filter_empty_gt=True) drops pictures without an object,
             dict(min_size=32) those with a side under 32 pixels.
         backend_args: mmengine's file backend for the annotation file.
+        proposal_file: of the pipeline's `LoadProposals`, below `data_root` unless absolute.
         test_mode: keep every picture.
         pipeline, data_root, indices, serialize_data, lazy_init, max_refetch: see mmengine's `BaseDataset`.
 
@@ -62,6 +63,7 @@ class CocoDataset(BaseDataset):
         filter_cfg: dict | None = None,
         pipeline: Sequence = (),
         backend_args: dict | None = None,
+        proposal_file: str | None = None,
         **kwargs,
     ) -> None:
         if not ann_file:
@@ -70,6 +72,12 @@ class CocoDataset(BaseDataset):
         if unknown:
             raise ValueError(f"filter_cfg has unknown {sorted(unknown)}; use 'filter_empty_gt', 'min_size'")
         self.backend_args = backend_args
+        if proposal_file is not None:
+            file = os.path.join(data_root or '', proposal_file)
+            pipeline = [
+                {'proposal_file': file, **t} if isinstance(t, dict) and t['type'] == 'LoadProposals' else t
+                for t in pipeline
+            ]
         super().__init__(
             ann_file=ann_file,
             metainfo=metainfo,

@@ -10,15 +10,16 @@ a heap of small objects annotated as one crowd, and one in each split is empty.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shutil
-import sys
 from pathlib import Path
 
 import cv2
 import numpy as np
+
+from mmdet.runtime.command_line import Parser
+from mmdet.runtime.errors import run_main
 
 CLASSES = ('circle', 'square', 'triangle', 'star')
 _ZOOM = 4  # outlines and visible parts are worked out on a grid this much finer
@@ -296,25 +297,17 @@ def _annotation(label: int, low: np.ndarray, high: np.ndarray, area: float, segm
     )
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog='python -m mmdet.datasets.shapes',
-        description='Write a small COCO-format set of textured shapes.',
-    )
+def main() -> None:
+    parser = Parser('Write a small COCO-format set of textured shapes.')
     parser.add_argument('out', help='folder to make')
     parser.add_argument('--train', type=int, default=400, help='training pictures (default 400)')
     parser.add_argument('--val', type=int, default=60, help='validation pictures (default 60)')
     parser.add_argument('--size', type=int, default=160, help='width and height in pixels (default 160)')
     parser.add_argument('--seed', type=int, default=0, help='same seed, same set (default 0)')
-    args = parser.parse_args(argv)
-    try:
-        out = write_shapes(args.out, args.train, args.val, args.size, args.seed)
-    except (OSError, ValueError) as error:
-        print(f'shapes: {error}', file=sys.stderr)
-        return 1
+    args = parser.parse_args()
+    out = write_shapes(args.out, args.train, args.val, args.size, args.seed)
     print(f'{out}: {args.train} training and {args.val} validation pictures of {args.size}x{args.size}')
-    return 0
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    run_main(main)

@@ -203,15 +203,21 @@ class LoadProposals(BaseTransform):
 
     Args:
         proposal_file: COCO results, as ``tools/test.py configs/rpn/... --format-only`` writes them
-            (results.proposal.json).
-        num_max_proposals: the best so many of each picture.
+            (results.proposal.json). A data set with a `proposal_file` gives it to this step.
+        num_max_proposals: the best so many of each picture; None for all.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: a picture that the file does not have.
+        ValueError: no JSON, or a picture that the file does not have.
     """
 
-    def __init__(self, proposal_file: str, num_max_proposals: int = 1000) -> None:
+    def __init__(self, proposal_file: str | None = None, num_max_proposals: int | None = None) -> None:
+        if proposal_file is None:
+            raise ValueError('LoadProposals needs a proposal_file, its own or that of the data set')
+        if not proposal_file.endswith('.json'):
+            raise ValueError(
+                f'LoadProposals: {proposal_file} is no .json; make one with tools/test.py RPN_CONFIG FILE --format-only'
+            )
         if not os.path.isfile(proposal_file):
             raise FileNotFoundError(f'LoadProposals: no proposal_file {proposal_file}; write one with an RPN')
         self.proposal_file = proposal_file
@@ -220,7 +226,7 @@ class LoadProposals(BaseTransform):
         found: dict = {}
         for entry in sorted(entries, key=lambda e: -e['score']):
             boxes = found.setdefault(entry['image_id'], [])
-            if len(boxes) < num_max_proposals:
+            if num_max_proposals is None or len(boxes) < num_max_proposals:
                 boxes.append(entry['bbox'])
         self._proposals = {img_id: np.array(boxes, dtype=np.float32) for img_id, boxes in found.items()}
 
@@ -230,6 +236,21 @@ class LoadProposals(BaseTransform):
         boxes = self._proposals[results['img_id']].copy()
         boxes[:, 2:] += boxes[:, :2]
         results['proposals'] = boxes
+        return results
+
+
+@TRANSFORMS.register_module()
+class ProposalBroadcaster(BaseTransform):
+    """The steps `transforms`, one after the other: each of ours moves proposals with the other boxes anyway."""
+
+    def __init__(self, transforms: Sequence[dict]) -> None:
+        self.transforms = [TRANSFORMS.build(t) if isinstance(t, dict) else t for t in transforms]
+
+    def transform(self, results: dict) -> dict | None:
+        for step in self.transforms:
+            results = step(results)
+            if results is None:
+                return None
         return results
 
 
@@ -262,6 +283,9 @@ class Resize(BaseTransform):
         if (scale is None) == (scale_factor is None):
             raise ValueError('Resize needs either scale=(w, h) or scale_factor')
         self.scale = (scale, scale) if isinstance(scale, int) else scale
+        sides = self.scale or (1, 1)
+        if len(sides) != 2 or not all(isinstance(side, (int, float)) for side in sides):
+            raise ValueError(f'Resize: scale={scale!r} is not (w, h) in pixels')
         self.scale_factor = (scale_factor,) * 2 if isinstance(scale_factor, (int, float)) else scale_factor
         self.keep_ratio = keep_ratio
         self.clip_object_border = clip_object_border
@@ -371,7 +395,7 @@ class RandomChoiceResize(BaseTransform):
         **resize_kwargs,
     ) -> None:
         self.scales = [(s, s) if isinstance(s, int) else tuple(s) for s in scales]
-        self.resize = _resize_from(resize_type, resize_kwargs.pop('keep_ratio', keep_ratio), resize_kwargs)
+        self.resize = _resize_from(resize_type, keep_ratio, resize_kwargs)
 
     def transform(self, results: dict) -> dict:
         index = np.random.randint(len(self.scales))

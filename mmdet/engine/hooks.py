@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from mmengine.dist import barrier, get_rank, get_world_size, is_distributed, is_main_process, master_only
-from mmengine.hooks import Hook
+from mmengine.hooks import CheckpointHook, Hook
 from mmengine.optim import OptimWrapper
 from mmengine.runner import EpochBasedTrainLoop, LogProcessor, Runner
 from torch import nn
@@ -77,16 +77,66 @@ class CheckpointGuardHook(Hook):
             if converted.changed or converted.reordered:
                 say(converted.summary())
         checkpoint['state_dict'] = fit_weights(model, weights, self.source, strict=self.strict or self.resuming)
+        if self.strict:
+            compare_classes(checkpoint.get('meta') or {}, runner.test_dataloader.dataset, self.source)
         if not self.resuming:
             return
-        if not {'meta', 'optimizer', 'message_hub'} <= set(checkpoint):
-            raise UserError(f'{self.source} holds weights only and cannot be resumed; to start from them use '
-                            f'--cfg-options load_from={self.source}')
         metainfo = getattr(runner.train_dataloader.dataset, 'metainfo', None)
         if to_plain(metainfo) == to_plain(checkpoint['meta'].get('dataset_meta')):
             checkpoint['meta']['dataset_meta'] = metainfo  # mmengine compares their pickles, not their values
         count_iterations_anew(runner, checkpoint['meta'])
         keep_new_schedule(runner, checkpoint)
+
+
+class _RemoveLater:
+    """A file backend that notes what is to be removed."""
+
+    def __init__(self, backend):
+        self.backend, self.outdated = backend, []
+
+    def __getattr__(self, name: str):
+        return getattr(self.backend, name)
+
+    def remove(self, path: str) -> None:
+        self.outdated.append(path)
+
+
+@HOOKS.register_module(name='CheckpointHook')
+class SafeCheckpointHook(CheckpointHook):
+    """mmengine's hook, which removes an old (or formerly best) checkpoint before the new one is written: after it here.
+
+    A run that ends in between then has two files, and not none.
+    """
+
+    def before_train(self, runner: Runner) -> None:
+        super().before_train(runner)
+        self.file_backend = _RemoveLater(self.file_backend)
+
+    def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
+        super()._save_checkpoint_with_step(runner, step, meta)
+        self._remove_outdated(runner)
+
+    def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
+        super()._save_best_checkpoint(runner, metrics)
+        self._remove_outdated(runner)
+
+    def _remove_outdated(self, runner: Runner) -> None:
+        best = (path for key, path in runner.message_hub.runtime_info.items() if key.startswith('best_ckpt'))
+        for path in set(self.file_backend.outdated) - {self.last_ckpt, *best}:  # it may have been written anew
+            self.file_backend.backend.remove(path)
+        self.file_backend.outdated = []
+
+
+def compare_classes(meta: dict, dataset, source: str) -> None:
+    """Raise UserError where a checkpoint has the data set's classes in another order; say where it has others."""
+    trained = tuple((meta.get('dataset_meta') or {}).get('classes') or ())
+    tested = tuple((getattr(dataset, 'metainfo', None) or {}).get('classes') or ())
+    if not trained or not tested or trained == tested:
+        return
+    text = f'{source} was trained on the classes {at_most(trained, 8)}, the test data set has {at_most(tested, 8)}'
+    if sorted(trained) == sorted(tested):
+        raise UserError(f"{text}: give the data set's metainfo=dict(classes=...) the checkpoint's order")
+    say(f'{text}: taken as other names of the same')
 
 
 def count_iterations_anew(runner: Runner, meta: dict) -> None:
@@ -284,12 +334,25 @@ class DetVisualizationHook(Hook):
     """Draw the detections of a test run.
 
     Args:
-        out_dir: folder for the pictures, under their own names; None draws nothing.
+        out_dir: folder for the pictures, under their own names (and folders, where they come from several); None
+            draws nothing.
         score_thr: least score of a drawn detection.
+        draw, test_out_dir: mmdet 3's way to name the folder; its other options change nothing here.
     """
 
-    def __init__(self, out_dir: str | None = None, score_thr: float = 0.3):
-        self.out_dir, self.score_thr = out_dir, score_thr
+    def __init__(self, out_dir: str | None = None, score_thr: float = 0.3, draw: bool = False,
+                 test_out_dir: str | None = None, show: bool = False, interval: int = 50, wait_time: float = 0,
+                 backend_args: dict | None = None):
+        if show or (draw and not (out_dir or test_out_dir)):
+            raise ValueError('DetVisualizationHook draws into files: give test_out_dir=FOLDER (or --show-dir), no show')
+        self.out_dir, self.score_thr = out_dir or (test_out_dir if draw else None), score_thr
+        self.root = ''
+
+    def before_test(self, runner: Runner) -> None:
+        if self.out_dir is not None:
+            dataset = runner.test_dataloader.dataset
+            folders = {Path(dataset.get_data_info(i)['img_path']).absolute().parent for i in range(len(dataset))}
+            self.root = os.path.commonpath(folders)
 
     def after_test_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs=None) -> None:
         if self.out_dir is None:
@@ -297,8 +360,8 @@ class DetVisualizationHook(Hook):
         # not the visualizer's: mmengine gives its meta to rank 0 alone
         classes = runner.test_dataloader.dataset.metainfo.get('classes') or ()
         for sample in outputs:
-            path = Path(sample.img_path)
-            draw_file(path, sample, Path(self.out_dir) / path.name, classes, self.score_thr)
+            path = Path(sample.img_path).absolute()
+            draw_file(path, sample, Path(self.out_dir) / path.relative_to(self.root), classes, self.score_thr)
 
     @master_only
     def after_test(self, runner: Runner) -> None:

@@ -75,8 +75,8 @@ def draw_instances(
     line = max(1, round(min(height, width) / 350))
     if masks is not None:
         for i in order:
-            mask = cv2.resize(masks[i].astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST)
-            _paint_mask(canvas, mask.astype(bool), class_colour(labels[i]), line)
+            mask = cv2.resize(255 * masks[i].astype(np.uint8), (width, height), interpolation=cv2.INTER_LINEAR)
+            _paint_mask(canvas, mask > 127, class_colour(labels[i]), line)
     for i in order:
         corners = np.rint(boxes[i]).astype(int)
         cv2.rectangle(canvas, corners[:2].tolist(), (corners[2:] - 1).tolist(), class_colour(labels[i]), line,
@@ -121,7 +121,7 @@ def _write_label(pen, text, box, colour, size, taken) -> None:
     pen.text((x + pad - left, y + pad - top), text, fill=(0, 0, 0) if dark else (255, 255, 255), font=font)
 
 
-@VISUALIZERS.register_module()
+@VISUALIZERS.register_module(name=['DetVisualizer', 'DetLocalVisualizer'])
 class DetVisualizer(Visualizer):
     """mmengine's Visualizer, drawing data samples. Without a display it draws all the same."""
 

@@ -17,6 +17,7 @@ from terminaltables import AsciiTable
 from torch import Tensor
 
 from mmdet.registry import METRICS
+from mmdet.runtime import write_atomically
 from mmdet.structures.coco_file import category_ids, load_coco_file
 
 # What each line of a summary says: name, 'precision' or 'recall', IoU (None: mean over all), area range.
@@ -33,7 +34,7 @@ class CocoMetric(BaseMetric):
 
     Args:
         ann_file: annotation file of the data set. With `format_only` it may lack 'annotations'.
-        metric: 'bbox', 'segm', 'proposal', or a list of them.
+        metric: 'bbox', 'segm', 'proposal', or a list of them; 'proposal_fast' of mmdet 3 counts as 'proposal'.
         classwise: log a table of the classes' AP.
         proposal_nums: numbers of proposals per picture at which 'proposal' gives the recall.
         iou_thrs: IoU thresholds; default 0.50, 0.55, ..., 0.95.
@@ -76,7 +77,8 @@ class CocoMetric(BaseMetric):
         collect_dir: str | None = None,
     ) -> None:
         super().__init__(collect_device=collect_device, prefix=prefix, collect_dir=collect_dir)
-        self.metrics = [metric] if isinstance(metric, str) else list(metric)
+        names = [metric] if isinstance(metric, str) else metric
+        self.metrics = ['proposal' if name == 'proposal_fast' else name for name in names]
         for name in self.metrics:
             if name not in ('bbox', 'segm', 'proposal'):
                 raise ValueError(f"metric {name!r} is unknown; use 'bbox', 'segm' or 'proposal'")
@@ -182,7 +184,8 @@ class CocoMetric(BaseMetric):
         if self.outfile_prefix is not None:
             for metric in self.metrics:
                 path = f'{self.outfile_prefix}.{metric}.json'
-                self._write(path, (d for i in pictures for d in self._result_entries(unique[i], metric)))
+                entries = [entry for i in pictures for entry in self._result_entries(unique[i], metric)]
+                write_atomically(path, json.dumps(entries).encode())
                 logger.info(f'Results written to {path}')
         if self.format_only:
             return {}
@@ -249,19 +252,6 @@ class CocoMetric(BaseMetric):
             else:
                 entry['bbox'] = box
             yield entry
-
-    @staticmethod
-    def _write(path: str, entries) -> None:
-        """Write a JSON list; a file of that name is whole at any time."""
-        os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
-        temporary = f'{path}.{os.getpid()}.tmp'
-        try:
-            with open(temporary, 'w') as file:
-                json.dump(list(entries), file)
-            os.replace(temporary, path)
-        finally:
-            if os.path.exists(temporary):
-                os.remove(temporary)
 
     def _detections(self, results: list[dict], ids: list[int], iou_type: str) -> list[dict]:
         """Detections as the engines hold them. Boxes and areas are known here: letting an engine's `loadRes`

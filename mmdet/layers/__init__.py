@@ -2,14 +2,18 @@
 
 from .batch_renorm import BatchRenorm
 from .cbn import CrossIterBatchNorm2d, cbn_state, load_cbn_state, set_cbn_epoch
-from .conv_module import ConvModule, conv_norm
+from .conv_module import ConvModule, ConvWS2d, build_conv_layer, conv_norm
 from .convert import convert_cbn, plan_cbn, revert_cbn
 from .focal_loss import FocalLoss
-from .iou_losses import CIoULoss, DIoULoss, GIoULoss, IoULoss
-from .losses import CrossEntropyLoss, L1Loss, SmoothL1Loss
+from .iou_losses import BoundedIoULoss, CIoULoss, DIoULoss, GIoULoss, IoULoss
+from .losses import BalancedL1Loss, CrossEntropyLoss, L1Loss, SmoothL1Loss
 from .norm import BATCH_NORMS, SyncBN, build_norm_layer
 
 __all__ = [
+    'BalancedL1Loss',
+    'BoundedIoULoss',
+    'ConvWS2d',
+    'build_conv_layer',
     'IoULoss',
     'GIoULoss',
     'DIoULoss',

@@ -31,6 +31,32 @@ def _build_activation(cfg: dict) -> nn.Module:
     return _ACTIVATIONS[kind](**options)
 
 
+@MODELS.register_module('ConvWS')
+class ConvWS2d(nn.Conv2d):
+    """Convolution with a standardised weight: mean 0 and deviation 1 of each filter (arXiv 1903.10520)."""
+
+    weight_eps = 1e-5
+
+    def forward(self, x: Tensor) -> Tensor:
+        filters = self.weight.flatten(1)
+        mean, std = filters.mean(1)[:, None, None, None], filters.std(1)[:, None, None, None]
+        return self._conv_forward(x, (self.weight - mean) / (std + self.weight_eps), self.bias)
+
+
+def build_conv_layer(cfg: dict | None, *args, **kwargs) -> nn.Conv2d:
+    """The convolution that ``conv_cfg`` names, by default nn.Conv2d; `args` and `kwargs` are nn.Conv2d's.
+
+    Raises:
+        ValueError: any type but 'Conv', 'Conv2d' and 'ConvWS'.
+    """
+    options = dict(cfg or {})
+    kind = options.pop('type', 'Conv2d')
+    layers = {'Conv': nn.Conv2d, 'Conv2d': nn.Conv2d, 'ConvWS': ConvWS2d}
+    if kind not in layers:
+        raise ValueError(f'conv_cfg={dict(cfg)!r}: unknown type {kind!r}; known are {", ".join(layers)}')
+    return layers[kind](*args, **kwargs, **options)
+
+
 def conv_norm(conv: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
     """``norm(conv(x))``; Cross-Iteration Batch Normalization also gets what it needs for its closed forms."""
     return norm.after(conv, x) if isinstance(norm, CrossIterBatchNorm2d) else norm(conv(x))
@@ -57,13 +83,16 @@ class ConvModule(nn.Module):
         dilation: int | tuple[int, int] = 1,
         groups: int = 1,
         bias: bool | str = 'auto',
+        conv_cfg: dict | None = None,
         norm_cfg: dict | None = None,
         act_cfg: dict | None = dict(type='ReLU'),  # noqa: B006
     ) -> None:
         super().__init__()
         if bias == 'auto':
             bias = norm_cfg is None
-        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias)
+        self.conv = build_conv_layer(
+            conv_cfg, in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias
+        )
         self.norm_name = None
         if norm_cfg is not None:
             self.norm_name, norm = build_norm_layer(norm_cfg, out_channels)

@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmdet.layers.losses import weighted_mean
+from mmdet.layers.losses import check_reduction, weighted_mean
 from mmdet.registry import MODELS
 
 
@@ -16,10 +16,19 @@ class FocalLoss(nn.Module):
         alpha: weight of the class itself; 1 - alpha that of its absence.
     """
 
-    def __init__(self, use_sigmoid: bool = True, gamma: float = 2.0, alpha: float = 0.25, loss_weight: float = 1.0):
+    def __init__(
+        self,
+        use_sigmoid: bool = True,
+        gamma: float = 2.0,
+        alpha: float = 0.25,
+        reduction: str = 'mean',
+        loss_weight: float = 1.0,
+        activated: bool = False,
+    ):
         super().__init__()
-        if not use_sigmoid:
-            raise ValueError('FocalLoss: only use_sigmoid=True is there')
+        check_reduction(self, reduction)
+        if not use_sigmoid or activated:
+            raise ValueError('FocalLoss: only use_sigmoid=True, activated=False is there')
         self.gamma = gamma
         self.alpha = alpha
         self.loss_weight = loss_weight

@@ -6,9 +6,10 @@ S pairs of boxes (S, 4), xyxy in pixels; weights are (S,).
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmdet.layers.losses import weighted_mean
+from mmdet.layers.losses import check_reduction, weighted_mean
 from mmdet.registry import MODELS
 
 
@@ -34,8 +35,9 @@ def _centre_term(pred: Tensor, target: Tensor, eps: float) -> Tensor:
 class _BoxLoss(nn.Module):
     """Weighted mean of `per_box` over `avg_factor`."""
 
-    def __init__(self, eps: float = 1e-6, loss_weight: float = 1.0):
+    def __init__(self, eps: float = 1e-6, reduction: str = 'mean', loss_weight: float = 1.0):
         super().__init__()
+        check_reduction(self, reduction)
         self.eps = eps
         self.loss_weight = loss_weight
 
@@ -52,8 +54,8 @@ class _BoxLoss(nn.Module):
 class IoULoss(_BoxLoss):
     """-log IoU (UnitBox, arXiv 1608.01471), 1 - IoU (``mode='linear'``) or 1 - IoU^2 (``mode='square'``)."""
 
-    def __init__(self, linear: bool = False, eps: float = 1e-6, loss_weight: float = 1.0, mode: str = 'log'):
-        super().__init__(eps, loss_weight)
+    def __init__(self, linear: bool = False, mode: str = 'log', **kwargs):
+        super().__init__(**kwargs)
         self.mode = 'linear' if linear else mode
         if self.mode not in ('log', 'linear', 'square'):
             raise ValueError(f"IoULoss: mode must be 'log', 'linear' or 'square', got {mode!r}")
@@ -63,6 +65,27 @@ class IoULoss(_BoxLoss):
         if self.mode == 'log':
             return -iou.log()
         return 1 - (iou if self.mode == 'linear' else iou.square())
+
+
+@MODELS.register_module()
+class BoundedIoULoss(_BoxLoss):
+    """Smooth L1 of 1 - IoU as each of x, y, w, h alone would leave it (arXiv 1711.00164, eq. 7-11).
+
+    Args:
+        beta: where the quadratic part ends.
+    """
+
+    def __init__(self, beta: float = 0.2, eps: float = 1e-3, **kwargs):
+        super().__init__(eps=eps, **kwargs)
+        self.beta = beta
+
+    def per_box(self, pred: Tensor, target: Tensor) -> Tensor:
+        size, target_size = pred[:, 2:] - pred[:, :2], (target[:, 2:] - target[:, :2]).detach()
+        shift = (pred[:, :2] + pred[:, 2:] - target[:, :2] - target[:, 2:]).abs()  # twice the centres' distance
+        centre = ((target_size - shift) / (target_size + shift + self.eps)).clamp(min=0)
+        side = torch.minimum(target_size / (size + self.eps), size / (target_size + self.eps))
+        miss = 1 - torch.cat([centre, side], dim=1)
+        return F.smooth_l1_loss(miss, torch.zeros_like(miss), beta=self.beta, reduction='none').sum(1)
 
 
 @MODELS.register_module()
@@ -85,7 +108,10 @@ class DIoULoss(_BoxLoss):
 
 @MODELS.register_module()
 class CIoULoss(_BoxLoss):
-    """DIoU plus a term for the aspect ratio (arXiv 1911.08287, eq. 8-10); its weight carries no gradient."""
+    """DIoU plus a term for the aspect ratio (arXiv 1911.08287, eq. 8-11); its weight carries no gradient.
+
+    As in the authors' code and mmdetection, the term acts from an IoU of 0.5 on.
+    """
 
     def per_box(self, pred: Tensor, target: Tensor) -> Tensor:
         iou = _overlap(pred, target, self.eps)[0]
@@ -94,5 +120,5 @@ class CIoULoss(_BoxLoss):
         target_angle = torch.atan(target_size[:, 0] / (target_size[:, 1] + self.eps))
         shape = (4 / math.pi**2) * (target_angle - angle).square()
         with torch.no_grad():
-            trade_off = shape / (1 - iou + shape).clamp(min=self.eps)
+            trade_off = (iou > 0.5) * shape / (1 - iou + shape).clamp(min=self.eps)
         return 1 - iou + _centre_term(pred, target, self.eps) + trade_off * shape

@@ -3,6 +3,9 @@
 S samples, C classes.
 """
 
+import math
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -16,6 +19,15 @@ def weighted_mean(loss: Tensor, weight: Tensor | None, avg_factor: float | None)
     return loss.sum() / max(loss.numel() if avg_factor is None else avg_factor, 1)
 
 
+def check_reduction(loss: nn.Module, reduction: str) -> None:
+    """Configs may say ``reduction='mean'``; the heads know nothing else to do with a loss."""
+    if reduction != 'mean':
+        raise ValueError(
+            f"{type(loss).__name__}: reduction={reduction!r} is not possible, the heads average; "
+            "use 'mean' and loss_weight"
+        )
+
+
 @MODELS.register_module()
 class CrossEntropyLoss(nn.Module):
     """Softmax, sigmoid or mask cross entropy.
@@ -24,19 +36,27 @@ class CrossEntropyLoss(nn.Module):
     - ``use_sigmoid``: logits (S, C), labels (S,) integer (C means background) or float targets like the logits;
     - ``use_mask``: logits (S, h, w) of the true class, targets (S, h, w) in [0, 1].
 
-    ``class_weight`` holds one factor per logit column.
+    ``class_weight`` holds one factor per logit column; with ``use_sigmoid`` it applies where the target is 1.
     """
 
     def __init__(
         self,
         use_sigmoid: bool = False,
         use_mask: bool = False,
-        loss_weight: float = 1.0,
+        reduction: str = 'mean',
         class_weight: list[float] | None = None,
+        ignore_index: int | None = None,
+        loss_weight: float = 1.0,
+        avg_non_ignore: bool = False,
     ):
         super().__init__()
+        check_reduction(self, reduction)
         if use_sigmoid and use_mask:
             raise ValueError('CrossEntropyLoss: use_sigmoid and use_mask exclude each other; set one of them')
+        if ignore_index not in (None, -100) or avg_non_ignore:
+            raise ValueError(
+                'CrossEntropyLoss: ignore_index and avg_non_ignore have no use here, detectors leave samples out'
+            )
         self.use_sigmoid = use_sigmoid
         self.use_mask = use_mask
         self.loss_weight = loss_weight
@@ -50,37 +70,67 @@ class CrossEntropyLoss(nn.Module):
             if target.dim() < logits.dim():
                 target = F.one_hot(target, logits.shape[-1] + 1)[..., :-1]
                 weight = None if weight is None else weight[..., None]
-            loss = F.binary_cross_entropy_with_logits(logits, target.to(logits.dtype), class_weight, reduction='none')
+            loss = F.binary_cross_entropy_with_logits(
+                logits, target.to(logits.dtype), pos_weight=class_weight, reduction='none'
+            )
         else:
             loss = F.cross_entropy(logits, target, class_weight, reduction='none')
         return self.loss_weight * weighted_mean(loss, weight, avg_factor)
 
 
-@MODELS.register_module()
-class SmoothL1Loss(nn.Module):
-    """Quadratic below `beta`, linear above (Fast R-CNN, eq. 3): inputs of equal shape."""
+class _DeltaLoss(nn.Module):
+    """Weighted mean of `elementwise` of inputs of equal shape, over `avg_factor`."""
 
-    def __init__(self, beta: float = 1.0, loss_weight: float = 1.0):
+    def __init__(self, reduction: str = 'mean', loss_weight: float = 1.0):
         super().__init__()
+        check_reduction(self, reduction)
+        self.loss_weight = loss_weight
+
+    def elementwise(self, pred: Tensor, target: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def forward(
+        self, pred: Tensor, target: Tensor, weight: Tensor | None = None, avg_factor: float | None = None
+    ) -> Tensor:
+        return self.loss_weight * weighted_mean(self.elementwise(pred, target), weight, avg_factor)
+
+
+@MODELS.register_module()
+class SmoothL1Loss(_DeltaLoss):
+    """Quadratic below `beta`, linear above (Fast R-CNN, eq. 3)."""
+
+    def __init__(self, beta: float = 1.0, **kwargs):
+        super().__init__(**kwargs)
         self.beta = beta
-        self.loss_weight = loss_weight
 
-    def forward(
-        self, pred: Tensor, target: Tensor, weight: Tensor | None = None, avg_factor: float | None = None
-    ) -> Tensor:
-        loss = F.smooth_l1_loss(pred, target, beta=self.beta, reduction='none')
-        return self.loss_weight * weighted_mean(loss, weight, avg_factor)
+    def elementwise(self, pred: Tensor, target: Tensor) -> Tensor:
+        return F.smooth_l1_loss(pred, target, beta=self.beta, reduction='none')
 
 
 @MODELS.register_module()
-class L1Loss(nn.Module):
-    """Absolute difference: inputs of equal shape."""
+class L1Loss(_DeltaLoss):
+    """Absolute difference."""
 
-    def __init__(self, loss_weight: float = 1.0):
-        super().__init__()
-        self.loss_weight = loss_weight
+    def elementwise(self, pred: Tensor, target: Tensor) -> Tensor:
+        return (pred - target).abs()
 
-    def forward(
-        self, pred: Tensor, target: Tensor, weight: Tensor | None = None, avg_factor: float | None = None
-    ) -> Tensor:
-        return self.loss_weight * weighted_mean((pred - target).abs(), weight, avg_factor)
+
+@MODELS.register_module()
+class BalancedL1Loss(_DeltaLoss):
+    """L1 whose gradient, alpha log(b |x| / beta + 1), grows faster near 0 (Libra R-CNN, arXiv 1904.02701, eq. 8-9).
+
+    Args:
+        alpha: how much the small errors gain.
+        gamma: the gradient from `beta` on.
+    """
+
+    def __init__(self, alpha: float = 0.5, gamma: float = 1.5, beta: float = 1.0, **kwargs):
+        super().__init__(**kwargs)
+        self.alpha, self.gamma, self.beta = alpha, gamma, beta
+
+    def elementwise(self, pred: Tensor, target: Tensor) -> Tensor:
+        error = (pred - target).abs()
+        b = math.expm1(self.gamma / self.alpha)
+        near = self.alpha / b * (b * error + 1) * (b * error / self.beta).log1p() - self.alpha * error
+        far = self.gamma * error + self.gamma / b - self.alpha * self.beta
+        return torch.where(error < self.beta, near, far)

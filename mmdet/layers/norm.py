@@ -77,7 +77,7 @@ def _attribute_name(layer: type) -> str:
     for word, name in (('batch', 'bn'), ('group', 'gn'), ('layer', 'ln'), ('instance', 'in')):
         if word in lowered:
             return name
-    return 'norm'
+    return 'norm_layer'  # 'norm' is ConvModule's own
 
 
 def build_norm_layer(cfg: dict, num_features: int, postfix: int | str = '') -> tuple[str, nn.Module]:

@@ -1,12 +1,13 @@
 from .anchors import AnchorGenerator
 from .assign import MaxIoUAssigner, PseudoSampler, RandomSampler
 from .bbox_head import ConvFCBBoxHead, Shared2FCBBoxHead, Shared4Conv1FCBBoxHead
+from .bfp import BFP
 from .box_coder import DeltaXYWHBBoxCoder
 from .cascade_roi_head import CascadeRoIHead
 from .fpn import FPN
 from .mask_head import FCNMaskHead
 from .one_stage import RPN, RetinaNet
-from .preprocess import DetDataPreprocessor
+from .preprocess import BatchFixedSizePad, DetDataPreprocessor
 from .resnet import ResNet, ResNeXt
 from .retina_head import RetinaHead
 from .roi_extractor import SingleRoIExtractor
@@ -16,6 +17,8 @@ from .samplers import CombinedSampler, InstanceBalancedPosSampler, IoUBalancedNe
 from .two_stage import CascadeRCNN, FasterRCNN, FastRCNN, MaskRCNN
 
 __all__ = [
+    'BFP',
+    'BatchFixedSizePad',
     'FastRCNN',
     'CascadeRCNN',
     'OHEMSampler',

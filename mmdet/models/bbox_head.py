@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from mmdet.layers import ConvModule
+from mmdet.models.options import apply_init_cfg, only
 from mmdet.registry import MODELS, TASK_UTILS
 
 
@@ -19,6 +20,7 @@ class ConvFCBBoxHead(nn.Module):
         roi_feat_size: S.
         reg_class_agnostic: one box per RoI instead of one per class.
         with_avg_pool: average the S x S positions before the first fully connected layer.
+        conv_cfg, norm_cfg: kind and norm of the convolutions.
         reg_decoded_bbox: `loss_bbox` compares boxes in pixels (IoU losses) instead of deltas.
     """
 
@@ -33,17 +35,32 @@ class ConvFCBBoxHead(nn.Module):
         in_channels: int = 256,
         conv_out_channels: int = 256,
         fc_out_channels: int = 1024,
-        roi_feat_size: int = 7,
+        roi_feat_size: int | tuple[int, int] = 7,
         num_classes: int = 80,
         reg_class_agnostic: bool = False,
         with_avg_pool: bool = False,
         reg_decoded_bbox: bool = False,
+        conv_cfg: dict | None = None,
         norm_cfg: dict | None = None,
         bbox_coder: dict = dict(type='DeltaXYWHBBoxCoder', target_stds=[0.1, 0.1, 0.2, 0.2]),  # noqa: B006
         loss_cls: dict = dict(type='CrossEntropyLoss'),  # noqa: B006
         loss_bbox: dict = dict(type='SmoothL1Loss'),  # noqa: B006
+        init_cfg: dict | list[dict] | None = None,
+        with_cls: bool = True,
+        with_reg: bool = True,
+        predict_box_type: str = 'hbox',
+        cls_predictor_cfg: dict = dict(type='Linear'),  # noqa: B006
+        reg_predictor_cfg: dict = dict(type='Linear'),  # noqa: B006
     ):
         super().__init__()
+        only(
+            'ConvFCBBoxHead',
+            with_cls=(with_cls, True),
+            with_reg=(with_reg, True),
+            predict_box_type=(predict_box_type, 'hbox'),
+            cls_predictor_cfg=(cls_predictor_cfg, dict(type='Linear')),
+            reg_predictor_cfg=(reg_predictor_cfg, dict(type='Linear')),
+        )
         self.num_classes = num_classes
         self.reg_class_agnostic = reg_class_agnostic
         self.with_avg_pool = with_avg_pool
@@ -59,6 +76,7 @@ class ConvFCBBoxHead(nn.Module):
                     conv_out_channels,
                     3,
                     padding=1,
+                    conv_cfg=conv_cfg,
                     norm_cfg=norm_cfg,
                 )
                 for i in range(count)
@@ -69,7 +87,8 @@ class ConvFCBBoxHead(nn.Module):
                 nn.Linear(features if i == 0 else fc_out_channels, fc_out_channels) for i in range(count)
             )
 
-        positions = 1 if with_avg_pool else roi_feat_size**2
+        height, width = (roi_feat_size,) * 2 if isinstance(roi_feat_size, int) else roi_feat_size
+        positions = 1 if with_avg_pool else height * width
         channels = conv_out_channels if num_shared_convs else in_channels
         self.shared_convs = convs(num_shared_convs, in_channels)
         self.shared_fcs = fcs(num_shared_fcs, channels * positions)
@@ -96,6 +115,7 @@ class ConvFCBBoxHead(nn.Module):
                 nn.init.zeros_(module.bias)
         nn.init.normal_(self.fc_cls.weight, std=0.01)
         nn.init.normal_(self.fc_reg.weight, std=0.001)
+        apply_init_cfg(self, init_cfg)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """RoI features (R, channels, S, S) -> logits (R, C + 1), deltas (R, C or 1, 4)."""

@@ -8,8 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from mmdet.models.bbox_head import ConvFCBBoxHead
+from mmdet.models.options import apply_init_cfg, check_keys, only
 from mmdet.models.roi_extractor import to_rois
 from mmdet.models.roi_head import (
+    TEST_KEYS,
+    TRAIN_KEYS,
     Detections,
     Sampled,
     candidate_losses,
@@ -17,6 +20,7 @@ from mmdet.models.roi_head import (
     masks_of,
     multiclass_nms,
     sample_rois,
+    sampled_loss,
 )
 from mmdet.registry import MODELS, TASK_UTILS
 from mmdet.structures import Target
@@ -43,8 +47,14 @@ class CascadeRoIHead(nn.Module):
         mask_head: dict | list[dict] | None = None,
         train_cfg: list[dict] | None = None,
         test_cfg: dict | None = None,
+        shared_head: dict | None = None,
+        init_cfg: dict | list[dict] | None = None,
     ):
         super().__init__()
+        only('CascadeRoIHead', shared_head=(shared_head, None))
+        check_keys('test_cfg.rcnn', test_cfg, TEST_KEYS)
+        for index, cfg in enumerate(train_cfg or ()):
+            check_keys(f'train_cfg.rcnn.{index}', cfg, TRAIN_KEYS)
         self.num_stages = num_stages
         self.stage_loss_weights = stage_loss_weights
         self.train_cfg = train_cfg
@@ -67,6 +77,7 @@ class CascadeRoIHead(nn.Module):
                 raise ValueError(f'CascadeRoIHead: {len(train_cfg)} entries of train_cfg for num_stages={num_stages}')
             self.assigners = [TASK_UTILS.build(cfg['assigner']) for cfg in train_cfg]
             self.samplers = [TASK_UTILS.build(cfg['sampler']) for cfg in train_cfg]
+        apply_init_cfg(self, init_cfg)
 
     @property
     def num_classes(self) -> int:
@@ -95,13 +106,7 @@ class CascadeRoIHead(nn.Module):
             boxes = [s.boxes for s in sampled]
             logits, deltas = self(features, boxes, stage)
             head = self.bbox_head[stage]
-            found = head.loss(
-                logits,
-                deltas,
-                torch.cat(boxes),
-                torch.cat([s.labels for s in sampled]),
-                torch.cat([s.gt_boxes for s in sampled]),
-            )
+            found = sampled_loss(head, logits, deltas, sampled, self.train_cfg[stage])
             if self.mask_head is not None:
                 found.update(self._mask_loss(features, sampled, targets, stage))
             losses.update({f's{stage}.{k}': v * weight if 'loss' in k else v for k, v in found.items()})
@@ -133,19 +138,19 @@ class CascadeRoIHead(nn.Module):
         return self.mask_head[stage].loss(logits, labels, mask_targets)
 
     def predict(self, features: tuple[Tensor, ...], proposals: list[Tensor], metas: list[dict]) -> list[Detections]:
-        """Detections of each picture, without masks: scores are the stages' mean, boxes the last stage's."""
+        """Detections of each picture, without masks: scores of the stages' mean logits, boxes of the last stage."""
         counts = [len(boxes) for boxes in proposals]
         total = 0
         for stage, head in enumerate(self.bbox_head):
             logits, deltas = self(features, proposals, stage)
-            total = total + logits.float().softmax(-1)
+            total = total + logits.float()
             if stage + 1 < self.num_stages:
                 labels = logits[:, :-1].argmax(1)
                 proposals = [
                     refine(head, *image, meta['img_shape'][:2])
                     for *image, meta in zip(proposals, labels.split(counts), deltas.split(counts), metas)
                 ]
-        scores = (total / self.num_stages)[:, :-1]
+        scores = (total / self.num_stages).softmax(-1)[:, :-1]
         detections = []
         for boxes, image_scores, image_deltas, meta in zip(
             proposals, scores.split(counts), deltas.split(counts), metas

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmdet.layers import ConvModule
+from mmdet.models.options import apply_init_cfg, only
 from mmdet.registry import MODELS
 
 
@@ -21,6 +22,7 @@ class FPN(nn.Module):
         start_level, end_level: the inputs used, end included; -1 is the last.
         relu_before_extra_convs: ReLU before every extra convolution but the first.
         no_norm_on_lateral: norm only on the 3x3 output convolutions.
+        upsample_cfg: dict(mode=...) of F.interpolate, with which a coarse map joins the finer one.
     """
 
     def __init__(
@@ -33,8 +35,11 @@ class FPN(nn.Module):
         add_extra_convs: bool | str = False,
         relu_before_extra_convs: bool = False,
         no_norm_on_lateral: bool = False,
+        conv_cfg: dict | None = None,
         norm_cfg: dict | None = None,
         act_cfg: dict | None = None,
+        upsample_cfg: dict = dict(mode='nearest'),  # noqa: B006 - read only
+        init_cfg: dict | list[dict] | None = None,
     ):
         super().__init__()
         self.start_level = start_level
@@ -49,29 +54,33 @@ class FPN(nn.Module):
             )
         self.relu_before_extra_convs = relu_before_extra_convs
         self.num_outs = num_outs
+        only('FPN', upsample_cfg=(dict(upsample_cfg, mode=None), dict(mode=None)))
+        self.upsample_mode = upsample_cfg['mode']
 
         lateral_norm = None if no_norm_on_lateral else norm_cfg
+        common = dict(conv_cfg=conv_cfg, act_cfg=act_cfg)
         self.lateral_convs = nn.ModuleList(
-            ConvModule(channels, out_channels, 1, norm_cfg=lateral_norm, act_cfg=act_cfg) for channels in used
+            ConvModule(channels, out_channels, 1, norm_cfg=lateral_norm, **common) for channels in used
         )
         self.fpn_convs = nn.ModuleList(
-            ConvModule(out_channels, out_channels, 3, padding=1, norm_cfg=norm_cfg, act_cfg=act_cfg) for _ in used
+            ConvModule(out_channels, out_channels, 3, padding=1, norm_cfg=norm_cfg, **common) for _ in used
         )
         if self.add_extra_convs:
             for index in range(num_outs - len(used)):
                 channels = used[-1] if index == 0 and self.add_extra_convs == 'on_input' else out_channels
                 self.fpn_convs.append(
-                    ConvModule(channels, out_channels, 3, stride=2, padding=1, norm_cfg=norm_cfg, act_cfg=act_cfg)
+                    ConvModule(channels, out_channels, 3, stride=2, padding=1, norm_cfg=norm_cfg, **common)
                 )
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.xavier_uniform_(module.weight)
+        apply_init_cfg(self, init_cfg)
 
     def forward(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         laterals = [conv(x) for conv, x in zip(self.lateral_convs, inputs[self.start_level : self.end_level])]
         for level in range(len(laterals) - 1, 0, -1):
             finer = laterals[level - 1]
-            laterals[level - 1] = finer + F.interpolate(laterals[level], size=finer.shape[-2:], mode='nearest')
+            laterals[level - 1] = finer + F.interpolate(laterals[level], size=finer.shape[-2:], mode=self.upsample_mode)
         outputs = [conv(x) for conv, x in zip(self.fpn_convs, laterals)]
         if not self.add_extra_convs:
             while len(outputs) < self.num_outs:

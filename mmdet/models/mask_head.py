@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from mmdet.layers import ConvModule
+from mmdet.models.options import apply_init_cfg, only
 from mmdet.registry import MODELS
 
 
@@ -29,10 +30,14 @@ class FCNMaskHead(nn.Module):
         num_classes: int = 80,
         class_agnostic: bool = False,
         upsample_cfg: dict = dict(type='deconv', scale_factor=2),  # noqa: B006
+        conv_cfg: dict | None = None,
         norm_cfg: dict | None = None,
         loss_mask: dict = dict(type='CrossEntropyLoss', use_mask=True),  # noqa: B006
+        predictor_cfg: dict = dict(type='Conv'),  # noqa: B006
+        init_cfg: dict | list[dict] | None = None,
     ):
         super().__init__()
+        only('FCNMaskHead', predictor_cfg=(predictor_cfg, dict(type='Conv')))
         if upsample_cfg.get('type') != 'deconv':
             raise ValueError(f"FCNMaskHead: upsample_cfg type must be 'deconv', got {upsample_cfg.get('type')!r}")
         self.num_classes = num_classes
@@ -44,6 +49,7 @@ class FCNMaskHead(nn.Module):
                 conv_out_channels,
                 conv_kernel_size,
                 padding=(conv_kernel_size - 1) // 2,
+                conv_cfg=conv_cfg,
                 norm_cfg=norm_cfg,
             )
             for i in range(num_convs)
@@ -55,6 +61,7 @@ class FCNMaskHead(nn.Module):
         for module in (self.upsample, self.conv_logits):
             nn.init.kaiming_normal_(module.weight, mode='fan_out', nonlinearity='relu')
             nn.init.zeros_(module.bias)
+        apply_init_cfg(self, init_cfg)
 
     def forward(self, x: Tensor) -> Tensor:
         """RoI features (R, channels, S, S) -> logits (R, C or 1, 2S, 2S)."""

@@ -8,6 +8,7 @@ from mmengine.model import BaseModel
 from mmengine.structures import InstanceData
 from torch import Tensor
 
+from mmdet.models.options import build_neck, check_keys, init_detector_weights
 from mmdet.models.preprocess import to_target
 from mmdet.models.roi_head import Detections
 from mmdet.registry import MODELS
@@ -17,15 +18,24 @@ from mmdet.structures import DetDataSample
 class _OneStage(BaseModel):
     """Backbone, neck and one head; what the head is given and gives is the subclass's business."""
 
-    def __init__(self, backbone: dict, neck: dict | None, head: dict, data_preprocessor: dict | None, head_name: str):
+    def __init__(
+        self,
+        backbone: dict,
+        neck: dict | list[dict] | None,
+        head: dict,
+        data_preprocessor: dict | None,
+        init_cfg: dict | None,
+        head_name: str,
+    ):
         super().__init__(data_preprocessor=MODELS.build(data_preprocessor or dict(type='DetDataPreprocessor')))
         self.backbone = MODELS.build(backbone)
-        self.neck = MODELS.build(neck) if neck is not None else None
+        self.neck = build_neck(neck)
         self.add_module(head_name, MODELS.build(head))
+        self.init_cfg = init_cfg
 
     def init_weights(self) -> None:
         """Load pretrained weights; the random initialisation is done when the layers are made."""
-        self.backbone.init_weights()
+        init_detector_weights(self)
 
     def forward(self, inputs: Tensor, data_samples: list[DetDataSample] | None = None, mode: str = 'tensor'):
         """Batch (N, 3, H, W) -> losses ('loss'), the samples with `pred_instances` ('predict'), maps ('tensor')."""
@@ -52,7 +62,7 @@ class RetinaNet(_OneStage):
     def __init__(
         self,
         backbone: dict,
-        neck: dict,
+        neck: dict | list[dict],
         bbox_head: dict,
         train_cfg: dict | None = None,
         test_cfg: dict | None = None,
@@ -60,7 +70,7 @@ class RetinaNet(_OneStage):
         init_cfg: dict | None = None,
     ):
         head = dict(bbox_head, train_cfg=train_cfg, test_cfg=test_cfg)
-        super().__init__(backbone, neck, head, data_preprocessor, 'bbox_head')
+        super().__init__(backbone, neck, head, data_preprocessor, init_cfg, 'bbox_head')
 
     def loss(self, features: tuple[Tensor, ...], targets: list) -> dict[str, Tensor]:
         return self.bbox_head.loss(*self.bbox_head(features), targets)
@@ -82,15 +92,17 @@ class RPN(_OneStage):
     def __init__(
         self,
         backbone: dict,
-        neck: dict | None,
+        neck: dict | list[dict] | None,
         rpn_head: dict,
         train_cfg: dict | None = None,
         test_cfg: dict | None = None,
         data_preprocessor: dict | None = None,
         init_cfg: dict | None = None,
     ):
+        check_keys('train_cfg', train_cfg, ('rpn', 'rpn_proposal'))
+        check_keys('test_cfg', test_cfg, ('rpn',))
         head = dict(rpn_head, train_cfg=(train_cfg or {}).get('rpn'), test_cfg=(test_cfg or {}).get('rpn'))
-        super().__init__(backbone, neck, head, data_preprocessor, 'rpn_head')
+        super().__init__(backbone, neck, head, data_preprocessor, init_cfg, 'rpn_head')
 
     def loss(self, features: tuple[Tensor, ...], targets: list) -> dict[str, Tensor]:
         return self.rpn_head.loss(*self.rpn_head(features), targets)

@@ -6,8 +6,9 @@ N images, H and W of the padded batch.
 import torch
 import torch.nn.functional as F
 from mmengine.model import BaseDataPreprocessor
-from torch import Tensor
+from torch import Tensor, nn
 
+from mmdet.models.options import only
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample, Target
 
@@ -21,7 +22,9 @@ class DetDataPreprocessor(BaseDataPreprocessor):
         bgr_to_rgb: reverse the channel order of the pictures as read.
         pad_size_divisor: H and W are the smallest multiples that hold every picture.
         pad_value: value of the padding, after normalisation.
-        pad_mask: accepted for configs written for mmdet 3; masks carry their own size here.
+        pad_mask, mask_pad_value: accepted for configs written for mmdet 3; masks carry their own size here.
+        batch_augments: what to do with training batches, ``dict(type='BatchFixedSizePad', size=(h, w))``.
+        rgb_to_bgr, pad_seg, seg_pad_value, boxtype2tensor: as mmdet 3's defaults; no others.
     """
 
     def __init__(
@@ -33,32 +36,82 @@ class DetDataPreprocessor(BaseDataPreprocessor):
         pad_value: float = 0.0,
         pad_mask: bool = False,
         non_blocking: bool = True,
+        mask_pad_value: int = 0,
+        batch_augments: list[dict] | None = None,
+        rgb_to_bgr: bool = False,
+        pad_seg: bool = False,
+        seg_pad_value: int = 255,
+        boxtype2tensor: bool = True,
     ):
         super().__init__(non_blocking)
+        only('DetDataPreprocessor', pad_seg=(pad_seg, False), boxtype2tensor=(boxtype2tensor, True))
+        if rgb_to_bgr and bgr_to_rgb:
+            raise ValueError('DetDataPreprocessor: bgr_to_rgb and rgb_to_bgr exclude each other; set one of them')
         self.register_buffer('mean', torch.tensor(mean or [0.0, 0.0, 0.0]).view(-1, 1, 1), persistent=False)
         self.register_buffer('std', torch.tensor(std or [1.0, 1.0, 1.0]).view(-1, 1, 1), persistent=False)
-        self.bgr_to_rgb = bgr_to_rgb
+        self.flip_channels = bgr_to_rgb or rgb_to_bgr
         self.pad_size_divisor = pad_size_divisor
         self.pad_value = pad_value
+        self.batch_augments = nn.ModuleList(MODELS.build(cfg) for cfg in batch_augments or ())
 
     def forward(self, data: dict, training: bool = False) -> dict:
         images = [image.to(self.device, non_blocking=self._non_blocking) for image in data['inputs']]
         divisor = self.pad_size_divisor
-        height = -(-max(image.shape[-2] for image in images) // divisor) * divisor
-        width = -(-max(image.shape[-1] for image in images) // divisor) * divisor
-        batch = torch.stack([self._pad(self._normalise(image), height, width) for image in images])
+        shapes = [tuple(-(-side // divisor) * divisor for side in image.shape[-2:]) for image in images]
+        height, width = (max(sides) for sides in zip(*shapes))
+        # one batch, written in place: padding and stacking each picture would copy it twice more
+        dtype = torch.promote_types(self.mean.dtype, torch.float32)
+        shape = (len(images), images[0].shape[0], height, width)
+        batch = torch.full(shape, self.pad_value, dtype=dtype, device=self.device)
+        for image, padded in zip(images, batch):
+            self._normalise(image, out=padded[:, : image.shape[-2], : image.shape[-1]])
         samples = data.get('data_samples')
-        for sample in samples or []:
-            sample.set_metainfo(dict(batch_input_shape=(height, width)))
+        for sample, shape in zip(samples or [], shapes):
+            sample.set_metainfo(dict(batch_input_shape=(height, width), pad_shape=shape))
+        for augment in self.batch_augments if training else ():
+            batch, samples = augment(batch, samples)
         return dict(inputs=batch, data_samples=samples)
 
-    def _normalise(self, image: Tensor) -> Tensor:
-        if self.bgr_to_rgb:
+    def _normalise(self, image: Tensor, out: Tensor) -> None:
+        if self.flip_channels:
             image = image.flip(0)
-        return (image.float() - self.mean) / self.std
+        torch.sub(image.float(), self.mean, out=out).div_(self.std)
 
-    def _pad(self, image: Tensor, height: int, width: int) -> Tensor:
-        return F.pad(image, (0, width - image.shape[-1], 0, height - image.shape[-2]), value=self.pad_value)
+
+@MODELS.register_module()
+class BatchFixedSizePad(nn.Module):
+    """Pad every training batch right and bottom to `size` (h, w), so that all steps have one shape.
+
+    Args:
+        img_pad_value: value of the padding, after normalisation.
+        pad_mask, mask_pad_value: accepted; masks carry their own size here.
+        pad_seg, seg_pad_value: semantic maps, which are not supported.
+    """
+
+    def __init__(
+        self,
+        size: tuple[int, int],
+        img_pad_value: float = 0,
+        pad_mask: bool = False,
+        mask_pad_value: int = 0,
+        pad_seg: bool = False,
+        seg_pad_value: int = 255,
+    ):
+        super().__init__()
+        only('BatchFixedSizePad', pad_seg=(pad_seg, False))
+        self.size = tuple(size)
+        self.value = img_pad_value
+
+    def forward(self, batch: Tensor, samples: list[DetDataSample]) -> tuple[Tensor, list[DetDataSample]]:
+        extra = [wanted - given for wanted, given in zip(self.size, batch.shape[-2:])]
+        if min(extra) < 0:
+            raise ValueError(
+                f'BatchFixedSizePad: a batch of {tuple(batch.shape[-2:])} is larger than size={self.size}; crop the '
+                'pictures, or use a larger size'
+            )
+        for sample in samples:
+            sample.set_metainfo(dict(batch_input_shape=self.size, pad_shape=self.size))
+        return F.pad(batch, (0, extra[1], 0, extra[0]), value=self.value), samples
 
 
 def to_target(sample: DetDataSample, device: torch.device) -> Target:
@@ -71,4 +124,5 @@ def to_target(sample: DetDataSample, device: torch.device) -> Target:
         masks=gt.get('masks'),
         ignored_boxes=gt.bboxes.new_zeros((0, 4), device=device) if ignored is None else ignored.bboxes.to(device),
         image_shape=sample.img_shape[:2],
+        pad_shape=sample.get('pad_shape'),
     )

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mmdet.checkpoints import backbone_weights
-from mmdet.layers import BATCH_NORMS, build_norm_layer, conv_norm
+from mmdet.layers import BATCH_NORMS, build_conv_layer, build_norm_layer, conv_norm
+from mmdet.models.options import apply_init_cfg, only
 from mmdet.registry import MODELS
 from mmdet.runtime import load_pretrained
 
@@ -20,12 +21,14 @@ class BasicBlock(nn.Module):
 
     expansion = 1
 
-    def __init__(self, in_channels, channels, stride, dilation, downsample, norm_cfg, style, groups, base_width):
+    def __init__(
+        self, in_channels, channels, stride, dilation, downsample, conv_cfg, norm_cfg, style, groups, group_width
+    ):
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, dilation, dilation, bias=False)
+        self.conv1 = build_conv_layer(conv_cfg, in_channels, channels, 3, stride, dilation, dilation, bias=False)
         self.norm1_name, norm1 = build_norm_layer(norm_cfg, channels, postfix=1)
         self.add_module(self.norm1_name, norm1)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.conv2 = build_conv_layer(conv_cfg, channels, channels, 3, padding=1, bias=False)
         self.norm2_name, norm2 = build_norm_layer(norm_cfg, channels, postfix=2)
         self.add_module(self.norm2_name, norm2)
         self.downsample = downsample
@@ -48,17 +51,19 @@ class Bottleneck(nn.Module):
 
     expansion = 4
 
-    def __init__(self, in_channels, channels, stride, dilation, downsample, norm_cfg, style, groups, base_width):
+    def __init__(
+        self, in_channels, channels, stride, dilation, downsample, conv_cfg, norm_cfg, style, groups, group_width
+    ):
         super().__init__()
-        width = channels if groups == 1 else channels * base_width // 64 * groups
+        width = channels if groups == 1 else groups * group_width
         first_stride, stride = (1, stride) if style == 'pytorch' else (stride, 1)
-        self.conv1 = nn.Conv2d(in_channels, width, 1, first_stride, bias=False)
+        self.conv1 = build_conv_layer(conv_cfg, in_channels, width, 1, first_stride, bias=False)
         self.norm1_name, norm1 = build_norm_layer(norm_cfg, width, postfix=1)
         self.add_module(self.norm1_name, norm1)
-        self.conv2 = nn.Conv2d(width, width, 3, stride, dilation, dilation, groups, bias=False)
+        self.conv2 = build_conv_layer(conv_cfg, width, width, 3, stride, dilation, dilation, groups, bias=False)
         self.norm2_name, norm2 = build_norm_layer(norm_cfg, width, postfix=2)
         self.add_module(self.norm2_name, norm2)
-        self.conv3 = nn.Conv2d(width, channels * self.expansion, 1, bias=False)
+        self.conv3 = build_conv_layer(conv_cfg, width, channels * self.expansion, 1, bias=False)
         self.norm3_name, norm3 = build_norm_layer(norm_cfg, channels * self.expansion, postfix=3)
         self.add_module(self.norm3_name, norm3)
         self.downsample = downsample
@@ -95,14 +100,16 @@ class ResNet(nn.Module):
     Args:
         depth: 18, 34, 50, 101 or 152.
         frozen_stages: the stem and the stages up to this one are neither trained nor updated; -1 freezes nothing.
+        conv_cfg: kind of every convolution, ``dict(type='ConvWS')`` for standardised weights.
         norm_cfg: norm of every convolution, with ``requires_grad=False`` to fix its scale and shift.
         norm_eval: keep all BatchNorm layers in eval mode, so that they use the pretrained statistics.
         style: 'pytorch' or 'caffe' (see `Bottleneck`).
         zero_init_residual: start every block as the identity (scale of its last norm 0).
         with_cp: recompute blocks in the backward pass to save memory.
         init_cfg: ``dict(type='Pretrained', checkpoint='torchvision://resnet50' | 'open-mmlab://NAME' | path | url)``,
-            a backbone or a detector of any project that `mmdet.checkpoints` knows; None keeps the random
-            initialisation (Kaiming normal).
+            a backbone or a detector of any project that `mmdet.checkpoints` knows; or mmengine's random
+            initialisers; None keeps Kaiming normal.
+        stem_channels, deep_stem, avg_down, dcn, stage_with_dcn, plugins: as mmdet 3's defaults; no others.
     """
 
     def __init__(
@@ -116,13 +123,20 @@ class ResNet(nn.Module):
         out_indices: tuple[int, ...] = (0, 1, 2, 3),
         style: str = 'pytorch',
         frozen_stages: int = -1,
+        conv_cfg: dict | None = None,
         norm_cfg: dict = dict(type='BN', requires_grad=True),  # noqa: B006 - read only
         norm_eval: bool = True,
         zero_init_residual: bool = True,
         with_cp: bool = False,
         groups: int = 1,
         base_width: int = 64,
-        init_cfg: dict | None = None,
+        init_cfg: dict | list[dict] | None = None,
+        stem_channels: int | None = None,
+        deep_stem: bool = False,
+        avg_down: bool = False,
+        dcn: dict | None = None,
+        stage_with_dcn: tuple[bool, ...] = (False, False, False, False),
+        plugins: list | None = None,
     ):
         super().__init__()
         if depth not in ARCHITECTURES:
@@ -131,6 +145,14 @@ class ResNet(nn.Module):
             raise ValueError(f"ResNet: style must be 'pytorch' or 'caffe', got {style!r}")
         if max(out_indices) >= num_stages:
             raise ValueError(f'ResNet: out_indices {tuple(out_indices)} reach past num_stages={num_stages}')
+        only(
+            'ResNet',
+            deep_stem=(deep_stem, False),
+            avg_down=(avg_down, False),
+            dcn=(dcn, None),
+            plugins=(plugins, None),
+            stem_channels=(stem_channels or base_channels, base_channels),
+        )
         block, blocks = ARCHITECTURES[depth]
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
@@ -138,7 +160,7 @@ class ResNet(nn.Module):
         self.with_cp = with_cp
         self.init_cfg = init_cfg
 
-        self.conv1 = nn.Conv2d(in_channels, base_channels, 7, 2, 3, bias=False)
+        self.conv1 = build_conv_layer(conv_cfg, in_channels, base_channels, 7, 2, 3, bias=False)
         self.norm1_name, norm1 = build_norm_layer(norm_cfg, base_channels, postfix=1)
         self.add_module(self.norm1_name, norm1)
         self.stages = []
@@ -151,7 +173,7 @@ class ResNet(nn.Module):
                 downsample = None
                 if index == 0 and (stride != 1 or channels != out_channels):
                     downsample = nn.Sequential(
-                        nn.Conv2d(channels, out_channels, 1, stride, bias=False),
+                        build_conv_layer(conv_cfg, channels, out_channels, 1, stride, bias=False),
                         build_norm_layer(norm_cfg, out_channels)[1],
                     )
                 layers.append(
@@ -161,10 +183,11 @@ class ResNet(nn.Module):
                         stride,
                         dilations[stage],
                         downsample,
+                        conv_cfg,
                         norm_cfg,
                         style,
                         groups,
-                        base_width,
+                        base_width * 2**stage,
                     )
                 )
                 channels = out_channels
@@ -178,13 +201,12 @@ class ResNet(nn.Module):
         self._freeze()
 
     def init_weights(self) -> None:
-        """Load the weights that `init_cfg` names; called by the Runner once, before training."""
-        if self.init_cfg is None:
+        """Load the weights that `init_cfg` names, or initialise as it says; called by the Runner, before training."""
+        if self.init_cfg is None or not isinstance(self.init_cfg, dict) or self.init_cfg.get('type') != 'Pretrained':
+            apply_init_cfg(self, self.init_cfg)
             return
-        if self.init_cfg.get('type') != 'Pretrained' or 'checkpoint' not in self.init_cfg:
-            raise ValueError(
-                f"ResNet: init_cfg must be dict(type='Pretrained', checkpoint=...), got {dict(self.init_cfg)}"
-            )
+        if 'checkpoint' not in self.init_cfg:
+            raise ValueError(f"ResNet: init_cfg of type 'Pretrained' lacks its checkpoint: {dict(self.init_cfg)}")
         uri = self.init_cfg['checkpoint']
         state = backbone_weights(load_pretrained(uri), uri)
         missing, unexpected = self.load_state_dict(state, strict=False)

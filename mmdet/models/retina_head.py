@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from mmdet.layers import ConvModule
-from mmdet.models.dense import flatten_levels
+from mmdet.models.dense import TEST_KEYS, TRAIN_KEYS, flatten_levels, sample_anchors, weight_positives
+from mmdet.models.options import apply_init_cfg, check_keys, only
 from mmdet.models.roi_head import Detections
 from mmdet.ops import apply_nms
 from mmdet.registry import MODELS, TASK_UTILS
@@ -24,7 +25,8 @@ class RetinaHead(nn.Module):
     Args:
         stacked_convs: 3x3 convolutions of each tower.
         reg_decoded_bbox: `loss_bbox` compares boxes in pixels (IoU losses) instead of deltas.
-        train_cfg: dict(assigner[, sampler=dict(type='PseudoSampler')]).
+        train_cfg: dict(assigner[, sampler=dict(type='PseudoSampler'), allowed_border, pos_weight]), see
+            `trained_anchors`.
         test_cfg: dict(score_thr, nms_pre, nms, max_per_img[, min_bbox_size]).
     """
 
@@ -34,6 +36,7 @@ class RetinaHead(nn.Module):
         in_channels: int,
         stacked_convs: int = 4,
         feat_channels: int = 256,
+        conv_cfg: dict | None = None,
         norm_cfg: dict | None = None,
         anchor_generator: dict = dict(  # noqa: B006 - read only
             type='AnchorGenerator',
@@ -46,10 +49,16 @@ class RetinaHead(nn.Module):
         loss_cls: dict = dict(type='FocalLoss'),  # noqa: B006
         loss_bbox: dict = dict(type='L1Loss'),  # noqa: B006
         reg_decoded_bbox: bool = False,
+        init_cfg: dict | list[dict] | None = None,
         train_cfg: dict | None = None,
         test_cfg: dict | None = None,
     ):
         super().__init__()
+        uses_sigmoid = loss_cls.get('use_sigmoid', loss_cls['type'] == 'FocalLoss')
+        only('RetinaHead', use_sigmoid=(uses_sigmoid, True))
+        check_keys('train_cfg', train_cfg, TRAIN_KEYS)
+        check_keys('test_cfg', test_cfg, (*TEST_KEYS, 'score_thr'))
+        self.train_cfg = train_cfg or {}
         self.num_classes = num_classes
         self.reg_decoded_bbox = reg_decoded_bbox
         self.anchor_generator = TASK_UTILS.build(anchor_generator)
@@ -63,7 +72,14 @@ class RetinaHead(nn.Module):
 
         def tower() -> nn.ModuleList:
             return nn.ModuleList(
-                ConvModule(in_channels if i == 0 else feat_channels, feat_channels, 3, padding=1, norm_cfg=norm_cfg)
+                ConvModule(
+                    in_channels if i == 0 else feat_channels,
+                    feat_channels,
+                    3,
+                    padding=1,
+                    conv_cfg=conv_cfg,
+                    norm_cfg=norm_cfg,
+                )
                 for i in range(stacked_convs)
             )
 
@@ -80,6 +96,7 @@ class RetinaHead(nn.Module):
                     nn.init.zeros_(module.bias)
         # Every anchor starts at score 0.01, else the many negatives' loss would drown everything.
         nn.init.constant_(self.retina_cls.bias, -math.log(99))
+        apply_init_cfg(self, init_cfg)
 
     def forward(self, features: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, list[Tensor]]:
         """Logits (N, M, C), deltas (N, M, 4) and the anchors of each level."""
@@ -113,17 +130,17 @@ class RetinaHead(nn.Module):
             else:
                 preds.append(deltas[i, positive])
                 box_targets.append(self.bbox_coder.encode(anchors[positive], target.boxes[gt_index]))
+        labels = torch.cat(labels)
+        weight = weight_positives(labels < self.num_classes, self.train_cfg.get('pos_weight', -1))
         return dict(
-            loss_cls=self.loss_cls(torch.cat(all_logits), torch.cat(labels), avg_factor=num_positive),
+            loss_cls=self.loss_cls(torch.cat(all_logits), labels, weight, avg_factor=num_positive),
             loss_bbox=self.loss_bbox(torch.cat(preds), torch.cat(box_targets), avg_factor=num_positive),
         )
 
     @torch.no_grad()
     def sample(self, anchors: Tensor, target: Target) -> tuple[Tensor, Tensor, Tensor]:
         """Indices of the positive and negative anchors, and the ground truth of each positive."""
-        matched, iou = self.assigner(anchors, target.boxes, target.ignored_boxes)
-        positive, negative = self.sampler(matched, iou)
-        return positive, negative, matched[positive]
+        return sample_anchors(anchors, target, self.assigner, self.sampler, self.train_cfg.get('allowed_border'))
 
     @torch.no_grad()
     def predict(self, logits: Tensor, deltas: Tensor, anchors: list[Tensor], metas: list[dict]) -> list[Detections]:

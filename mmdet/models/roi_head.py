@@ -11,11 +11,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmdet.models.dense import weight_positives
 from mmdet.models.mask_paste import resized_masks_to_rle
+from mmdet.models.options import apply_init_cfg, check_keys, only
 from mmdet.models.roi_extractor import to_rois
 from mmdet.ops import apply_nms, masks_to_rle
 from mmdet.registry import MODELS, TASK_UTILS
 from mmdet.structures import Target
+
+TRAIN_KEYS = ('assigner', 'sampler', 'mask_size', 'pos_weight', 'debug')
+TEST_KEYS = ('score_thr', 'nms', 'max_per_img', 'mask_thr_binary', 'min_bbox_size', 'mask_paste')
 
 
 class Sampled(NamedTuple):
@@ -51,9 +56,11 @@ def sample_rois(
 
     `losses_of` gives the classification loss (B,) of boxes (B, 4) with labels (B,), to samplers that ask for it.
     """
-    if sampler.add_gt_as_proposals:
-        proposals = torch.cat([target.boxes, proposals])
     matched, iou = assigner(proposals, target.boxes, target.ignored_boxes)
+    if sampler.add_gt_as_proposals:  # afterwards: among the candidates each would be its own best match
+        proposals = torch.cat([target.boxes, proposals])
+        matched = torch.cat([torch.arange(len(target.boxes), device=matched.device), matched])
+        iou = torch.cat([iou.new_ones(len(target.boxes)), iou])
     if getattr(sampler, 'needs_losses', False):
         labels = torch.full_like(matched, num_classes)
         labels[matched >= 0] = target.labels[matched[matched >= 0]]
@@ -96,6 +103,19 @@ def candidate_losses(
     return losses_of
 
 
+def sampled_loss(bbox_head: nn.Module, logits: Tensor, deltas: Tensor, sampled: list[Sampled], train_cfg: dict) -> dict:
+    """The box head's losses of its outputs for all sampled RoIs."""
+    labels = torch.cat([s.labels for s in sampled])
+    return bbox_head.loss(
+        logits,
+        deltas,
+        torch.cat([s.boxes for s in sampled]),
+        labels,
+        torch.cat([s.gt_boxes for s in sampled]),
+        weight_positives(labels < bbox_head.num_classes, train_cfg.get('pos_weight', -1)),
+    )
+
+
 def mask_targets_of(sampled: list[Sampled], targets: list[Target], size: int) -> Tensor:
     """Mask of every positive RoI's ground truth inside the RoI, (R, size, size) in {0, 1}."""
     return torch.cat(
@@ -120,7 +140,7 @@ class StandardRoIHead(nn.Module):
     """One box head and, if given, one mask head on sampled proposals.
 
     Args:
-        train_cfg: dict(assigner, sampler, mask_size).
+        train_cfg: dict(assigner, sampler, mask_size[, pos_weight]).
         test_cfg: dict(score_thr, nms, max_per_img, mask_thr_binary[, min_bbox_size]); ``mask_paste='resize'`` draws
             masks as mmdetection 0.x did.
     """
@@ -133,8 +153,13 @@ class StandardRoIHead(nn.Module):
         mask_head: dict | None = None,
         train_cfg: dict | None = None,
         test_cfg: dict | None = None,
+        shared_head: dict | None = None,
+        init_cfg: dict | list[dict] | None = None,
     ):
         super().__init__()
+        only('StandardRoIHead', shared_head=(shared_head, None))
+        check_keys('train_cfg.rcnn', train_cfg, TRAIN_KEYS)
+        check_keys('test_cfg.rcnn', test_cfg, TEST_KEYS)
         self.train_cfg = train_cfg
         self.test_cfg = test_cfg
         self.bbox_roi_extractor = MODELS.build(bbox_roi_extractor)
@@ -146,6 +171,7 @@ class StandardRoIHead(nn.Module):
         if train_cfg is not None:
             self.assigner = TASK_UTILS.build(train_cfg['assigner'])
             self.sampler = TASK_UTILS.build(train_cfg['sampler'])
+        apply_init_cfg(self, init_cfg)
 
     @property
     def num_classes(self) -> int:
@@ -174,13 +200,7 @@ class StandardRoIHead(nn.Module):
     def loss_sampled(self, features: tuple[Tensor, ...], sampled: list[Sampled], targets: list[Target]) -> dict:
         """Losses of RoIs already chosen."""
         logits, deltas = self(features, [s.boxes for s in sampled])
-        losses = self.bbox_head.loss(
-            logits,
-            deltas,
-            torch.cat([s.boxes for s in sampled]),
-            torch.cat([s.labels for s in sampled]),
-            torch.cat([s.gt_boxes for s in sampled]),
-        )
+        losses = sampled_loss(self.bbox_head, logits, deltas, sampled, self.train_cfg or {})
         if self.mask_head is not None:
             losses.update(self.mask_loss(features, sampled, targets))
         return losses

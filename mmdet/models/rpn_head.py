@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmdet.layers import ConvModule
-from mmdet.models.dense import flatten_levels
+from mmdet.models.dense import TEST_KEYS, TRAIN_KEYS, flatten_levels, sample_anchors, weight_positives
+from mmdet.models.options import apply_init_cfg, check_keys, only
 from mmdet.ops import apply_nms
 from mmdet.registry import MODELS, TASK_UTILS
 from mmdet.structures import Target
@@ -21,7 +22,8 @@ class RPNHead(nn.Module):
 
     Args:
         num_convs: 3x3 convolutions before the two 1x1 outputs.
-        train_cfg: dict(assigner, sampler).
+        reg_decoded_bbox: `loss_bbox` compares boxes in pixels (IoU losses) instead of deltas.
+        train_cfg: dict(assigner, sampler[, allowed_border, pos_weight]); see `trained_anchors`.
         test_cfg: dict(nms_pre, nms, max_per_img, min_bbox_size), used for the proposals in training too unless
             the detector's train_cfg has rpn_proposal.
     """
@@ -32,15 +34,23 @@ class RPNHead(nn.Module):
         feat_channels: int = 256,
         num_convs: int = 1,
         anchor_generator: dict = dict(  # noqa: B006 - read only
-            type='AnchorGenerator', scales=[8], ratios=[0.5, 1.0, 2.0], strides=[4, 8, 16, 32, 64]
+            type='AnchorGenerator', scales=[8, 16, 32], ratios=[0.5, 1.0, 2.0], strides=[4, 8, 16, 32, 64]
         ),
         bbox_coder: dict = dict(type='DeltaXYWHBBoxCoder'),  # noqa: B006
         loss_cls: dict = dict(type='CrossEntropyLoss', use_sigmoid=True),  # noqa: B006
-        loss_bbox: dict = dict(type='L1Loss'),  # noqa: B006
+        loss_bbox: dict = dict(type='SmoothL1Loss', beta=1 / 9),  # noqa: B006
+        reg_decoded_bbox: bool = False,
+        num_classes: int = 1,
+        init_cfg: dict | list[dict] | None = None,
         train_cfg: dict | None = None,
         test_cfg: dict | None = None,
     ):
         super().__init__()
+        only('RPNHead', num_classes=(num_classes, 1), use_sigmoid=(loss_cls.get('use_sigmoid', False), True))
+        check_keys('train_cfg.rpn', train_cfg, TRAIN_KEYS)
+        check_keys('test_cfg.rpn', test_cfg, TEST_KEYS)
+        self.reg_decoded_bbox = reg_decoded_bbox
+        self.train_cfg = train_cfg or {}
         self.anchor_generator = TASK_UTILS.build(anchor_generator)
         self.bbox_coder = TASK_UTILS.build(bbox_coder)
         self.loss_cls = MODELS.build(loss_cls)
@@ -48,7 +58,7 @@ class RPNHead(nn.Module):
         self.test_cfg = test_cfg
         if train_cfg is not None:
             self.assigner = TASK_UTILS.build(train_cfg['assigner'])
-            self.sampler = TASK_UTILS.build(train_cfg['sampler'])
+            self.sampler = TASK_UTILS.build(train_cfg.get('sampler') or dict(type='PseudoSampler'))
         if num_convs == 1:
             self.rpn_conv = nn.Conv2d(in_channels, feat_channels, 3, padding=1)
         else:
@@ -65,6 +75,7 @@ class RPNHead(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, std=0.01)
                 nn.init.zeros_(module.bias)
+        apply_init_cfg(self, init_cfg)
 
     def forward(self, features: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, list[Tensor]]:
         """Logits (N, M), deltas (N, M, 4) and the anchors of each level."""
@@ -79,26 +90,31 @@ class RPNHead(nn.Module):
         anchors = torch.cat(anchors)
         sampled = [self.sample(anchors, target) for target in targets]
         num_sampled = sum(len(positive) + len(negative) for positive, negative, _ in sampled)
-        sampled_logits, labels, positive_deltas, delta_targets = [], [], [], []
+        sampled_logits, labels, preds, box_targets = [], [], [], []
         for i, (positive, negative, matched_boxes) in enumerate(sampled):
             index = torch.cat([positive, negative])
             sampled_logits.append(logits[i, index])
             labels.append((torch.arange(len(index), device=index.device) < len(positive)).to(logits.dtype))
-            positive_deltas.append(deltas[i, positive])
-            delta_targets.append(self.bbox_coder.encode(anchors[positive], matched_boxes))
+            if self.reg_decoded_bbox:
+                preds.append(self.bbox_coder.decode(anchors[positive], deltas[i, positive].float()))
+                box_targets.append(matched_boxes)
+            else:
+                preds.append(deltas[i, positive])
+                box_targets.append(self.bbox_coder.encode(anchors[positive], matched_boxes))
+        labels = torch.cat(labels)[:, None]
+        weight = weight_positives(labels > 0, self.train_cfg.get('pos_weight', -1))
         return dict(
-            loss_rpn_cls=self.loss_cls(
-                torch.cat(sampled_logits)[:, None], torch.cat(labels)[:, None], avg_factor=num_sampled
-            ),
-            loss_rpn_bbox=self.loss_bbox(torch.cat(positive_deltas), torch.cat(delta_targets), avg_factor=num_sampled),
+            loss_rpn_cls=self.loss_cls(torch.cat(sampled_logits)[:, None], labels, weight, avg_factor=num_sampled),
+            loss_rpn_bbox=self.loss_bbox(torch.cat(preds), torch.cat(box_targets), avg_factor=num_sampled),
         )
 
     @torch.no_grad()
     def sample(self, anchors: Tensor, target: Target) -> tuple[Tensor, Tensor, Tensor]:
         """Indices of the positive and negative anchors trained on, and the positives' ground-truth boxes."""
-        matched, iou = self.assigner(anchors, target.boxes, target.ignored_boxes)
-        positive, negative = self.sampler(matched, iou)
-        return positive, negative, target.boxes[matched[positive]]
+        positive, negative, gt_index = sample_anchors(
+            anchors, target, self.assigner, self.sampler, self.train_cfg.get('allowed_border')
+        )
+        return positive, negative, target.boxes[gt_index]
 
     @torch.no_grad()
     def predict(

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from mmdet.models.assign import NEGATIVE, RandomSampler
+from mmdet.models.options import only
 from mmdet.registry import TASK_UTILS
 
 
@@ -19,8 +20,16 @@ class OHEMSampler(RandomSampler):
 
     needs_losses = True
 
-    def __init__(self, num: int, pos_fraction: float, neg_pos_ub: float = -1, add_gt_as_proposals: bool = True):
+    def __init__(
+        self,
+        num: int,
+        pos_fraction: float,
+        neg_pos_ub: float = -1,
+        add_gt_as_proposals: bool = True,
+        loss_key: str = 'loss_cls',
+    ):
         super().__init__(num, pos_fraction, neg_pos_ub, add_gt_as_proposals)
+        only('OHEMSampler', loss_key=(loss_key, 'loss_cls'))
 
     def __call__(self, matched: Tensor, iou: Tensor, losses: Tensor | None = None) -> tuple[Tensor, Tensor]:
         if losses is None:

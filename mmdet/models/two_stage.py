@@ -8,6 +8,8 @@ from mmengine.model import BaseModel
 from mmengine.structures import InstanceData
 from torch import Tensor
 
+from mmdet.models.dense import TEST_KEYS
+from mmdet.models.options import build_neck, check_keys, init_detector_weights
 from mmdet.models.preprocess import to_target
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample, Target
@@ -20,6 +22,7 @@ class FasterRCNN(BaseModel):
     Args:
         train_cfg: dict(rpn=dict(assigner, sampler), rpn_proposal=dict(nms_pre, ...), rcnn=dict(assigner, ...)).
         test_cfg: dict(rpn=dict(nms_pre, ...), rcnn=dict(score_thr, ...)).
+        init_cfg: ``dict(type='Pretrained', checkpoint=...)``, weights of a whole detector, or mmengine's initialisers.
     """
 
     def __init__(
@@ -27,7 +30,7 @@ class FasterRCNN(BaseModel):
         backbone: dict,
         rpn_head: dict | None,
         roi_head: dict,
-        neck: dict | None = None,
+        neck: dict | list[dict] | None = None,
         train_cfg: dict | None = None,
         test_cfg: dict | None = None,
         data_preprocessor: dict | None = None,
@@ -35,8 +38,12 @@ class FasterRCNN(BaseModel):
     ):
         super().__init__(data_preprocessor=MODELS.build(data_preprocessor or dict(type='DetDataPreprocessor')))
         train_cfg, test_cfg = train_cfg or {}, test_cfg or {}
+        check_keys('train_cfg', train_cfg, ('rpn', 'rpn_proposal', 'rcnn'))
+        check_keys('train_cfg.rpn_proposal', train_cfg.get('rpn_proposal'), TEST_KEYS)
+        check_keys('test_cfg', test_cfg, ('rpn', 'rcnn'))
+        self.init_cfg = init_cfg
         self.backbone = MODELS.build(backbone)
-        self.neck = MODELS.build(neck) if neck is not None else None
+        self.neck = build_neck(neck)
         if rpn_head is not None:
             rpn_head = dict(rpn_head, train_cfg=train_cfg.get('rpn'), test_cfg=test_cfg.get('rpn'))
             self.rpn_head = MODELS.build(rpn_head)
@@ -45,7 +52,7 @@ class FasterRCNN(BaseModel):
 
     def init_weights(self) -> None:
         """Load pretrained weights; the random initialisation is done when the layers are made."""
-        self.backbone.init_weights()
+        init_detector_weights(self)
 
     def forward(self, inputs: Tensor, data_samples: list[DetDataSample] | None = None, mode: str = 'tensor'):
         """Batch (N, 3, H, W) -> losses ('loss'), the samples with `pred_instances` ('predict'), maps ('tensor')."""

@@ -101,10 +101,11 @@ def write_atomically(path: str | Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, path) from error  # a full disk alone would name no file
+    finally:
         if os.path.exists(temporary):
             os.remove(temporary)
-        raise
     # The rename itself survives a power cut only once the folder is on disk.
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -133,9 +134,9 @@ def read_checkpoint(path: str, map_location: Any = 'cpu') -> dict:
     if not os.path.isfile(path):
         folder = os.path.dirname(path) or '.'
         found = sorted(f for f in os.listdir(folder) if f.endswith('.pth')) if os.path.isdir(folder) else []
-        there = f' {folder} holds {at_most(found, 5)}.' if found else ''
-        raise FileNotFoundError(
-            f'checkpoint {path} not found.{there}{suggest(os.path.basename(path), found)}')
+        hint = suggest(os.path.basename(path), found, cutoff=0.7)
+        there = f' Its folder holds {at_most(found, 5)}.' if found and not hint else ''
+        raise FileNotFoundError(f'checkpoint {path} not found.{hint or there}')
     if is_bare_pickle(path):
         return read_arrays(path)
     try:
@@ -151,7 +152,7 @@ def read_checkpoint(path: str, map_location: Any = 'cpu') -> dict:
                 f'python tools/convert_checkpoint.py --trust {path} OUT.pth') from error
         raise UserError(f'{path} is damaged or no checkpoint') from error
     except (RuntimeError, EOFError, OSError, zipfile.BadZipFile) as error:
-        raise UserError(f'{path} is damaged or no checkpoint: {one_line(error)[:200]}') from error
+        raise UserError(f'{path} is damaged or no checkpoint: {one_line(error).split(". ")[0]}') from error
     if not isinstance(checkpoint, dict):
         raise UserError(f'{path} holds a {type(checkpoint).__name__}, not a checkpoint')
     if isinstance(checkpoint.get('meta'), dict):
@@ -165,15 +166,21 @@ def _refused_name(error: BaseException) -> str:
     return found.group(1) if found else type(error).__name__
 
 
-def load_from_local(filename: str, map_location: Any = None) -> dict:
-    """The loader of plain paths for mmengine's `CheckpointLoader` (it prints the name after 'load_from_')."""
-    return read_checkpoint(filename, map_location)
+def _load_silently(cls, filename: str, map_location: Any = None, logger: Any = None) -> dict:
+    return cls._get_checkpoint_loader(filename)(filename, map_location)
 
 
 def install() -> None:
     """Route mmengine's saving and loading of local files through this module."""
     register_backend('local', AtomicLocalBackend, force=True, prefixes='')
-    CheckpointLoader.register_scheme(prefixes='', loader=load_from_local, force=True)
+    CheckpointLoader.register_scheme(prefixes='', loader=read_checkpoint, force=True)
+    # mmengine's prints a line past the log, in every process; the Runner logs what it loads anyway
+    CheckpointLoader.load_checkpoint = classmethod(_load_silently)
+
+
+def is_resumable(checkpoint: dict) -> bool:
+    """Whether a file of a Runner holds what goes on with training needs, and not weights alone."""
+    return {'meta', 'optimizer', 'message_hub'} <= set(checkpoint) and {'epoch', 'iter'} <= set(checkpoint['meta'])
 
 
 def newest_resumable(work_dir: str) -> str | None:
@@ -188,7 +195,7 @@ def newest_resumable(work_dir: str) -> str | None:
         if os.path.basename(path).startswith('best_'):
             continue  # weights only
         try:
-            if {'optimizer', 'meta'} <= set(read_checkpoint(path)):
+            if is_resumable(read_checkpoint(path)):
                 return path
         except UserError as error:
             print(f'skipped: {error}', flush=True)

@@ -28,8 +28,8 @@ _TOOL_KEYS = {
 # Variables that configs of this vocabulary define for themselves.
 _HELPER_KEYS = {
     'backend_args', 'base_batch_size', 'classes', 'data_root', 'dataset_type', 'img_norm_cfg', 'img_scale',
-    'max_epochs', 'metainfo', 'norm_cfg', 'num_classes', 'test_pipeline', 'train_pipeline', 'val_pipeline',
-    'vis_backends',
+    'img_scales', 'max_epochs', 'metainfo', 'norm_cfg', 'num_classes', 'test_pipeline', 'train_pipeline',
+    'val_pipeline', 'vis_backends',
 }  # fmt: skip
 RUN_KEYS = (set(inspect.signature(Runner.__init__).parameters) - {'self', 'cfg'}) | _TOOL_KEYS
 
@@ -52,6 +52,12 @@ def load_config(path: str | Path, cfg_options: dict[str, Any] | None = None) -> 
     try:
         # lazy_import=False: mmengine takes any config that imports os or math for a lazy one.
         cfg = Config.fromfile(path, lazy_import=False)
+    except ImportError as error:
+        first: BaseException = error
+        while first.__context__ is not None:
+            first = first.__context__
+        raise UserError(f'{path}: custom_imports: {one_line(first)}. Python looks in the folder of this project and in '
+                        'those of PYTHONPATH') from error
     except Exception as error:
         place = _place(error) or f'{path}: '
         raise UserError(f'{place}{type(error).__name__}: {one_line(error)}') from error
@@ -63,12 +69,11 @@ def load_config(path: str | Path, cfg_options: dict[str, Any] | None = None) -> 
 
 
 def _place(error: BaseException) -> str:
-    """'FILE line N: ' of the config in which the error was raised, if it was raised in one."""
+    """'FILE line N: ' of the config, or of the file it imports, in which the error was raised."""
     trace, place = error.__traceback__, ''
     while trace is not None:
-        frame = trace.tb_frame
-        if frame.f_code.co_name == '<module>' and '_base_' in frame.f_globals:
-            place = f'{frame.f_code.co_filename} line {trace.tb_lineno}: '
+        if trace.tb_frame.f_code.co_name == '<module>':
+            place = f'{trace.tb_frame.f_code.co_filename} line {trace.tb_lineno}: '
         trace = trace.tb_next
     return place
 
@@ -140,6 +145,8 @@ def _apply_options(cfg: Config, options: dict[str, Any]) -> None:
         top = dotted.split('.')[0]
         helper = top not in RUN_KEYS and top in cfg
         before = cfg.to_dict().get(top) if helper else None
+        if isinstance(value, dict) and dict(_walk(cfg.to_dict())).get(dotted, '') is None:
+            value = {**value, '_delete_': True}  # mmengine merges a dict into a dict alone
         try:
             cfg.merge_from_dict({dotted: value})
         except (KeyError, TypeError) as error:
@@ -153,6 +160,9 @@ def _check_option(cfg: Config, dotted: str) -> None:
     *parents, leaf = dotted.split('.')
     for depth, key in enumerate(parents):
         here = '.'.join(parents[:depth]) or 'the config'
+        if isinstance(node, dict) and node.get(key, '') is None:
+            whole = f"{here}.{key}={{'{leaf}': ...}}"
+            raise UserError(f'--cfg-options {dotted}: {here}.{key} is None and has no keys; give it whole: "{whole}"')
         node = _step(node, key, here, dotted)
         if node is None:
             return

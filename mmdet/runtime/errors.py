@@ -1,18 +1,22 @@
 """A user's mistake ends in one clear line; this is where that line is made and printed."""
 
 import difflib
+import inspect
 import os
 import re
 import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from types import FrameType
 
 EXIT_USER_ERROR = 2
+SPAWNED = 'MMDET_SPAWNED'  # set in processes that `launch.spawn` started: the folder for their reports
 
 # What a person's input can cause: shown as one line. Anything else is our bug and keeps its traceback.
-_USER_ERRORS = (ValueError, FileNotFoundError, NotADirectoryError, PermissionError, IsADirectoryError)
+_USER_ERRORS = (ValueError, FileNotFoundError)
 
 
 class UserError(ValueError):
@@ -51,16 +55,16 @@ def one_line(error: BaseException) -> str:
     """The error's message without line breaks (and without the quotes that KeyError adds)."""
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     # a data loader's worker sends its whole traceback as the message
-    text = re.sub(r'^Caught \w+ in DataLoader worker.*\n\w+: ', '', text, flags=re.DOTALL)
+    text = re.sub(r'^Caught \w+ in DataLoader worker.*\n[\w.]+: ', '', text, flags=re.DOTALL)
     return ' '.join(text.split()) or type(error).__name__
 
 
 def run_main(main: Callable[[], None]) -> None:
     """Run a tool's main(); a user's mistake becomes ``error: ...`` on stderr and exit status 2.
 
-    With several processes rank 0 speaks at once and the others a few seconds later, so that a mistake
-    all of them meet is printed once (the launcher ends the others meanwhile), and one that only rank 3
-    meets is printed too. MMDET_DEBUG=1 adds the traceback.
+    Of several processes one is heard, whether all meet a mistake or rank 3 alone: `launch.spawn` chooses among their
+    reports. Under another launcher rank 0 speaks at once and the others a few seconds later, when that launcher will
+    have ended them. MMDET_DEBUG=1 adds the traceback.
     """
     try:
         main()
@@ -77,14 +81,27 @@ def run_main(main: Callable[[], None]) -> None:
         sys.exit(128 + signal.SIGPIPE)
     except Exception as error:
         explained = explain(error)
-        if _lost_peer(error):
-            time.sleep(8)  # the process that failed explains itself, and its launcher ends us
-        elif _rank() > 0:
-            time.sleep(3)
+        text = f'error: {explained or one_line(error)}'
         if explained is None or os.environ.get('MMDET_DEBUG') == '1':
-            traceback.print_exc()
-        print(f'error: {explained or one_line(error)}', file=sys.stderr, flush=True)
+            text = traceback.format_exc() + text
+        _report(text, _lost_peer(error))
         _leave(EXIT_USER_ERROR if explained else 1)
+
+
+def _report(text: str, lost: bool) -> None:
+    if SPAWNED in os.environ:
+        Path(os.environ[SPAWNED], report_name(os.getpid(), lost)).write_text(text)
+        return
+    if lost:
+        time.sleep(8)  # the process that failed explains itself
+    elif _rank() > 0:
+        time.sleep(3)
+    print(text, file=sys.stderr, flush=True)
+
+
+def report_name(pid: int, lost: bool) -> str:
+    """File in which a process leaves its last words; `lost`: another process's end was the reason."""
+    return f'{pid}.lost' if lost else str(pid)
 
 
 def _rank() -> int:
@@ -98,26 +115,61 @@ def _lost_peer(error: BaseException) -> bool:
 
 def explain(error: BaseException) -> str | None:
     """One line for a user's mistake, None for what looks like a bug."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return ': '.join(map(str, filter(None, (error.strerror, error.filename))))
     if isinstance(error, _USER_ERRORS):
         return one_line(error)
     if unknown_type(error):
         name, registry = unknown_type(error)
         return f'unknown type {name!r} ({registry}).{suggest(name, registered_names(registry))}'
-    wrong_call = r'(\w+)\.__init__\(\) (got an unexpected keyword argument|missing \d+ required .*:) (.*)'
-    option = re.match(wrong_call, str(error))
-    if isinstance(error, TypeError) and option and option.group(1) in registered_names():
-        name, what, which = option.groups()
-        return f'{name}: the config {"gives an unknown option" if "unexpected" in what else "lacks"} {which}'
-    if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
-        return f'{error.strerror}: {error.filename}'
+    if isinstance(error, (TypeError, KeyError, AttributeError, AssertionError)) and _built(error):
+        return _wrong_config(error, _built(error))
     if _lost_peer(error):
         return f'lost the connection to another process, which has ended: {one_line(error)[:200]}'
+    if isinstance(error, RuntimeError) and 'DataLoader worker (pid' in str(error):
+        return (f'{one_line(error).split(". ")[0].rstrip(".")}. Often the machine ran out of memory: lower num_workers '
+                'or batch_size of the dataloader; --resume continues from the last checkpoint')
+    if isinstance(error, RuntimeError) and re.search(r'expected input.* channels|mat1 and mat2 shapes', str(error)):
+        return f'{_model_part(error)} gets features of another size than its options say: {one_line(error)}'
     if isinstance(error, MemoryError):
         return f'out of memory: {one_line(error)}'
     if type(error).__name__ == 'OutOfMemoryError':
         return (f'out of GPU memory: {one_line(error).split(". ")[0]}. Use a smaller '
                 'train_dataloader.batch_size or smaller pictures')
     return None
+
+
+def _frames(error: BaseException) -> Iterator[FrameType]:
+    trace = error.__traceback__
+    while trace is not None:
+        yield trace.tb_frame
+        trace = trace.tb_next
+
+
+def _model_part(error: BaseException) -> str:
+    """'model > FPN': the outermost and the innermost part of a model in which the error was raised."""
+    parts = [type(frame.f_locals.get('self')) for frame in _frames(error)]
+    names = [part.__name__ for part in parts if part.__module__.startswith('mmdet.models.')]
+    return ' > '.join(dict.fromkeys((names[0], names[-1]))) if names else 'the model'
+
+
+def _built(error: BaseException) -> Callable | None:
+    """The innermost class that was being built from the config when the error was raised."""
+    # mmengine's function
+    builds = [frame.f_locals.get('obj_cls') for frame in _frames(error) if frame.f_code.co_name == 'build_from_cfg']
+    return builds[-1] if builds else None
+
+
+def _wrong_config(error: BaseException, built: Callable) -> str:
+    wrong_call = r'.*__init__\(\) (got an unexpected keyword argument|missing \d+ required .*:) (.*)'
+    option = re.match(wrong_call, one_line(error))
+    if option is None:
+        return f'{built.__name__} cannot be built from these options: {type(error).__name__}: {one_line(error)}'
+    what, which = option.groups()
+    if what.startswith('missing'):
+        return f'{built.__name__}: the config lacks {which}'
+    hint = suggest(which.strip("'"), inspect.signature(built).parameters)
+    return f'{built.__name__}: the config gives an unknown option {which}' + (f'.{hint}' if hint else '')
 
 
 def unknown_type(error: BaseException) -> tuple[str, str] | None:

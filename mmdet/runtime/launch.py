@@ -11,15 +11,16 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 
-from .errors import UserError
+from .errors import SPAWNED, UserError, report_name
 
 # torch is imported where it is needed: the launching process waits for nothing but its children.
 
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
 _DEFAULT_PORT = 29500
-_MARK = 'MMDET_SPAWNED'  # RANK alone may be set by a cluster for its own purposes
 
 
 def check_gpus(asked: int) -> None:
@@ -52,34 +53,38 @@ def spawn(gpus: int) -> None:
         raise UserError(f'NNODES={nodes} needs MASTER_ADDR: the address of the machine with NODE_RANK=0')
     environment = {
         **os.environ,
-        _MARK: '1',
         'MASTER_ADDR': os.environ.get('MASTER_ADDR', '127.0.0.1'),
         'MASTER_PORT': str(_port(nodes)),
         'WORLD_SIZE': str(gpus * nodes),
         'LOCAL_WORLD_SIZE': str(gpus),
     }
+    environment.setdefault('TORCH_CPP_LOG_LEVEL', 'ERROR')  # a peer that is late makes no page of warnings
     environment.setdefault('OMP_NUM_THREADS', str(max(1, _cpu_count() // gpus)))
     environment.setdefault('MKL_NUM_THREADS', environment['OMP_NUM_THREADS'])  # unset, mmengine warns and takes 1
-    children = [
-        subprocess.Popen(
-            [sys.executable, *sys.argv],
-            env={**environment, 'RANK': str(node * gpus + local), 'LOCAL_RANK': str(local)},
-            preexec_fn=_die_with_parent,
-            start_new_session=True,  # the terminal's Ctrl-C reaches us alone; we pass it on, once
-        )
-        for local in range(gpus)
-    ]
-    sys.exit(_wait(children))
+    with tempfile.TemporaryDirectory() as reports:
+        children = [
+            subprocess.Popen(
+                [sys.executable, *sys.argv],
+                env={**environment, SPAWNED: reports, 'RANK': str(node * gpus + local), 'LOCAL_RANK': str(local)},
+                preexec_fn=_die_with_parent,
+                start_new_session=True,  # the terminal's Ctrl-C reaches us alone; we pass it on, once
+            )
+            for local in range(gpus)
+        ]
+        status = _wait(children, Path(reports))
+    sys.exit(status)
 
 
 def is_spawned() -> bool:
     """Whether this process is one of those that `spawn` started."""
-    return _MARK in os.environ
+    return SPAWNED in os.environ  # RANK alone may be set by a cluster for its own purposes
 
 
-def _wait(children: list[subprocess.Popen]) -> int:
-    """Wait for all; pass signals on; when one fails, end the others. Returns the first failure's status."""
+def _wait(children: list[subprocess.Popen], reports: Path) -> int:
+    """Wait for all; pass signals on; when one fails, end the others and print its report, or what ended it.
 
+    Returns its exit status.
+    """
     stopping = []
 
     def forward(signum, frame):
@@ -88,31 +93,45 @@ def _wait(children: list[subprocess.Popen]) -> int:
             if child.poll() is None:
                 child.send_signal(signum)
 
+    def only_lost(child):
+        return (reports / report_name(child.pid, lost=True)).exists()
+
+    def by_blame():
+        """Those that failed; those last that lost the connection to another, which they may do before it ends."""
+        return sorted((child for child in children if child.poll()), key=only_lost)
+
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, forward)
-    status = 0
+    culprit, first = None, 0.0
     while any(child.poll() is None for child in children):
-        failed = [child for child in children if child.poll()]
+        failed = by_blame()
         if failed and not stopping:  # after a signal the others may still be saving
-            status = _status(failed[0], children)
-            time.sleep(0.2)
-            for child in children:
-                child.kill()
-            break
+            first = first or time.monotonic()
+            if not only_lost(failed[0]) or time.monotonic() > first + 8:
+                culprit = failed[0]
+                for child in children:
+                    child.kill()
+                break
         time.sleep(0.05)
     for child in children:
         child.wait()
-    return status or next((_status(child, children) for child in children if child.returncode), 0)
+    culprit = culprit or next(iter(by_blame()), None)
+    return _last_words(culprit, children, reports) if culprit else 0
 
 
-def _status(child: subprocess.Popen, children: list[subprocess.Popen]) -> int:
-    if child.returncode >= 0:
-        return child.returncode
-    name = signal.Signals(-child.returncode).name
-    why = ' (often: the machine ran out of memory)' if name == 'SIGKILL' else ''
-    print(f'error: process {children.index(child)} of {len(children)} was ended by {name}{why}',
-          file=sys.stderr, flush=True)
-    return 128 - child.returncode
+def _last_words(child: subprocess.Popen, children: list[subprocess.Popen], reports: Path) -> int:
+    """Print why a process failed; returns the status to leave with."""
+    if child.returncode < 0:
+        name = signal.Signals(-child.returncode).name
+        why = ' (often: the machine ran out of memory)' if name == 'SIGKILL' else ''
+        text = f'error: process {children.index(child)} of {len(children)} was ended by {name}{why}'
+        print(text, file=sys.stderr, flush=True)
+        return 128 - child.returncode
+    for lost in (False, True):
+        report = reports / report_name(child.pid, lost)
+        if report.exists():
+            print(report.read_text(), file=sys.stderr, flush=True)
+    return child.returncode
 
 
 def _die_with_parent() -> None:
@@ -134,8 +153,11 @@ def _integer(name: str, default: int) -> int:
 
 
 def _port(nodes: int) -> int:
-    """PORT or MASTER_PORT if free, else any free port; several machines must agree, so there it is kept."""
-    wanted = _integer('PORT', _integer('MASTER_PORT', _DEFAULT_PORT))
+    """PORT or MASTER_PORT if free, else any free port; several machines must agree, so there it is kept.
+
+    A fixed default would be taken twice by two runs that start at the same time.
+    """
+    wanted = _integer('PORT', _integer('MASTER_PORT', _DEFAULT_PORT if nodes > 1 else 0))
     if nodes > 1:
         return wanted
     for port in (wanted, 0):
@@ -148,12 +170,12 @@ def _port(nodes: int) -> int:
     raise UserError('no free port on this machine')
 
 
-def join_processes(launcher: str, timeout: float | None = None) -> None:
+def join_processes(launcher: str, env_cfg: dict | None = None) -> None:
     """Join the process group that `launcher` (or `spawn`) describes in the environment.
 
     Args:
         launcher: none, pytorch (torchrun), slurm or mpi.
-        timeout: seconds a collective waits before it fails; None keeps torch's default.
+        env_cfg: the config's; its dist_cfg.timeout is how many seconds a collective waits before it fails.
 
     Raises:
         UserError: the launcher's variables are missing, or this machine has fewer GPUs than processes.
@@ -172,8 +194,16 @@ def join_processes(launcher: str, timeout: float | None = None) -> None:
     elif os.environ['MASTER_ADDR'] in ('127.0.0.1', 'localhost') and sys.platform == 'linux':
         # gloo looks its own address up by host name, which a container often cannot resolve.
         os.environ.setdefault('GLOO_SOCKET_IFNAME', 'lo')
+    timeout = ((env_cfg or {}).get('dist_cfg') or {}).get('timeout')
     options = {} if timeout is None else {'timeout': datetime.timedelta(seconds=timeout)}
-    dist.init_process_group('nccl' if cuda else 'gloo', **options)
+    try:
+        dist.init_process_group('nccl' if cuda else 'gloo', **options)
+    except RuntimeError as error:
+        address = f'{os.environ["MASTER_ADDR"]}:{os.environ["MASTER_PORT"]}'
+        raise UserError(
+            f'process {os.environ["RANK"]} of {os.environ["WORLD_SIZE"]} cannot meet the others at {address}: '
+            f'{str(error).splitlines()[0].rstrip(".")}. Is the same command running on each machine, with the same '
+            'MASTER_ADDR and PORT, and the port free?') from error
 
 
 def _need(launcher: str, *names: str) -> None:

@@ -4,6 +4,7 @@ import itertools
 import logging
 import os
 import shutil
+import tempfile
 import time
 import warnings
 from collections.abc import Callable
@@ -48,6 +49,15 @@ def on_rank_0(function: Callable[[], Any]) -> Any:
     return answer[0]
 
 
+def check_writable(folder: str, option: str) -> None:
+    """Make a folder where it is missing; raises UserError where files cannot be written into it."""
+    try:
+        os.makedirs(folder, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise UserError(f'{option} {folder}: cannot write there ({error.strerror})') from error
+
+
 def enter_work_dir(cfg: Config, resume: bool | str) -> str | None:
     """Make sure that training into ``cfg.work_dir`` loses nothing; returns the checkpoint to resume from.
 
@@ -61,10 +71,11 @@ def enter_work_dir(cfg: Config, resume: bool | str) -> str | None:
     work_dir = cfg.work_dir
     if os.path.exists(work_dir) and not os.path.isdir(work_dir):
         raise UserError(f'--work-dir {work_dir} is a file')
+    check_writable(work_dir, '--work-dir')
     if isinstance(resume, str):
-        if 'optimizer' not in _checkpoint.read_checkpoint(resume):
-            raise UserError(f'--resume {resume}: the file holds weights only; to start a new training from '
-                            f'them use --cfg-options load_from={resume}')
+        if not _checkpoint.is_resumable(_checkpoint.read_checkpoint(resume)):
+            raise UserError(f'--resume {resume}: the file holds no state of a training with this toolbox, at most '
+                            f'weights; to start a new training from them use --cfg-options load_from={resume}')
         return resume
     if resume:
         newest = _checkpoint.newest_resumable(work_dir)
@@ -158,6 +169,9 @@ def build_runner(cfg: Config, launcher: str = 'none', resume_from: str | None = 
     """
     # mmengine 0.10 passes an argument that torch 2.15 is about to rename; can go when mmengine follows.
     warnings.filterwarnings('ignore', '`broadcast_buffers` is deprecated', FutureWarning)
+    warnings.filterwarnings('ignore', 'This DataLoader will create', UserWarning)  # more workers than cores
+    # mmengine restores the schedulers' step counts of a resumed run, and not the optimizer's
+    warnings.filterwarnings('ignore', r'Detected call of `scheduler.step\(\)` before', UserWarning)
     _checkpoint.install()
     source = checkpoint or resume_from or cfg.get('load_from')
     parts = ConfigDict({key: value for key, value in cfg.to_dict().items() if key in _RUNNER_KEYS})
@@ -182,7 +196,6 @@ def build_runner(cfg: Config, launcher: str = 'none', resume_from: str | None = 
     parts.custom_hooks = _with_essential(
         parts.get('custom_hooks'), dict(type='CheckpointGuardHook', source=source, resuming=bool(resume_from),
                                         strict=checkpoint is not None))
-    parts.default_hooks = _keep_two(parts.get('default_hooks'))
     parts.log_processor = {'type': 'LogProcessor', **(parts.get('log_processor') or {})}
     parts.visualizer = _visualizer(parts.get('visualizer'))
     if parts.get('custom_hooks') and checkpoint is not None:
@@ -217,8 +230,9 @@ _RUNNER_KEYS = (
 
 
 _NOISE = (
-    'Exp name:', 'Loads checkpoint by', 'Distributed training is not used', 'Checkpoints will be saved to',
+    'Exp name:', 'Distributed training is not used', 'Checkpoints will be saved to',
     '"FileClient" will be deprecated', '"HardDiskBackend" is the alias', 'The prefix is not set in metric',
+    '`save_param_scheduler` is True but',
 )  # fmt: skip
 
 
@@ -257,6 +271,10 @@ def drop_pretrained(model: dict) -> None:
 
 def _own_loop(train_cfg: dict) -> dict:
     train_cfg = dict(train_cfg)
+    for key in ('max_epochs', 'max_iters', 'val_interval'):
+        if train_cfg.get(key, 1) < 1:
+            raise UserError(f'train_cfg.{key}={train_cfg[key]}: at least 1 is needed. To train without validation set '
+                            'val_dataloader=None val_cfg=None val_evaluator=None')
     if 'by_epoch' in train_cfg:
         train_cfg['type'] = 'EpochBasedTrainLoop' if train_cfg.pop('by_epoch') else 'IterBasedTrainLoop'
     return train_cfg
@@ -273,16 +291,6 @@ def _with_essential(hooks: list | None, guard: dict) -> list:
     if 'CBNHook' not in listed and HOOKS.get('CBNHook') is not None:
         added.append(dict(type='CBNHook'))  # without it burn-in could not be counted in epochs
     return [*hooks, *added, guard]
-
-
-def _keep_two(hooks: dict | None) -> dict:
-    """mmengine deletes the oldest checkpoint before the new one is written: one must remain meanwhile."""
-    hooks = dict(hooks or {})
-    if 'checkpoint' not in hooks:
-        hooks['checkpoint'] = dict(type='CheckpointHook', interval=1)
-    if isinstance(hooks['checkpoint'], dict) and hooks['checkpoint'].get('max_keep_ckpts') == 1:
-        hooks['checkpoint'] = dict(hooks['checkpoint'], max_keep_ckpts=2)
-    return hooks
 
 
 def _visualizer(cfg: dict | None) -> dict:

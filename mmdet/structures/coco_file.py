@@ -1,10 +1,13 @@
 """Annotation files in COCO's detection format, as data sets and metrics read them."""
 
 import json
+import math
 from collections import Counter
 from collections.abc import Sequence
 
 import mmengine.fileio as fileio
+
+from mmdet.runtime.errors import at_most
 
 _FIELDS = dict(
     images=('id', 'file_name', 'width', 'height'),
@@ -32,13 +35,30 @@ def load_coco_file(path: str, backend_args: dict | None = None, need_annotations
         raise ValueError(f'annotation file {path} is not in COCO format: it lacks {", ".join(missing)}')
     for key, fields in _FIELDS.items():
         for entry in content.get(key, ()):
-            lacking = [field for field in fields if field not in entry]
-            if lacking:
-                raise ValueError(f'annotation file {path}: an entry of {key} lacks {lacking[0]}: {entry}'[:300])
+            wrong = _wrong(entry, fields)
+            if wrong:
+                raise ValueError(f'annotation file {path}: an entry of {key} {wrong}: {entry}'[:300])
     seen = Counter(image['id'] for image in content['images'])
     if len(seen) < len(content['images']):
         raise ValueError(f'annotation file {path} has several images of id {seen.most_common(1)[0][0]!r}')
     return content
+
+
+def _wrong(entry: dict, fields: Sequence[str]) -> str | None:
+    if not isinstance(entry, dict):
+        return 'is no JSON object'
+    for field in fields:
+        if field not in entry:
+            return f'lacks {field}'
+    if 'bbox' in fields:
+        try:
+            x, y, width, height = entry['bbox']
+            known = math.isfinite(x + y + width + height)
+        except (TypeError, ValueError):
+            known = False
+        if not known:
+            return 'has a bbox that is not four numbers x, y, width, height'
+    return None
 
 
 def category_ids(content: dict, classes: Sequence[str], path: str) -> list[int]:
@@ -50,10 +70,8 @@ def category_ids(content: dict, classes: Sequence[str], path: str) -> list[int]:
     ids = {category['name']: category['id'] for category in content['categories']}
     missing = [repr(name) for name in classes if name not in ids]
     if missing:
-        more = f' and {len(missing) - 5} more' if len(missing) > 5 else ''
-        has = ', '.join(map(repr, ids))
         raise ValueError(
-            f'classes {", ".join(missing[:5])}{more} are not in {path}, which has {has}; '
+            f'classes {at_most(missing, 5)} are not in {path}, which has {at_most(map(repr, ids), 20)}; '
             'set metainfo=dict(classes=(...)) of the data set to names from that file'
         )
     return [ids[name] for name in classes]

@@ -20,7 +20,7 @@ class DetDataSample(BaseDataElement):
 
     Metainfo: img_id, img_path, ori_shape (h, w), img_shape (h, w) after the transforms and before
     padding to a batch, scale_factor (w, h), flip, flip_direction; the preprocessor adds
-    batch_input_shape (h, w).
+    batch_input_shape (h, w) and pad_shape (h, w), the picture's own padded size.
     """
 
     gt_instances: InstanceData
@@ -33,7 +33,8 @@ class Target(NamedTuple):
     """The plain ground truth of one picture inside the model; boxes are xyxy in input pixels.
 
     boxes (G, 4) float; labels (G,) int64 in [0, num_classes); masks of length G or None;
-    ignored_boxes (I, 4) float: neither object nor background; image_shape (h, w) without padding.
+    ignored_boxes (I, 4) float: neither object nor background; image_shape (h, w) without
+    padding; pad_shape (h, w) with the padding of this picture alone, None where it does not matter.
     """
 
     boxes: Tensor
@@ -41,3 +42,4 @@ class Target(NamedTuple):
     masks: object | None
     ignored_boxes: Tensor
     image_shape: tuple[int, int]
+    pad_shape: tuple[int, int] | None = None

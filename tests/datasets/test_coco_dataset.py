@@ -166,6 +166,11 @@ def without(key):
         (dict(CONTENT, images=CONTENT['images'][:1] * 2), {}, ValueError, 'several images of id 7'),
         (dict(CONTENT, images=[dict(id=1, file_name='a.png')]), {}, ValueError, 'images lacks width'),
         (dict(CONTENT, annotations=[dict(image_id=7, category_id=2)]), {}, ValueError, 'annotations lacks bbox'),
+        (dict(CONTENT, images='a.png'), {}, ValueError, 'an entry of images is no JSON object: a'),
+        *(
+            (dict(CONTENT, annotations=[dict(image_id=7, category_id=2, bbox=box)]), {}, ValueError, 'not four numbers')
+            for box in ([1, 2, 3], [1, 2, 'a', 4], [1, 2, 3, float('nan')], 5)
+        ),
         (None, dict(metainfo=dict(classes=['dgo'])), ValueError, "'dgo' are not in .*'cat', 'dog', 'cow'"),
         (None, dict(metainfo=None), ValueError, "'person', .* and 7. more are not in .*'cat', 'dog', 'cow'"),
         (None, dict(data_prefix=dict(img='img/')), FileNotFoundError, 'no image folder .*img/'),

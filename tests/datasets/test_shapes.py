@@ -10,6 +10,7 @@ import pytest
 from mmdet.datasets import CocoDataset
 from mmdet.datasets import shapes as shapes_module
 from mmdet.datasets.shapes import CLASSES, main, write_shapes
+from mmdet.runtime import run_main
 from mmdet.structures import masks_from_coco
 
 
@@ -111,7 +112,7 @@ def test_an_interrupted_run_leaves_nothing(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == []
 
 
-def test_command_line(tmp_path, capsys):
+def test_command_line(tmp_path, capsys, monkeypatch):
     done = subprocess.run(
         [sys.executable, '-m', 'mmdet.datasets.shapes', str(tmp_path / 'set')]
         + ['--train', '3', '--val', '2', '--size', '96'],
@@ -123,6 +124,8 @@ def test_command_line(tmp_path, capsys):
     assert '3 training and 2 validation pictures of 96x96' in done.stdout
     assert sorted(os.listdir(tmp_path / 'set')) == ['annotations', 'shapes.json', 'train', 'val']
     for arguments, message in (['--size', '32'], 'size=32'), (['--train', '0'], 'train=0'):
-        assert main([str(tmp_path / 'other'), *arguments]) == 1
-        assert message in capsys.readouterr().err
+        monkeypatch.setattr(sys, 'argv', ['shapes', str(tmp_path / 'other'), *arguments])
+        with pytest.raises(SystemExit, match='2'):
+            run_main(main)
+        assert f'error: {message}' in capsys.readouterr().err
     assert not (tmp_path / 'other').exists()

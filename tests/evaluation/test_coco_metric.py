@@ -337,10 +337,10 @@ def test_an_interrupted_write_keeps_the_old_file(tiny, tmp_path, monkeypatch):
     (tmp_path / 'r.bbox.json').write_text('old')
 
     def full(*args):
-        raise OSError('no space left')
+        raise OSError(28, 'No space left on device')
 
-    monkeypatch.setattr(json, 'dump', full)
-    with pytest.raises(OSError, match='no space left'):
+    monkeypatch.setattr(os, 'fsync', full)
+    with pytest.raises(OSError, match='No space left on device: .*r.bbox.json'):
         ours(tiny, EMPTY, ('cat', 'dog'), outfile_prefix=str(tmp_path / 'r'))
     assert (tmp_path / 'r.bbox.json').read_text() == 'old'
     assert sorted(p.name for p in tmp_path.iterdir()) == ['ann.json', 'r.bbox.json']

@@ -23,15 +23,28 @@ def boxes(n: int, seed: int) -> torch.Tensor:
 )
 def test_equals_torchvision(name, reference):
     loss = MODELS.build(dict(type=name, eps=1e-7, loss_weight=2.0))
-    pred, target = boxes(200, 0).requires_grad_(), boxes(200, 1)
+    pred, target = boxes(200, 0), boxes(200, 1)
+    if name == 'CIoULoss':  # ours has its shape term from an IoU of 0.5 on, torchvision's always
+        pred = target + 8 * (pred / 110 - 0.5)
+        good = ops.box_iou(pred, target).diagonal() > 0.51
+        pred, target = pred[good], target[good]
+        assert len(pred) > 100
+    pred.requires_grad_()
     other = pred.detach().clone().requires_grad_()
-    weight = torch.rand(200)
+    weight = torch.rand(len(pred))
     value = loss(pred, target, weight, avg_factor=50)
     expected = 2 * (reference(other, target) * weight).sum() / 50
     torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-6)
     value.backward()
     expected.backward()
     torch.testing.assert_close(pred.grad, other.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_ciou_is_diou_below_half():
+    pred, target = boxes(200, 0), boxes(200, 1)
+    poor = ops.box_iou(pred, target).diagonal() < 0.49
+    values = [MODELS.build(dict(type=name))(pred[poor], target[poor]) for name in ('CIoULoss', 'DIoULoss')]
+    assert poor.sum() > 100 and values[0] == values[1]
 
 
 @pytest.mark.parametrize('mode', ['log', 'linear', 'square'])

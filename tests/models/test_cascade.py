@@ -2,6 +2,7 @@
 
 import json
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -9,7 +10,7 @@ from mmengine.config import Config
 from mmengine.structures import InstanceData
 
 from mmdet.models.cascade_roi_head import refine
-from mmdet.registry import MODELS, TRANSFORMS
+from mmdet.registry import DATASETS, MODELS, TRANSFORMS
 
 
 def small(name: str) -> dict:
@@ -78,9 +79,9 @@ def test_stages_average_scores_and_refine_boxes(make_data):
         scores = []
         for stage, bbox_head in enumerate(head.bbox_head):
             logits, deltas = head(features, [boxes], stage)
-            scores.append(logits.softmax(1))
+            scores.append(logits)
             boxes = bbox_head.bbox_coder.decode(boxes, deltas[:, 0], (96, 128))
-        scores = torch.stack(scores).mean(0)[:, :-1]
+        scores = torch.stack(scores).mean(0).softmax(1)[:, :-1]
     assert len(found.boxes) > 2
     for box, score, label in zip(*found):
         row = (boxes - box).abs().sum(1).argmin()
@@ -143,6 +144,20 @@ def test_proposals_travel_with_the_picture(tmp_path):
     # The two best are at x 40..48 and 30..38; doubled and mirrored in a width of 200.
     expected = torch.tensor([[104.0, 10, 120, 50], [124, 10, 140, 50]])
     assert torch.equal(results['data_samples'].proposals.bboxes, expected)
+    # As mmdetection's configs write it: the file named by the data set, the steps inside another.
+    files = dict(data_root=str(tmp_path), data_prefix=dict(img=''), ann_file='a.json', proposal_file='p.json')
+    image = dict(id=7, file_name='a.jpg', height=40, width=100)
+    (tmp_path / 'a.json').write_text(json.dumps(dict(images=[image], categories=[dict(id=1, name='a')])))
+    cv2.imwrite(str(tmp_path / 'a.jpg'), np.zeros((40, 100, 3), np.uint8))
+    moves = [dict(type='Resize', scale=(200, 80)), dict(type='RandomFlip', prob=1.0)]
+    pipeline = [
+        dict(type='LoadImageFromFile'), dict(type='LoadProposals', num_max_proposals=2),
+        dict(type='ProposalBroadcaster', transforms=moves), dict(type='PackDetInputs'),
+    ]  # fmt: skip
+    dataset = dict(type='CocoDataset', metainfo=dict(classes=('a',)), test_mode=True, pipeline=pipeline, **files)
+    assert torch.equal(DATASETS.build(dataset)[0]['data_samples'].proposals.bboxes, expected)
+    with pytest.raises(ValueError, match='is no .json'):
+        DATASETS.build(dict(dataset, proposal_file='rpn.pkl'))
     with pytest.raises(ValueError, match='nothing for picture 8'):
         load(dict(img_id=8))
     with pytest.raises(FileNotFoundError, match='no proposal_file'):

@@ -1,7 +1,6 @@
 """One way to train the toy task in this process."""
 
 import pytest
-import torch
 
 from mmdet.runtime import load_config
 from mmdet.runtime.run import build_runner, enter_work_dir, set_seed
@@ -29,7 +28,3 @@ def train():
         return runner
 
     return run
-
-
-def weights(runner) -> dict[str, torch.Tensor]:
-    return {k: v.clone() for k, v in runner.model.state_dict().items()}

@@ -8,15 +8,18 @@ import sys
 import time
 from collections import Counter, deque
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from mmengine.fileio import get_file_backend
+from mmengine.hooks import Hook
 from mmengine.logging import HistoryBuffer
 from torch import nn
-from toy_task import ENVIRONMENT, ToyDetector, write_config
+from toy_task import ENVIRONMENT, ToyDetector, ToyMetric, write_config
 
+from mmdet.engine import hooks
 from mmdet.runtime import UserError, fit_weights, load_pretrained, load_weights, read_checkpoint
 from mmdet.runtime.checkpoint import (
     AtomicLocalBackend,
@@ -130,10 +133,26 @@ def test_newest_that_loads_is_resumed(tmp_path, train, capsys):
     assert newest_resumable('elsewhere') is None
 
 
-def test_one_checkpoint_stays_while_the_next_is_written(tmp_path, train):
+class Folder(Hook):
+    """What lies in the work dir whenever a checkpoint is about to be written."""
+
+    def __init__(self):
+        self.seen = []
+
+    def before_save_checkpoint(self, runner, checkpoint):
+        self.seen.append({p.name for p in Path(runner.work_dir).glob('*.pth')})
+
+
+def test_an_old_checkpoint_stays_until_the_new_one_is_written(tmp_path, train, monkeypatch):
+    scores = iter([0.1, 0.2, 0.3])
+    monkeypatch.setattr(ToyMetric, 'compute_metrics', lambda self, results: dict(mAP=next(scores)))
+    folder = Folder()
     options = {'default_hooks.checkpoint.max_keep_ckpts': 1, 'train_cfg.max_epochs': 3}
-    train(write_config(tmp_path), options=options)
-    assert sorted(p.name for p in Path('run').glob('epoch*')) == ['epoch_2.pth', 'epoch_3.pth']
+    train(write_config(tmp_path), options=options, hooks=[folder])
+    assert {p.name for p in Path('run').glob('*.pth')} == {'epoch_3.pth', 'best_mAP_epoch_3.pth'}
+    first = folder.seen.index(set())
+    assert first == 0 and all(any(name.startswith('epoch') for name in names) for names in folder.seen[1:])
+    assert all(any(name.startswith('best') for name in names) for names in folder.seen[3:])
 
 
 def test_weights_are_found_in_common_layouts():
@@ -193,3 +212,17 @@ def test_pretrained_that_cannot_be_downloaded(tmp_path, monkeypatch):
                  'Name or service not known'):  # fmt: skip
         assert part in text
     assert '\n' not in text and not list((tmp_path / 'hub' / 'checkpoints').iterdir())
+
+
+def test_classes_in_another_order_are_refused_in_testing(monkeypatch):
+    said = []
+    monkeypatch.setattr(hooks, 'say', said.append)
+    dataset = SimpleNamespace(metainfo=dict(classes=('cat', 'dog')))
+    for classes in (('cat', 'dog'), None):
+        hooks.compare_classes(dict(dataset_meta=dict(classes=classes)), dataset, 'x.pth')
+    hooks.compare_classes({}, dataset, 'x.pth')
+    with pytest.raises(UserError, match=r'x.pth was trained on the classes dog, cat, the test .* cat, dog: give'):
+        hooks.compare_classes(dict(dataset_meta=dict(classes=['dog', 'cat'])), dataset, 'x.pth')
+    assert said == []
+    hooks.compare_classes(dict(dataset_meta=dict(classes=['Katze', 'Hund'])), dataset, 'x.pth')
+    assert len(said) == 1 and 'the classes Katze, Hund, the test data set has cat, dog' in said[0]

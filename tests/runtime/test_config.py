@@ -33,6 +33,23 @@ def test_error_while_running_names_file_and_line(tmp_path):
     assert message(load_config, path) == f"{path} line 2: NameError: name 'undefined' is not defined"
 
 
+def test_custom_imports(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    path = write_config(tmp_path, base="custom_imports = dict(imports=['my_norm'])\n")
+    assert "toy.py: custom_imports: No module named 'my_norm'. Python looks in" in message(load_config, path)
+    (tmp_path / 'my_norm.py').write_text('import torch\nx = tourch\n')
+    assert f"{tmp_path / 'my_norm.py'} line 2: NameError" in message(load_config, path)
+
+
+def test_keys_of_none(tmp_path):
+    path = write_config(tmp_path, text='model = dict(type="ToyDetector", data_preprocessor=None)\n')
+    text = message(load_config, path, {'model.data_preprocessor.type': 'X'})
+    assert text.endswith('give it whole: "model.data_preprocessor={\'type\': ...}"')
+    whole = {'model.data_preprocessor': dict(type='X'), 'auto_scale_lr': dict(base_batch_size=8)}
+    cfg = load_config(path, whole)
+    assert cfg.model.data_preprocessor == dict(type='X') and cfg.auto_scale_lr == dict(base_batch_size=8)
+
+
 def test_missing_files(tmp_path):
     write_config(tmp_path, 'mask_rcnn.py')
     assert 'Did you mean mask_rcnn.py?' in message(load_config, tmp_path / 'mask_rcn.py')

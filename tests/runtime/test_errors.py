@@ -1,6 +1,7 @@
 """A mistake ends in one line and a non-zero status; a bug of ours keeps its traceback."""
 
 import pytest
+import torch
 
 from mmdet.registry import MODELS
 from mmdet.runtime import Interrupted, UserError, errors, run_main, suggest
@@ -23,8 +24,9 @@ def test_users_mistakes_are_one_line(capsys):
     for error, text in [
         (UserError('--out x: must end\nwith .pkl'), 'error: --out x: must end with .pkl\n'),
         (FileNotFoundError(2, 'No such file or directory', 'a.json'),
-         "error: [Errno 2] No such file or directory: 'a.json'\n"),
-        (PermissionError(13, 'Permission denied', 'run'), "error: [Errno 13] Permission denied: 'run'\n"),
+         'error: No such file or directory: a.json\n'),
+        (PermissionError(13, 'Permission denied', 'run'), 'error: Permission denied: run\n'),
+        (OSError(28, 'No space left on device'), 'error: No space left on device\n'),
     ]:  # fmt: skip
         assert ended(raising(error), capsys) == (2, text)
 
@@ -55,12 +57,31 @@ def test_unknown_types_deep_in_a_model(capsys):
 
 def test_unknown_options_of_a_type(capsys):
     def main():
-        MODELS.build(dict(type='FPN', in_channels=[8], out_channels=8, num_outs=1, upsample='x'))
+        MODELS.build(dict(type='FPN', in_channels=[8], out_channels=8, num_outs=1, colour='x'))
 
     status, text = ended(main, capsys)
-    assert (status, text) == (2, "error: FPN: the config gives an unknown option 'upsample'\n")
+    assert (status, text) == (2, "error: FPN: the config gives an unknown option 'colour'\n")
     status, text = ended(lambda: MODELS.build(dict(type='FPN', in_channels=[8])), capsys)
     assert (status, text) == (2, "error: FPN: the config lacks 'out_channels' and 'num_outs'\n")
+
+
+def test_options_that_no_constructor_takes(capsys):
+    status, text = ended(lambda: MODELS.build(dict(type='ResNet', dept=50)), capsys)
+    assert (status, text) == (2, "error: ResNet: the config gives an unknown option 'dept'. Did you mean depth?\n")
+    status, text = ended(lambda: MODELS.build(dict(type='FPN', in_channels=3, out_channels=8, num_outs=1)), capsys)
+    assert status == 2 and text.startswith('error: FPN cannot be built from these options: TypeError: ')
+
+
+def test_features_of_another_size(capsys):
+    neck = MODELS.build(dict(type='FPN', in_channels=[8], out_channels=8, num_outs=1))
+    status, text = ended(lambda: neck([torch.zeros(1, 4, 8, 8)]), capsys)
+    assert status == 2 and text.startswith('error: FPN gets features of another size than its options say: ')
+
+
+def test_a_lost_worker(capsys):
+    error = RuntimeError('DataLoader worker (pid 7) is killed by signal: Killed. Extra text')
+    status, text = ended(raising(error), capsys)
+    assert status == 2 and text.startswith('error: DataLoader worker (pid 7) is killed by signal: Killed. Often')
 
 
 def test_later_ranks_let_the_first_speak(capsys, monkeypatch):

@@ -84,7 +84,7 @@ def joined(monkeypatch, launcher, **variables) -> tuple[dict, tuple]:
         monkeypatch.setenv(name, value)
     calls = []
     monkeypatch.setattr(torch.distributed, 'init_process_group', lambda *a, **k: calls.append((a, k)))
-    launch.join_processes(launcher, timeout=7)
+    launch.join_processes(launcher, dict(dist_cfg=dict(timeout=7)))
     return dict(os.environ), calls[0]
 
 
@@ -147,6 +147,27 @@ def test_when_one_process_fails_all_end(tmp_path):
     out, _ = process.communicate(timeout=120)
     assert process.returncode == 3
     assert not any(alive(int(pid)) for pid in out.split())
+
+
+def test_one_report_of_several_is_printed(tmp_path):
+    """All meet the mistake, or one does and the others notice its end, even before it has ended."""
+    same = "raise UserError('wrong')"
+    one = """
+if rank == 0:
+    raise RuntimeError('[gloo] Connection closed by peer')
+time.sleep(1)
+raise UserError('wrong')
+"""
+    for body in (same, one):
+        text = '\n    '.join(body.strip().splitlines())
+        process = start(tmp_path, f"""
+from mmdet.runtime.errors import UserError, run_main
+def main():
+    {text}
+run_main(main)
+""")
+        out, _ = process.communicate(timeout=120)
+        assert process.returncode == 2 and out == 'error: wrong\n'
 
 
 def test_a_killed_process_is_reported(tmp_path):

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import weights
 from mmengine.hooks import Hook
-from toy_task import CONFIG, write_config
+from toy_task import CONFIG, weights, write_config
 
 from mmdet.runtime import Interrupted, UserError, read_checkpoint
 from mmdet.runtime.seeding import SeededBatches, SeededDataset, derived_seed
@@ -152,7 +151,7 @@ def test_resume_with_nothing_there_begins(tmp_path, train, capsys):
 def test_weights_alone_are_not_resumed(tmp_path, train):
     train(write_config(tmp_path), 'a')
     best = str(next(Path('a').glob('best_*')))
-    with pytest.raises(UserError, match='weights only.*load_from='):
+    with pytest.raises(UserError, match='no state of a training.*load_from='):
         train(write_config(tmp_path), 'b', resume=best)
 
 

@@ -118,3 +118,7 @@ def write_config(folder: Path, name: str = 'toy.py', text: str = '', base: str =
     path = folder / name
     path.write_text(base + text)
     return path
+
+
+def weights(runner) -> dict[str, torch.Tensor]:
+    return {k: v.clone() for k, v in runner.model.state_dict().items()}

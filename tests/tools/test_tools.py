@@ -135,7 +135,7 @@ def test_slurm_scripts_ask_for_what_they_are_told(tmp_path, monkeypatch):
     path = f'{tmp_path}:{os.environ["PATH"]}'
     out, _ = run(ROOT / 'tools' / 'slurm_train.sh', 'gpu', 'job', 'c.py', 'out', '--amp', PATH=path, GPUS='4')
     assert '-p gpu --job-name=job --gres=gpu:4 --ntasks=4 --ntasks-per-node=4' in out
-    assert out.rstrip().endswith('c.py --work-dir out --launcher slurm --amp')
+    assert out.rstrip().endswith('c.py --work-dir out --amp --launcher slurm')
     environment = dict(PATH=path, GPUS='2', GPUS_PER_NODE='0')
     out, _ = run(ROOT / 'tools' / 'slurm_test.sh', 'cpu', 'job', 'c.py', 'x.pth', **environment)
     assert '--gres' not in out and '--ntasks=2' in out and out.rstrip().endswith('c.py x.pth --launcher slurm')

@@ -1,12 +1,12 @@
 """Draw a run's losses, learning rate and AP over time: python tools/dev/plot_curves.py WORK_DIR [-o PNG]"""
 
-import argparse
 import json
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from mmdet.runtime.command_line import Parser  # noqa: E402
 from mmdet.runtime.errors import UserError, run_main  # noqa: E402
 
 
@@ -54,6 +54,7 @@ def draw(train: dict[int, dict], val: dict[int, dict], path: Path, title: str) -
     lr.plot(steps, [train[s].get('lr', float('nan')) for s in steps], color='grey', linewidth=0.8, linestyle=':')
     lr.set_ylabel('learning rate (dotted)', color='grey')
     lr.grid(False)
+    lr.tick_params(length=0, labelcolor='grey')  # without an axis line a tick looks like a minus sign
     lr.set_ylim(0, None)
 
     shown = ('mAP', 'mAP_50', 'mAP_75')
@@ -77,7 +78,7 @@ def draw(train: dict[int, dict], val: dict[int, dict], path: Path, title: str) -
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Draw a run's losses, learning rate and AP over time.")
+    parser = Parser("Draw a run's losses, learning rate and AP over time.")
     parser.add_argument('work_dir', type=Path)
     parser.add_argument('-o', '--out', type=Path, help='picture to write (default: WORK_DIR/curves.png)')
     args = parser.parse_args()

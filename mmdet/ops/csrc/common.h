@@ -19,6 +19,41 @@ inline void check_int32(int64_t value, const char* what, const char* op) {
                     ", which does not fit in 31 bits");
 }
 
+// Sums of half precision are taken in float.
+template <typename S>
+struct Compute {
+  using type = float;
+};
+template <>
+struct Compute<double> {
+  using type = double;
+};
+
+inline void check_maps(at::TensorList maps, const at::Tensor& rois, c10::ArrayRef<double> scales, int64_t h, int64_t w) {
+  const char* op = "roi_align";
+  TORCH_CHECK_VALUE(!maps.empty() && maps.size() == scales.size(), op, ": needs one spatial scale per map, got ",
+                    maps.size(), " maps and ", scales.size(), " scales");
+  check_boxes(rois, 5, op);
+  TORCH_CHECK_VALUE(h > 0 && w > 0 && h * w < (1 << 20), op, ": output size ", h, " x ", w, " is out of range");
+  for (const auto& m : maps) {
+    TORCH_CHECK_VALUE(m.dim() == 4 && m.size(0) == maps[0].size(0) && m.size(1) == maps[0].size(1), op,
+                      ": maps must be (N, C, H, W) with equal N and C, got ", m.sizes());
+    TORCH_CHECK_VALUE(m.device() == rois.device() && m.scalar_type() == maps[0].scalar_type(), op,
+                      ": maps and boxes must share device and maps their dtype");
+    check_int32(m.size(2), "map height", op);
+    check_int32(m.size(3), "map width", op);
+  }
+}
+
+inline void check_gradient(const at::Tensor& grad, const at::Tensor& rois, at::IntArrayRef shapes,
+                           c10::ArrayRef<double> scales) {
+  const char* op = "roi_align_backward";
+  TORCH_CHECK_VALUE(shapes.size() == 4 * scales.size() && !scales.empty(), op, ": needs four sizes and one scale per map");
+  TORCH_CHECK_VALUE(grad.dim() == 4 && grad.size(0) == rois.size(0) && grad.size(1) == shapes[1], op, ": the gradient ",
+                    grad.sizes(), " does not fit the boxes ", rois.sizes());
+  check_boxes(rois, 5, op);
+}
+
 // What RoIAlign does with a box, decided once for forward and backward, CPU and CUDA.
 struct RoIRule {
   double shift;      // pixel centres at half-integers: 0.5, corner convention: 0

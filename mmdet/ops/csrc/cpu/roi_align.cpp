@@ -44,20 +44,18 @@ constexpr int lanes() {
 }
 
 namespace base {
-#define MMDET_FMA(a, b, c) ((a) * (b) + (c))
+#define MMDET_VECTOR_BYTES 16
 #include "roi_align_kernels.inl"
-#undef MMDET_FMA
+#undef MMDET_VECTOR_BYTES
 }  // namespace base
 
 #if MMDET_X86_DISPATCH
 #pragma GCC push_options
 #pragma GCC target("avx2,fma")
 namespace avx2 {
-inline float fused(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
-inline double fused(double a, double b, double c) { return __builtin_fma(a, b, c); }
-#define MMDET_FMA(a, b, c) fused(a, b, c)
+#define MMDET_VECTOR_BYTES 32
 #include "roi_align_kernels.inl"
-#undef MMDET_FMA
+#undef MMDET_VECTOR_BYTES
 }  // namespace avx2
 #pragma GCC pop_options
 #endif
@@ -372,15 +370,6 @@ void unpack(const T* copy, const Chunk& chunk, int64_t n, S* map, at::IntArrayRe
 }
 
 template <typename S>
-struct Compute {
-  using type = float;
-};
-template <>
-struct Compute<double> {
-  using type = double;
-};
-
-template <typename S>
 at::Tensor forward(at::TensorList features, const at::Tensor& boxes, c10::ArrayRef<double> scales, int h, int w,
                    const RoIRule& rule) {
   using T = typename Compute<S>::type;
@@ -479,25 +468,9 @@ std::vector<at::Tensor> backward(const at::Tensor& grad, const at::Tensor& boxes
   return result;
 }
 
-void check(at::TensorList features, const at::Tensor& rois, c10::ArrayRef<double> scales, int64_t h, int64_t w) {
-  TORCH_CHECK_VALUE(!features.empty() && features.size() == scales.size(),
-                    "roi_align: needs one spatial scale per map, got ", features.size(), " maps and ", scales.size(),
-                    " scales");
-  check_boxes(rois, 5, "roi_align");
-  TORCH_CHECK_VALUE(h > 0 && w > 0 && h * w < (1 << 20), "roi_align: output size ", h, " x ", w, " is out of range");
-  for (const auto& f : features) {
-    TORCH_CHECK_VALUE(f.dim() == 4 && f.size(0) == features[0].size(0) && f.size(1) == features[0].size(1),
-                      "roi_align: maps must be (N, C, H, W) with equal N and C, got ", f.sizes());
-    TORCH_CHECK_VALUE(f.device().is_cpu() && rois.device().is_cpu() && f.scalar_type() == features[0].scalar_type(),
-                      "roi_align: maps and boxes must share device and maps their dtype");
-    check_int32(f.size(2), "map height", "roi_align");
-    check_int32(f.size(3), "map width", "roi_align");
-  }
-}
-
 at::Tensor roi_align(at::TensorList features, const at::Tensor& rois, c10::ArrayRef<double> scales, int64_t h,
                      int64_t w, int64_t sampling_ratio, bool aligned, bool legacy, double finest_scale) {
-  check(features, rois, scales, h, w);
+  check_maps(features, rois, scales, h, w);
   const RoIRule rule(sampling_ratio, aligned, legacy, finest_scale);
   const auto type = features[0].scalar_type();
   const at::Tensor boxes = rois.to(type == at::kDouble ? at::kDouble : at::kFloat).contiguous();
@@ -509,11 +482,7 @@ at::Tensor roi_align(at::TensorList features, const at::Tensor& rois, c10::Array
 std::vector<at::Tensor> roi_align_backward(const at::Tensor& grad, const at::Tensor& rois, at::IntArrayRef shapes,
                                            c10::ArrayRef<double> scales, int64_t sampling_ratio, bool aligned,
                                            bool legacy, double finest_scale, bool channels_last) {
-  TORCH_CHECK_VALUE(shapes.size() == 4 * scales.size() && !scales.empty(),
-                    "roi_align_backward: needs four sizes and one scale per map");
-  TORCH_CHECK_VALUE(grad.dim() == 4 && grad.size(0) == rois.size(0) && grad.size(1) == shapes[1],
-                    "roi_align_backward: the gradient ", grad.sizes(), " does not fit the boxes ", rois.sizes());
-  check_boxes(rois, 5, "roi_align_backward");
+  check_gradient(grad, rois, shapes, scales);
   const RoIRule rule(sampling_ratio, aligned, legacy, finest_scale);
   const auto type = grad.scalar_type();
   const at::Tensor boxes = rois.to(type == at::kDouble ? at::kDouble : at::kFloat).contiguous();

@@ -307,15 +307,6 @@ __global__ void deterministic_backward_kernel(Maps<T> maps, const T* boxes, int6
   }
 }
 
-template <typename S>
-struct Compute {
-  using type = float;
-};
-template <>
-struct Compute<double> {
-  using type = double;
-};
-
 template <typename T>
 Rule<T> device_rule(const RoIRule& rule) {
   return {static_cast<T>(rule.shift), static_cast<T>(rule.extra), static_cast<T>(rule.floor),
@@ -364,20 +355,9 @@ struct Launch {
 
 void check(at::TensorList maps, const at::Tensor& rois, c10::ArrayRef<double> scales, int64_t h, int64_t w,
            int64_t sampling_ratio) {
-  TORCH_CHECK_VALUE(!maps.empty() && maps.size() <= kMaxLevels && maps.size() == scales.size(),
-                    "roi_align: needs 1 to ", kMaxLevels, " maps with one scale each, got ", maps.size(), " maps and ",
-                    scales.size(), " scales");
-  check_boxes(rois, 5, "roi_align");
-  TORCH_CHECK_VALUE(h > 0 && w > 0 && h * w < (1 << 20), "roi_align: output size ", h, " x ", w, " is out of range");
+  check_maps(maps, rois, scales, h, w);
+  TORCH_CHECK_VALUE(maps.size() <= kMaxLevels, "roi_align: at most ", kMaxLevels, " maps on CUDA, got ", maps.size());
   TORCH_CHECK_VALUE(sampling_ratio < (1 << 20), "roi_align: sampling_ratio ", sampling_ratio, " is out of range");
-  for (const auto& m : maps) {
-    TORCH_CHECK_VALUE(m.dim() == 4 && m.size(0) == maps[0].size(0) && m.size(1) == maps[0].size(1),
-                      "roi_align: maps must be (N, C, H, W) with equal N and C, got ", m.sizes());
-    TORCH_CHECK_VALUE(m.device() == rois.device() && m.scalar_type() == maps[0].scalar_type(),
-                      "roi_align: maps and boxes must share device and maps their dtype");
-    check_int32(m.size(2), "map height", "roi_align");
-    check_int32(m.size(3), "map width", "roi_align");
-  }
 }
 
 template <typename Tensors>
@@ -424,10 +404,7 @@ at::Tensor roi_align(at::TensorList features, const at::Tensor& rois, c10::Array
 std::vector<at::Tensor> roi_align_backward(const at::Tensor& grad, const at::Tensor& rois, at::IntArrayRef shapes,
                                            c10::ArrayRef<double> scales, int64_t sampling_ratio, bool aligned,
                                            bool legacy, double finest_scale, bool channels_last) {
-  TORCH_CHECK_VALUE(shapes.size() == 4 * scales.size() && !scales.empty(),
-                    "roi_align_backward: needs four sizes and one scale per map");
-  TORCH_CHECK_VALUE(grad.dim() == 4 && grad.size(0) == rois.size(0) && grad.size(1) == shapes[1],
-                    "roi_align_backward: the gradient ", grad.sizes(), " does not fit the boxes ", rois.sizes());
+  check_gradient(grad, rois, shapes, scales);
   const c10::cuda::CUDAGuard guard(grad.device());
   const RoIRule rule(sampling_ratio, aligned, legacy, finest_scale);
   const auto type = grad.scalar_type(), inner = type == at::kDouble ? at::kDouble : at::kFloat;

@@ -1,0 +1,33 @@
+"""`DetDataPreprocessor` against normalising, padding and stacking picture by picture."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mmdet.models.preprocess import DetDataPreprocessor
+from mmdet.structures import DetDataSample
+
+OPTIONS = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], pad_size_divisor=32)
+
+
+@pytest.mark.parametrize('options', [{}, dict(bgr_to_rgb=True), dict(pad_value=1.5)])
+@pytest.mark.parametrize('dtype', [torch.uint8, torch.float32])
+def test_one_batch_equals_padded_pictures_to_the_bit(options, dtype, device):
+    preprocess = DetDataPreprocessor(**OPTIONS, **options).to(device)
+    pictures = [torch.randint(0, 256, (3, h, w), dtype=torch.uint8).to(dtype) for h, w in ((40, 70), (64, 33))]
+    samples = [DetDataSample(), DetDataSample()]
+    batch = preprocess(dict(inputs=pictures, data_samples=samples))['inputs']
+    expected = []
+    for picture in pictures:
+        picture = picture.to(device).flip(0) if options.get('bgr_to_rgb') else picture.to(device)
+        picture = (picture.float() - preprocess.mean) / preprocess.std
+        padding = (0, 96 - picture.shape[2], 0, 64 - picture.shape[1])
+        expected.append(F.pad(picture, padding, value=options.get('pad_value', 0.0)))
+    assert torch.equal(batch, torch.stack(expected)) and batch.is_contiguous()
+    assert all(sample.batch_input_shape == (64, 96) for sample in samples)
+
+
+@pytest.mark.parametrize('cast, dtype', [('double', torch.float64), ('half', torch.float32)])
+def test_precision_follows_the_model(cast, dtype):
+    preprocess = getattr(DetDataPreprocessor(**OPTIONS), cast)()
+    assert preprocess(dict(inputs=[torch.zeros(3, 8, 8, dtype=torch.uint8)]))['inputs'].dtype == dtype

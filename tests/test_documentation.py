@@ -1,0 +1,162 @@
+"""The Python that README and docs print runs as it stands, and the files they name are there."""
+
+import json
+import re
+import runpy
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmdet.datasets.coco import COCO_CLASSES
+from mmdet.datasets.shapes import write_shapes
+from mmdet.registry import METRICS, MODELS
+from mmdet.runtime import load_config
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCUMENTS = [ROOT / 'README.md', ROOT / 'INSTALL.md', ROOT / 'CONTRIBUTING.md', *sorted(ROOT.glob('docs/*.md'))]
+# A word of each Python block, and where it stands; the tests below run them.
+BLOCKS = {
+    'plan_cbn(model)': 'README.md',
+    "classes=('apple', 'pear')": 'README.md',
+    'class FilterResponseNorm': 'README.md',
+    "imports=['my_norm']": 'README.md',
+    'inference_detector(model': 'README.md',
+    'norm.after(conv, x)': 'cbn.md',
+    "type='CocoMetric'": 'data.md',
+}
+SMALL = [
+    'model.backbone.depth=18', 'model.backbone.init_cfg=None', 'model.neck.in_channels=64,128,256,512',
+    'model.train_cfg.rpn_proposal.max_per_img=50', 'model.train_cfg.rcnn.sampler.num=16',
+    'model.test_cfg.rpn.max_per_img=20', 'train_cfg.max_epochs=1', 'train_dataloader.batch_size=2',
+    'train_dataloader.num_workers=0', 'val_dataloader.num_workers=0',
+    'train_pipeline.2.scale=96,96', 'test_pipeline.1.scale=96,96',
+]  # fmt: skip
+
+
+def blocks(path: Path) -> list[str]:
+    return re.findall(r'^```python\n(.*?)^```', path.read_text(), re.DOTALL | re.MULTILINE)
+
+
+def block(word: str) -> str:
+    path = next(path for path in DOCUMENTS if path.name == BLOCKS[word])
+    (found,) = (text for text in blocks(path) if word in text)
+    return found
+
+
+def tool(name: str, *arguments, monkeypatch) -> None:
+    monkeypatch.setattr(sys, 'argv', [name, *map(str, arguments)])
+    runpy.run_path(str(ROOT / 'tools' / name), run_name='__main__')
+
+
+def relabelled(shapes: Path, split: str, classes: tuple[str, ...]) -> str:
+    """The annotations of a split of the generated set with other names of the classes."""
+    content = json.loads((shapes / 'annotations' / f'instances_{split}.json').read_text())
+    ids = [category['id'] for category in content['categories']]
+    names = [*classes, 'triangle', 'star'][: max(len(classes), len(ids))]
+    content['categories'] = [dict(id=i, name=name) for i, name in enumerate(names, start=1)]
+    return json.dumps(content)
+
+
+@pytest.fixture(scope='module')
+def shapes(tmp_path_factory) -> Path:
+    return write_shapes(tmp_path_factory.mktemp('data') / 'shapes', train=4, val=2, size=96)
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_every_block_is_run():
+    texts = [text for path in DOCUMENTS for text in blocks(path)]
+    assert [sum(word in text for word in BLOCKS) for text in texts] == [1] * len(BLOCKS)
+
+
+def test_cbn_in_a_model_of_ones_own(capsys):
+    names = {}
+    exec(block('plan_cbn(model)'), names)
+    assert capsys.readouterr().out == 'CBN: 20 of 20 BatchNorm2d layers follow a Conv2d\n'
+    assert not any('CrossIter' in type(m).__name__ for m in names['model'].modules())  # reverted
+
+
+def test_the_layer_by_hand():
+    conv, model = torch.nn.Conv2d(8, 256, 3, bias=False), torch.nn.Sequential(torch.nn.Conv2d(8, 8, 1, bias=False),
+                                                                              torch.nn.BatchNorm2d(8))
+    names = dict(conv=conv, x=torch.randn(2, 8, 9, 9), model=model)
+    exec(block('norm.after(conv, x)'), names)
+    assert names['y'].shape == (2, 256, 7, 7) and type(model[1]) is torch.nn.BatchNorm2d
+
+
+def test_ones_own_data(shapes, here, monkeypatch, capsys):
+    """Trained from the weights of a detector of COCO's 80 classes, then evaluated."""
+    folder = here / 'data' / 'mine'
+    folder.mkdir(parents=True)
+    for split in ('train', 'val'):
+        shutil.copytree(shapes / split, folder / 'images', dirs_exist_ok=True)
+        (folder / f'{split}.json').write_text(relabelled(shapes, split, ('apple', 'pear')))
+    Path('my_data.py').write_text(block("classes=('apple', 'pear')").replace('/path/to/mmdet', str(ROOT)))
+    coco = load_config(ROOT / 'configs/cbn/mask_rcnn_r50_fpn_cbn_buffer3_burnin8_1x.py')
+    coco.model.backbone.update(depth=18, init_cfg=None)
+    coco.model.neck.in_channels = [64, 128, 256, 512]
+    torch.save(dict(state_dict=MODELS.build(coco.model).state_dict()), 'mask_rcnn_trained_on_coco.pth')
+    tool('train.py', 'my_data.py', '--work-dir', 'run', '--cfg-options', *SMALL, monkeypatch=monkeypatch)
+    printed = capsys.readouterr()
+    assert 'mask_rcnn_trained_on_coco.pth: ' in printed.err + printed.out
+    tool('test.py', 'my_data.py', 'run/epoch_1.pth', '--eval', 'bbox', 'segm', '--out', 'found.pkl',
+         '--cfg-options', *SMALL, monkeypatch=monkeypatch)  # fmt: skip
+    assert 'apple' in ''.join(capsys.readouterr()) and Path('found.pkl').exists()
+
+
+def test_ones_own_norm_layer(shapes, here, monkeypatch):
+    data = here / 'coco'
+    (data / 'annotations').mkdir(parents=True)
+    for split in ('train', 'val'):
+        shutil.copytree(shapes / split, data / f'{split}2017')
+        (data / 'annotations' / f'instances_{split}2017.json').write_text(relabelled(shapes, split, COCO_CLASSES))
+    Path('my_norm.py').write_text(block('class FilterResponseNorm'))
+    Path('config.py').write_text(block("imports=['my_norm']").replace('./configs', str(ROOT / 'configs')))
+    monkeypatch.syspath_prepend(here)
+    tool('train.py', 'config.py', '--work-dir', 'run', '--cfg-options', *SMALL, f'data_root={data}/',
+         monkeypatch=monkeypatch)  # fmt: skip
+    weights = torch.load('run/epoch_1.pth', weights_only=True)['state_dict']
+    assert weights['roi_head.mask_head.convs.0.norm_layer.weight'].shape == (256, 1, 1)
+
+
+def test_the_metric(shapes, monkeypatch):
+    names = {}
+    exec(block("type='CocoMetric'"), names)
+    truth = shapes / 'annotations' / 'instances_val.json'
+    metric = METRICS.build(dict(names['val_evaluator'], ann_file=str(truth)))
+    metric.dataset_meta = dict(classes=('circle', 'square', 'triangle', 'star'))
+    empty = dict(bboxes=torch.zeros(0, 4), scores=torch.zeros(0), labels=torch.zeros(0), masks=[])
+    metric.process({}, [dict(img_id=1, pred_instances=empty)])
+    assert metric.evaluate(1)['coco/segm_mAP'] == 0
+    assert Path('work_dirs/x/results.segm.json').exists()
+
+
+def test_use_from_python(shapes, here, monkeypatch):
+    text = block('inference_detector(model')
+    config, checkpoint = re.search(r"init_detector\(\s*'([^']+)',\s*'([^']+)'", text).groups()
+    Path(checkpoint).parent.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(0)
+    torch.save(dict(state_dict=MODELS.build(load_config(ROOT / config).model).state_dict()), checkpoint)
+    shutil.copy(shapes / 'val' / '000001.jpg', 'photo.jpg')
+    names = {}
+    exec(text.replace(config, str(ROOT / config)), names)
+    found = names['found']
+    assert found.bboxes.shape == (len(found), 4) and len(found.masks) == len(found.labels) == len(found.scores)
+
+
+@pytest.mark.parametrize('path', DOCUMENTS, ids=lambda path: path.name)
+def test_links_and_named_files_are_there(path):
+    text = path.read_text()
+    links = [link.split('#')[0] for link in re.findall(r'\]\(([^)\s]+)\)', text) if '://' not in link]
+    folder = '(?:configs|tools|docs|benchmarks|tests)'
+    named = re.findall(rf'(?<![\w/.-])(?:\./)?({folder}/[\w./-]*\w\.(?:py|sh|md|jpg|png))', text)
+    missing = [link for link in links if link and not (path.parent / link).exists()]
+    missing += [name for name in named if not (ROOT / name).exists()]
+    assert missing == []

@@ -1,0 +1,81 @@
+"""Which configs run here: python tools/dev/check_configs.py CONFIG... [--data-root COCO]
+
+For each config file, one line: 'ok', or what stands in the way. Checked are the types and options of everything that
+training and testing build: the model (without weights), pipelines, data sets, loops, hooks, metrics, visualizer.
+With --data-root, a folder laid out as COCO 2017, the annotation files are read as well.
+"""
+
+import argparse
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from mmdet.runtime.errors import explain, one_line, run_main  # noqa: E402
+
+# Stands in for the model while the other parts are built: they do not depend on it.
+SMALL_MODEL = dict(
+    type='RPN',
+    backbone=dict(type='ResNet', depth=18, base_channels=8),
+    neck=dict(type='FPN', in_channels=[8, 16, 32, 64], out_channels=8, num_outs=5),
+    rpn_head=dict(type='RPNHead', in_channels=8, feat_channels=8),
+)
+
+
+def check(path: str, data_root: str | None, work_dir: str) -> None:
+    import torch
+
+    from mmdet.registry import DATASETS, MODELS, TRANSFORMS
+    from mmdet.runtime import check_types, load_config
+    from mmdet.runtime.run import build_runner, drop_pretrained, set_seed
+
+    cfg = load_config(path)
+    check_types(cfg)
+    if 'model' not in cfg:
+        raise ValueError('no config of a model: a part for others to build on')
+    drop_pretrained(cfg.model)
+    with torch.device('meta'):
+        MODELS.build(cfg.model)
+    for key in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        dataset = (cfg.get(key) or {}).get('dataset')
+        while dataset is not None and 'dataset' in dataset:  # RepeatDataset and the like
+            dataset = dataset.dataset
+        for step in (dataset or {}).get('pipeline', ()):
+            if step['type'] != 'LoadProposals':  # reads its file at once
+                TRANSFORMS.build(step)
+    if data_root is None:
+        return
+    cfg = load_config(path, dict(data_root=data_root))
+    for key in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        if cfg.get(key):
+            DATASETS.build(cfg[key].dataset)
+    cfg.model, cfg.work_dir, cfg.optim_wrapper.type = SMALL_MODEL, work_dir, 'OptimWrapper'  # Amp needs a GPU
+    set_seed(cfg, 0, False, None)
+    runner = build_runner(cfg)
+    runner.train_loop, runner.val_loop  # noqa: B018 - properties that build
+    runner.test_loop  # noqa: B018
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description='Which configs run here.')
+    parser.add_argument('configs', nargs='+')
+    parser.add_argument('--data-root')
+    args = parser.parse_args()
+    counts = Counter()
+    with tempfile.TemporaryDirectory() as work_dir:
+        for path in args.configs:
+            try:
+                check(path, args.data_root and args.data_root.rstrip('/') + '/', work_dir)
+                outcome = 'ok'
+            except Exception as error:
+                explained = explain(error)
+                outcome = explained or f'{type(error).__name__}, unexplained: {one_line(error)}'
+            counts['ok' if outcome == 'ok' else 'refused'] += 1
+            print(f'{Path(path).stem:60} {outcome}', flush=True)
+    print(', '.join(f'{count} {name}' for name, count in counts.items()))
+
+
+if __name__ == '__main__':
+    run_main(main)
