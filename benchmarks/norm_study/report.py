@@ -255,14 +255,14 @@ def main() -> None:
         return
     curves = json.loads((args.results / 'statistics_error.json').read_text())
     detection = list(json.loads((args.results / 'detect.json').read_text()).values())
-    batch_norms = ('BN', 'GN', 'naive', 'CBN', 'CBN-root')
+    pooling = ('naive', 'CBN', 'CBN-root', 'CBN-full')
     tables = {
         'main': main_table(records),
         'differences': differences_table(records),
         'evaluation': evaluation_table(records),
-        'window': swept_table(records, 'window', ('naive', 'CBN', 'CBN-root')),
-        'burnin': swept_table(records, 'burnin', ('naive', 'CBN', 'CBN-root')),
-        'lr': swept_table(records, 'lr_factor', batch_norms),
+        'window': swept_table(records, 'window', pooling),
+        'burnin': swept_table(records, 'burnin', pooling),
+        'lr': swept_table(records, 'lr_factor', ('BN', 'GN', *pooling)),
         **{f'error-{kind}': error_table(curves, kind) for kind in ('own', 'weights', 'whole', 'population')},
         'detection': detection_table(detection),
     }

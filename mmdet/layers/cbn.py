@@ -242,7 +242,8 @@ def slopes_by_autograd(y: Tensor, mean: Tensor, var: Tensor, weight: Tensor) -> 
             (dmean,) = torch.autograd.grad(y, weight, torch.full_like(y, small), retain_graph=True)
             (dvar,) = torch.autograd.grad(y, weight, y_hat, retain_graph=True)
         except RuntimeError as error:
-            raise ValueError(f'CBN: no derivative of y with respect to the given weight: {error}') from None
+            hint = 'under torch.compile use norm.after(conv, x)' if 'donated' in str(error) else 'is it what made y?'
+            raise ValueError(f'CBN: no derivative of y with respect to the given weight; {hint} ({error})') from None
     dmean = dmean.flatten(1).to(mean.dtype) / (small * count)
     dvar = dvar.flatten(1).to(mean.dtype) * (2 / (small * count * rstd))[:, None]
     if y.dtype == torch.float16:  # a channel that overflowed all the same goes uncompensated
@@ -540,13 +541,14 @@ class CrossIterBatchNorm2d(_NormBase):
             if made is not y:
                 raise ValueError('CBN: the layer follows a convolution that did not return its input')
         group = process_group(self.sync)
-        if group is not None and torch.compiler.is_compiling():
+        geometry = Geometry.of(conv) if conv is not None and x is not None else None
+        compiling = torch.compiler.is_compiling()
+        if compiling and (group is not None or geometry is None):
             return _uncompiled(self, y, weight, conv=conv, x=x)
         if y.numel() == 0 and group is None:
             # No RoI: nothing to learn from, but a connected graph.
             zero, one = y.new_zeros(y.shape[1]), y.new_ones(y.shape[1])
             return F.batch_norm(y, zero, one, self.weight, self.bias, False, 0.0, self.eps)
-        geometry = Geometry.of(conv) if conv is not None and x is not None else None
         bias = None
         if conv is not None:
             weight, bias = conv.weight, conv.bias
@@ -557,7 +559,7 @@ class CrossIterBatchNorm2d(_NormBase):
             )
         record = torch.is_grad_enabled()
         trained = weight is not None and weight.requires_grad
-        if torch.compiler.is_compiling() and geometry is not None:
+        if compiling:
             tensors = [None if t is None else t.detach() for t in (y, x, weight, bias)]
             follow = self.full_gradient and record and trained
             mean, var, pooled_mean, pooled_var, entries, *slopes = torch.ops.mmdet.cbn_statistics(
@@ -709,8 +711,9 @@ def _(y, x, weight, bias, kernel, stride, padding, dilation, groups, record, tra
 
 @torch.compiler.disable
 def _uncompiled(norm: 'CrossIterBatchNorm2d', *args, **options) -> Tensor:
-    """With ``sync``: a compiled backward drops the reduction of a process that has no position and so no use for its
-    result, and the others wait for it."""
+    """Outside of the graph: derivatives by autograd, which cannot be taken while a forward is traced; and ``sync``,
+    since a compiled backward drops the reduction of a process that has no position and so no use for its result, and
+    the others wait for it."""
     return norm(*args, **options)
 
 

@@ -404,6 +404,37 @@ def test_compile_without_graph_break_or_recompilation(options):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize('donated', [False, True])
+def test_derivatives_by_autograd_stay_outside_a_compiled_graph(donated):
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 8, 3, bias=False), nn.Conv2d(8, 4, 3, bias=False)
+            self.norms = nn.ModuleList([CrossIterBatchNorm2d(8), CrossIterBatchNorm2d(4)])
+
+        def forward(self, x):
+            x = self.norms[0](self.first(x.sin()), self.first.weight).relu()
+            return self.norms[1](self.second(x), self.second.weight)
+
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    eager = Two()
+    twin = copy.deepcopy(eager)
+    compiled = torch.compile(twin, backend='aot_eager')
+    with torch._functorch.config.patch(donated_buffer=donated):
+        for step in range(4):
+            x = torch.randn(2, 3, 12, 12)
+            outs = [eager(x), compiled(x)]
+            torch.testing.assert_close(*outs)
+            for out in outs:
+                out.square().sum().backward()
+            torch.testing.assert_close(eager.first.weight.grad, twin.first.weight.grad, rtol=1e-4, atol=1e-4)
+            for module in (eager, twin):
+                torch.manual_seed(step)
+                nudge(module)
+
+
+@pytest.mark.slow
 def test_compile_with_inductor():
     torch._dynamo.reset()
     eager = convert_cbn(nn.Sequential(nn.Conv2d(4, 8, 3), nn.BatchNorm2d(8), nn.ReLU()))
