@@ -185,11 +185,14 @@ def _lattice(x: Tensor, y: Tensor, geometry: Geometry, keep: int, offset: float)
     """Restrict a convolution from x to y to one output position in ``keep``, on a regular lattice.
 
     Neighbouring positions tell little new, hence a lattice and not a block. Many small maps (RoIs) are
-    thinned out over the maps, few large ones along both axes. ``offset`` in [0, 1) chooses the lattice.
+    thinned out while 16 of them remain, and then, as few large ones are, along both axes. ``offset`` in [0, 1) chooses
+    the lattice.
     """
     phase = int(offset * keep)
-    if len(y) >= 4 * keep:
-        return x[phase::keep], y[phase::keep], geometry
+    maps = max(d for d in range(1, keep + 1) if keep % d == 0 and len(y) >= 16 * d or d == 1)
+    x, y, keep, phase = x[phase % maps :: maps], y[phase % maps :: maps], keep // maps, phase // maps
+    if keep == 1:
+        return x, y, geometry
     rows = max(d for d in range(1, math.isqrt(keep) + 1) if keep % d == 0)
     every = [min(rows, y.shape[2]), min(keep // rows, y.shape[3])]
     first = [phase % every[0], phase // rows % every[1]]

@@ -317,8 +317,10 @@ def test_lattice_over_rois_and_over_positions():
     x = torch.randn(128, 4, 7, 7)
     y = torch.randn(128, 8, 7, 7)
     geometry = cbn.Geometry([3, 3], [1, 1], [1, 1], [1, 1], 1)
-    some_x, some_y, same = cbn._lattice(x, y, geometry, 16, 0.2)
-    assert len(some_x) == len(some_y) == 8 and same == geometry and torch.equal(some_y, y[3::16])
+    some_x, some_y, same = cbn._lattice(x, y, geometry, 8, 0.4)
+    assert len(some_x) == len(some_y) == 16 and same == geometry and torch.equal(some_y, y[3::8])
+    some_x, some_y, other = cbn._lattice(x, y, geometry, 16, 0.2)  # 16 RoIs remain, half of whose columns are left out
+    assert len(some_x) == 16 and torch.equal(some_y, y[3::8, :, :, ::2]) and other.stride == [1, 2]
     _, some_y, other = cbn._lattice(x[:2], y[:2], geometry, 16, 0.2)
     assert some_y.shape == (2, 8, 1, 2) and other.stride == [4, 4]
 
