@@ -5,6 +5,5 @@ _base_ = [
     '../_base_/default_runtime.py',
 ]
 
-model = dict(train_cfg=dict(rpn=dict(allowed_border=-1)))
 val_evaluator = dict(metric='proposal')
 test_evaluator = val_evaluator

@@ -14,6 +14,6 @@ model = dict(
         bbox_roi_extractor=dict(roi_layer=dict(sampling_ratio=2, aligned=False)),
         bbox_head=dict(loss_bbox=dict(_delete_=True, type='SmoothL1Loss', beta=1 / 9)),
     ),
-    train_cfg=dict(rpn_proposal=dict(max_per_img=2000, min_bbox_size=1e-3)),
+    train_cfg=dict(rpn=dict(allowed_border=None), rpn_proposal=dict(max_per_img=2000, min_bbox_size=1e-3)),
     test_cfg=dict(rpn=dict(min_bbox_size=1e-3), rcnn=dict(min_bbox_size=1e-2)),
 )
