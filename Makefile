@@ -30,7 +30,7 @@ demo: install
 	$(RUN) python -m mmdet.datasets.shapes data/shapes
 	$(RUN) ./tools/dist_train.sh $(DEMO_CONFIG) 2 --work-dir $(DEMO_DIR) --seed 0 --resume
 	$(RUN) python tools/test.py $(DEMO_CONFIG) $$(ls -t $(DEMO_DIR)/best_*.pth | head -1) --gpus 2 \
-		--out $(DEMO_DIR)/results.pkl --eval bbox segm --show-dir $(DEMO_DIR)/detections
+		--out $(DEMO_DIR)/results.pkl --eval bbox segm --show-dir $(DEMO_DIR)/detections --show-score-thr 0.5
 	$(RUN) python tools/dev/plot_curves.py $(DEMO_DIR) -o $(DEMO_DIR)/curves.png
 	@echo "Detections: $(DEMO_DIR)/detections; loss and AP over time: $(DEMO_DIR)/curves.png"
 
