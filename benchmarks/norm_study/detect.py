@@ -39,8 +39,8 @@ SCALES = {
     True: Scale(50, 64, (640, 640), 24, 512, 0.00125),
 }
 SETS = {
-    'bccd': dict(model='faster', metric='bbox', classes=('RBC', 'WBC', 'Platelets')),
-    'nuclei_dsb2018': dict(model='mask', metric=['bbox', 'segm'], classes=('nucleus',)),
+    'bccd': dict(model='faster', metric='bbox', classes=('RBC', 'WBC', 'Platelets'), anchor=8),
+    'nuclei_dsb2018': dict(model='mask', metric=['bbox', 'segm'], classes=('nucleus',), anchor=2),  # nuclei are small
 }
 
 
@@ -53,6 +53,7 @@ def norm_cfg(name: str, full: bool) -> dict | None:
         'GN': dict(type='GN', num_groups=32 if full else 8),
         'naive': dict(cbn, rho=0.0),
         'CBN': cbn,
+        'CBN-full': dict(cbn, full_gradient=True),
     }[name]
 
 
@@ -95,7 +96,9 @@ def build_config(cell: dict, root: Path, work_dir: str, processes: int, device_f
                 neck=dict(
                     in_channels=[bottleneck * width * 2**i for i in range(4)], out_channels=neck, norm_cfg=norm
                 ),
-                rpn_head=dict(in_channels=neck, feat_channels=neck),
+                rpn_head=dict(
+                    in_channels=neck, feat_channels=neck, anchor_generator=dict(scales=[chosen['anchor']])
+                ),
                 roi_head=roi_head,
                 train_cfg=dict(
                     rpn_proposal=dict(nms_pre=500, max_per_img=300), rcnn=dict(sampler=dict(num=scale.rois))
@@ -176,7 +179,7 @@ def main() -> None:
     parser.add_argument('--out', type=Path, default=HERE / 'results' / 'detect.json')
     parser.add_argument('--full', action='store_true', help='the large scale, for a GPU')
     parser.add_argument('--sets', nargs='+', default=list(SETS), choices=SETS)
-    parser.add_argument('--norms', nargs='+', default=['none', 'BN', 'GN', 'naive', 'CBN', 'SyncBN'])
+    parser.add_argument('--norms', nargs='+', default=['none', 'BN', 'GN', 'naive', 'CBN', 'CBN-full', 'SyncBN'])
     parser.add_argument('--batches', nargs='+', type=int, default=[1, 2])
     parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2])
     parser.add_argument('--epochs', type=int, help="instead of the scale's")

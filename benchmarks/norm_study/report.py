@@ -7,6 +7,7 @@ it is left alone. Figures go to docs/norm_study_*.png.
 """
 
 import argparse
+import itertools
 import json
 import math
 import re
@@ -22,6 +23,7 @@ from .classify import BATCHES, NORMS, REGIMES, RESULTS  # noqa: E402
 
 DOCS = Path(__file__).resolve().parents[2] / 'docs'
 COLOURS = dict(zip(NORMS, 'tab:blue grey tab:purple tab:orange tab:red hotpink darkred saddlebrown'.split()))
+DETECTION_NORMS = ('none', 'BN', 'SyncBN', 'GN', 'naive', 'CBN', 'CBN-full')
 DEFAULTS = dict(burnin=1, window=4, lr_factor=1.0)
 
 
@@ -131,20 +133,18 @@ def parts_of(curve: list[dict]) -> dict[str, list[dict]]:
 
 
 def detection_table(records: list[dict]) -> str:
+    norms = [n for n in DETECTION_NORMS if select(records, norm=n)]
     rows = []
-    for name in ('bccd', 'nuclei_dsb2018'):
-        for metric in ('bbox_mAP', 'bbox_mAP_50', 'segm_mAP'):
-            for norm in ('none', 'BN', 'SyncBN', 'GN', 'naive', 'CBN'):
-                row = [name, metric, norm]
-                for batch in (1, 2):
-                    cells = [
-                        r for r in select(records, set=name, norm=norm, batch=batch) if metric in r['metrics']
-                    ]
-                    values = [100 * c['metrics'][metric] for c in cells]
-                    row.append(f'{spread(values)} ({len(values)})' if values else '')
-                if any(row[3:]):
-                    rows.append(row)
-    return markdown(['data', 'metric', 'norm', 'batch 1', 'batch 2'], rows)
+    for name, metric, batch in itertools.product(
+        ('bccd', 'nuclei_dsb2018'), ('bbox_mAP', 'bbox_mAP_50', 'segm_mAP', 'segm_mAP_50'), (1, 2)
+    ):
+        row = []
+        for norm in norms:
+            cells = [r for r in select(records, set=name, norm=norm, batch=batch) if metric in r['metrics']]
+            row.append(spread([100 * c['metrics'][metric] for c in cells]) if cells else '')
+        if any(row):
+            rows.append([name, metric, str(batch), *row])
+    return markdown(['data', 'metric', 'batch', *norms], rows)
 
 
 def draw_norms(records: list[dict], path: Path, batch: int = 2) -> None:
