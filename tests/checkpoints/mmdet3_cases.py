@@ -10,6 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+from mmengine.structures import InstanceData
 
 _CAFFE = dict(
     data_preprocessor=dict(mean=[103.53, 116.28, 123.675], std=[1.0, 1.0, 1.0], bgr_to_rgb=False),
@@ -270,3 +271,18 @@ def proposals(picture: np.ndarray, img_id: int) -> torch.Tensor:
     far = np.concatenate([random.uniform(0, 0.5, (60, 2)), random.uniform(0.5, 1, (60, 2))], axis=1) * size
     boxes = np.concatenate([near, far]).clip(0, size)
     return torch.from_numpy(boxes[(boxes[:, 2:] - boxes[:, :2] > 2).all(1)]).float()
+
+
+def run(model: torch.nn.Module, pictures: list[np.ndarray], mode: str, sample_type: type, masks_type: type):
+    """What the model gives in `mode` for a loader's batch; DetDataSample and BitmapMasks are the side's own."""
+    samples = []
+    for img_id, picture in enumerate(pictures):
+        boxes, labels, masks = ground_truth(picture, img_id)
+        sample = sample_type(metainfo=metainfo(picture, img_id))
+        sample.gt_instances = InstanceData(bboxes=boxes, labels=labels, masks=masks_type(masks, *picture.shape[:2]))
+        sample.ignored_instances = InstanceData(bboxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.long))
+        if type(model).__name__ == 'FastRCNN':  # others of mmdetection's would take them as well
+            sample.proposals = InstanceData(bboxes=proposals(picture, img_id))
+        samples.append(sample)
+    inputs = [torch.from_numpy(p).permute(2, 0, 1).contiguous() for p in pictures]
+    return model(**model.data_preprocessor(dict(inputs=inputs, data_samples=samples), mode == 'loss'), mode=mode)

@@ -15,26 +15,10 @@ import torch
 from mmdet.structures.mask import BitmapMasks
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import init_default_scope
-from mmengine.structures import InstanceData
 
 import mmdet.models  # noqa: F401 - registers
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
-
-
-def data_of(pictures: list[np.ndarray], model) -> dict:
-    samples = []
-    for img_id, picture in enumerate(pictures):
-        boxes, labels, masks = cases.ground_truth(picture, img_id)
-        sample = DetDataSample(metainfo=cases.metainfo(picture, img_id))
-        sample.gt_instances = InstanceData(
-            bboxes=boxes, labels=labels, masks=BitmapMasks(list(masks), *picture.shape[:2])
-        )
-        sample.ignored_instances = InstanceData(bboxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.long))
-        if type(model).__name__ == 'FastRCNN':  # others of mmdetection's would take them as well
-            sample.proposals = InstanceData(bboxes=cases.proposals(picture, img_id))
-        samples.append(sample)
-    return dict(inputs=[torch.from_numpy(p).permute(2, 0, 1).contiguous() for p in pictures], data_samples=samples)
 
 
 def record(config: Path, changes: dict, pictures: list[np.ndarray], thin: bool) -> dict[str, np.ndarray]:
@@ -50,7 +34,7 @@ def record(config: Path, changes: dict, pictures: list[np.ndarray], thin: bool) 
     found = dict(keys=np.array(list(state)), shapes=np.array([json.dumps(list(v.shape)) for v in state.values()]))
 
     model.train()
-    total, logged = model.parse_losses(model(**model.data_preprocessor(data_of(pictures, model), True), mode='loss'))
+    total, logged = model.parse_losses(cases.run(model, pictures, 'loss', DetDataSample, BitmapMasks))
     total.backward()
     found['loss_names'] = np.array([name for name in logged if name != 'loss'])
     found['losses'] = np.array([float(logged[name]) for name in found['loss_names']])
@@ -64,7 +48,7 @@ def record(config: Path, changes: dict, pictures: list[np.ndarray], thin: bool) 
 
     model.eval()
     with torch.no_grad():
-        samples = model(**model.data_preprocessor(data_of(pictures, model), False), mode='predict')
+        samples = cases.run(model, pictures, 'predict', DetDataSample, BitmapMasks)
     for index, sample in enumerate(samples):
         instances = sample.pred_instances
         for name in ('bboxes', 'scores', 'labels'):

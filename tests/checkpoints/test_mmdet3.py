@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.structures import InstanceData
 from pycocotools import mask as coco_mask
 
 from mmdet.checkpoints import convert
@@ -43,20 +42,6 @@ def case(request):
     return record, model, pictures
 
 
-def data_of(pictures: list[np.ndarray], model) -> dict:
-    samples = []
-    for img_id, picture in enumerate(pictures):
-        boxes, labels, masks = cases.ground_truth(picture, img_id)
-        sample = DetDataSample(metainfo=cases.metainfo(picture, img_id))
-        sample.gt_instances = InstanceData(
-            bboxes=boxes, labels=labels, masks=BitmapMasks(masks, *picture.shape[:2])
-        )
-        if type(model).__name__ == 'FastRCNN':  # others of mmdetection's would take them as well
-            sample.proposals = InstanceData(bboxes=cases.proposals(picture, img_id))
-        samples.append(sample)
-    return dict(inputs=[torch.from_numpy(p).permute(2, 0, 1).contiguous() for p in pictures], data_samples=samples)
-
-
 def test_same_keys_and_shapes(case):
     record, model, _ = case
     shapes = [json.loads(shape) for shape in record['shapes'].tolist()]
@@ -68,7 +53,7 @@ def test_same_keys_and_shapes(case):
 def test_same_losses_and_gradients(case):
     record, model, pictures = case
     model.train().zero_grad()
-    losses = model(**model.data_preprocessor(data_of(pictures, model), True), mode='loss')
+    losses = cases.run(model, pictures, 'loss', DetDataSample, BitmapMasks)
     total, logged = model.parse_losses(losses)
     assert set(logged) - {'loss'} == set(record['loss_names'].tolist())
     for name, value in zip(record['loss_names'].tolist(), record['losses']):
@@ -90,7 +75,7 @@ def test_same_losses_and_gradients(case):
 def test_same_detections(case):
     record, model, pictures = case
     model.eval()
-    samples = model(**model.data_preprocessor(data_of(pictures, model), False), mode='predict')
+    samples = cases.run(model, pictures, 'predict', DetDataSample, BitmapMasks)
     for index, sample in enumerate(samples):
         ours, height_width = sample.pred_instances, sample.ori_shape
         boxes, scores, labels = (record[f'{name}{index}'] for name in ('bboxes', 'scores', 'labels'))

@@ -5,7 +5,6 @@ training and testing build: the model (without weights), pipelines, data sets, l
 With --data-root, a folder laid out as COCO 2017, the annotation files are read as well.
 """
 
-import argparse
 import sys
 import tempfile
 from collections import Counter
@@ -13,6 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from mmdet.runtime.command_line import Parser  # noqa: E402
 from mmdet.runtime.errors import explain, one_line, run_main  # noqa: E402
 
 # Stands in for the model while the other parts are built: they do not depend on it.
@@ -59,7 +59,7 @@ def check(path: str, data_root: str | None, work_dir: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description='Which configs run here.')
+    parser = Parser('Which configs run here.')
     parser.add_argument('configs', nargs='+')
     parser.add_argument('--data-root')
     args = parser.parse_args()
