@@ -38,10 +38,14 @@ class FocalLoss(nn.Module):
     ) -> Tensor:
         """Logits (S, C), labels (S,) with C for the background, weight (S,)."""
         logits = logits.float()
-        hot = F.one_hot(target, logits.shape[-1] + 1)[..., :-1].to(logits.dtype)
-        entropy = F.binary_cross_entropy_with_logits(logits, hot, reduction='none')
-        score = logits.sigmoid()
-        wrong = score + hot - 2 * score * hot  # 1 - p_t
-        balance = self.alpha * hot + (1 - self.alpha) * (1 - hot)
-        loss = balance * wrong**self.gamma * entropy
-        return self.loss_weight * weighted_mean(loss, None if weight is None else weight[:, None], avg_factor)
+        weight = logits.new_ones(len(logits)) if weight is None else weight
+        # As if no class were there, and then what the few that are there change.
+        loss = (self._term(logits, 1 - self.alpha) * weight[:, None]).sum()
+        row = (target < logits.shape[1]).nonzero().squeeze(1)
+        own = logits[row, target[row]]
+        loss = loss + ((self._term(-own, self.alpha) - self._term(own, 1 - self.alpha)) * weight[row]).sum()
+        return self.loss_weight * weighted_mean(loss, None, logits.numel() if avg_factor is None else avg_factor)
+
+    def _term(self, logits: Tensor, balance: float) -> Tensor:
+        """Of scores that should be 0."""
+        return balance * logits.sigmoid() ** self.gamma * F.softplus(logits)
