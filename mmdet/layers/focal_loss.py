@@ -1,5 +1,6 @@
 """Focal loss of dense detectors. S samples, C classes."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -37,15 +38,40 @@ class FocalLoss(nn.Module):
         self, logits: Tensor, target: Tensor, weight: Tensor | None = None, avg_factor: float | None = None
     ) -> Tensor:
         """Logits (S, C), labels (S,) with C for the background, weight (S,)."""
-        logits = logits.float()
         weight = logits.new_ones(len(logits)) if weight is None else weight
-        # As if no class were there, and then what the few that are there change.
-        loss = (self._term(logits, 1 - self.alpha) * weight[:, None]).sum()
-        row = (target < logits.shape[1]).nonzero().squeeze(1)
-        own = logits[row, target[row]]
-        loss = loss + ((self._term(-own, self.alpha) - self._term(own, 1 - self.alpha)) * weight[row]).sum()
-        return self.loss_weight * weighted_mean(loss, None, logits.numel() if avg_factor is None else avg_factor)
+        total = _FocalSum.apply(logits.float(), target, weight, self.gamma, self.alpha)
+        return self.loss_weight * weighted_mean(total, None, logits.numel() if avg_factor is None else avg_factor)
 
-    def _term(self, logits: Tensor, balance: float) -> Tensor:
-        """Of scores that should be 0."""
-        return balance * logits.sigmoid() ** self.gamma * F.softplus(logits)
+
+class _FocalSum(torch.autograd.Function):
+    """Sum of the loss, whose gradient is found on the way: of the many logits only one array is kept, and few made."""
+
+    @staticmethod
+    def forward(ctx, logits: Tensor, target: Tensor, weight: Tensor, gamma: float, alpha: float) -> Tensor:
+        row = (target < logits.shape[1]).nonzero().squeeze(1)
+        column = target[row]
+        own = logits[row, column]
+        # As if no class were there, and then what the few that are there change.
+        loss, slope = _unwanted(logits, gamma)
+        own_loss, own_slope = _unwanted(-own, gamma)
+        change = alpha * own_loss - (1 - alpha) * loss[row, column]
+        total = (1 - alpha) * weight @ loss.sum(1) + weight[row] @ change
+        slope *= 1 - alpha
+        slope[row, column] = -alpha * own_slope
+        slope *= weight[:, None]
+        ctx.save_for_backward(slope)
+        return total
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad: Tensor):
+        return ctx.saved_tensors[0] * grad, None, None, None, None
+
+
+def _unwanted(logits: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
+    """Loss p^gamma softplus(x) of logits x whose score p should be 0, and its derivative."""
+    score = logits.sigmoid()
+    power = score**gamma
+    loss = F.softplus(logits).mul_(power)
+    steep = gamma * loss
+    return loss, power.sub_(steep).mul_(score).add_(steep)

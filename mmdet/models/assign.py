@@ -78,13 +78,14 @@ class MaxIoUAssigner:
 
     def _match_low_quality(self, iou: Tensor, matched: Tensor) -> Tensor:
         best, box = iou.max(dim=1)
-        good = (best >= self.min_pos_iou) & (best > 0)
+        bad = best < max(self.min_pos_iou, torch.finfo(best.dtype).tiny)  # also those that no box overlaps
         if self.gt_max_assign_all:
-            tied = iou == torch.where(good, best, torch.inf)[:, None]
+            tied = iou == best.masked_fill(bad, torch.inf)[:, None]
             rank = torch.arange(1, len(iou) + 1, dtype=torch.int32, device=iou.device)
             last = (tied * rank[:, None]).amax(dim=0)  # of several ground truths the last one takes the box
             return torch.where(last > 0, last.long() - 1, matched)
-        matched[box[good]] = good.nonzero().squeeze(1)
+        good = (~bad).nonzero().squeeze(1)
+        matched[box[good]] = good
         return matched
 
 

@@ -151,7 +151,7 @@ class RetinaHead(nn.Module):
         self, logits: Tensor, deltas: Tensor, anchors: Tensor, sizes: list[int], meta: dict
     ) -> Detections:
         cfg = self.test_cfg
-        least = torch.tensor(cfg['score_thr']).logit().item()  # no need of all scores
+        least = _logit(cfg['score_thr'])  # no need of all scores
         best, index, start = [], [], 0
         for size in sizes:
             # The nms_pre best pairs of anchor and class of the level.
@@ -172,3 +172,7 @@ class RetinaHead(nn.Module):
         keep, kept_scores = apply_nms(boxes, scores, labels, cfg['nms'])
         keep, kept_scores = keep[: cfg['max_per_img']], kept_scores[: cfg['max_per_img']]
         return Detections(boxes[keep], kept_scores, labels[keep])
+
+
+def _logit(score: float) -> float:
+    return math.log(score / (1 - score)) if 0 < score < 1 else math.copysign(math.inf, score - 0.5)
