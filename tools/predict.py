@@ -19,7 +19,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_config_arguments('model.test_cfg.rcnn.max_per_img=50')
     parser.add_argument('checkpoint', help='weights')
     parser.add_argument('pictures', nargs='+', help='files, or folders to search for pictures')
-    parser.add_argument('--out-dir', default='predictions', help='for drawings and predictions.json (default: %(default)s)')
+    parser.add_argument('--out-dir', default='predictions', help='folder of the results (default: %(default)s)')
     parser.add_argument('--score-thr', type=float, default=0.3, help='least score shown (default: %(default)s)')
     parser.add_argument('--device', help='cpu or cuda:0 (default: a GPU where there is one)')
     return parser.parse_args()
