@@ -104,7 +104,6 @@ __global__ void __launch_bounds__(kResolveThreads) resolve(const Word* bits, con
     const int64_t end = segment_end(classes, n, start);
     const int64_t first_word = start / kBits, last_word = (end - 1) / kBits;
     for (int64_t v = first_word + t; v <= last_word; v += blockDim.x) removed[v - first_word] = 0;
-    __syncthreads();
     for (int64_t u = first_word; u <= last_word; ++u) {
       const int low = static_cast<int>(max(start, u * kBits) - u * kBits);
       const int high = static_cast<int>(min(end, (u + 1) * kBits) - u * kBits);
@@ -126,7 +125,6 @@ __global__ void __launch_bounds__(kResolveThreads) resolve(const Word* bits, con
           if (chosen >> b & 1) gone |= bits[(u * kBits + b) * words + v];
         if (gone != 0) atomicOr(removed + (v - first_word), gone);
       }
-      __syncthreads();
     }
   }
 }
