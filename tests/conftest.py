@@ -11,6 +11,17 @@ _DATA = Path(os.environ.get('MMDET_TEST_DATA', ROOT.parent / 'shared' / 'data'))
 _FIXTURES = _DATA.parent / 'fixtures'
 
 
+def pytest_configure():
+    if 'CUDA_ON_CPU' in os.environ:
+        from cuda_on_cpu.build import load
+        load()
+
+
+def pytest_terminal_summary(terminalreporter):
+    if 'CUDA_ON_CPU' in os.environ:
+        terminalreporter.line(f'CUDA kernels on the CPU: {torch.ops.cuda_on_cpu.launches()} launches')
+
+
 def pytest_collection_modifyitems(items):
     if torch.cuda.is_available():
         return
@@ -22,6 +33,12 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(params=['cpu', pytest.param('cuda', marks=pytest.mark.cuda)])
 def device(request) -> str:
     return request.param
+
+
+@pytest.fixture
+def cuda_kernels(device) -> bool:
+    """Whether CUDA kernels take the device's tensors: on a GPU, or on the CPU by tests/cuda_on_cpu."""
+    return device == 'cuda' or 'CUDA_ON_CPU' in os.environ
 
 
 @pytest.fixture(scope='session')

@@ -119,10 +119,11 @@ def _plain_roi_align(features, rois, spatial_scales, height, width, sampling_rat
 
     dtype = torch.float64 if features[0].dtype == torch.float64 else torch.float32
     rows = rois.to(dtype)
-    if rows.device.type == 'cpu' and not ((rows[:, 0] >= 0) & (rows[:, 0] < features[0].shape[0])).all():
+    known = (rows[:, 0] >= 0) & (rows[:, 0] < features[0].shape[0])
+    if rows.device.type == 'cpu' and not known.all():
         raise ValueError(f'roi_align: a box names a picture outside a batch of {features[0].shape[0]}')
-    finite = rows.isfinite().all(1)
-    rows = torch.where(finite[:, None], rows, rows.new_tensor([0, 0, 0, 1, 1]))
+    valid = known & rows.isfinite().all(1)
+    rows = torch.where(valid[:, None], rows, rows.new_tensor([0, 0, 0, 1, 1]))
     levels = map_levels(rows, len(features), finest_scale, legacy) if len(features) > 1 else None
     output = features[0].new_zeros(len(rows), features[0].shape[1], height, width)
     for i, (feature, scale) in enumerate(zip(features, spatial_scales)):
@@ -137,7 +138,7 @@ def _plain_roi_align(features, rois, spatial_scales, height, width, sampling_rat
             output = pooled.to(output.dtype)
         else:
             output = output.index_put((inds,), pooled.to(output.dtype))
-    return output * finite[:, None, None, None].to(output.dtype)
+    return output * valid[:, None, None, None].to(output.dtype)
 
 
 if COMPILED:
