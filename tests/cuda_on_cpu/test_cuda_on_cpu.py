@@ -240,4 +240,5 @@ def test_the_tests_notice(tmp_path, name, place, replacement):
     source = (CUDA / name).read_text()
     (tmp_path / 'csrc' / 'cuda' / name).write_text(source[:place.start] + replacement + source[place.stop:])
     result = run_tests(f'tests/ops/{TESTS[name]}', '-x', kernels=tmp_path / 'csrc' / 'cuda')
-    assert result.returncode == 1 and '1 failed' in result.text, result.text
+    crashed = result.returncode < 0  # garbage taken for an index
+    assert crashed or (result.returncode == 1 and '1 failed' in result.text), result.text
