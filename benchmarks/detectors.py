@@ -194,6 +194,7 @@ class Side:
 
     def __init__(self, name: str, net: nn.Module, args):
         self.name, self.net, self.args = name, net.to(args.device), args
+        self.without_gradients = torch.inference_mode
         if args.channels_last:
             net.to(memory_format=torch.channels_last)
         trained = [p for key, p in net.named_parameters() if p.requires_grad and '.maps.' not in key]
@@ -221,7 +222,7 @@ class Side:
             self.update()
             return loss
         self.net.eval()
-        with torch.inference_mode(), amp:
+        with self.without_gradients(), amp:
             detections = self.detections()
             if job == '+ RLE':
                 self.run_lengths(detections)
@@ -255,6 +256,7 @@ class Side:
         """How many operators, waits and host tensors a run has; torchvision's NMS as it is on a GPU."""
         from torchvision.ops import boxes
 
+        self.without_gradients = torch.no_grad  # inference_mode shows some operators whole, others by their parts
         self.run(job)
         each_class = boxes._batched_nms_vanilla
         boxes._batched_nms_vanilla = boxes._batched_nms_coordinate_trick
@@ -263,6 +265,7 @@ class Side:
                 self.run(job)
         finally:
             boxes._batched_nms_vanilla = each_class
+            self.without_gradients = torch.inference_mode
         return dict(calls.seen)
 
     def stages(self, job: str) -> dict[str, float]:
