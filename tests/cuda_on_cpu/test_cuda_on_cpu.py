@@ -99,6 +99,7 @@ extern "C" const char* launch(const char* name, float* out) {
   return message.c_str();
 }
 '''
+pytestmark = pytest.mark.skipif(shutil.which('g++') is None, reason='needs g++')
 needs_ops = pytest.mark.skipif(not COMPILED, reason='the compiled ops are missing')
 ORDERS = ['forward', 'reversed', 'shuffled:1', 'shuffled:2']
 
@@ -184,31 +185,31 @@ def test_the_ops_tests_pass_over_the_cuda_kernels(order):
     assert int(re.search(r'CUDA kernels on the CPU: (\d+) launches', result.text)[1]) > 1000
 
 
-def preload() -> str:
-    """The sanitizers' libraries, which must come before Python's own."""
-    names = ('libasan.so', 'libubsan.so')
-    return ' '.join(subprocess.run(['g++', f'-print-file-name={name}'], capture_output=True, text=True).stdout.strip()
-                    for name in names)
+@pytest.fixture
+def sanitized() -> dict[str, str]:
+    """The environment of a sanitized run: the sanitizers' libraries must come before Python's own."""
+    paths = [subprocess.run(['g++', f'-print-file-name={name}'], capture_output=True, text=True).stdout.strip()
+             for name in ('libasan.so', 'libubsan.so')]
+    if not all(map(os.path.isabs, paths)):
+        pytest.skip('g++ has no sanitizer libraries here')
+    return dict(MMDET_SANITIZE='1', LD_PRELOAD=' '.join(paths), ASAN_OPTIONS='detect_leaks=0')
 
 
-SANITIZED = dict(MMDET_SANITIZE='1', LD_PRELOAD=preload(), ASAN_OPTIONS='detect_leaks=0')
-
-
-def test_shared_memory_read_out_of_bounds_is_found():
+def test_shared_memory_read_out_of_bounds_is_found(sanitized):
     library = build({'kernels.cu': KERNELS}, torch=False, sanitize=True)
     code = 'import ctypes, sys; ctypes.CDLL(sys.argv[1]).launch(sys.argv[2].encode(), (ctypes.c_float * 64)())'
     for name, found in (('tree', False), ('beyond', True)):
-        result = subprocess.run([sys.executable, '-c', code, str(library), name], env={**os.environ, **SANITIZED},
+        result = subprocess.run([sys.executable, '-c', code, str(library), name], env={**os.environ, **sanitized},
                                 capture_output=True, text=True)
         assert ('heap-buffer-overflow' in result.stderr) == found == bool(result.stderr), result.stderr
 
 
 @pytest.mark.slow
 @needs_ops
-def test_no_access_out_of_bounds():
+def test_no_access_out_of_bounds(sanitized):
     """Global and shared memory under AddressSanitizer, arithmetic under UBSan."""
     result = run_tests(*(f'tests/ops/{name}' for name in TESTS.values()), '-s', '-k',
-                       'cpu and not compile and not opcheck and not gradcheck', **SANITIZED)
+                       'cpu and not compile and not opcheck and not gradcheck', **sanitized)
     assert result.returncode == 0 and 'runtime error' not in result.text, result.text
 
 
@@ -240,4 +241,5 @@ def test_the_tests_notice(tmp_path, name, place, replacement):
     source = (CUDA / name).read_text()
     (tmp_path / 'csrc' / 'cuda' / name).write_text(source[:place.start] + replacement + source[place.stop:])
     result = run_tests(f'tests/ops/{TESTS[name]}', '-x', kernels=tmp_path / 'csrc' / 'cuda')
-    assert result.returncode == 1 and '1 failed' in result.text, result.text
+    crashed = result.returncode < 0  # garbage taken for an index
+    assert crashed or (result.returncode == 1 and '1 failed' in result.text), result.text

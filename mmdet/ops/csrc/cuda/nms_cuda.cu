@@ -90,10 +90,10 @@ __device__ inline bool begins_segment(const int64_t* classes, int64_t i) {
 }
 
 // Block b resolves the segments that begin among boxes 64 b .. 64 b + 63, 64 boxes at a time: one thread decides which
-// of them are kept, then each warp takes some of those and strikes out, a lane a word, what they suppress. keep is
-// indexed by rank in score.
-__global__ void __launch_bounds__(kResolveThreads) resolve(const Word* bits, const int64_t* classes, const int64_t* rank, int64_t n, int64_t words,
-                        bool* keep) {
+// of them are kept, then each warp takes some of those and strikes out, a lane a word, what they suppress. That is
+// read behind the next 64 boxes' first barrier, so two are enough. keep is indexed by rank in score.
+__global__ void __launch_bounds__(kResolveThreads) resolve(const Word* bits, const int64_t* classes, const int64_t* rank,
+                                                           int64_t n, int64_t words, bool* keep) {
   extern __shared__ Word removed[];  // words of the segment, counted from its first
   __shared__ Word tile[kBits];
   __shared__ Word kept;
