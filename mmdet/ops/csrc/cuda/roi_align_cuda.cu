@@ -132,9 +132,9 @@ struct Axis {
   int *bin_begin, *cell_begin;  // where the list of bin p, of the i-th touched cell begins
   int *cell, *cells;            // the touched cells, ascending; how many
 
-  __host__ __device__ static int bytes(int bins, int room, bool backward) {
-    const int taps = backward ? 2 * room : room, numbers = bins + 1 + (backward ? 2 * room + 2 : 0);
-    return static_cast<int>(taps * sizeof(Tap<T>) + (numbers + 3) / 4 * 4 * sizeof(int));  // the next axis aligned
+  __host__ __device__ static size_t bytes(size_t bins, size_t room, bool backward) {
+    const size_t taps = backward ? 2 * room : room, numbers = bins + 1 + (backward ? 2 * room + 2 : 0);
+    return taps * sizeof(Tap<T>) + (numbers + 3) / 4 * 4 * sizeof(int);  // the next axis aligned
   }
 
   __device__ Axis(unsigned char* shared, int bins, int room, bool backward) {
@@ -197,10 +197,10 @@ struct Axis {
 
 // Room for an axis: bins share at most two cells with their neighbours, so all lists together hold at most the map's
 // cells and three more a bin.
-int room_for(int bins, int largest, int sampling_ratio) {
+int64_t room_for(int bins, int largest, int sampling_ratio) {
   const int64_t by_cells = int64_t(largest) + 3 * int64_t(bins);
   const int64_t by_samples = sampling_ratio > 0 ? 2 * int64_t(sampling_ratio) * bins : by_cells;
-  return static_cast<int>(std::min(by_cells, by_samples));
+  return std::min(by_cells, by_samples);
 }
 
 // Element e of a block of (channels, places): channels fastest where they are contiguous, places fastest otherwise
@@ -338,11 +338,12 @@ struct Launch {
     group = static_cast<int>(std::clamp<int64_t>(channels, 1, group));
     launch.group = static_cast<int>(std::min<int64_t>(group, most / std::max<int64_t>(cells, 1)));
     launch.groups = static_cast<int>((channels + launch.group - 1) / launch.group);
-    launch.room_y = room_for(h, largest_y, sampling_ratio);
-    launch.room_x = room_for(w, largest_x, sampling_ratio);
-    launch.shared = Axis<T>::bytes(h, launch.room_y, backward) + Axis<T>::bytes(w, launch.room_x, backward);
+    const int64_t room_y = room_for(h, largest_y, sampling_ratio), room_x = room_for(w, largest_x, sampling_ratio);
+    launch.shared = Axis<T>::bytes(h, room_y, backward) + Axis<T>::bytes(w, room_x, backward);
     TORCH_CHECK_VALUE(launch.shared <= kMostShared, "roi_align: ", h, " x ", w, " bins on a map of ", largest_y, " x ",
                       largest_x, " cells take more shared memory than a GPU has; use a sampling_ratio above 0");
+    launch.room_y = static_cast<int>(room_y);
+    launch.room_x = static_cast<int>(room_x);
     return launch;
   }
 
