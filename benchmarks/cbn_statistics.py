@@ -24,7 +24,7 @@ import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 from mmdet.layers import ConvModule, CrossIterBatchNorm2d  # noqa: E402
-from mmdet.layers.cbn import mean_slope, variance_slope  # noqa: E402
+from mmdet.layers.cbn import closed_slopes  # noqa: E402
 
 WINDOW = 3
 
@@ -32,7 +32,7 @@ WINDOW = 3
 class ContiguousQuarter(CrossIterBatchNorm2d):
     """The derivative from one block: a quarter of the map, or of the RoIs."""
 
-    def _derivatives(self, y, x, mean, var, weight, geometry, group):
+    def _slopes(self, y, x, mean, var, weight, geometry, group):
         inside = torch.zeros_like(y, dtype=torch.bool)
         n, _, height, width = y.shape
         if n >= 64:
@@ -40,8 +40,9 @@ class ContiguousQuarter(CrossIterBatchNorm2d):
         else:
             inside[:, :, : height // 2, : width // 2] = True
         block = torch.where(inside, y, mean.view(1, -1, 1, 1))  # where y is its mean, nothing is added
-        dvar, _ = variance_slope(x, block, mean, var, weight, geometry, 1, 0.0)
-        return mean_slope(x, y, geometry, mean.dtype), dvar * (inside.numel() / inside.sum())
+        slopes = closed_slopes(x, block, mean, var, weight, geometry, 1, 0)
+        slopes[:, :-1] *= inside.numel() / inside.sum()
+        return slopes
 
 
 ESTIMATES = {
