@@ -94,16 +94,18 @@ def extension(torch):
     sources = [*CSRC.glob('*.cpp'), *CSRC.glob('cpu/*.cpp'), *(CSRC.glob('cuda/*.cu') if toolkit else ())]
     # No contraction: a * b + c rounded once would move sample points and IoUs off what other builds give.
     flags = {'cxx': ['-O3', '-ffp-contract=off'], 'nvcc': ['-O3', '-fmad=false']}
+    link = []
     if sys.platform == 'linux' and 'backend: OpenMP' in torch.__config__.parallel_info():
         # at::parallel_for is an inline OpenMP region. Compiled so but not linked so: the symbols then resolve to
         # the OpenMP that torch itself loads, and no second thread pool competes with torch's.
         flags['cxx'].append('-fopenmp')
-    link = []
+        if 'clang' in os.environ.get('CXX', ''):  # whose regions call functions that GNU's OpenMP does not have
+            link.append('-fopenmp')
     if os.environ.get('MMDET_SANITIZE') == '1':
         say('compiling with address and undefined-behaviour sanitizers')
         sanitizers = '-fsanitize=address,undefined'
         flags['cxx'] += ['-O1', '-g', '-fno-omit-frame-pointer', sanitizers]
-        link = [sanitizers]
+        link.append(sanitizers)
     make = CUDAExtension if toolkit else CppExtension
     return make('mmdet.ops._C', sorted(map(str, sources)), extra_compile_args=flags, extra_link_args=link,
                 define_macros=[('MMDET_WITH_CUDA', None)] if toolkit else [])

@@ -35,8 +35,9 @@ def init_detector(
         the model, with `cfg` and `dataset_meta` (classes) as attributes.
 
     Raises:
-        UserError, FileNotFoundError: config or checkpoint missing, damaged or not fitting.
+        UserError, FileNotFoundError: config or checkpoint missing, damaged or not fitting, or no such device.
     """
+    _check_device(device)
     if not isinstance(config, Config):
         config = load_config(config, cfg_options)
     elif cfg_options:
@@ -54,6 +55,15 @@ def init_detector(
     model.cfg = config
     model.dataset_meta = meta or _classes_of(config)
     return model.to(device).eval()
+
+
+def _check_device(device: str) -> None:
+    try:
+        wanted = torch.device(device)
+    except RuntimeError:
+        raise UserError(f"no device is called {device!r}; use 'cpu', or 'cuda:0' for the first GPU") from None
+    if wanted.type == 'cuda' and (wanted.index or 0) >= torch.cuda.device_count():
+        raise UserError(f'device {device}: PyTorch finds {torch.cuda.device_count()} GPUs here')
 
 
 def _classes_of(config: Config) -> dict:

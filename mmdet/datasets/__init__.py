@@ -1,13 +1,10 @@
 from .coco import CocoDataset
+from .loading import LoadAnnotations, LoadImageFromFile, LoadProposals, ProposalBroadcaster
 from .samplers import AspectRatioBatchSampler
 from .transforms import (
     FilterAnnotations,
-    LoadAnnotations,
-    LoadImageFromFile,
-    LoadProposals,
     PackDetInputs,
     Pad,
-    ProposalBroadcaster,
     RandomChoiceResize,
     RandomCrop,
     RandomFlip,

@@ -21,6 +21,7 @@
 #include <vector>
 
 #include "../common.h"
+#include "fresh.h"
 
 namespace mmdet {
 namespace {
@@ -92,6 +93,7 @@ at::Tensor paste_masks(const at::Tensor& masks, const at::Tensor& boxes, int64_t
   const at::Tensor values = masks.to(at::kFloat).contiguous(), corners = boxes.to(at::kFloat).contiguous();
   const int64_t n = masks.size(0), mask_h = masks.size(1), mask_w = masks.size(2);
   at::Tensor result = at::empty({n, height, width}, masks.options().dtype(at::kBool));
+  prefer_large_pages(result);
   if (result.numel() == 0) return result;
   bool* out = result.data_ptr<bool>();
   const float limit = static_cast<float>(threshold);

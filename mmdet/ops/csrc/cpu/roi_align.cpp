@@ -26,6 +26,7 @@
 #endif
 
 #include "../common.h"
+#include "fresh.h"
 #include "simd.h"
 
 namespace mmdet {
@@ -379,6 +380,7 @@ at::Tensor forward(at::TensorList features, const at::Tensor& boxes, c10::ArrayR
   at::Tensor output = at::empty({boxes.size(0), channels, h, w}, features[0].options(),
                                 last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous);
   if (output.numel() == 0) return output;
+  prefer_large_pages(output);
   std::vector<std::pair<int, int>> sizes;
   for (const auto& f : features) sizes.emplace_back(f.size(2), f.size(3));
   const Plan<T> plan(boxes, scales, rule, features[0].size(0), h, w, sizes);

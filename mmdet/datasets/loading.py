@@ -1,0 +1,224 @@
+"""The head of the pipeline: pictures, annotations and proposals are read. See transforms.py for the keys."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+
+import cv2
+import mmcv
+import mmengine.fileio as fileio
+import numpy as np
+from mmcv.transforms import BaseTransform
+
+from mmdet.registry import TRANSFORMS
+from mmdet.structures import BitmapMasks, PolygonMasks, masks_from_coco
+from mmdet.structures.masks import outline
+
+
+@TRANSFORMS.register_module()
+class LoadImageFromFile(BaseTransform):
+    """Read ``img_path`` into ``img``, (h, w, 3) uint8 BGR: grey, CMYK, palette and 16-bit pictures included.
+
+    Args:
+        to_float32: give float32 values (0 to 255) instead of uint8.
+        color_type: mmcv's flag; 'color' obeys an EXIF orientation, 'color_ignore_orientation' does not.
+        imdecode_backend: mmcv's decoder, 'cv2' or 'pillow'.
+        ignore_empty: reject a picture that cannot be read (return None) instead of raising.
+        backend_args: mmengine's file backend.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: an empty, damaged or cut-off file, or one whose size is not the annotated one.
+    """
+
+    def __init__(
+        self,
+        to_float32: bool = False,
+        color_type: str = 'color',
+        imdecode_backend: str = 'cv2',
+        ignore_empty: bool = False,
+        backend_args: dict | None = None,
+    ) -> None:
+        self.to_float32 = to_float32
+        self.color_type = color_type
+        self.imdecode_backend = imdecode_backend
+        self.ignore_empty = ignore_empty
+        self.backend_args = backend_args
+
+    def transform(self, results: dict) -> dict | None:
+        try:
+            img = self._read(results['img_path'])
+        except (OSError, ValueError):
+            if self.ignore_empty:
+                return None
+            raise
+        shape = img.shape[:2]
+        expected = (results.get('height', shape[0]), results.get('width', shape[1]))
+        if shape != expected:
+            raise ValueError(
+                f'picture {results["img_path"]} is of size {shape} (h, w), its annotations say {expected}; '
+                "correct them or, if it is a turned photo, set color_type='color_ignore_orientation'"
+            )
+        results['img'] = img.astype(np.float32) if self.to_float32 else img
+        results['img_shape'] = shape
+        results['ori_shape'] = shape
+        return results
+
+    def _read(self, path: str) -> np.ndarray:
+        try:
+            data = fileio.get(path, backend_args=self.backend_args)
+        except FileNotFoundError:
+            raise FileNotFoundError(f'no picture {path}; check data_root and data_prefix') from None
+        if not data:
+            raise ValueError(f'picture {path} is an empty file; fetch it again or drop it from the set')
+        if _is_cut_off_jpeg(data):
+            raise ValueError(f'picture {path} is cut off; fetch it again or drop it from the set')
+        try:
+            img = mmcv.imfrombytes(data, flag=self.color_type, backend=self.imdecode_backend)
+        except (cv2.error, OSError) as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise ValueError(f'picture {path} cannot be decoded: {reason}') from None
+        if img is None:
+            raise ValueError(f'picture {path} is damaged; fetch it again or drop it from the set')
+        return img
+
+
+def _is_cut_off_jpeg(data: bytes) -> bool:
+    """Whether a JPEG's scan never ends; decoders fill the missing part with grey and say nothing."""
+    if data[:2] != b'\xff\xd8':
+        return False
+    position = 2
+    while data[position : position + 2] not in (b'\xff\xda', b''):  # walk to the start of scan
+        position += 2 + int.from_bytes(data[position + 2 : position + 4], 'big')
+    return data.find(b'\xff\xd9', position) < 0
+
+
+@TRANSFORMS.register_module()
+class LoadAnnotations(BaseTransform):
+    """Turn ``instances`` (see `CocoDataset.parse_data_info`) into arrays and masks.
+
+    Polygons stay polygons, so that a picture with them is resized and flipped in a fraction of the time
+    bitmaps take. A picture that has an object with an RLE mask gets bitmaps; a crowd's RLE, which is no target,
+    becomes its outline. With masks, an object that has none is ignored in training (neither object nor
+    background).
+
+    Args:
+        with_bbox, with_label, with_mask: what to load.
+        poly2mask: rasterise polygons at once.
+        box_type: 'hbox', the only kind here.
+        with_seg, backend_args, imdecode_backend: accepted because existing configs set them; `with_seg`
+            must be False.
+    """
+
+    def __init__(
+        self,
+        with_bbox: bool = True,
+        with_label: bool = True,
+        with_mask: bool = False,
+        poly2mask: bool = False,
+        box_type: str = 'hbox',
+        with_seg: bool = False,
+        backend_args: dict | None = None,
+        imdecode_backend: str = 'cv2',
+    ) -> None:
+        if with_seg:
+            raise ValueError('with_seg=True: semantic maps are not supported; leave with_seg out')
+        if box_type not in ('hbox', None):
+            raise ValueError(f"box_type={box_type!r} is not supported; use 'hbox'")
+        self.with_bbox = with_bbox
+        self.with_label = with_label
+        self.with_mask = with_mask
+        self.poly2mask = poly2mask
+
+    def transform(self, results: dict) -> dict:
+        instances = results.get('instances', [])
+        ignored = np.array([x['ignore_flag'] for x in instances], dtype=bool)
+        if self.with_bbox:
+            results['gt_bboxes'] = np.array([x['bbox'] for x in instances], dtype=np.float32).reshape(-1, 4)
+        if self.with_label:
+            results['gt_bboxes_labels'] = np.array([x['bbox_label'] for x in instances], dtype=np.int64)
+        if self.with_mask:
+            if instances and all(x.get('mask') is None for x in instances):
+                raise ValueError(
+                    f'with_mask=True, but no object of {results.get("img_path")} has a segmentation; '
+                    'train a box detector (with_mask=False) or add masks to the annotation file'
+                )
+            height, width = results['ori_shape']
+            try:
+                masks = self._masks(instances, height, width)
+            except ValueError as error:
+                raise ValueError(f'picture {results.get("img_path")}: {error}') from None
+            if isinstance(masks, PolygonMasks):
+                ignored |= np.array([not parts for parts in masks.polygons], dtype=bool)
+            else:
+                ignored |= ~masks.masks.any(axis=(1, 2))
+            results['gt_masks'] = masks
+        results['gt_ignore_flags'] = ignored
+        return results
+
+    def _masks(self, instances: list[dict], height: int, width: int) -> PolygonMasks | BitmapMasks:
+        segmentations = [x.get('mask') for x in instances]
+        if not self.poly2mask:
+            for i, (x, mask) in enumerate(zip(instances, segmentations)):
+                if x['ignore_flag'] and isinstance(mask, dict):
+                    segmentations[i] = outline(mask, height, width)
+        return masks_from_coco(segmentations, height, width, bitmap=self.poly2mask)
+
+
+@TRANSFORMS.register_module()
+class LoadProposals(BaseTransform):
+    """Boxes that an RPN found, for Fast R-CNN: ``proposals`` (P, 4) float32 xyxy in pixels.
+
+    Args:
+        proposal_file: COCO results, as ``tools/test.py configs/rpn/... --format-only`` writes them
+            (results.proposal.json). A data set with a `proposal_file` gives it to this step.
+        num_max_proposals: the best so many of each picture; None for all.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: no JSON, or a picture that the file does not have.
+    """
+
+    def __init__(self, proposal_file: str | None = None, num_max_proposals: int | None = None) -> None:
+        if proposal_file is None:
+            raise ValueError('LoadProposals needs a proposal_file, its own or that of the data set')
+        if not proposal_file.endswith('.json'):
+            raise ValueError(
+                f'LoadProposals: {proposal_file} is no .json; make one with tools/test.py RPN_CONFIG FILE --format-only'
+            )
+        if not os.path.isfile(proposal_file):
+            raise FileNotFoundError(f'LoadProposals: no proposal_file {proposal_file}; write one with an RPN')
+        self.proposal_file = proposal_file
+        with open(proposal_file) as file:
+            entries = json.load(file)
+        found: dict = {}
+        for entry in sorted(entries, key=lambda e: -e['score']):
+            boxes = found.setdefault(entry['image_id'], [])
+            if num_max_proposals is None or len(boxes) < num_max_proposals:
+                boxes.append(entry['bbox'])
+        self._proposals = {img_id: np.array(boxes, dtype=np.float32) for img_id, boxes in found.items()}
+
+    def transform(self, results: dict) -> dict:
+        if results['img_id'] not in self._proposals:
+            raise ValueError(f'LoadProposals: {self.proposal_file} has nothing for picture {results["img_id"]}')
+        boxes = self._proposals[results['img_id']].copy()
+        boxes[:, 2:] += boxes[:, :2]
+        results['proposals'] = boxes
+        return results
+
+
+@TRANSFORMS.register_module()
+class ProposalBroadcaster(BaseTransform):
+    """The steps `transforms`, one after the other: each of ours moves proposals with the other boxes anyway."""
+
+    def __init__(self, transforms: Sequence[dict]) -> None:
+        self.transforms = [TRANSFORMS.build(t) if isinstance(t, dict) else t for t in transforms]
+
+    def transform(self, results: dict) -> dict | None:
+        for step in self.transforms:
+            results = step(results)
+            if results is None:
+                return None
+        return results
