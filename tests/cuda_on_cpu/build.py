@@ -71,11 +71,11 @@ def build(sources: dict[str, str], torch: bool = True, sanitize: bool = False) -
         link += ['-fsanitize=address,undefined']
     parts = [(HERE / 'fibers.cpp').read_text()]
     if torch:
-        from torch import __version__
-        from torch.utils.cpp_extension import include_paths, library_paths
+        from torch import __path__, __version__
 
-        flags += [f'-isystem{path}' for path in include_paths()] + [f'-DTORCH="{__version__}"']
-        link += [f'-L{path}' for path in library_paths()] + ['-ltorch', '-ltorch_cpu', '-lc10']
+        include, lib = Path(__path__[0]) / 'include', Path(__path__[0]) / 'lib'
+        flags += [f'-isystem{include}', f'-isystem{include}/torch/csrc/api/include', f'-DTORCH="{__version__}"']
+        link += [f'-L{lib}', '-ltorch', '-ltorch_cpu', '-lc10']
         parts.append((HERE / 'memory.cpp').read_text())
     parts += [translate(text, name) for name, text in sources.items()]
     headers = [path.read_text() for folder in (HERE, CUDA.parent) for path in sorted(folder.rglob('*.*h'))]

@@ -36,8 +36,12 @@ constexpr unsigned kWarp = 32;
 enum class State { ready, at_barrier, at_exchange, returned };
 const char* const kDoing[] = {"ready", "at __syncthreads() of line ", "at a warp exchange of line ", "returned"};
 
+using Place = void*[5];  // for __builtin_setjmp, which unlike swapcontext asks nothing of the kernel
+
 struct Fiber {
-  ucontext_t context;
+  ucontext_t start;
+  bool fresh = true;
+  Place place;
   std::unique_ptr<char[]> stack{new char[kStack]};
   State state;
   int line;
@@ -49,7 +53,7 @@ struct Fiber {
 std::vector<std::unique_ptr<Fiber>> fibers;  // kept between launches
 std::map<const void*, size_t> granted;
 std::map<int, std::pair<std::unique_ptr<char[]>, size_t>> shared_variables;  // each its own allocation, for ASan
-ucontext_t scheduler;
+Place scheduler;
 unsigned current;
 const char* kernel_name;
 const std::function<void()>* body;
@@ -85,6 +89,18 @@ std::vector<unsigned> count(size_t n) {
 
 uint3 place(unsigned i, const dim3& size) { return {i % size.x, i / size.x % size.y, i / size.x / size.y}; }
 
+[[gnu::noinline]] void jump(void** to) { __builtin_longjmp(to, 1); }
+
+[[gnu::noinline]] void enter(Fiber& fiber) {  // until the fiber leaves
+  if (__builtin_setjmp(scheduler) != 0) return;
+  if (!std::exchange(fiber.fresh, false)) jump(fiber.place);
+  setcontext(&fiber.start);
+}
+
+[[gnu::noinline]] void leave(Fiber& fiber) {  // until the scheduler enters it again
+  if (__builtin_setjmp(fiber.place) == 0) jump(scheduler);
+}
+
 void fiber_main() {
   while (true) {
     try {
@@ -93,14 +109,14 @@ void fiber_main() {
       failure = std::current_exception();
     }
     fibers[current]->state = State::returned;
-    swapcontext(&fibers[current]->context, &scheduler);
+    leave(*fibers[current]);
   }
 }
 
 void wait(State state, int line) {
   Fiber& fiber = *fibers[current];
   fiber.state = state, fiber.line = line;
-  swapcontext(&fiber.context, &scheduler);
+  leave(fiber);
 }
 
 unsigned threads() { return blockDim.x * blockDim.y * blockDim.z; }
@@ -166,7 +182,7 @@ void run_block(Order& order) {
       if (fibers[t]->state == State::ready) {
         current = t;
         threadIdx = place(t, blockDim);
-        swapcontext(&scheduler, &fibers[t]->context);
+        enter(*fibers[t]);
         if (failure) std::rethrow_exception(std::exchange(failure, nullptr));
       }
       returned += fibers[t]->state == State::returned;
@@ -225,11 +241,11 @@ void run(const char* name, const void* kernel, dim3 grid, dim3 block, size_t byt
   shared_limit = std::max(kSharedByDefault, found == granted.end() ? 0 : found->second);
   while (fibers.size() < size) {
     auto& fiber = *fibers.emplace_back(std::make_unique<Fiber>());
-    getcontext(&fiber.context);
-    fiber.context.uc_stack.ss_sp = fiber.stack.get();
-    fiber.context.uc_stack.ss_size = kStack;
-    fiber.context.uc_link = nullptr;
-    makecontext(&fiber.context, fiber_main, 0);
+    getcontext(&fiber.start);
+    fiber.start.uc_stack.ss_sp = fiber.stack.get();
+    fiber.start.uc_stack.ss_size = kStack;
+    fiber.start.uc_link = nullptr;
+    makecontext(&fiber.start, fiber_main, 0);
   }
   Order order;
   std::vector<unsigned> numbers = count(blocks);

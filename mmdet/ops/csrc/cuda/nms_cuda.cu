@@ -26,8 +26,9 @@ namespace {
 
 using Word = unsigned long long;
 constexpr int kBits = 64;
-constexpr int kResolveThreads = 256;
-constexpr int kSoftThreads = 512;
+constexpr int kWarp = 32;
+constexpr int kResolveThreads = 512;
+constexpr int kSoftThreads = 256;
 
 template <typename T>
 __device__ inline T larger(T a, T b) { return a < b ? b : a; }
@@ -88,42 +89,42 @@ __device__ inline bool begins_segment(const int64_t* classes, int64_t i) {
   return i == 0 || (classes != nullptr && classes[i] != classes[i - 1]);
 }
 
-// Block b resolves the segments that begin among boxes 64 b .. 64 b + 63. keep is indexed by rank in score.
-__global__ void resolve(const Word* bits, const int64_t* classes, const int64_t* rank, int64_t n, int64_t words,
+// Block b resolves the segments that begin among boxes 64 b .. 64 b + 63, 64 boxes at a time: one thread decides which
+// of them are kept, then each warp takes some of those and strikes out, a lane a word, what they suppress. keep is
+// indexed by rank in score.
+__global__ void __launch_bounds__(kResolveThreads) resolve(const Word* bits, const int64_t* classes, const int64_t* rank, int64_t n, int64_t words,
                         bool* keep) {
   extern __shared__ Word removed[];  // words of the segment, counted from its first
   __shared__ Word tile[kBits];
   __shared__ Word kept;
+  const int t = threadIdx.x;
   const int64_t stop = min(n, (int64_t(blockIdx.x) + 1) * kBits);
   for (int64_t start = int64_t(blockIdx.x) * kBits; start < stop; ++start) {
     if (!begins_segment(classes, start)) continue;  // the same for all threads of the block
     const int64_t end = segment_end(classes, n, start);
     const int64_t first_word = start / kBits, last_word = (end - 1) / kBits;
-    for (int64_t v = first_word + threadIdx.x; v <= last_word; v += blockDim.x) removed[v - first_word] = 0;
+    for (int64_t v = first_word + t; v <= last_word; v += blockDim.x) removed[v - first_word] = 0;
     __syncthreads();
     for (int64_t u = first_word; u <= last_word; ++u) {
       const int low = static_cast<int>(max(start, u * kBits) - u * kBits);
       const int high = static_cast<int>(min(end, (u + 1) * kBits) - u * kBits);
-      for (int b = low + threadIdx.x; b < high; b += blockDim.x) tile[b] = bits[(u * kBits + b) * words + u];
+      if (t < kBits) tile[t] = t >= low && t < high ? bits[(u * kBits + t) * words + u] : 0;
       __syncthreads();
-      if (threadIdx.x == 0) {
-        Word gone = removed[u - first_word], chosen = 0;
-        for (int b = low; b < high; ++b)
-          if (!(gone >> b & 1)) {
-            chosen |= Word(1) << b;
-            gone |= tile[b];
-          }
-        kept = chosen;
+      if (t == 0) {
+        Word gone = removed[u - first_word];
+#pragma unroll
+        for (int b = 0; b < kBits; ++b) gone |= gone >> b & 1 ? 0 : tile[b];
+        kept = ~gone & ~Word(0) >> (kBits - high) & ~Word(0) << low;  // a box suppresses only those after it
       }
       __syncthreads();
       const Word chosen = kept;
-      for (int b = low + threadIdx.x; b < high; b += blockDim.x)
-        if (chosen >> b & 1) keep[rank == nullptr ? u * kBits + b : rank[u * kBits + b]] = true;
-      for (int64_t v = u + 1 + threadIdx.x; v <= last_word; v += blockDim.x) {
-        Word gone = removed[v - first_word];
-        for (Word left = chosen; left != 0; left &= left - 1)
-          gone |= bits[(u * kBits + __ffsll(static_cast<long long>(left)) - 1) * words + v];
-        removed[v - first_word] = gone;
+      if (t < kBits && chosen >> t & 1) keep[rank == nullptr ? u * kBits + t : rank[u * kBits + t]] = true;
+      for (int64_t v = u + 1 + t % kWarp; v <= last_word; v += kWarp) {
+        Word gone = 0;
+#pragma unroll
+        for (int b = t / kWarp; b < kBits; b += kResolveThreads / kWarp)
+          if (chosen >> b & 1) gone |= bits[(u * kBits + b) * words + v];
+        if (gone != 0) atomicOr(removed + (v - first_word), gone);
       }
       __syncthreads();
     }
@@ -193,13 +194,24 @@ at::Tensor nms(const at::Tensor& boxes, const at::Tensor& scores, const std::opt
   return r.by_score.masked_select(keep);
 }
 
+// The better of two boxes by score, then by place; place -1: none
+template <typename T>
+__device__ inline void take_better(T& score, int64_t& place, T other_score, int64_t other) {
+  if (other < 0 || (place >= 0 && (other_score < score || (other_score == score && other > place)))) return;
+  score = other_score;
+  place = other;
+}
+
 // Block b softens the segments that begin among boxes 64 b .. 64 b + 63. chosen[i]: the box is kept, with score[i].
 template <typename T>
-__global__ void soften(const T* boxes, const int64_t* classes, int64_t n, T limit, double sigma, T least, int method,
-                       T offset, T* score, bool* alive, bool* chosen) {
-  __shared__ T best_score[kSoftThreads];
-  __shared__ int64_t best_place[kSoftThreads];
+__global__ void __launch_bounds__(kSoftThreads) soften(const T* boxes, const int64_t* classes, int64_t n, T limit,
+                                                       double sigma, T least, int method, T offset, T* score,
+                                                       bool* alive, bool* chosen) {
+  constexpr int kWarps = kSoftThreads / kWarp;
+  __shared__ T best_score[2][kWarps];  // of each warp, in even and odd rounds: so one barrier a round is enough
+  __shared__ int64_t best_place[2][kWarps];
   const int t = threadIdx.x;
+  int parity = 0;
   const int64_t stop = classes == nullptr ? 1 : min(n, (int64_t(blockIdx.x) + 1) * kBits);
   for (int64_t start = int64_t(blockIdx.x) * kBits; start < stop; ++start) {
     if (!begins_segment(classes, start)) continue;
@@ -207,30 +219,22 @@ __global__ void soften(const T* boxes, const int64_t* classes, int64_t n, T limi
     for (int64_t i = start + t; i < end; i += blockDim.x) alive[i] = score[i] >= least;
     while (true) {
       T top = 0;
-      int64_t place = -1;  // of the thread's boxes, which come in ascending order; the first among equals
-      for (int64_t i = start + t; i < end; i += blockDim.x)
-        if (alive[i] && (place < 0 || score[i] > top)) {
-          top = score[i];
-          place = i;
-        }
-      best_score[t] = top;
-      best_place[t] = place;
-      __syncthreads();
-      for (int step = kSoftThreads / 2; step > 0; step /= 2) {
-        if (t < step) {
-          const int64_t other = best_place[t + step];
-          const bool take = other >= 0 && (best_place[t] < 0 || best_score[t + step] > best_score[t] ||
-                                           (best_score[t + step] == best_score[t] && other < best_place[t]));
-          if (take) {
-            best_score[t] = best_score[t + step];
-            best_place[t] = other;
-          }
-        }
-        __syncthreads();
+      int64_t best = -1;
+      for (int64_t i = start + t; i < end; i += blockDim.x)  // a box is always the same thread's
+        if (alive[i]) take_better(top, best, score[i], i);
+      for (int step = kWarp / 2; step > 0; step /= 2) {
+        const T other_top = __shfl_xor_sync(~0u, top, step);
+        take_better(top, best, other_top, __shfl_xor_sync(~0u, best, step));
       }
-      const int64_t best = best_place[0];
-      __syncthreads();  // before the next round overwrites it
-      if (best < 0) break;
+      if (t % kWarp == 0) {
+        best_score[parity][t / kWarp] = top;
+        best_place[parity][t / kWarp] = best;
+      }
+      __syncthreads();
+      for (int warp = 0; warp < kWarps; ++warp)
+        take_better(top, best, best_score[parity][warp], best_place[parity][warp]);
+      parity ^= 1;
+      if (best < 0) break;  // the same for all threads of the block
       for (int64_t i = start + t; i < end; i += blockDim.x) {
         if (!alive[i]) continue;
         if (i == best) {
@@ -248,7 +252,6 @@ __global__ void soften(const T* boxes, const int64_t* classes, int64_t n, T limi
         score[i] = s;
         if (!(s >= least) || (method == 0 && s == T(0))) alive[i] = false;
       }
-      __syncthreads();
     }
   }
 }

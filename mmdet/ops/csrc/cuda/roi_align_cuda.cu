@@ -1,9 +1,11 @@
 // RoIAlign on CUDA over a pyramid, maps of any strides: one block takes one RoI and a group of channels.
 //
-// As on the CPU the averaged bilinear samples of an axis are merged into one list of (cell, weight) per bin, here in
-// shared memory, so a block computes weights once for all its channels, and the backward pass adds once per cell and
-// bin. Threads run along channels where channels are contiguous, along bins otherwise. The deterministic backward
-// gives one block all RoIs of a picture for a group of channels, in order, and one thread a row of cells.
+// As on the CPU the averaged bilinear samples of an axis are merged into short lists in shared memory, computed once
+// for all channels of a block. Forward they are ordered by bin (cell, weight): a thread sums the cells of its bin.
+// Backward they are ordered by cell (bin, weight): a thread sums the bins of its cell and adds once, which takes fewer
+// atomics than one per bin and cell, on neighbouring addresses. Threads run along channels where channels are
+// contiguous, along bins or cells otherwise. In order (deterministic), a block takes all RoIs of a picture one after
+// another for a few channels, and a thread owns its cell.
 
 #include <ATen/Dispatch.h>
 #include <ATen/ops/empty.h>
@@ -25,6 +27,8 @@ namespace {
 
 constexpr int kMaxLevels = 8;
 constexpr int kThreads = 256;
+constexpr int kHalf = kThreads / 2;  // builds the lists of one axis
+constexpr int kMostShared = 227 * 1024;
 
 template <typename S>
 struct Maps {
@@ -41,50 +45,45 @@ struct Rule {
   int sampling_ratio;
 };
 
+// A RoI's bins along one axis, in cells
 template <typename T>
-struct RoI {
-  int picture, level;  // level -1: nothing to sample
-  T start[2], bin[2];  // rows, columns
-  int64_t samples[2];
+struct Span {
+  T start, bin;
+  int64_t samples;  // in each bin
 };
 
+// Reads the span of rows or of columns; the level to sample, or -1: nothing
 template <typename T, typename S>
-__device__ RoI<T> read_roi(const T* row, const Maps<S>& maps, const Rule<T>& rule, int pictures, const int bins[2]) {
-  RoI<T> roi;
-  roi.level = -1;
-  const T low[2] = {row[2], row[1]}, high[2] = {row[4] + rule.extra, row[3] + rule.extra};
+__device__ int read_roi(const T* row, const Maps<S>& maps, const Rule<T>& rule, int pictures, bool of_rows, int bins,
+                        Span<T>& span) {
+  const T left = row[1], top = row[2], right = row[3] + rule.extra, bottom = row[4] + rule.extra;
   int level = 0;
   if (maps.levels > 1) {
-    const T side = sqrt((high[1] - low[1]) * (high[0] - low[0])) / rule.finest_scale + T(1e-6);
-    T bound = 2;
-    while (level < maps.levels - 1 && side >= bound) {
-      ++level;
-      bound *= 2;
-    }
+    const T side = sqrt((right - left) * (bottom - top)) / rule.finest_scale + T(1e-6);
+    for (T bound = 2; level < maps.levels - 1 && side >= bound; bound *= 2) ++level;
   }
   const T scale = static_cast<T>(maps.scale[level]);
-  for (int a = 0; a < 2; ++a) {
-    roi.start[a] = low[a] * scale - rule.shift;
-    T side = high[a] * scale - rule.shift - roi.start[a];
-    if (!(isfinite(roi.start[a]) && isfinite(side))) return roi;
-    side = side < rule.floor ? rule.floor : side;
-    roi.bin[a] = side / static_cast<T>(bins[a]);
-    const T adaptive = ceil(side / static_cast<T>(bins[a]));
-    roi.samples[a] = rule.sampling_ratio > 0 ? rule.sampling_ratio
-                     : adaptive > T(0)       ? static_cast<int64_t>(adaptive < T(1 << 30) ? adaptive : T(1 << 30))
-                                             : 0;
-  }
-  if (!(row[0] >= T(0) && row[0] < static_cast<T>(pictures))) return roi;  // no message without a host sync: zeros
-  roi.picture = static_cast<int>(row[0]);
-  roi.level = level;
-  return roi;
+  const T x = left * scale - rule.shift, wide = right * scale - rule.shift - x;
+  const T y = top * scale - rule.shift, high = bottom * scale - rule.shift - y;
+  if (!(isfinite(x) && isfinite(wide) && isfinite(y) && isfinite(high))) return -1;
+  if (!(row[0] >= T(0) && row[0] < static_cast<T>(pictures))) return -1;  // no message without a host sync: zeros
+  const T side = of_rows ? high : wide;
+  span.start = of_rows ? y : x;
+  span.bin = (side < rule.floor ? rule.floor : side) / static_cast<T>(bins);
+  const T adaptive = ceil(span.bin);
+  span.samples = rule.sampling_ratio > 0 ? rule.sampling_ratio
+                 : adaptive > T(0)       ? static_cast<int64_t>(adaptive < T(1 << 30) ? adaptive : T(1 << 30))
+                                         : 0;
+  return level;
 }
 
 // Calls found(cell, weight) for the merged samples of one bin, cells ascending.
 template <typename T, typename Found>
-__device__ void merged_samples(T start, T bin, int64_t samples, int size, int p, Found found) {
+__device__ void merged_samples(const Span<T>& span, int size, int p, Found found) {
+  const T bin = span.bin;
+  const int64_t samples = span.samples;
   if (size == 0 || samples <= 0) return;
-  const T base = start + static_cast<T>(p) * bin, share = T(1) / static_cast<T>(samples);
+  const T base = span.start + static_cast<T>(p) * bin, share = T(1) / static_cast<T>(samples);
   int64_t first = 0, last = samples;
   if (samples > 2 * int64_t(size) + 8 && bin != T(0)) {  // a box far larger than the map: only samples near it count
     const double step = double(bin) / double(samples), slack = 2 + 1e-5 * (fabs(double(base)) / fabs(step));
@@ -120,54 +119,77 @@ __device__ void merged_samples(T start, T bin, int64_t samples, int size, int p,
   if (next != T(0)) found(cell + 1, next);
 }
 
-// Both axes' lists of one RoI in shared memory
 template <typename T>
-struct Lists {
-  int* begin[2];  // bins + 1
-  int* cell[2];
-  T* weight[2];
-  int capacity[2];
+struct Tap {
+  T weight;
+  int at;
+};
 
-  __device__ Lists(unsigned char* shared, const int bins[2], const int room[2]) {
-    T* values = reinterpret_cast<T*>(shared);
-    weight[0] = values;
-    weight[1] = values + room[0];
-    int* numbers = reinterpret_cast<int*>(values + room[0] + room[1]);
-    cell[0] = numbers;
-    cell[1] = numbers + room[0];
-    begin[0] = numbers + room[0] + room[1];
-    begin[1] = begin[0] + bins[0] + 1;
-    capacity[0] = room[0];
-    capacity[1] = room[1];
+// The lists of one axis in shared memory, with room for `room` taps
+template <typename T>
+struct Axis {
+  Tap<T>*by_bin, *by_cell;      // `at` is a cell; `at` is a bin
+  int *bin_begin, *cell_begin;  // where the list of bin p, of the i-th touched cell begins
+  int *cell, *cells;            // the touched cells, ascending; how many
+
+  __host__ __device__ static int bytes(int bins, int room, bool backward) {
+    const int even = (bins + 2) / 2 * 2;  // keeps the next axis aligned
+    return static_cast<int>(room * sizeof(Tap<T>) + even * sizeof(int) +
+                            (backward ? room * sizeof(Tap<T>) + (2 * room + 2) * sizeof(int) : 0));
   }
 
-  // by all threads of the block; they meet at the end
-  __device__ void build(const RoI<T>& roi, const int bins[2], const int sizes[2]) {
-    const int total = bins[0] + bins[1];
-    for (int i = threadIdx.x; i < total; i += blockDim.x) {
-      const int a = i < bins[0] ? 0 : 1, p = a ? i - bins[0] : i;
+  __device__ Axis(unsigned char* shared, int bins, int room, bool backward) {
+    by_bin = reinterpret_cast<Tap<T>*>(shared);
+    by_cell = by_bin + room;
+    bin_begin = reinterpret_cast<int*>(backward ? by_cell + room : by_cell);
+    cell_begin = bin_begin + (bins + 2) / 2 * 2;
+    cell = cell_begin + room + 1;
+    cells = cell + room;
+  }
+
+  // by half a block while the other half builds the other axis; all meet at the end
+  __device__ void build(const Span<T>& span, int bins, int size, int room, bool backward) const {
+    const int t = threadIdx.x % kHalf;
+    for (int p = t; p < bins; p += kHalf) {
       int count = 0;
-      merged_samples(roi.start[a], roi.bin[a], roi.samples[a], sizes[a], p, [&](int, T) { ++count; });
-      begin[a][p + 1] = count;
+      merged_samples(span, size, p, [&](int, T) { ++count; });
+      bin_begin[p + 1] = count;
     }
     __syncthreads();
-    if (threadIdx.x < 2) {
-      const int a = threadIdx.x;
-      begin[a][0] = 0;
-      for (int p = 0; p < bins[a]; ++p) begin[a][p + 1] = min(begin[a][p] + begin[a][p + 1], capacity[a]);
+    if (t == 0) {
+      bin_begin[0] = 0;
+      for (int p = 0; p < bins; ++p) bin_begin[p + 1] = min(bin_begin[p] + bin_begin[p + 1], room);
     }
     __syncthreads();
-    for (int i = threadIdx.x; i < total; i += blockDim.x) {
-      const int a = i < bins[0] ? 0 : 1, p = a ? i - bins[0] : i;
-      int k = begin[a][p];
-      const int end = begin[a][p + 1];
-      merged_samples(roi.start[a], roi.bin[a], roi.samples[a], sizes[a], p, [&](int c, T w) {
-        if (k < end) {
-          cell[a][k] = c;
-          weight[a][k] = w;
-          ++k;
-        }
+    for (int p = t; p < bins; p += kHalf) {
+      int k = bin_begin[p];
+      const int end = bin_begin[p + 1];
+      merged_samples(span, size, p, [&](int c, T w) {
+        if (k < end) by_bin[k++] = {w, c};
       });
+    }
+    __syncthreads();
+    if (!backward) return;
+    const int total = bin_begin[bins];
+    for (int i = t; i < total; i += kHalf) {
+      const Tap<T> tap = by_bin[i];
+      int before = 0, p = 0;
+      for (int j = 0; j < total; ++j) before += by_bin[j].at < tap.at || (by_bin[j].at == tap.at && j < i);
+      while (bin_begin[p + 1] <= i) ++p;
+      by_cell[before] = {tap.weight, p};
+      cell[before] = tap.at;
+    }
+    __syncthreads();
+    if (t == 0) {
+      int n = 0, last = -1;
+      for (int i = 0; i < total; ++i)
+        if (cell[i] != last) {
+          last = cell[i];
+          cell_begin[n] = i;
+          cell[n++] = last;
+        }
+      cell_begin[n] = total;
+      *cells = n;
     }
     __syncthreads();
   }
@@ -181,129 +203,102 @@ int room_for(int bins, int largest, int sampling_ratio) {
   return static_cast<int>(std::min(by_cells, by_samples));
 }
 
-// Element e of a RoI's (group, bins) block: channels fastest where they are contiguous, bins fastest otherwise
-__device__ inline void locate(int64_t e, int group, int64_t bins, bool channels_fastest, int& c, int& bin) {
-  if (channels_fastest) {
-    c = static_cast<int>(e % group);
-    bin = static_cast<int>(e / group);
-  } else {
-    c = static_cast<int>(e / bins);
-    bin = static_cast<int>(e % bins);
-  }
+// Element e of a block of (channels, places): channels fastest where they are contiguous, places fastest otherwise
+__device__ inline void locate(unsigned e, unsigned channels, unsigned places, bool channels_fastest, int& c, int& place) {
+  const unsigned fastest = channels_fastest ? channels : places;
+  const int slow = static_cast<int>(e / fastest), fast = static_cast<int>(e % fastest);
+  c = channels_fastest ? fast : slow;
+  place = channels_fastest ? slow : fast;
 }
 
 template <typename S, typename T>
-__global__ void forward_kernel(Maps<const S> maps, const T* boxes, Rule<T> rule, int pictures, int channels, int h, int w,
-                               int group, int groups, int room_y, int room_x, S* out, int64_t out_channel,
-                               int64_t out_bin) {
+__global__ void __launch_bounds__(kThreads)
+    forward_kernel(Maps<const S> maps, const T* boxes, Rule<T> rule, int pictures, int channels, int h, int w, int group,
+                   int groups, int room_y, int room_x, S* out, int64_t out_channel, int64_t out_bin) {
   extern __shared__ __align__(16) unsigned char shared[];
-  const int bins[2] = {h, w}, room[2] = {room_y, room_x};
-  Lists<T> lists(shared, bins, room);
   const int64_t k = blockIdx.x / groups;
   const int c0 = static_cast<int>(blockIdx.x % groups) * group, n = min(group, channels - c0);
-  const int64_t num_bins = int64_t(h) * w;
-  const RoI<T> roi = read_roi<T, const S>(boxes + 5 * k, maps, rule, pictures, bins);
+  const int num_bins = h * w;
+  const bool of_rows = threadIdx.x < kHalf;
+  Span<T> span;
+  const int l = read_roi<T, const S>(boxes + 5 * k, maps, rule, pictures, of_rows, of_rows ? h : w, span);
   S* target = out + k * channels * num_bins + c0 * out_channel;
   const bool channels_fastest = out_channel == 1;
-  if (roi.level < 0) {
-    for (int64_t e = threadIdx.x; e < n * num_bins; e += blockDim.x) {
+  if (l < 0) {
+    for (unsigned e = threadIdx.x; e < unsigned(n * num_bins); e += blockDim.x) {
       int c, bin;
       locate(e, n, num_bins, channels_fastest, c, bin);
       target[c * out_channel + bin * out_bin] = static_cast<S>(0);
     }
     return;
   }
-  const int l = roi.level, sizes[2] = {maps.height[l], maps.width[l]};
-  lists.build(roi, bins, sizes);
-  const S* map = maps.data[l] + roi.picture * maps.picture_stride[l] + c0 * maps.channel_stride[l];
-  for (int64_t e = threadIdx.x; e < n * num_bins; e += blockDim.x) {
+  unsigned char* second = shared + Axis<T>::bytes(h, room_y, false);
+  const Axis<T> rows(shared, h, room_y, false), columns(second, w, room_x, false);
+  const int room = of_rows ? room_y : room_x, bins = of_rows ? h : w, size = of_rows ? maps.height[l] : maps.width[l];
+  Axis<T>(of_rows ? shared : second, bins, room, false).build(span, bins, size, room, false);
+  const S* map = maps.data[l] + static_cast<int>(boxes[5 * k]) * maps.picture_stride[l] + c0 * maps.channel_stride[l];
+  const int64_t channel_stride = maps.channel_stride[l], row_stride = maps.row_stride[l];
+  const int64_t cell_stride = maps.cell_stride[l];
+  for (unsigned e = threadIdx.x; e < unsigned(n * num_bins); e += blockDim.x) {
     int c, bin;
     locate(e, n, num_bins, channels_fastest, c, bin);
-    const int py = bin / w, px = bin % w;
-    const S* plane = map + c * maps.channel_stride[l];
+    const int py = bin / w, px = bin % w, first = columns.bin_begin[px], last = columns.bin_begin[px + 1];
+    const S* plane = map + c * channel_stride;
     T sum = 0;
-    for (int i = lists.begin[0][py]; i < lists.begin[0][py + 1]; ++i) {
-      const S* row = plane + lists.cell[0][i] * maps.row_stride[l];
+    for (int i = rows.bin_begin[py]; i < rows.bin_begin[py + 1]; ++i) {
+      const Tap<T> down = rows.by_bin[i];
+      const S* row = plane + down.at * row_stride;
       T across = 0;
-      for (int j = lists.begin[1][px]; j < lists.begin[1][px + 1]; ++j)
-        across += lists.weight[1][j] * static_cast<T>(row[lists.cell[1][j] * maps.cell_stride[l]]);
-      sum += lists.weight[0][i] * across;
+      for (int j = first; j < last; ++j)
+        across += columns.by_bin[j].weight * static_cast<T>(row[columns.by_bin[j].at * cell_stride]);
+      sum += down.weight * across;
     }
     target[c * out_channel + bin * out_bin] = static_cast<S>(sum);
   }
 }
 
-template <typename S, typename T>
-__global__ void backward_kernel(Maps<T> maps, const T* boxes, Rule<T> rule, int pictures, int channels, int h, int w,
-                                int group, int groups, int room_y, int room_x, const S* grad, int64_t grad_roi,
-                                int64_t grad_channel, int64_t grad_y, int64_t grad_x, bool channels_fastest) {
+// kInOrder: one block for a picture and a group of channels, all RoIs in order; else one for a RoI and a group
+template <typename S, typename T, bool kInOrder>
+__global__ void __launch_bounds__(kThreads)
+    backward_kernel(Maps<T> maps, const T* boxes, int64_t num_rois, Rule<T> rule, int pictures, int channels, int h,
+                    int w, int group, int groups, int room_y, int room_x, const S* grad, int64_t grad_roi,
+                    int64_t grad_channel, int64_t grad_y, int64_t grad_x, bool channels_fastest) {
   extern __shared__ __align__(16) unsigned char shared[];
-  const int bins[2] = {h, w}, room[2] = {room_y, room_x};
-  Lists<T> lists(shared, bins, room);
-  const int64_t k = blockIdx.x / groups;
   const int c0 = static_cast<int>(blockIdx.x % groups) * group, n = min(group, channels - c0);
-  const int64_t num_bins = int64_t(h) * w;
-  const RoI<T> roi = read_roi<T, T>(boxes + 5 * k, maps, rule, pictures, bins);
-  if (roi.level < 0) return;
-  const int l = roi.level, sizes[2] = {maps.height[l], maps.width[l]};
-  lists.build(roi, bins, sizes);
-  T* map = maps.data[l] + roi.picture * maps.picture_stride[l] + c0 * maps.channel_stride[l];
-  const S* source = grad + k * grad_roi + c0 * grad_channel;
-  for (int64_t e = threadIdx.x; e < n * num_bins; e += blockDim.x) {
-    int c, bin;
-    locate(e, n, num_bins, channels_fastest, c, bin);
-    const int py = bin / w, px = bin % w;
-    const T g = static_cast<T>(source[c * grad_channel + py * grad_y + px * grad_x]);
-    T* plane = map + c * maps.channel_stride[l];
-    for (int i = lists.begin[0][py]; i < lists.begin[0][py + 1]; ++i) {
-      T* row = plane + lists.cell[0][i] * maps.row_stride[l];
-      const T down = lists.weight[0][i] * g;
-      for (int j = lists.begin[1][px]; j < lists.begin[1][px + 1]; ++j)
-        atomicAdd(row + lists.cell[1][j] * maps.cell_stride[l], lists.weight[1][j] * down);
-    }
-  }
-}
-
-// One block: one picture, `group` channels, all RoIs in order. Within a RoI a thread owns (channel, row of cells).
-template <typename S, typename T>
-__global__ void deterministic_backward_kernel(Maps<T> maps, const T* boxes, int64_t num_rois, Rule<T> rule, int pictures,
-                                              int channels, int h, int w, int group, int groups, int room_y, int room_x,
-                                              const S* grad, int64_t grad_roi, int64_t grad_channel, int64_t grad_y,
-                                              int64_t grad_x) {
-  extern __shared__ __align__(16) unsigned char shared[];
-  const int bins[2] = {h, w}, room[2] = {room_y, room_x};
-  Lists<T> lists(shared, bins, room);
-  const int picture = blockIdx.x / groups;
-  const int c0 = static_cast<int>(blockIdx.x % groups) * group, n = min(group, channels - c0);
-  for (int64_t k = 0; k < num_rois; ++k) {
-    const RoI<T> roi = read_roi<T, T>(boxes + 5 * k, maps, rule, pictures, bins);
-    if (roi.level < 0 || roi.picture != picture) continue;  // the same for all threads of the block
-    const int l = roi.level, sizes[2] = {maps.height[l], maps.width[l]};
-    lists.build(roi, bins, sizes);
-    int first = maps.height[l], last = -1;  // rows of cells touched
-    for (int i = 0; i < lists.begin[0][h]; ++i) {
-      first = min(first, lists.cell[0][i]);
-      last = max(last, lists.cell[0][i]);
-    }
-    T* map = maps.data[l] + int64_t(picture) * maps.picture_stride[l] + c0 * maps.channel_stride[l];
+  const int64_t own = blockIdx.x / groups, begin = kInOrder ? 0 : own, end = kInOrder ? num_rois : own + 1;
+  unsigned char* second = shared + Axis<T>::bytes(h, room_y, true);
+  const Axis<T> rows(shared, h, room_y, true), columns(second, w, room_x, true);
+  const bool of_rows = threadIdx.x < kHalf;
+  const int room = of_rows ? room_y : room_x, bins = of_rows ? h : w;
+  for (int64_t k = begin; k < end; ++k) {
+    Span<T> span;
+    const int l = read_roi<T, T>(boxes + 5 * k, maps, rule, pictures, of_rows, bins, span);
+    if (l < 0) continue;  // the same for all threads of the block
+    const int picture = static_cast<int>(boxes[5 * k]);
+    if (kInOrder && picture != own) continue;
+    Axis<T>(of_rows ? shared : second, bins, room, true)
+        .build(span, bins, of_rows ? maps.height[l] : maps.width[l], room, true);
+    T* map = maps.data[l] + picture * maps.picture_stride[l] + c0 * maps.channel_stride[l];
     const S* source = grad + k * grad_roi + c0 * grad_channel;
-    const int rows = last - first + 1;
-    for (int64_t e = threadIdx.x; e < int64_t(n) * max(rows, 0); e += blockDim.x) {
-      const int c = static_cast<int>(e / rows), r = first + static_cast<int>(e % rows);
-      T* row = map + c * maps.channel_stride[l] + r * maps.row_stride[l];
-      for (int py = 0; py < h; ++py) {
-        T weight = 0;
-        for (int i = lists.begin[0][py]; i < lists.begin[0][py + 1]; ++i)
-          if (lists.cell[0][i] == r) weight += lists.weight[0][i];
-        if (weight == T(0)) continue;
-        for (int px = 0; px < w; ++px) {
-          const T g = weight * static_cast<T>(source[c * grad_channel + py * grad_y + px * grad_x]);
-          for (int j = lists.begin[1][px]; j < lists.begin[1][px + 1]; ++j)
-            row[lists.cell[1][j] * maps.cell_stride[l]] += lists.weight[1][j] * g;
-        }
+    const unsigned across = *columns.cells, cells = *rows.cells * across;
+    for (unsigned e = threadIdx.x; e < n * cells; e += blockDim.x) {
+      int c, cell;
+      locate(e, n, cells, channels_fastest, c, cell);
+      const int y = cell / across, x = cell % across;
+      const S* plane = source + c * grad_channel;
+      T sum = 0;
+      for (int i = rows.cell_begin[y]; i < rows.cell_begin[y + 1]; ++i) {
+        const S* row = plane + rows.by_cell[i].at * grad_y;
+        T part = 0;
+        for (int j = columns.cell_begin[x]; j < columns.cell_begin[x + 1]; ++j)
+          part += columns.by_cell[j].weight * static_cast<T>(row[columns.by_cell[j].at * grad_x]);
+        sum += rows.by_cell[i].weight * part;
       }
+      T* to = map + c * maps.channel_stride[l] + rows.cell[y] * maps.row_stride[l] + columns.cell[x] * maps.cell_stride[l];
+      if (kInOrder) *to += sum;
+      else atomicAdd(to, sum);
     }
-    __syncthreads();  // before the next RoI rebuilds the lists and touches the same cells
+    if (kInOrder) __syncthreads();  // before the next RoI rebuilds the lists and touches the same cells
   }
 }
 
@@ -336,13 +331,19 @@ struct Launch {
   size_t shared;
 
   template <typename T>
-  static Launch plan(int64_t channels, int h, int w, int group, int largest_y, int largest_x, int sampling_ratio) {
-    Launch launch;
-    launch.group = static_cast<int>(std::min<int64_t>(group, std::max<int64_t>(channels, 1)));
+  static Launch plan(int64_t channels, int h, int w, int group, int largest_y, int largest_x, int sampling_ratio,
+                     bool backward) {
+    const int64_t cells = int64_t(largest_y) * largest_x, most = std::numeric_limits<int>::max();
+    TORCH_CHECK_VALUE(cells <= most, "roi_align: a map of ", largest_y, " x ", largest_x, " cells is too large");
+    Launch launch;  // elements of a block are counted in 32 bits
+    group = static_cast<int>(std::clamp<int64_t>(channels, 1, group));
+    launch.group = static_cast<int>(std::min<int64_t>(group, most / std::max<int64_t>(cells, 1)));
     launch.groups = static_cast<int>((channels + launch.group - 1) / launch.group);
     launch.room_y = room_for(h, largest_y, sampling_ratio);
     launch.room_x = room_for(w, largest_x, sampling_ratio);
-    launch.shared = (launch.room_y + launch.room_x) * (sizeof(T) + sizeof(int)) + (h + w + 2) * sizeof(int);
+    launch.shared = Axis<T>::bytes(h, launch.room_y, backward) + Axis<T>::bytes(w, launch.room_x, backward);
+    TORCH_CHECK_VALUE(launch.shared <= kMostShared, "roi_align: ", h, " x ", w, " bins on a map of ", largest_y, " x ",
+                      largest_x, " cells take more shared memory than a GPU has; use a sampling_ratio above 0");
     return launch;
   }
 
@@ -386,7 +387,8 @@ at::Tensor roi_align(at::TensorList features, const at::Tensor& rois, c10::Array
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, type, "roi_align", [&] {
     using S = scalar_t;
     using T = typename Compute<S>::type;
-    const auto launch = Launch::plan<T>(channels, h, w, last ? 128 : 32, size.first, size.second, sampling_ratio);
+    const auto launch = Launch::plan<T>(channels, h, w, last ? 128 : 32, size.first, size.second, sampling_ratio,
+                                        /*backward=*/false);
     TORCH_CHECK_VALUE(rois.size(0) * launch.groups < std::numeric_limits<int>::max(), "roi_align: too many boxes: ",
                       rois.size(0));
     launch.allow(forward_kernel<S, T>);
@@ -421,28 +423,18 @@ std::vector<at::Tensor> roi_align_backward(const at::Tensor& grad, const at::Ten
     AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, type, "roi_align_backward", [&] {
       using S = scalar_t;
       using T = typename Compute<S>::type;
-      const int group = deterministic ? 8 : channels_last ? 128 : 32;
-      const auto launch = Launch::plan<T>(channels, h, w, group, size.first, size.second, sampling_ratio);
-      const auto maps = device_maps<T>(result, scales);
-      const auto stream = c10::cuda::getCurrentCUDAStream();
-      if (deterministic) {
-        launch.allow(deterministic_backward_kernel<S, T>);
-        deterministic_backward_kernel<S, T>
-            <<<static_cast<unsigned>(pictures * launch.groups), kThreads, launch.shared, stream>>>(
-                maps, boxes.const_data_ptr<T>(), rois.size(0), device_rule<T>(rule), static_cast<int>(pictures),
-                static_cast<int>(channels), static_cast<int>(h), static_cast<int>(w), launch.group, launch.groups,
-                launch.room_y, launch.room_x, grad.const_data_ptr<S>(), grad.stride(0), grad.stride(1), grad.stride(2),
-                grad.stride(3));
-      } else {
-        TORCH_CHECK_VALUE(rois.size(0) * launch.groups < std::numeric_limits<int>::max(),
-                          "roi_align_backward: too many boxes: ", rois.size(0));
-        launch.allow(backward_kernel<S, T>);
-        backward_kernel<S, T><<<static_cast<unsigned>(rois.size(0) * launch.groups), kThreads, launch.shared, stream>>>(
-            maps, boxes.const_data_ptr<T>(), device_rule<T>(rule), static_cast<int>(pictures),
-            static_cast<int>(channels), static_cast<int>(h), static_cast<int>(w), launch.group, launch.groups,
-            launch.room_y, launch.room_x, grad.const_data_ptr<S>(), grad.stride(0), grad.stride(1), grad.stride(2),
-            grad.stride(3), channels_last);
-      }
+      const int group = deterministic ? 4 : channels_last ? 128 : 32;
+      const auto launch = Launch::plan<T>(channels, h, w, group, size.first, size.second, sampling_ratio,
+                                          /*backward=*/true);
+      const int64_t blocks = (deterministic ? pictures : rois.size(0)) * launch.groups;
+      TORCH_CHECK_VALUE(blocks < std::numeric_limits<int>::max(), "roi_align_backward: too many boxes: ", rois.size(0));
+      const auto kernel = deterministic ? backward_kernel<S, T, true> : backward_kernel<S, T, false>;
+      launch.allow(kernel);
+      kernel<<<static_cast<unsigned>(blocks), kThreads, launch.shared, c10::cuda::getCurrentCUDAStream()>>>(
+          device_maps<T>(result, scales), boxes.const_data_ptr<T>(), rois.size(0), device_rule<T>(rule),
+          static_cast<int>(pictures), static_cast<int>(channels), static_cast<int>(h), static_cast<int>(w),
+          launch.group, launch.groups, launch.room_y, launch.room_x, grad.const_data_ptr<S>(), grad.stride(0),
+          grad.stride(1), grad.stride(2), grad.stride(3), channels_last);
       C10_CUDA_KERNEL_LAUNCH_CHECK();
     });
   }
