@@ -155,7 +155,8 @@ def test_what_is_not_understood_is_named():
 
 def run_tests(*arguments, order='forward', **environment):
     """The ops' own tests over the CUDA kernels, in another process."""
-    tests = [f'tests/ops/test_{name}.py' for name in ('roi_align', 'nms', 'mask_ops')]
+    names = 'ops/test_roi_align', 'ops/test_nms', 'ops/test_mask_ops', 'layers/test_cbn_compiled'
+    tests = [f'tests/{name}.py' for name in names]
     result = subprocess.run(
         [sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', '-m', 'not slow', *tests, *arguments],
         cwd=ROOT, env={**os.environ, 'CUDA_ON_CPU': order, **environment}, capture_output=True, text=True)
