@@ -479,7 +479,7 @@ class CrossIterBatchNorm2d(_NormBase):
         burnin_iters: training forwards during which the layer is BatchNorm2d.
         rho: strength of the compensation; 0 pools past statistics as they were.
         compensation: 'taylor' (the paper) or 'root', first order in the root of the second moment.
-        derivative_fraction: share of positions, 1 / integer, from which the variance's derivative is taken.
+        derivative_fraction: share of positions, 1 / integer, from which the derivatives are taken.
         sync: take each batch's statistics over all processes, as SyncBatchNorm does.
         full_gradient: let the gradient also follow the compensated past statistics to the layer's own weight, which
             the paper takes for constants. With unchanged weights the weight's gradient is then BatchNorm's on all
