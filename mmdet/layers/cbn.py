@@ -676,9 +676,11 @@ class CrossIterBatchNorm2d(_NormBase):
                 slopes = self._slopes(y, x, mean, var, weight, geometry, group)
             else:  # nothing to compensate for
                 slopes = mean.new_zeros(1, len(mean) + 1, 0)
-        ops = None if again or not count else compiled(y)
+        ops = compiled(y) if count and not (again and slopes is None) else None
         if ops is not None:
-            pooled, slopes = self._pool_compiled(ops, mean, var, weight, bias, active, slopes, count, track)
+            track = track and not again
+            found, slopes = self._pool_compiled(ops, mean, var, weight, bias, active, slopes, count, track)
+            pooled = pooled if again else found
         elif not again:
             pooled = Pooled(mean, var, 1)
             if entries > 1:
