@@ -1,6 +1,7 @@
 """The norm study on detection: Faster R-CNN on blood cells, Mask R-CNN on nuclei, from random weights.
 
     python benchmarks/norm_study/detect.py --data DIR                      the small scale of docs/norm_study.md
+    python benchmarks/norm_study/detect.py --data DIR --epochs 12          three times as long
     python benchmarks/norm_study/detect.py --data DIR --full --out FILE    ResNet-50, larger pictures, a GPU
 
 DIR holds bccd/ and nuclei_dsb2018/. A cell is one data set, norm, batch size per process and seed; finished cells
@@ -200,8 +201,9 @@ def main() -> None:
         for s in args.sets for seed in args.seeds for b in args.batches for n in args.norms
     ]  # fmt: skip
     for cell in cells:
-        key = '|'.join(map(str, cell.values())) + ('|full' if args.full else '')
-        if key in results and results[key]['epochs'] == SCALES[args.full].epochs:
+        key = '|'.join([*map(str, cell.values()), *(['full'] if args.full else []),
+                        *([f'{args.epochs} epochs'] if args.epochs else [])])  # fmt: skip
+        if key in results:
             continue
         if not (args.data / cell['set']).is_dir():
             print(f'{key}: left out, there is no {args.data / cell["set"]}')

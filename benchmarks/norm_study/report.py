@@ -264,7 +264,7 @@ def main() -> None:
         'burnin': swept_table(records, 'burnin', pooling),
         'lr': swept_table(records, 'lr_factor', ('BN', 'GN', *pooling)),
         **{f'error-{kind}': error_table(curves, kind) for kind in ('own', 'weights', 'whole', 'population')},
-        'detection': detection_table(detection),
+        **{f'detection-{n}': detection_table(select(detection, epochs=n)) for n in (4, 12)},
     }
     document = args.docs / 'norm_study.md'
     text = document.read_text()

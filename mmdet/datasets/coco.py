@@ -10,7 +10,7 @@ import mmengine.fileio as fileio
 from mmengine.dataset import BaseDataset
 
 from mmdet.registry import DATASETS, TRANSFORMS
-from mmdet.structures.coco_file import category_ids, load_coco_file
+from mmdet.structures.coco_file import category_ids, garbage_kept, load_coco_file
 
 COCO_CLASSES = (
     'person', 'bicycle', 'car', 'motorcycle', 'airplane', 'bus', 'train', 'truck', 'boat', 'traffic light',
@@ -96,6 +96,7 @@ class CocoDataset(BaseDataset):
         metainfo['classes'] = (classes,) if isinstance(classes, str) else tuple(classes)
         return metainfo
 
+    @garbage_kept()
     def load_data_list(self) -> list[dict]:
         content = load_coco_file(self.ann_file, self.backend_args, need_annotations=not self.test_mode)
         cat_ids = category_ids(content, self._metainfo['classes'], self.ann_file)

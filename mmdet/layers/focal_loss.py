@@ -1,5 +1,6 @@
 """Focal loss of dense detectors. S samples, C classes."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -37,11 +38,40 @@ class FocalLoss(nn.Module):
         self, logits: Tensor, target: Tensor, weight: Tensor | None = None, avg_factor: float | None = None
     ) -> Tensor:
         """Logits (S, C), labels (S,) with C for the background, weight (S,)."""
-        logits = logits.float()
-        hot = F.one_hot(target, logits.shape[-1] + 1)[..., :-1].to(logits.dtype)
-        entropy = F.binary_cross_entropy_with_logits(logits, hot, reduction='none')
-        score = logits.sigmoid()
-        wrong = score + hot - 2 * score * hot  # 1 - p_t
-        balance = self.alpha * hot + (1 - self.alpha) * (1 - hot)
-        loss = balance * wrong**self.gamma * entropy
-        return self.loss_weight * weighted_mean(loss, None if weight is None else weight[:, None], avg_factor)
+        weight = logits.new_ones(len(logits)) if weight is None else weight
+        total = _FocalSum.apply(logits.float(), target, weight, self.gamma, self.alpha)
+        return self.loss_weight * weighted_mean(total, None, logits.numel() if avg_factor is None else avg_factor)
+
+
+class _FocalSum(torch.autograd.Function):
+    """Sum of the loss, whose gradient is found on the way: of the many logits only one array is kept, and few made."""
+
+    @staticmethod
+    def forward(ctx, logits: Tensor, target: Tensor, weight: Tensor, gamma: float, alpha: float) -> Tensor:
+        row = (target < logits.shape[1]).nonzero().squeeze(1)
+        column = target[row]
+        own = logits[row, column]
+        # As if no class were there, and then what the few that are there change.
+        loss, slope = _unwanted(logits, gamma)
+        own_loss, own_slope = _unwanted(-own, gamma)
+        change = alpha * own_loss - (1 - alpha) * loss[row, column]
+        total = (1 - alpha) * weight @ loss.sum(1) + weight[row] @ change
+        slope *= 1 - alpha
+        slope[row, column] = -alpha * own_slope
+        slope *= weight[:, None]
+        ctx.save_for_backward(slope)
+        return total
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad: Tensor):
+        return ctx.saved_tensors[0] * grad, None, None, None, None
+
+
+def _unwanted(logits: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
+    """Loss p^gamma softplus(x) of logits x whose score p should be 0, and its derivative."""
+    score = logits.sigmoid()
+    power = score**gamma
+    loss = F.softplus(logits).mul_(power)
+    steep = gamma * loss
+    return loss, power.sub_(steep).mul_(score).add_(steep)

@@ -61,11 +61,10 @@ class MaxIoUAssigner:
         if len(gt_boxes):
             iou = box_iou(gt_boxes, boxes, self.offset)
             best, index = iou.max(dim=0)
-            matched = torch.full_like(index, IGNORED)
-            matched[(best >= self.neg_range[0]) & (best < self.neg_range[1])] = NEGATIVE
-            matched = torch.where(best >= self.pos_iou_thr, index, matched)
-            if self.match_low_quality:
-                self._match_low_quality(iou, matched)
+            negative = (best >= self.neg_range[0]) & (best < self.neg_range[1])
+            matched = torch.where(best >= self.pos_iou_thr, index, torch.where(negative, NEGATIVE, IGNORED))
+            if self.match_low_quality and len(boxes):
+                matched = self._match_low_quality(iou, matched)
         else:
             matched = torch.full((len(boxes),), NEGATIVE, device=boxes.device)
             best = boxes.new_zeros(len(boxes))
@@ -74,21 +73,20 @@ class MaxIoUAssigner:
                 covered = box_iof(boxes, ignored_boxes, self.offset).amax(dim=1)
             else:
                 covered = box_iof(ignored_boxes, boxes, self.offset).amax(dim=0)
-            matched[covered > self.ignore_iof_thr] = IGNORED
+            matched = matched.masked_fill(covered > self.ignore_iof_thr, IGNORED)
         return matched, best
 
-    def _match_low_quality(self, iou: Tensor, matched: Tensor) -> None:
-        if not iou.shape[1]:
-            return
+    def _match_low_quality(self, iou: Tensor, matched: Tensor) -> Tensor:
         best, box = iou.max(dim=1)
-        good = (best >= self.min_pos_iou) & (best > 0)
+        bad = best < max(self.min_pos_iou, torch.finfo(best.dtype).tiny)  # also those that no box overlaps
         if self.gt_max_assign_all:
-            tied = (iou == best[:, None]) & good[:, None]
-            rank = torch.arange(1, len(iou) + 1, device=iou.device)
+            tied = iou == best.masked_fill(bad, torch.inf)[:, None]
+            rank = torch.arange(1, len(iou) + 1, dtype=torch.int32, device=iou.device)
             last = (tied * rank[:, None]).amax(dim=0)  # of several ground truths the last one takes the box
-            matched[last > 0] = last[last > 0] - 1
-        else:
-            matched[box[good]] = good.nonzero().squeeze(1)
+            return torch.where(last > 0, last.long() - 1, matched)
+        good = (~bad).nonzero().squeeze(1)
+        matched[box[good]] = good
+        return matched
 
 
 @TASK_UTILS.register_module()

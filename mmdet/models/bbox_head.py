@@ -158,11 +158,9 @@ class ConvFCBBoxHead(nn.Module):
         """
         positive = (labels < self.num_classes).nonzero().squeeze(1)
         column = torch.zeros_like(positive) if self.reg_class_agnostic else labels[positive]
-        chosen = deltas[positive, column]
-        if self.reg_decoded_bbox:
-            pred, target = self.bbox_coder.decode(boxes[positive], chosen), gt_boxes[positive]
-        else:
-            pred, target = chosen, self.bbox_coder.encode(boxes[positive], gt_boxes[positive])
+        pred, target = self.bbox_coder.compared(
+            boxes[positive], deltas[positive, column], gt_boxes[positive], self.reg_decoded_bbox
+        )
         num = len(labels)
         accuracy = 100 * (logits.detach().argmax(1) == labels).float().sum() / max(num, 1)
         return dict(
@@ -170,13 +168,6 @@ class ConvFCBBoxHead(nn.Module):
             acc=accuracy,
             loss_bbox=self.loss_bbox(pred, target, avg_factor=num),
         )
-
-    def predict(
-        self, logits: Tensor, deltas: Tensor, boxes: Tensor, image_shape: tuple[int, int]
-    ) -> tuple[Tensor, Tensor]:
-        """Scores (R, C) of the foreground classes and boxes (R, C or 1, 4) in input pixels of one picture."""
-        scores = logits.float().softmax(-1)[:, :-1]
-        return scores, self.bbox_coder.decode(boxes[:, None], deltas.float(), image_shape)
 
 
 @MODELS.register_module()

@@ -16,14 +16,15 @@ from mmdet.models.roi_head import (
     Detections,
     Sampled,
     candidate_losses,
+    detect,
     mask_targets_of,
     masks_of,
-    multiclass_nms,
     sample_rois,
     sampled_loss,
 )
 from mmdet.registry import MODELS, TASK_UTILS
 from mmdet.structures import Target
+from mmdet.structures.boxes import scale_boxes
 
 
 @MODELS.register_module()
@@ -151,20 +152,16 @@ class CascadeRoIHead(nn.Module):
                     for *image, meta in zip(proposals, labels.split(counts), deltas.split(counts), metas)
                 ]
         scores = (total / self.num_stages).softmax(-1)[:, :-1]
-        detections = []
-        for boxes, image_scores, image_deltas, meta in zip(
-            proposals, scores.split(counts), deltas.split(counts), metas
-        ):
-            decoded = head.bbox_coder.decode(boxes[:, None], image_deltas.float(), meta['img_shape'][:2])
-            decoded = decoded / decoded.new_tensor(meta['scale_factor']).repeat(2)
-            detections.append(multiclass_nms(decoded, image_scores, self.test_cfg, head.bbox_coder.offset))
-        return detections
+        return [
+            detect(head.bbox_coder, *image, meta, self.test_cfg)
+            for *image, meta in zip(proposals, scores.split(counts), deltas.split(counts), metas)
+        ]
 
     def predict_masks(
         self, features: tuple[Tensor, ...], detections: list[Detections], metas: list[dict]
     ) -> list[list[dict]]:
         """One RLE of the original picture's size for each detection, from the mean of the stages' probabilities."""
-        boxes = [d.boxes * d.boxes.new_tensor(m['scale_factor']).repeat(2) for d, m in zip(detections, metas)]
+        boxes = [scale_boxes(d.boxes, m['scale_factor']) for d, m in zip(detections, metas)]
         labels = torch.cat([d.labels for d in detections])
         rois = to_rois(boxes)
         probabilities = [

@@ -6,51 +6,65 @@ N images, A anchors per position, K values per anchor, M = sum over levels of H_
 import torch
 from torch import Tensor
 
+from mmdet.models.assign import IGNORED
 from mmdet.structures import Target
 
+FAR_AWAY = -1e6  # pixels
 TRAIN_KEYS = ('assigner', 'sampler', 'allowed_border', 'pos_weight', 'debug')
 TEST_KEYS = ('nms_pre', 'nms', 'max_per_img', 'min_bbox_size')
 
 
 def flatten_levels(maps: list[Tensor], values: int) -> Tensor:
     """[(N, A * K, H_l, W_l)] -> (N, M, K) with K = `values`, in the order of the anchors."""
-    flat = [x.permute(0, 2, 3, 1).reshape(len(x), -1, values) for x in maps]
-    return torch.cat(flat, dim=1)
+    # all positions first, their values last; only `cat` copies
+    return torch.cat([x.flatten(2).transpose(1, 2) for x in maps], dim=1).reshape(len(maps[0]), -1, values)
 
 
-def trained_anchors(anchors: Tensor, target: Target, allowed_border: float | None) -> Tensor:
-    """Indices of the anchors (M, 4) that one picture trains.
+def trained_anchors(anchors: Tensor, target: Target, allowed_border: float | None) -> Tensor | None:
+    """Which anchors (M, 4) one picture trains, (M,) bool; None for all.
 
     Args:
         allowed_border: None for all. A number leaves out those centred on the batch's padding beyond the picture's own
             (to a multiple of `pad_size_divisor`) and, unless negative, those that reach so many pixels out of it.
     """
-    chosen = torch.ones(len(anchors), dtype=torch.bool, device=anchors.device)
-    if allowed_border is not None:
-        if target.pad_shape is not None:
-            height, width = target.pad_shape
-            centre = (anchors[:, :2] + anchors[:, 2:]) / 2
-            chosen &= (centre < anchors.new_tensor([width, height]) - 0.5).all(1)  # by the corners: half a pixel's play
-        if allowed_border >= 0:
-            height, width = target.image_shape
-            chosen &= (anchors[:, :2] >= -allowed_border).all(1)
-            chosen &= (anchors[:, 2:] < anchors.new_tensor([width, height]) + allowed_border).all(1)
-            if not chosen.any():
-                raise ValueError(
-                    f'no anchor lies inside a picture of {height} x {width} pixels with allowed_border='
-                    f'{allowed_border}; use larger pictures or allowed_border=-1'
-                )
-    return chosen.nonzero().squeeze(1)
+    if allowed_border is None or (allowed_border < 0 and target.pad_shape is None):
+        return None
+    left, top, right, bottom = anchors.unbind(1)
+    trained = torch.ones_like(left, dtype=torch.bool)
+    if target.pad_shape is not None:
+        height, width = target.pad_shape
+        # centred by the corners: half a pixel's play
+        trained &= (left + right < 2 * width - 1) & (top + bottom < 2 * height - 1)
+    if allowed_border >= 0:
+        height, width = target.image_shape
+        trained &= (left >= -allowed_border) & (right < width + allowed_border)
+        trained &= (top >= -allowed_border) & (bottom < height + allowed_border)
+        if not trained.any():
+            raise ValueError(
+                f'no anchor lies inside a picture of {height} x {width} pixels with allowed_border='
+                f'{allowed_border}; use larger pictures or allowed_border=-1'
+            )
+    return trained
 
 
 def sample_anchors(
     anchors: Tensor, target: Target, assigner, sampler, allowed_border: float | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Indices of the positive and the negative anchors (M, 4) trained on, and each positive's ground truth."""
-    index = trained_anchors(anchors, target, allowed_border)
-    matched, iou = assigner(anchors[index], target.boxes, target.ignored_boxes)
+    trained = trained_anchors(anchors, target, allowed_border)
+    if trained is None:
+        matched, iou = assigner(anchors, target.boxes, target.ignored_boxes)
+    else:  # far away the others overlap nothing; to pick out those trained the host would have to wait for a GPU
+        anchors = anchors.where(trained[:, None], FAR_AWAY)
+        matched, iou = assigner(anchors, target.boxes, target.ignored_boxes)
+        matched = matched.where(trained, IGNORED)
     positive, negative = sampler(matched, iou)
-    return index[positive], index[negative], matched[positive]
+    return positive, negative, matched[positive]
+
+
+def batch_rows(rows: list[Tensor], num_anchors: int) -> Tensor:
+    """Each picture's rows of its M = `num_anchors` anchors as rows of the batch's N * M, one picture after another."""
+    return torch.cat([image * num_anchors + r for image, r in enumerate(rows)])
 
 
 def weight_positives(is_positive: Tensor, pos_weight: float) -> Tensor | None:

@@ -13,6 +13,7 @@ from mmdet.models.preprocess import to_target
 from mmdet.models.roi_head import Detections
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
+from mmdet.structures.boxes import unscale_boxes
 
 
 class _OneStage(BaseModel):
@@ -112,7 +113,7 @@ class RPN(_OneStage):
         proposals = self.rpn_head.predict(*self.rpn_head(features), [meta['img_shape'][:2] for meta in metas])
         return [
             Detections(
-                boxes / boxes.new_tensor(meta['scale_factor']).repeat(2),
+                unscale_boxes(boxes, meta['scale_factor']),
                 scores,
                 torch.zeros_like(scores, dtype=torch.int64),
             )

@@ -118,11 +118,12 @@ def to_target(sample: DetDataSample, device: torch.device) -> Target:
     """The plain tensors of one data sample, on `device`; masks stay on the host."""
     gt = sample.gt_instances
     ignored = sample.get('ignored_instances')
+    pad_shape = sample.get('pad_shape')
     return Target(
         boxes=gt.bboxes.to(device),
         labels=gt.labels.to(device),
         masks=gt.get('masks'),
         ignored_boxes=gt.bboxes.new_zeros((0, 4), device=device) if ignored is None else ignored.bboxes.to(device),
         image_shape=sample.img_shape[:2],
-        pad_shape=sample.get('pad_shape'),
+        pad_shape=None if pad_shape == sample.get('batch_input_shape') else pad_shape,  # nothing lies beyond it
     )

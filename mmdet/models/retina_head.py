@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from mmdet.layers import ConvModule
-from mmdet.models.dense import TEST_KEYS, TRAIN_KEYS, flatten_levels, sample_anchors, weight_positives
+from mmdet.models.dense import TEST_KEYS, TRAIN_KEYS, batch_rows, flatten_levels, sample_anchors, weight_positives
 from mmdet.models.options import apply_init_cfg, check_keys, only
 from mmdet.models.roi_head import Detections
 from mmdet.ops import apply_nms
 from mmdet.registry import MODELS, TASK_UTILS
 from mmdet.structures import Target
+from mmdet.structures.boxes import unscale_boxes
 
 
 @MODELS.register_module()
@@ -116,25 +117,22 @@ class RetinaHead(nn.Module):
         """Both losses, divided by the number of positive anchors of the batch."""
         anchors = torch.cat(anchors)
         sampled = [self.sample(anchors, target) for target in targets]
-        num_positive = sum(len(positive) for positive, _, _ in sampled)
-        all_logits, labels, preds, box_targets = [], [], [], []
-        for i, ((positive, negative, gt_index), target) in enumerate(zip(sampled, targets)):
-            index = torch.cat([positive, negative])
-            all_logits.append(logits[i, index])
-            image_labels = torch.full_like(index, self.num_classes)
-            image_labels[: len(positive)] = target.labels[gt_index]
-            labels.append(image_labels)
-            if self.reg_decoded_bbox:
-                preds.append(self.bbox_coder.decode(anchors[positive], deltas[i, positive].float()))
-                box_targets.append(target.boxes[gt_index])
-            else:
-                preds.append(deltas[i, positive])
-                box_targets.append(self.bbox_coder.encode(anchors[positive], target.boxes[gt_index]))
-        labels = torch.cat(labels)
+        positive = batch_rows([rows for rows, _, _ in sampled], len(anchors))
+        negative = batch_rows([rows for _, rows, _ in sampled], len(anchors))
+        gt_labels = torch.cat([target.labels[index] for (_, _, index), target in zip(sampled, targets)])
+        gt_boxes = torch.cat([target.boxes[index] for (_, _, index), target in zip(sampled, targets)])
+        # All anchors, with weight 0 for those not sampled: nearly all are, and to pick them out is a copy.
+        logits = logits.flatten(0, 1)
+        labels = gt_labels.new_full((len(logits),), self.num_classes).index_copy(0, positive, gt_labels)
+        is_sampled = logits.new_zeros(len(logits)).index_fill(0, torch.cat([positive, negative]), 1.0)
         weight = weight_positives(labels < self.num_classes, self.train_cfg.get('pos_weight', -1))
+        boxes = anchors[positive % len(anchors)]
+        deltas = deltas.flatten(0, 1).index_select(0, positive)
+        pred, box_targets = self.bbox_coder.compared(boxes, deltas, gt_boxes, self.reg_decoded_bbox)
+        weight = is_sampled if weight is None else is_sampled * weight
         return dict(
-            loss_cls=self.loss_cls(torch.cat(all_logits), labels, weight, avg_factor=num_positive),
-            loss_bbox=self.loss_bbox(torch.cat(preds), torch.cat(box_targets), avg_factor=num_positive),
+            loss_cls=self.loss_cls(logits, labels, weight, avg_factor=len(positive)),
+            loss_bbox=self.loss_bbox(pred, box_targets, avg_factor=len(positive)),
         )
 
     @torch.no_grad()
@@ -146,30 +144,35 @@ class RetinaHead(nn.Module):
     def predict(self, logits: Tensor, deltas: Tensor, anchors: list[Tensor], metas: list[dict]) -> list[Detections]:
         """Detections of each picture in its original pixels."""
         sizes = [len(a) for a in anchors]
-        levels = list(zip(logits.split(sizes, 1), deltas.split(sizes, 1), anchors))
-        return [
-            self._predict_image([(level[0][i], level[1][i], level[2]) for level in levels], meta)
-            for i, meta in enumerate(metas)
-        ]
+        anchors = torch.cat(anchors)
+        return [self._predict_image(*image, anchors, sizes, meta) for *image, meta in zip(logits, deltas, metas)]
 
-    def _predict_image(self, levels: list[tuple[Tensor, Tensor, Tensor]], meta: dict) -> Detections:
+    def _predict_image(
+        self, logits: Tensor, deltas: Tensor, anchors: Tensor, sizes: list[int], meta: dict
+    ) -> Detections:
         cfg = self.test_cfg
-        boxes, scores, labels = [], [], []
-        for logits, deltas, anchors in levels:
-            # The nms_pre best pairs of anchor and class.
-            level_scores = logits.float().sigmoid().flatten()
-            candidates = (level_scores > cfg['score_thr']).nonzero().squeeze(1)
-            best, order = level_scores[candidates].topk(min(cfg['nms_pre'], len(candidates)))
-            index = candidates[order]
-            anchor = index // self.num_classes
-            boxes.append(self.bbox_coder.decode(anchors[anchor], deltas[anchor].float(), meta['img_shape'][:2]))
-            scores.append(best)
-            labels.append(index % self.num_classes)
-        boxes, scores, labels = torch.cat(boxes), torch.cat(scores), torch.cat(labels)
-        boxes = boxes / boxes.new_tensor(meta['scale_factor']).repeat(2)
-        large = (boxes[:, 2:] - boxes[:, :2] + self.bbox_coder.offset > cfg.get('min_bbox_size', 0)).all(dim=1)
-        if cfg.get('min_bbox_size', 0) >= 0:
+        least = _logit(cfg['score_thr'])  # no need of all scores
+        best, index, start = [], [], 0
+        for size in sizes:
+            # The nms_pre best pairs of anchor and class of the level.
+            level = logits[start : start + size].flatten()
+            candidates = (level > least).nonzero().squeeze(1)
+            level_best, order = level[candidates].topk(min(cfg['nms_pre'], len(candidates)))
+            best.append(level_best)
+            index.append(candidates[order] + start * self.num_classes)
+            start += size
+        scores, index = torch.cat(best).float().sigmoid(), torch.cat(index)
+        anchor, labels = index // self.num_classes, index % self.num_classes
+        boxes = self.bbox_coder.decode(anchors[anchor], deltas[anchor].float(), meta['img_shape'][:2])
+        boxes = unscale_boxes(boxes, meta['scale_factor'])
+        min_size = cfg.get('min_bbox_size', 0)
+        if min_size >= 0:
+            large = (self.bbox_coder.sides(boxes) > min_size).all(dim=1).nonzero().squeeze(1)
             boxes, scores, labels = boxes[large], scores[large], labels[large]
         keep, kept_scores = apply_nms(boxes, scores, labels, cfg['nms'])
         keep, kept_scores = keep[: cfg['max_per_img']], kept_scores[: cfg['max_per_img']]
         return Detections(boxes[keep], kept_scores, labels[keep])
+
+
+def _logit(score: float) -> float:
+    return math.log(score / (1 - score)) if 0 < score < 1 else math.copysign(math.inf, score - 0.5)

@@ -18,6 +18,7 @@ from mmdet.models.roi_extractor import to_rois
 from mmdet.ops import apply_nms, masks_to_rle
 from mmdet.registry import MODELS, TASK_UTILS
 from mmdet.structures import Target
+from mmdet.structures.boxes import scale_boxes, unscale_boxes
 
 TRAIN_KEYS = ('assigner', 'sampler', 'mask_size', 'pos_weight', 'debug')
 TEST_KEYS = ('score_thr', 'nms', 'max_per_img', 'mask_thr_binary', 'min_bbox_size', 'mask_paste')
@@ -76,14 +77,20 @@ def sample_rois(
     return Sampled(proposals[index], labels, gt_boxes, gt_index, len(positive))
 
 
-def multiclass_nms(boxes: Tensor, scores: Tensor, cfg: dict, offset: float = 0.0) -> Detections:
-    """Per-class NMS of boxes (R, C or 1, 4) with scores (R, C) above ``score_thr``; the best ``max_per_img`` remain."""
-    num_classes = scores.shape[1]
-    boxes = boxes.expand(-1, num_classes, -1)
+def detect(
+    bbox_coder, boxes: Tensor, scores: Tensor, deltas: Tensor, meta: dict, cfg: dict
+) -> Detections:
+    """Detections of one picture from its RoIs' boxes (R, 4), scores (R, C) and deltas (R, C or 1, 4).
+
+    Pairs of RoI and class above ``score_thr`` go through per-class NMS; the best ``max_per_img`` remain.
+    """
     row, label = (scores > cfg['score_thr']).nonzero(as_tuple=True)
-    boxes, scores = boxes[row, label], scores[row, label]
+    column = label if deltas.shape[1] == scores.shape[1] else 0
+    boxes = bbox_coder.decode(boxes[row], deltas[row, column].float(), meta['img_shape'][:2])
+    # NMS acts on boxes in pixels of the original picture, the ones that are evaluated.
+    boxes, scores = unscale_boxes(boxes, meta['scale_factor']), scores[row, label]
     if 'min_bbox_size' in cfg:
-        large = ((boxes[:, 2:] - boxes[:, :2] + offset) >= cfg['min_bbox_size']).all(dim=1)
+        large = (bbox_coder.sides(boxes) >= cfg['min_bbox_size']).all(dim=1).nonzero().squeeze(1)
         boxes, scores, label = boxes[large], scores[large], label[large]
     keep, kept_scores = apply_nms(boxes, scores, label, cfg['nms'])
     if cfg['max_per_img'] > 0:
@@ -129,9 +136,11 @@ def mask_targets_of(sampled: list[Sampled], targets: list[Target], size: int) ->
 def masks_of(probabilities: Tensor, detections: list[Detections], metas: list[dict], cfg: dict) -> list[list[dict]]:
     """Probabilities of all pictures' detections as RLEs of each original picture's size."""
     to_rle = resized_masks_to_rle if cfg.get('mask_paste') == 'resize' else masks_to_rle
+    counts = [len(d.boxes) for d in detections]
+    boxes = torch.cat([d.boxes for d in detections]).cpu().split(counts)
     return [
-        to_rle(p, d.boxes, m['ori_shape'][:2], cfg['mask_thr_binary'])
-        for p, d, m in zip(probabilities.split([len(d.boxes) for d in detections]), detections, metas)
+        to_rle(p, b, m['ori_shape'][:2], cfg['mask_thr_binary'])
+        for p, b, m in zip(probabilities.cpu().split(counts), boxes, metas)
     ]
 
 
@@ -215,22 +224,18 @@ class StandardRoIHead(nn.Module):
     def predict(self, features: tuple[Tensor, ...], proposals: list[Tensor], metas: list[dict]) -> list[Detections]:
         """Detections of each picture, without masks."""
         logits, deltas = self(features, proposals)
+        scores = logits.float().softmax(-1)[:, :-1]
         counts = [len(boxes) for boxes in proposals]
-        detections = []
-        for boxes, image_logits, image_deltas, meta in zip(
-            proposals, logits.split(counts), deltas.split(counts), metas
-        ):
-            scores, decoded = self.bbox_head.predict(image_logits, image_deltas, boxes, meta['img_shape'][:2])
-            # NMS acts on boxes in pixels of the original picture, the ones that are evaluated.
-            decoded = decoded / decoded.new_tensor(meta['scale_factor']).repeat(2)
-            detections.append(multiclass_nms(decoded, scores, self.test_cfg, self.bbox_head.bbox_coder.offset))
-        return detections
+        return [
+            detect(self.bbox_head.bbox_coder, *image, meta, self.test_cfg)
+            for *image, meta in zip(proposals, scores.split(counts), deltas.split(counts), metas)
+        ]
 
     def predict_masks(
         self, features: tuple[Tensor, ...], detections: list[Detections], metas: list[dict]
     ) -> list[list[dict]]:
         """One RLE of the original picture's size for each detection."""
-        boxes = [d.boxes * d.boxes.new_tensor(m['scale_factor']).repeat(2) for d, m in zip(detections, metas)]
+        boxes = [scale_boxes(d.boxes, m['scale_factor']) for d, m in zip(detections, metas)]
         labels = torch.cat([d.labels for d in detections])
         probabilities = self.mask_head.predict(
             self.mask_head(self.mask_roi_extractor(features, to_rois(boxes))), labels

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmdet.layers import ConvModule
-from mmdet.models.dense import TEST_KEYS, TRAIN_KEYS, flatten_levels, sample_anchors, weight_positives
+from mmdet.models.dense import TEST_KEYS, TRAIN_KEYS, batch_rows, flatten_levels, sample_anchors, weight_positives
 from mmdet.models.options import apply_init_cfg, check_keys, only
 from mmdet.ops import apply_nms
 from mmdet.registry import MODELS, TASK_UTILS
@@ -89,23 +89,18 @@ class RPNHead(nn.Module):
         """Both losses, averaged over all sampled anchors of the batch."""
         anchors = torch.cat(anchors)
         sampled = [self.sample(anchors, target) for target in targets]
-        num_sampled = sum(len(positive) + len(negative) for positive, negative, _ in sampled)
-        sampled_logits, labels, preds, box_targets = [], [], [], []
-        for i, (positive, negative, matched_boxes) in enumerate(sampled):
-            index = torch.cat([positive, negative])
-            sampled_logits.append(logits[i, index])
-            labels.append((torch.arange(len(index), device=index.device) < len(positive)).to(logits.dtype))
-            if self.reg_decoded_bbox:
-                preds.append(self.bbox_coder.decode(anchors[positive], deltas[i, positive].float()))
-                box_targets.append(matched_boxes)
-            else:
-                preds.append(deltas[i, positive])
-                box_targets.append(self.bbox_coder.encode(anchors[positive], matched_boxes))
-        labels = torch.cat(labels)[:, None]
+        positive = batch_rows([rows for rows, _, _ in sampled], len(anchors))
+        negative = batch_rows([rows for _, rows, _ in sampled], len(anchors))
+        matched_boxes = torch.cat([boxes for _, _, boxes in sampled])
+        logits = logits.flatten().index_select(0, torch.cat([positive, negative]))[:, None]
+        deltas = deltas.flatten(0, 1).index_select(0, positive)
+        boxes = anchors[positive % len(anchors)]
+        pred, box_targets = self.bbox_coder.compared(boxes, deltas, matched_boxes, self.reg_decoded_bbox)
+        labels = (torch.arange(len(logits), device=logits.device) < len(positive)).to(logits.dtype)[:, None]
         weight = weight_positives(labels > 0, self.train_cfg.get('pos_weight', -1))
         return dict(
-            loss_rpn_cls=self.loss_cls(torch.cat(sampled_logits)[:, None], labels, weight, avg_factor=num_sampled),
-            loss_rpn_bbox=self.loss_bbox(torch.cat(preds), torch.cat(box_targets), avg_factor=num_sampled),
+            loss_rpn_cls=self.loss_cls(logits, labels, weight, avg_factor=len(logits)),
+            loss_rpn_bbox=self.loss_bbox(pred, box_targets, avg_factor=len(logits)),
         )
 
     @torch.no_grad()
@@ -127,31 +122,24 @@ class RPNHead(nn.Module):
     ) -> list[tuple[Tensor, Tensor]]:
         """Proposals (P, 4) and their scores (P,) of each picture, best first, P <= max_per_img."""
         cfg = cfg or self.test_cfg
-        sizes = [len(a) for a in anchors]
-        # Take the nms_pre best of each level for the whole batch at once.
-        kept_logits, kept_deltas, kept_anchors, levels = [], [], [], []
-        for level, (level_logits, level_deltas) in enumerate(zip(logits.split(sizes, 1), deltas.split(sizes, 1))):
-            if 0 < cfg['nms_pre'] < sizes[level]:
-                level_logits, top = level_logits.topk(cfg['nms_pre'], dim=1)
-                level_deltas = level_deltas.gather(1, top[..., None].expand(-1, -1, 4))
-                level_anchors = anchors[level][top]
-            else:
-                level_anchors = anchors[level].expand(len(logits), -1, -1)
-            kept_logits.append(level_logits)
-            kept_deltas.append(level_deltas)
-            kept_anchors.append(level_anchors)
-            levels.append(torch.full_like(level_logits[0], level, dtype=torch.int64))
-        scores = torch.cat(kept_logits, 1).float().sigmoid()
-        deltas = torch.cat(kept_deltas, 1).float()
-        anchors = torch.cat(kept_anchors, 1)
-        levels = torch.cat(levels)
-        min_size = cfg.get('min_bbox_size', 0)
+        # The nms_pre best of each level, for the whole batch at once.
+        best, levels, start = [], [], 0
+        for level, level_anchors in enumerate(anchors):
+            end = start + len(level_anchors)
+            count = min(cfg['nms_pre'], end - start) if cfg['nms_pre'] > 0 else end - start
+            best.append(logits[:, start:end].topk(count, dim=1).indices + start)
+            levels.append(torch.full((count,), level, device=logits.device))
+            start = end
+        best, levels = torch.cat(best, dim=1), torch.cat(levels)
+        scores = logits.gather(1, best).float().sigmoid()
+        deltas = deltas.gather(1, best[..., None].expand(-1, -1, 4)).float()
+        boxes = self.bbox_coder.decode(torch.cat(anchors)[best], deltas)
         proposals = []
-        for i, shape in enumerate(image_shapes):
-            boxes = self.bbox_coder.decode(anchors[i], deltas[i], shape)
+        for image_boxes, image_scores, shape in zip(boxes, scores, image_shapes):
+            image_boxes = self.bbox_coder.clip(image_boxes, shape)
             # Boxes clipped to nothing are dropped; a diverged (NaN) delta is, too.
-            valid = ((boxes[:, 2:] - boxes[:, :2] + self.bbox_coder.offset) > min_size).all(dim=1)
-            boxes, image_scores, image_levels = boxes[valid], scores[i, valid], levels[valid]
-            keep, kept_scores = apply_nms(boxes, image_scores, image_levels, cfg['nms'])
-            proposals.append((boxes[keep[: cfg['max_per_img']]], kept_scores[: cfg['max_per_img']]))
+            valid = (self.bbox_coder.sides(image_boxes) > cfg.get('min_bbox_size', 0)).all(dim=1).nonzero().squeeze(1)
+            image_boxes, image_scores = image_boxes[valid], image_scores[valid]
+            keep, kept_scores = apply_nms(image_boxes, image_scores, levels[valid], cfg['nms'])
+            proposals.append((image_boxes[keep[: cfg['max_per_img']]], kept_scores[: cfg['max_per_img']]))
         return proposals

@@ -15,17 +15,21 @@ def box_area(boxes: Tensor, offset: float = 0.0) -> Tensor:
 
 
 def _intersection(boxes: Tensor, others: Tensor, offset: float) -> Tensor:
-    top_left = torch.maximum(boxes[:, None, :2], others[None, :, :2])
-    bottom_right = torch.minimum(boxes[:, None, 2:], others[None, :, 2:])
-    size = (bottom_right - top_left + offset).clamp(min=0)
-    return size[..., 0] * size[..., 1]
+    # Coordinate by coordinate: rows of M numbers are fast, pairs (x, y) at the end of (N, M, 2) are not.
+    left, top, right, bottom = boxes[:, :, None].unbind(1)
+    others_left, others_top, others_right, others_bottom = others.T.contiguous()
+    width = torch.minimum(right, others_right) - torch.maximum(left, others_left)
+    height = torch.minimum(bottom, others_bottom) - torch.maximum(top, others_top)
+    if offset:
+        width, height = width + offset, height + offset
+    return width.clamp_(min=0).mul_(height.clamp_(min=0))
 
 
 def box_iou(boxes: Tensor, others: Tensor, offset: float = 0.0) -> Tensor:
     """Intersection over union of every pair: (N, 4), (M, 4) -> (N, M); 0 where the union is empty."""
     inter = _intersection(boxes, others, offset)
-    union = box_area(boxes, offset)[:, None] + box_area(others, offset)[None] - inter
-    return inter / union.clamp(min=torch.finfo(union.dtype).tiny)
+    union = (box_area(boxes, offset)[:, None] + box_area(others, offset)[None]).sub_(inter)
+    return inter.div_(union.clamp_(min=torch.finfo(union.dtype).tiny))
 
 
 def box_iof(boxes: Tensor, others: Tensor, offset: float = 0.0) -> Tensor:
@@ -37,5 +41,15 @@ def box_iof(boxes: Tensor, others: Tensor, offset: float = 0.0) -> Tensor:
 def clip_boxes(boxes: Tensor, shape: tuple[int, int], offset: float = 0.0) -> Tensor:
     """Clip (..., 4) boxes into a picture of `shape` (h, w); largest corner is (w - offset, h - offset)."""
     height, width = shape
-    limit = boxes.new_tensor([width, height, width, height]) - offset
-    return torch.minimum(boxes.clamp(min=0), limit)
+    x, y = boxes[..., 0::2].clamp(0, width - offset), boxes[..., 1::2].clamp(0, height - offset)
+    return torch.stack([x, y], dim=-1).flatten(-2)
+
+
+def scale_boxes(boxes: Tensor, factors: tuple[float, float]) -> Tensor:
+    """(..., 4) boxes with x times the first factor and y times the second."""
+    return torch.stack([boxes[..., 0::2] * factors[0], boxes[..., 1::2] * factors[1]], dim=-1).flatten(-2)
+
+
+def unscale_boxes(boxes: Tensor, factors: tuple[float, float]) -> Tensor:
+    """(..., 4) boxes with x over the first factor and y over the second: from the input's to the picture's pixels."""
+    return scale_boxes(boxes, (1 / factors[0], 1 / factors[1]))

@@ -1,5 +1,7 @@
 """Annotation files in COCO's detection format, as data sets and metrics read them."""
 
+import contextlib
+import gc
 import json
 import math
 from collections import Counter
@@ -16,6 +18,19 @@ _FIELDS = dict(
 )
 
 
+@contextlib.contextmanager
+def garbage_kept():
+    """No garbage collection meanwhile: among many objects that all stay it finds nothing, in a third of the time."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+@garbage_kept()
 def load_coco_file(path: str, backend_args: dict | None = None, need_annotations: bool = True) -> dict:
     """The content of an annotation file; 'annotations' may be absent unless needed.
 

@@ -62,8 +62,8 @@ def translate(source: str, name: str) -> str:
 
 def build(sources: dict[str, str], torch: bool = True, sanitize: bool = False) -> Path:
     """Compile .cu texts by name, with the emulator, into one library; nothing is compiled twice."""
-    flags = ['-std=c++20', '-O1', '-g1', '-fPIC', '-ffp-contract=off', '-Wall', '-Wno-unknown-pragmas',
-             f'-I{HERE / "include"}', f'-iquote{CUDA}']
+    flags = ['-std=c++20', '-O1', '-g1', '-fPIC', '-ffp-contract=off', '-Wall', '-Wno-unknown-pragmas']
+    folders = [f'-I{HERE / "include"}', f'-iquote{CUDA}']
     link = ['-shared']
     if sanitize:
         flags += ['-fsanitize=address,undefined', '-fno-sanitize=vptr', '-fno-sanitize-recover=undefined',
@@ -74,26 +74,27 @@ def build(sources: dict[str, str], torch: bool = True, sanitize: bool = False) -
         from torch import __path__, __version__
 
         include, lib = Path(__path__[0]) / 'include', Path(__path__[0]) / 'lib'
-        flags += [f'-isystem{include}', f'-isystem{include}/torch/csrc/api/include', f'-DTORCH="{__version__}"']
+        folders += [f'-isystem{include}', f'-isystem{include}/torch/csrc/api/include']
+        flags += [f'-DTORCH="{__version__}"']
         link += [f'-L{lib}', '-ltorch', '-ltorch_cpu', '-lc10']
         parts.append((HERE / 'memory.cpp').read_text())
     parts += [translate(text, name) for name, text in sources.items()]
     headers = [path.read_text() for folder in (HERE, CUDA.parent) for path in sorted(folder.rglob('*.*h'))]
     BUILD.mkdir(parents=True, exist_ok=True)
+
+    def compile_part(text):
+        made = BUILD / f'{_digest([text, *flags, *headers])}.o'
+        source = made.with_suffix('.cpp')
+        if not made.exists():
+            source.write_text(text)
+        _once(made, lambda target: ['g++', '-c', *flags, *folders, str(source), '-o', target])
+        return made
+
     with ThreadPoolExecutor(min(os.cpu_count() or 1, 4)) as pool:
-        objects = list(pool.map(lambda text: _compile(text, flags, headers), parts))
-    library = BUILD / f'{_digest([*map(str, objects), *link])}.so'
-    _once(library, lambda target: ['g++', *map(str, objects), *link, '-o', target])
+        objects = [str(made) for made in pool.map(compile_part, parts)]
+    library = BUILD / f'{_digest([*objects, *link])}.so'
+    _once(library, lambda target: ['g++', *objects, *link, '-o', target])
     return library
-
-
-def _compile(text: str, flags: Sequence[str], headers: Sequence[str]) -> Path:
-    made = BUILD / f'{_digest([text, *flags, *headers])}.o'
-    source = made.with_suffix('.cpp')
-    if not made.exists():
-        source.write_text(text)
-    _once(made, lambda target: ['g++', '-c', *flags, str(source), '-o', target])
-    return made
 
 
 def _digest(texts: Sequence[str]) -> str:
@@ -119,5 +120,5 @@ def load() -> None:
 
     if not COMPILED:
         raise RuntimeError('the CUDA kernels run on the CPU beside the compiled ops, which are missing')
-    sources = {str(path.relative_to(ROOT)): path.read_text() for path in sorted(CUDA.glob('*.cu'))}
+    sources = {f'{path.parent.name}/{path.name}': path.read_text() for path in sorted(CUDA.glob('*.cu'))}
     torch.ops.load_library(str(build(sources, sanitize=os.environ.get('MMDET_SANITIZE') == '1')))

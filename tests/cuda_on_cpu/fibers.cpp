@@ -1,8 +1,9 @@
 // The scheduler: blocks one after another, a block's threads as fibers.
 //
-// Each pass resumes every thread that is ready, in the order that CUDA_ON_CPU names (forward, reversed, or
-// shuffled:SEED, which draws anew each pass; blocks are ordered likewise), until it returns or waits. Then whole
-// warps and whole blocks that wait at one line are let go. When none can be, the GPU would hang: an error.
+// Each pass resumes every thread that is ready, in the order that CUDA_ON_CPU names (blocks are ordered likewise), until
+// it returns or waits: forward, reversed, or shuffled:SEED, which draws an order anew and lets half the warps rest for
+// about eight passes, so that others run ahead. Then whole warps and whole blocks that wait at one line are let go. When none can be, the GPU
+// would hang: an error.
 
 #include <ucontext.h>
 
@@ -79,6 +80,7 @@ struct Order {
     if (kind == reversed) std::sort(numbers.begin(), numbers.end(), std::greater<>());
     if (kind == shuffled) std::shuffle(numbers.begin(), numbers.end(), random);
   }
+  uint32_t resting_warps() { return kind == shuffled ? random() : 0; }
 };
 
 std::vector<unsigned> count(size_t n) {
@@ -89,15 +91,18 @@ std::vector<unsigned> count(size_t n) {
 
 uint3 place(unsigned i, const dim3& size) { return {i % size.x, i / size.x % size.y, i / size.x / size.y}; }
 
-[[gnu::noinline]] void jump(void** to) { __builtin_longjmp(to, 1); }
+// Not instrumented: AddressSanitizer would take a jump for one within a stack.
+#define SWITCH [[gnu::noinline, gnu::no_sanitize_address]] void
 
-[[gnu::noinline]] void enter(Fiber& fiber) {  // until the fiber leaves
+SWITCH jump(void** to) { __builtin_longjmp(to, 1); }
+
+SWITCH enter(Fiber& fiber) {  // until the fiber leaves
   if (__builtin_setjmp(scheduler) != 0) return;
   if (!std::exchange(fiber.fresh, false)) jump(fiber.place);
   setcontext(&fiber.start);
 }
 
-[[gnu::noinline]] void leave(Fiber& fiber) {  // until the scheduler enters it again
+SWITCH leave(Fiber& fiber) {  // until the scheduler enters it again
   if (__builtin_setjmp(fiber.place) == 0) jump(scheduler);
 }
 
@@ -175,11 +180,14 @@ void run_block(Order& order) {
   shared_variables.clear();
   shared_memory(kDynamic, dynamic_bytes);
   for (unsigned t : turns) fibers[t]->state = State::ready;
+  uint32_t resting = order.resting_warps();
   while (true) {
     order(turns);
-    unsigned returned = 0;
+    unsigned returned = 0, ready = 0, resumed = 0;
     for (unsigned t : turns) {
-      if (fibers[t]->state == State::ready) {
+      ready += fibers[t]->state == State::ready;
+      if (fibers[t]->state == State::ready && !(resting >> t / kWarp & 1)) {
+        ++resumed;
         current = t;
         threadIdx = place(t, blockDim);
         enter(*fibers[t]);
@@ -188,7 +196,8 @@ void run_block(Order& order) {
       returned += fibers[t]->state == State::returned;
     }
     if (returned == n) return;
-    if (!release()) report_hang();
+    if (!release() && ready == 0) report_hang();
+    if (resumed == 0 || order.random() % 8 == 0) resting = order.resting_warps();
   }
 }
 

@@ -4,11 +4,12 @@ import ctypes
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 
 import pytest
-from cuda_on_cpu.build import ROOT, build, translate
+from cuda_on_cpu.build import CUDA, ROOT, build, translate
 
 from mmdet.ops import COMPILED
 
@@ -62,7 +63,7 @@ __global__ void not_written(float* out) {
 }
 
 __global__ void beyond(float* out, int by) {
-  __shared__ float values[64];
+  extern __shared__ float values[];
   values[threadIdx.x] = 0;
   out[threadIdx.x] = values[threadIdx.x + by];
 }
@@ -80,7 +81,7 @@ extern "C" const char* launch(const char* name, float* out) {
     else if (message == "warps") warps<<<1, 64>>>(out);
     else if (message == "lane outside") lane_outside<<<1, 64>>>(out);
     else if (message == "not written") not_written<<<1, 64, 64 * sizeof(float)>>>(out);
-    else if (message == "beyond") beyond<<<1, 64>>>(out, 1);
+    else if (message == "beyond") beyond<<<1, 64, 64 * sizeof(float)>>>(out, 1);
     else if (message == "counted") counted<<<dim3(3, 2), 1>>>(out);
     else if (message == "large block") counted<<<1, 1025>>>(out);
     else if (message == "no block") counted<<<0, 1>>>(out);
@@ -98,6 +99,8 @@ extern "C" const char* launch(const char* name, float* out) {
   return message.c_str();
 }
 '''
+pytestmark = pytest.mark.skipif(shutil.which('g++') is None, reason='needs g++')
+needs_ops = pytest.mark.skipif(not COMPILED, reason='the compiled ops are missing')
 ORDERS = ['forward', 'reversed', 'shuffled:1', 'shuffled:2']
 
 
@@ -153,20 +156,93 @@ def test_what_is_not_understood_is_named():
     assert translate('k\n  <<<1,\n 2>>>(3);\n__shared__ T a[1];', '').count('\n') == 5
 
 
-def run_tests(*arguments, order='forward', **environment):
-    """The ops' own tests over the CUDA kernels, in another process."""
-    names = 'ops/test_roi_align', 'ops/test_nms', 'ops/test_mask_ops', 'layers/test_cbn_compiled'
-    tests = [f'tests/{name}.py' for name in names]
+TESTS = {
+    'roi_align_cuda.cu': 'ops/test_roi_align.py', 'nms_cuda.cu': 'ops/test_nms.py', 'masks_cuda.cu': 'ops/test_mask_ops.py',
+    'cbn_cuda.cu': 'layers/test_cbn_compiled.py',
+}
+RUN = """
+import pathlib, sys, pytest
+sys.path.insert(0, 'tests')
+from cuda_on_cpu import build
+build.CUDA = pathlib.Path(sys.argv[1])
+sys.exit(pytest.main(sys.argv[2:]))
+"""
+
+
+def run_tests(*arguments, kernels=CUDA, order='shuffled:1', **environment):
+    """Tests over the CUDA kernels of a folder, in another process."""
     result = subprocess.run(
-        [sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', '-m', 'not slow', *tests, *arguments],
+        [sys.executable, '-c', RUN, str(kernels), '-q', '-p', 'no:cacheprovider', '-m', 'not slow', '-k', 'cpu',
+         *arguments],
         cwd=ROOT, env={**os.environ, 'CUDA_ON_CPU': order, **environment}, capture_output=True, text=True)
-    launches = re.search(r'CUDA kernels on the CPU: (\d+) launches', result.stdout)
-    assert launches and int(launches[1]) > 100, result.stdout + result.stderr
+    result.text = result.stdout + result.stderr
     return result
 
 
-@pytest.mark.skipif(not COMPILED, reason='the compiled ops are missing')
-@pytest.mark.parametrize('order', ['forward', 'shuffled:1'])
+@needs_ops
+@pytest.mark.parametrize('order', [
+    'shuffled:1', pytest.param('forward', marks=pytest.mark.slow), pytest.param('reversed', marks=pytest.mark.slow)])
 def test_the_ops_tests_pass_over_the_cuda_kernels(order):
-    result = run_tests(order=order)
-    assert result.returncode == 0, result.stdout + result.stderr
+    result = run_tests(*(f'tests/{name}' for name in TESTS.values()), order=order)
+    assert result.returncode == 0, result.text
+    assert int(re.search(r'CUDA kernels on the CPU: (\d+) launches', result.text)[1]) > 1000
+
+
+@pytest.fixture
+def sanitized() -> dict[str, str]:
+    """The environment of a sanitized run: the sanitizers' libraries must come before Python's own."""
+    paths = [subprocess.run(['g++', f'-print-file-name={name}'], capture_output=True, text=True).stdout.strip()
+             for name in ('libasan.so', 'libubsan.so')]
+    if not all(map(os.path.isabs, paths)):
+        pytest.skip('g++ has no sanitizer libraries here')
+    return dict(MMDET_SANITIZE='1', LD_PRELOAD=' '.join(paths), ASAN_OPTIONS='detect_leaks=0')
+
+
+def test_shared_memory_read_out_of_bounds_is_found(sanitized):
+    library = build({'kernels.cu': KERNELS}, torch=False, sanitize=True)
+    code = 'import ctypes, sys; ctypes.CDLL(sys.argv[1]).launch(sys.argv[2].encode(), (ctypes.c_float * 64)())'
+    for name, found in (('tree', False), ('beyond', True)):
+        result = subprocess.run([sys.executable, '-c', code, str(library), name], env={**os.environ, **sanitized},
+                                capture_output=True, text=True)
+        assert ('heap-buffer-overflow' in result.stderr) == found == bool(result.stderr), result.stderr
+
+
+@pytest.mark.slow
+@needs_ops
+def test_no_access_out_of_bounds(sanitized):
+    """Global and shared memory under AddressSanitizer, arithmetic under UBSan."""
+    result = run_tests(*(f'tests/{name}' for name in TESTS.values()), '-s', '-k',
+                       'cpu and not compile and not opcheck and not gradcheck', **sanitized)
+    assert result.returncode == 0 and 'runtime error' not in result.text, result.text
+
+
+def barriers():
+    for name in TESTS:
+        for found in re.finditer(r'__syncthreads\(\);', (CUDA / name).read_text()):
+            yield pytest.param(name, slice(*found.span()), '', id=f'{name}:{found.start()}')
+
+
+def spot(name, text, replacement):
+    start = (CUDA / name).read_text().index(text)
+    return pytest.param(name, slice(start, start + len(text)), replacement, id=text)
+
+
+@pytest.mark.slow
+@needs_ops
+@pytest.mark.parametrize('name, place, replacement', [
+    *barriers(),
+    spot('nms_cuda.cu', 'removed[v - first_word] = 0;', ';'),
+    spot('nms_cuda.cu', 'parity ^= 1;', ''),
+    spot('nms_cuda.cu', 'column_tile == row_tile ? t + 1 : 0', '0'),
+    spot('roi_align_cuda.cu', 'j < i);', 'j <= i);'),
+    spot('roi_align_cuda.cu', '3 * int64_t(bins)', 'int64_t(bins)'),
+    spot('masks_cuda.cu', 'y += gridDim.y', 'y += gridDim.y + 1'),
+])
+def test_the_tests_notice(tmp_path, name, place, replacement):
+    """Each barrier left out, and some other mistakes, turn the ops' tests red."""
+    shutil.copytree(CUDA.parent, tmp_path / 'csrc')
+    source = (CUDA / name).read_text()
+    (tmp_path / 'csrc' / 'cuda' / name).write_text(source[:place.start] + replacement + source[place.stop:])
+    result = run_tests(f'tests/{TESTS[name]}', '-x', kernels=tmp_path / 'csrc' / 'cuda')
+    crashed = result.returncode < 0  # garbage taken for an index
+    assert crashed or (result.returncode == 1 and '1 failed' in result.text), result.text

@@ -90,10 +90,10 @@ __device__ inline bool begins_segment(const int64_t* classes, int64_t i) {
 }
 
 // Block b resolves the segments that begin among boxes 64 b .. 64 b + 63, 64 boxes at a time: one thread decides which
-// of them are kept, then each warp takes some of those and strikes out, a lane a word, what they suppress. keep is
-// indexed by rank in score.
-__global__ void __launch_bounds__(kResolveThreads) resolve(const Word* bits, const int64_t* classes, const int64_t* rank, int64_t n, int64_t words,
-                        bool* keep) {
+// of them are kept, then each warp takes some of those and strikes out, a lane a word, what they suppress. That is
+// read behind the next 64 boxes' first barrier, so two are enough. keep is indexed by rank in score.
+__global__ void __launch_bounds__(kResolveThreads) resolve(const Word* bits, const int64_t* classes, const int64_t* rank,
+                                                           int64_t n, int64_t words, bool* keep) {
   extern __shared__ Word removed[];  // words of the segment, counted from its first
   __shared__ Word tile[kBits];
   __shared__ Word kept;
@@ -104,7 +104,6 @@ __global__ void __launch_bounds__(kResolveThreads) resolve(const Word* bits, con
     const int64_t end = segment_end(classes, n, start);
     const int64_t first_word = start / kBits, last_word = (end - 1) / kBits;
     for (int64_t v = first_word + t; v <= last_word; v += blockDim.x) removed[v - first_word] = 0;
-    __syncthreads();
     for (int64_t u = first_word; u <= last_word; ++u) {
       const int low = static_cast<int>(max(start, u * kBits) - u * kBits);
       const int high = static_cast<int>(min(end, (u + 1) * kBits) - u * kBits);
@@ -126,7 +125,6 @@ __global__ void __launch_bounds__(kResolveThreads) resolve(const Word* bits, con
           if (chosen >> b & 1) gone |= bits[(u * kBits + b) * words + v];
         if (gone != 0) atomicOr(removed + (v - first_word), gone);
       }
-      __syncthreads();
     }
   }
 }

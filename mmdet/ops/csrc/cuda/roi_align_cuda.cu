@@ -120,7 +120,7 @@ __device__ void merged_samples(const Span<T>& span, int size, int p, Found found
 }
 
 template <typename T>
-struct Tap {
+struct alignas(2 * sizeof(T)) Tap {  // one load
   T weight;
   int at;
 };
@@ -133,21 +133,21 @@ struct Axis {
   int *cell, *cells;            // the touched cells, ascending; how many
 
   __host__ __device__ static int bytes(int bins, int room, bool backward) {
-    const int even = (bins + 2) / 2 * 2;  // keeps the next axis aligned
-    return static_cast<int>(room * sizeof(Tap<T>) + even * sizeof(int) +
-                            (backward ? room * sizeof(Tap<T>) + (2 * room + 2) * sizeof(int) : 0));
+    const int taps = backward ? 2 * room : room, numbers = bins + 1 + (backward ? 2 * room + 2 : 0);
+    return static_cast<int>(taps * sizeof(Tap<T>) + (numbers + 3) / 4 * 4 * sizeof(int));  // the next axis aligned
   }
 
   __device__ Axis(unsigned char* shared, int bins, int room, bool backward) {
     by_bin = reinterpret_cast<Tap<T>*>(shared);
     by_cell = by_bin + room;
     bin_begin = reinterpret_cast<int*>(backward ? by_cell + room : by_cell);
-    cell_begin = bin_begin + (bins + 2) / 2 * 2;
+    cell_begin = bin_begin + bins + 1;
     cell = cell_begin + room + 1;
     cells = cell + room;
   }
 
-  // by half a block while the other half builds the other axis; all meet at the end
+  // By half a block while the other half builds the other axis; all meet at the end. The first barrier also lets the
+  // RoI before be finished: what stands above it writes only bin_begin, which the backward pass has done with.
   __device__ void build(const Span<T>& span, int bins, int size, int room, bool backward) const {
     const int t = threadIdx.x % kHalf;
     for (int p = t; p < bins; p += kHalf) {
@@ -298,7 +298,6 @@ __global__ void __launch_bounds__(kThreads)
       if (kInOrder) *to += sum;
       else atomicAdd(to, sum);
     }
-    if (kInOrder) __syncthreads();  // before the next RoI rebuilds the lists and touches the same cells
   }
 }
 

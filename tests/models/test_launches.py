@@ -1,0 +1,114 @@
+"""What a GPU would feel of the code between the convolutions: how often the host waits, and what is left out."""
+
+import pytest
+import torch
+from mmengine.config import Config
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from mmdet.models.assign import IGNORED, NEGATIVE, MaxIoUAssigner, RandomSampler
+from mmdet.models.box_coder import DeltaXYWHBBoxCoder
+from mmdet.models.dense import flatten_levels, sample_anchors
+from mmdet.registry import MODELS
+from mmdet.structures import Target
+from mmdet.structures.boxes import scale_boxes, unscale_boxes
+
+WAITING = {'nonzero', '_local_scalar_dense', 'masked_select', 'nms', 'lift_fresh', 'unique', '_unique2', 'is_nonzero'}
+
+
+class Waits(TorchDispatchMode):
+    """Counts what makes the host wait for a GPU: results of unknown size, numbers read, and numbers sent."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        by_mask = name == 'index' and any(x is not None and x.dtype == torch.bool for x in args[1])
+        if name in WAITING or by_mask:
+            self.names.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize('kind, most', [('faster', 1 + 2 * (2 + 2 + 2)), ('mask', 1 + 2 * (2 + 2 + 2))])
+def test_waits_of_a_training_step(small_model, make_data, kind, most):
+    """A picture: positives and negatives of RPN and RoI head, and valid proposals and NMS; once: positive RoIs."""
+    model, data = small_model(kind), make_data([3, 2])
+    if kind == 'mask':  # bitmaps are looked up on the host
+        for sample in data['data_samples']:
+            sample.gt_instances.masks.crop_and_resize = lambda boxes, index, size: torch.zeros(len(boxes), size, size)
+    batch = model.data_preprocessor(data, True)
+    model(**batch, mode='loss')  # fills the caches
+    with Waits() as waits:
+        losses = model(**batch, mode='loss')
+    assert len(waits.names) <= most, waits.names
+    assert all(torch.isfinite(value) for value in losses.values())
+
+
+def test_waits_of_retinanet(make_data):
+    cfg = Config.fromfile('configs/_base_/models/retinanet_r50_fpn.py', lazy_import=False).model
+    cfg.backbone.update(depth=18, init_cfg=None)
+    cfg.neck.update(in_channels=[64, 128, 256, 512], out_channels=32)
+    cfg.bbox_head.update(in_channels=32, feat_channels=32, num_classes=3, stacked_convs=1)
+    model = MODELS.build(cfg).train()
+    batch = model.data_preprocessor(make_data([3, 2]), True)
+    model(**batch, mode='loss')
+    with Waits() as waits:
+        model(**batch, mode='loss')
+    assert len(waits.names) <= 2 * 2 + 1, waits.names  # each picture's positives and negatives; the loss's positives
+
+
+@pytest.mark.parametrize('border', [-1, 0, 6])
+@pytest.mark.parametrize('pad_shape', [None, (64, 96)])
+def test_anchors_left_out_take_no_part(border, pad_shape):
+    """As if they were not there, also for the ground truth whose best anchor they would be."""
+    generator = torch.Generator().manual_seed(0)
+    centre = torch.rand(400, 2, generator=generator) * 140 - 10
+    half = torch.rand(400, 2, generator=generator) * 30 + 2
+    anchors = torch.cat([centre - half, centre + half], 1)
+    boxes = torch.tensor([[60.0, 30, 90, 60], [80, 50, 96, 64], [5, 5, 30, 40]])
+    ignored = torch.tensor([[0.0, 0, 20, 20]])
+    target = Target(boxes, torch.zeros(3, dtype=torch.int64), None, ignored, (60, 90), pad_shape)
+    assigner = MaxIoUAssigner(0.6, 0.3, min_pos_iou=0.0, ignore_iof_thr=0.5)
+    inside = torch.ones(400, dtype=torch.bool)
+    if pad_shape is not None:
+        inside &= (anchors.view(-1, 2, 2).mean(1) < torch.tensor([96.0, 64]) - 0.5).all(1)
+    if border >= 0:
+        inside &= (anchors[:, :2] >= -border).all(1)
+        inside &= (anchors[:, 2:] < torch.tensor([90.0, 60]) + border).all(1)
+    index = inside.nonzero().squeeze(1)
+    assert (len(index) == 400) == (pad_shape is None and border < 0)
+    matched, _ = assigner(anchors[index], boxes, ignored)
+    positive, negative, gt_index = sample_anchors(anchors, target, assigner, RandomSampler(10**6, 1.0), border)
+    assert torch.equal(positive, index[matched >= 0]) and torch.equal(gt_index, matched[matched >= 0])
+    assert torch.equal(negative, index[matched == NEGATIVE])
+    assert len(gt_index.unique()) >= 2 and (matched == IGNORED).any()
+
+
+def test_flattened_levels_are_ordered_by_position_and_anchor():
+    maps = [torch.arange(2 * 6 * 4 * 5).float().reshape(2, 6, 4, 5), torch.rand(2, 6, 2, 3)]
+    flat = flatten_levels(maps, 3)
+    assert flat.shape == (2, (20 + 6) * 2, 3)
+    for level, start in zip(maps, (0, 40)):
+        for y, x, anchor in ((0, 0, 1), (1, 2, 0)):
+            row = start + (y * level.shape[3] + x) * 2 + anchor
+            assert torch.equal(flat[1, row], level[1, anchor * 3 : anchor * 3 + 3, y, x])
+    last = [m.contiguous(memory_format=torch.channels_last) for m in maps]
+    assert torch.equal(flatten_levels(last, 3), flat)
+
+
+def test_scaling_and_back():
+    boxes = torch.tensor([[1.0, 2, 3, 4]])
+    assert scale_boxes(boxes, (2.0, 10.0)).tolist() == [[2, 20, 6, 40]]
+    torch.testing.assert_close(unscale_boxes(scale_boxes(boxes, (1.3, 0.7)), (1.3, 0.7)), boxes)
+    assert scale_boxes(torch.zeros(0, 4), (2.0, 2.0)).shape == (0, 4)
+
+
+def test_coder_used_in_inference_first_trains_afterwards():
+    coder = DeltaXYWHBBoxCoder(target_stds=(0.1, 0.1, 0.2, 0.2))
+    boxes, deltas = torch.tensor([[0.0, 0, 10, 10]]), torch.zeros(1, 4)
+    with torch.inference_mode():
+        coder.decode(boxes, deltas)
+    deltas = deltas.clone().requires_grad_()
+    coder.decode(boxes, deltas).sum().backward()
+    torch.testing.assert_close(deltas.grad, torch.tensor([[2.0, 2.0, 0.0, 0.0]]))
