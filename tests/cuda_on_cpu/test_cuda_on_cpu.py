@@ -157,7 +157,9 @@ def test_what_is_not_understood_is_named():
 
 
 TESTS = {
-    'roi_align_cuda.cu': 'ops/test_roi_align.py', 'nms_cuda.cu': 'ops/test_nms.py', 'masks_cuda.cu': 'ops/test_mask_ops.py',
+    'roi_align_cuda.cu': 'ops/test_roi_align.py',
+    'nms_cuda.cu': 'ops/test_nms.py',
+    'masks_cuda.cu': 'ops/test_mask_ops.py',
     'cbn_cuda.cu': 'layers/test_cbn_compiled.py',
 }
 RUN = """
