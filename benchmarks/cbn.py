@@ -7,7 +7,8 @@
 Norms take turns within each round, and the table gives medians over the rounds as ratios to BN, so that a slow
 moment of the machine hits all alike. CBN's window is full. ``CBN exact / floor`` divides by the time of
 convolution + BN plus one weight gradient of the same convolution, measured in the same rounds: no exact CBN can
-do with less.
+do with less. On a GPU ten steps follow each other without a wait, as they do in training; a second table has single
+steps, from one wait to the next, which show the host's time too, and the kernels that each starts.
 """
 
 import argparse
@@ -38,7 +39,7 @@ NORMS = {
 }
 
 
-def medians(jobs: dict, args) -> dict[str, float]:
+def medians(jobs: dict, args, at_once: int = 1) -> dict[str, float]:
     """Median time in ms of each job, the jobs taking turns; the first round does not count."""
     clock = time.process_time if args.clock == 'cpu' else time.perf_counter
     wait = torch.cuda.synchronize if args.device == 'cuda' else lambda: None
@@ -47,9 +48,10 @@ def medians(jobs: dict, args) -> dict[str, float]:
         for name, fn in jobs.items():
             wait()
             start = clock()
-            fn()
+            for _ in range(at_once):
+                fn()
             wait()
-            times[name].append((clock() - start) * 1e3)
+            times[name].append((clock() - start) * 1e3 / at_once)
     return {name: statistics.median(values[1:]) for name, values in times.items()}
 
 
@@ -110,6 +112,16 @@ def peak_memory(fn) -> float:
     return torch.cuda.max_memory_allocated() / 2**20
 
 
+def launches(fn) -> int:
+    """Kernels, copies and fills that one call starts on the GPU."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as trace:
+        fn()
+        torch.cuda.synchronize()
+    return sum(event.device_type == torch.autograd.DeviceType.CUDA for event in trace.events())
+
+
 def table(head: list[str], rows: list[list[str]]) -> None:
     print('| ' + ' | '.join(head) + ' |')
     print('|' + '---|' * len(head))
@@ -119,28 +131,36 @@ def table(head: list[str], rows: list[list[str]]) -> None:
 
 def layers(args) -> None:
     dtype = getattr(torch, args.dtype)
-    rows, memory = [], []
+    on_gpu = args.device == 'cuda'
+    others = [name for name in NORMS if name != 'BN']
+    rows, single, memory = [], [], []
     for shape_name in args.shapes:
         for kernel in (3, 1):
             torch.manual_seed(0)
             jobs, held = layer_jobs(SHAPES[shape_name], kernel, args.device, dtype)
-            times = medians(jobs, args)
+            times = medians(jobs, args, at_once=10 if on_gpu else 1)
             base = times['BN']
             floor = base + times['weight gradient']
             rows.append(
-                [f'{shape_name} {SHAPES[shape_name]} {kernel}x{kernel}', f'{base:.1f} ms']
-                + [f'{times[name] / base:.2f}' for name in NORMS if name != 'BN']
+                [f'{shape_name} {SHAPES[shape_name]} {kernel}x{kernel}', f'{base:.4g} ms']
+                + [f'{times[name] / base:.2f}' for name in others]
                 + [f'{floor / base:.2f}', f'{times["CBN exact"] / floor:.2f}']
             )
             label = f'{shape_name} {kernel}x{kernel}'
-            peaks = [f'{peak_memory(fn):.0f} MiB' for fn in jobs.values()] if args.device == 'cuda' else []
+            peaks = [f'{peak_memory(fn):.0f} MiB' for fn in jobs.values()] if on_gpu else []
             memory.append([label, f'{held["CBN exact"]:.2f}', f'{held["CBN autograd"]:.2f}', *peaks])
-            print(f'# {label}: ' + ', '.join(f'{k} {v:.1f} ms' for k, v in times.items()), file=sys.stderr)
+            if on_gpu:
+                waited = medians(jobs, args)
+                waits = [f'{waited[name] / waited["BN"]:.2f} ({launches(jobs[name])})' for name in others]
+                single.append([label, f'{waited["BN"]:.4g} ms ({launches(jobs["BN"])})', *waits])
+            print(f'# {label}: ' + ', '.join(f'{k} {v:.4g} ms' for k, v in times.items()), file=sys.stderr)
     print(f'\n{describe(args)}, {args.dtype}, medians of {args.repeat} rounds\n')
-    ratios = [name for name in NORMS if name != 'BN']
-    table(['convolution + norm', 'BN', *ratios, 'floor', 'CBN exact / floor'], rows)
+    table(['convolution + norm', 'BN', *others, 'floor', 'CBN exact / floor'], rows)
+    if on_gpu:
+        print('\nOne step between two waits, and the kernels it starts\n')
+        table(['convolution + norm', 'BN', *others], single)
     print('\nHeld between iterations, in weight tensors\n')
-    peaks = [f'peak {name}' for name in (*NORMS, 'weight gradient')] if args.device == 'cuda' else []
+    peaks = [f'peak {name}' for name in (*NORMS, 'weight gradient')] if on_gpu else []
     table(['layer', 'closed form', 'autograd', *peaks], memory)
 
 

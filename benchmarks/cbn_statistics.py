@@ -1,18 +1,18 @@
-"""How well the window knows the variance that past batches have under today's weight.
+"""How well the window knows the statistics that past batches have under today's weight.
 
     python benchmarks/cbn_statistics.py conv                 one convolution, three learning rates
     python benchmarks/cbn_statistics.py mask-rcnn            CBN layers of a Mask R-CNN in training
     python benchmarks/cbn_statistics.py all --figure docs/cbn_statistics.png
 
 While a network trains, the inputs of a layer's last three batches are kept. Now and then they are convolved with
-today's weight, which gives their true variances; the table holds the mean over channels and batches of
-|estimate - true| / true. All estimates are made from the same training run: they watch and do not take part.
+today's weight, which gives their true statistics. One table holds the mean over channels and batches of
+|estimate - true| / true for the variance, another that of |estimate - true| / true deviation for the mean.
+All estimates are made from the same training run: they watch and do not take part.
 ``conv`` is a 3x3 convolution on random features of scikit-learn's two photographs, learning which part of which
 photograph a crop shows; ``mask-rcnn`` is R-18-FPN with 256 channels on the generated shapes, from random weights.
 """
 
 import argparse
-import statistics
 import sys
 import tempfile
 from collections import defaultdict
@@ -24,7 +24,7 @@ import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 from mmdet.layers import ConvModule, CrossIterBatchNorm2d  # noqa: E402
-from mmdet.layers.cbn import mean_slope, variance_slope  # noqa: E402
+from mmdet.layers.cbn import closed_slopes  # noqa: E402
 
 WINDOW = 3
 
@@ -32,7 +32,7 @@ WINDOW = 3
 class ContiguousQuarter(CrossIterBatchNorm2d):
     """The derivative from one block: a quarter of the map, or of the RoIs."""
 
-    def _derivatives(self, y, x, mean, var, weight, geometry, group):
+    def _slopes(self, y, x, mean, var, weight, geometry, group):
         inside = torch.zeros_like(y, dtype=torch.bool)
         n, _, height, width = y.shape
         if n >= 64:
@@ -40,8 +40,9 @@ class ContiguousQuarter(CrossIterBatchNorm2d):
         else:
             inside[:, :, : height // 2, : width // 2] = True
         block = torch.where(inside, y, mean.view(1, -1, 1, 1))  # where y is its mean, nothing is added
-        dvar, _ = variance_slope(x, block, mean, var, weight, geometry, 1, 0.0)
-        return mean_slope(x, y, geometry, mean.dtype), dvar * (inside.numel() / inside.sum())
+        slopes = closed_slopes(x, block, mean, var, weight, geometry, 1, 0)
+        slopes[:, :-1] *= inside.numel() / inside.sum()
+        return slopes
 
 
 ESTIMATES = {
@@ -57,7 +58,8 @@ ESTIMATES = {
 
 
 class Watch:
-    """Follows one convolution in training; ``errors`` maps an estimate to its errors, one per moment measured."""
+    """Follows one convolution in training; ``errors`` maps an estimate to its errors of variance and mean, one pair per
+    moment measured."""
 
     def __init__(self, conv: nn.Conv2d) -> None:
         self.watchers = {
@@ -66,7 +68,7 @@ class Watch:
         }
         self.inputs: list[Tensor] = []
         self.measuring = False
-        self.errors: dict[str, list[float]] = defaultdict(list)
+        self.errors: dict[str, list[Tensor]] = defaultdict(list)
         conv.register_forward_hook(self)
 
     def __call__(self, conv: nn.Conv2d, inputs: tuple, y: Tensor) -> None:
@@ -82,15 +84,18 @@ class Watch:
     @torch.no_grad()
     def measure(self, conv: nn.Conv2d) -> None:
         weight = conv.weight.detach()
-        true = torch.stack([conv._conv_forward(x, weight, None).var((0, 2, 3), correction=0) for x in self.inputs])
+        outputs = [conv._conv_forward(x, weight, None) for x in self.inputs]
+        true = torch.stack([y.var((0, 2, 3), correction=0) for y in outputs]).clamp(min=1e-12)
+        true_mean = torch.stack([y.mean((0, 2, 3)) for y in outputs])
         for name, layer in self.watchers.items():
-            _, estimate = layer.window.under(weight.flatten(1), layer.rho, layer.compensation)
+            mean, var = layer.window.under(weight.flatten(1), layer.rho, layer.compensation)
             oldest_first = [(layer.window.slot + i) % WINDOW for i in range(WINDOW)]
-            error = (estimate.T[oldest_first] - true).abs() / true.clamp(min=1e-12)
-            self.errors[name].append(error.mean().item())
+            of_var = (var.T[oldest_first] - true).abs() / true
+            of_mean = (mean.T[oldest_first] - true_mean).abs() / true.sqrt()
+            self.errors[name].append(torch.stack([of_var.mean(), of_mean.mean()]))
 
-    def result(self) -> dict[str, float]:
-        return {name: statistics.mean(values) for name, values in self.errors.items()}
+    def result(self) -> dict[str, list[float]]:
+        return {name: torch.stack(values).mean(0).tolist() for name, values in self.errors.items()}
 
 
 # -- one convolution ----------------------------------------------------------------------------------
@@ -110,7 +115,7 @@ def crops(count: int, size: int, generator: torch.Generator, photographs: list[T
     return torch.stack(images), torch.tensor(labels)
 
 
-def one_convolution(lr: float, iterations: int) -> dict[str, dict[str, float]]:
+def one_convolution(lr: float, iterations: int) -> dict[str, dict[str, list[float]]]:
     from sklearn.datasets import load_sample_images
 
     photographs = [torch.from_numpy(p).permute(2, 0, 1).float() / 128 - 1 for p in load_sample_images().images]
@@ -121,7 +126,7 @@ def one_convolution(lr: float, iterations: int) -> dict[str, dict[str, float]]:
     head = nn.Linear(32, 8)
     watch = Watch(block.conv)
     optimizer = torch.optim.SGD([*block.parameters(), *head.parameters()], lr=lr, momentum=0.9)
-    early: dict[str, float] = {}
+    early: dict[str, list[float]] = {}
     for iteration in range(iterations):
         images, labels = crops(4, 64, generator, photographs)
         watch.measuring = iteration < 20 or (iteration >= iterations - 50 and iteration % 5 == 0)
@@ -137,7 +142,7 @@ def one_convolution(lr: float, iterations: int) -> dict[str, dict[str, float]]:
 # -- a detector ---------------------------------------------------------------------------------------
 
 
-def mask_rcnn(lr: float, iterations: int) -> dict[str, dict[str, float]]:
+def mask_rcnn(lr: float, iterations: int) -> dict[str, dict[str, list[float]]]:
     from mmengine.config import Config
     from mmengine.registry import init_default_scope
     from torch.utils.data import DataLoader
@@ -211,14 +216,15 @@ def mask_rcnn(lr: float, iterations: int) -> dict[str, dict[str, float]]:
 # -- output -------------------------------------------------------------------------------------------
 
 
-def show(results: dict[str, dict[str, float]]) -> None:
-    print('| layer | ' + ' | '.join(ESTIMATES) + ' |')
-    print('|---' * (len(ESTIMATES) + 1) + '|')
-    for name, row in results.items():
-        print(f'| {name} | ' + ' | '.join(f'{row[estimate]:.4f}' for estimate in ESTIMATES) + ' |')
+def show(results: dict[str, dict[str, list[float]]]) -> None:
+    for which, title in enumerate(('variance', 'mean, in deviations')):
+        print(f'\nError of the {title}\n\n| layer | ' + ' | '.join(ESTIMATES) + ' |')
+        print('|---' * (len(ESTIMATES) + 1) + '|')
+        for name, row in results.items():
+            print(f'| {name} | ' + ' | '.join(f'{row[estimate][which]:.4f}' for estimate in ESTIMATES) + ' |')
 
 
-def draw(results: dict[str, dict[str, float]], path: Path) -> None:
+def draw(results: dict[str, dict[str, list[float]]], path: Path) -> None:
     import matplotlib
 
     matplotlib.use('Agg')
@@ -228,7 +234,7 @@ def draw(results: dict[str, dict[str, float]], path: Path) -> None:
     figure, axes = plt.subplots(figsize=(9, 0.42 * len(rows) + 1.6))
     markers = 'ovs^xDP*'
     for marker, estimate in zip(markers, ESTIMATES):
-        axes.plot([results[row][estimate] for row in rows], range(len(rows)), marker, label=estimate, alpha=0.8)
+        axes.plot([results[row][estimate][0] for row in rows], range(len(rows)), marker, label=estimate, alpha=0.8)
     axes.set_xscale('log')
     axes.set_yticks(range(len(rows)), rows)
     axes.invert_yaxis()
@@ -249,7 +255,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
-    results: dict[str, dict[str, float]] = {}
+    results: dict[str, dict[str, list[float]]] = {}
     if args.what != 'mask-rcnn':
         for lr in (0.002, 0.02, 0.1):
             results.update(one_convolution(lr, args.iterations or 250))

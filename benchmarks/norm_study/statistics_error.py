@@ -32,8 +32,7 @@ from mmdet.layers.cbn import (
     Window,
     _pool,
     batch_moments,
-    mean_slope,
-    variance_slope,
+    closed_slopes,
 )
 
 from .classify import BASE_BATCH, EPOCHS, NETS, REGIMES, RESULTS, SAMPLES
@@ -50,7 +49,7 @@ class Watched(CrossIterBatchNorm2d):
 
     def _statistics(self, *args, **kwargs):
         result = super()._statistics(*args, **kwargs)
-        self.used = result[2], result[3]
+        self.used = result[2].mean, result[2].var
         return result
 
 
@@ -66,13 +65,12 @@ class Probe:
     def push(self, x: Tensor, y: Tensor) -> None:
         mean, var, _ = batch_moments(y)
         geometry = Geometry.of(self.conv)
-        dmean = mean_slope(x, y, geometry, mean.dtype)
         for name, keep in KEEP.items():
-            offset = self.count * 0.618034 % 1
-            dvar, _ = variance_slope(x, y, mean, var, self.conv.weight, geometry, keep, offset)
-            window = self.windows.setdefault(name, Window(PAST, dmean, dvar))
+            phase = int(self.count * 0.618034 % 1 * keep)
+            slopes = closed_slopes(x, y, mean, var, self.conv.weight, geometry, keep, phase)
+            window = self.windows.setdefault(name, Window(PAST, slopes))
             self.inputs[window.slot] = x  # the slots of all windows agree
-            window.push(mean, var, dmean, dvar, self.flat())
+            window.push(mean, var, slopes, self.flat())
         self.count += 1
 
     def estimates(self) -> dict[str, tuple[Tensor, Tensor]]:

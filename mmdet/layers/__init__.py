@@ -1,5 +1,6 @@
 """Building blocks: convolution with a norm, the norms by name, and Cross-Iteration Batch Normalization."""
 
+from .. import ops as _ops  # noqa: F401  loads the kernels that cbn.py looks for
 from .batch_renorm import BatchRenorm
 from .cbn import CrossIterBatchNorm2d, cbn_state, load_cbn_state, set_cbn_epoch
 from .conv_module import ConvModule, ConvWS2d, build_conv_layer, conv_norm

@@ -43,23 +43,33 @@ class Window:
 
     dmean is (G, S, K), equal for all channels of a group where the convolution is a plain one, and else G = C;
     dvar is (C, S, K); K = 0 where nothing is compensated. values is (4, C, S): mean, var, and where the lines with
-    these slopes through them meet weight 0.
+    these slopes through them meet weight 0. A new batch brings its slopes as one tensor (G, C / G + 1, K), the dvar of
+    each group's channels and then their dmean.
     """
 
-    def __init__(self, size: int, dmean: Tensor, dvar: Tensor) -> None:
-        self.dmean, self.dvar = (slope.new_zeros(len(slope), size, slope.shape[1]) for slope in (dmean, dvar))
-        self.values = dvar.new_zeros(4, len(dvar), size)
+    def __init__(self, size: int, slopes: Tensor) -> None:
+        groups, rows, width = slopes.shape
+        channels, dtype = groups * (rows - 1), torch.promote_types(slopes.dtype, torch.float32)
+        self.dmean = slopes.new_zeros(groups, size, width, dtype=dtype)
+        self.dvar = slopes.new_zeros(channels, size, width, dtype=dtype)
+        self.values = slopes.new_zeros(4, channels, size, dtype=dtype)
         self.filled = 0
         self.slot = 0
 
-    def fits(self, dmean: Tensor, dvar: Tensor) -> bool:
-        return self.dmean[:, 0].shape == dmean.shape and self.dvar[:, 0].shape == dvar.shape
+    def fits(self, slopes: Tensor) -> bool:
+        groups, rows, width = slopes.shape
+        return self.dmean.shape[::2] == (groups, width) and len(self.dvar) == groups * (rows - 1)
 
-    def push(self, mean: Tensor, var: Tensor, dmean: Tensor, dvar: Tensor, weight: Tensor) -> None:
-        """Enter a batch with statistics (C,), their derivatives (G, K) and (C, K), and its weight (C, K)."""
+    def push(self, mean: Tensor, var: Tensor, slopes: Tensor, weight: Tensor) -> None:
+        """Enter a batch with statistics (C,), their slopes, and its weight (C, K)."""
+        slopes, weight = slopes.to(mean.dtype), weight[:, : slopes.shape[2]]
+        dmean, dvar = slopes[:, -1], slopes[:, :-1].flatten(0, 1)
         self.dmean[:, self.slot], self.dvar[:, self.slot] = dmean, dvar
         origins = [_line(value[:, None], d[:, None], weight, -1) for value, d in ((mean, dmean), (var, dvar))]
         self.values[:, :, self.slot] = torch.stack([mean, var, *(origin[:, 0] for origin in origins)])
+        self.advance()
+
+    def advance(self) -> None:
         self.slot = (self.slot + 1) % self.dvar.shape[1]
         self.filled = min(self.filled + 1, self.dvar.shape[1])
 
@@ -78,8 +88,9 @@ class Window:
             now_var = now_var.addcdiv(dnu.square(), nu.clamp(min=torch.finfo(nu.dtype).tiny), value=0.25)
         return now_mean, now_var.addcmul(shift, shift, value=-1).clamp(min=0)
 
-    def slopes(self, weight: Tensor, rho: float, compensation: str, pooled_mean: Tensor) -> tuple[Tensor, Tensor]:
-        """Derivatives of the pooled mean (G, K) and variance (C, K) with respect to ``weight``, by the past batches."""
+    def gradient(self, weight: Tensor, rho: float, compensation: str, own: Tensor) -> tuple[Tensor, Tensor]:
+        """Derivatives of the pooled mean (G, K) and variance (C, K) with respect to ``weight``, by the past batches;
+        ``own`` (C,) is the current batch's mean."""
         mean, var = self.values[:2, :, : self.filled]
         dmean, dvar = self.dmean[:, : self.filled], self.dvar[:, : self.filled]
         now_mean, now_var = self.under(weight, rho, compensation)
@@ -88,7 +99,8 @@ class Window:
         if compensation == 'root':  # 1 + dnu / (2 nu)
             nu = var.addcmul(mean, mean).clamp(min=torch.finfo(var.dtype).tiny)
             stretch = kept * (now_var.addcmul(now_mean, now_mean) / nu).sqrt()
-        by_mean = 2 * (now_mean - pooled_mean[:, None] + stretch * mean - kept * now_mean)
+        pooled = (own + now_mean.sum(1)) / (self.filled + 1)
+        by_mean = 2 * (now_mean - pooled[:, None] + stretch * mean - kept * now_mean)
         by_mean = (by_mean.unflatten(0, (len(dmean), -1)) @ dmean).flatten(0, 1)
         by_var = (stretch[:, None] @ dvar)[:, 0]
         share = rho / (self.filled + 1)
@@ -181,42 +193,46 @@ def mean_slope(x: Tensor, y: Tensor, geometry: Geometry, dtype: torch.dtype) -> 
     return total.view(geometry.groups, -1) / (y.numel() // y.shape[1])
 
 
-def _lattice(x: Tensor, y: Tensor, geometry: Geometry, keep: int, offset: float) -> tuple[Tensor, Tensor, Geometry]:
-    """Restrict a convolution from x to y to one output position in ``keep``, on a regular lattice.
+@lru_cache(maxsize=512)
+def _lattice(maps: int, height: int, width: int, keep: int, phase: int) -> tuple[list[int], list[int]]:
+    """Steps and first places, along (N, H, W), of a regular lattice of one output position in ``keep``.
 
     Neighbouring positions tell little new, hence a lattice and not a block. Many small maps (RoIs) are
-    thinned out while 16 of them remain, and then, as few large ones are, along both axes. ``offset`` in [0, 1) chooses
-    the lattice.
+    thinned out while 16 of them remain, and then, as few large ones are, along both axes. ``phase`` in 0 .. keep - 1
+    chooses the lattice.
     """
-    phase = int(offset * keep)
-    maps = max(d for d in range(1, keep + 1) if keep % d == 0 and len(y) >= 16 * d or d == 1)
-    x, y, keep, phase = x[phase % maps :: maps], y[phase % maps :: maps], keep // maps, phase // maps
-    if keep == 1:
-        return x, y, geometry
+    every = max(d for d in range(1, keep + 1) if keep % d == 0 and maps >= 16 * d or d == 1)
+    keep, inner = keep // every, phase // every
     rows = max(d for d in range(1, math.isqrt(keep) + 1) if keep % d == 0)
-    every = [min(rows, y.shape[2]), min(keep // rows, y.shape[3])]
-    first = [phase % every[0], phase // rows % every[1]]
-    y = y[:, :, first[0] :: every[0], first[1] :: every[1]]
+    steps = [every, min(rows, height), min(keep // rows, width)]
+    return steps, [phase % every, inner % steps[1], inner // rows % steps[2]]
+
+
+def thin(x: Tensor, y: Tensor, geometry: Geometry, keep: int, phase: int) -> tuple[Tensor, Tensor, Geometry]:
+    """The convolution from x to y at one output position in ``keep`` alone."""
+    every, first = _lattice(len(y), *y.shape[2:], keep, phase)
+    x, y = x[first[0] :: every[0]], y[first[0] :: every[0]]
+    if every[1:] == [1, 1]:
+        return x, y, geometry
+    y = y[:, :, first[1] :: every[1], first[2] :: every[2]]
+    stride = [s * e for s, e in zip(geometry.stride, every[1:])]
+    start = [f * s - p for f, s, p in zip(first[1:], geometry.stride, geometry.padding)]
+    if geometry.kernel == [1, 1] and geometry.padding == [0, 0]:
+        x = x[:, :, start[0] :: stride[0], start[1] :: stride[1]][:, :, : y.shape[2], : y.shape[3]]
+        return x, y, geometry._replace(stride=[1, 1])
     crop = []
     for axis in (1, 0):  # F.pad wants the last axis first; negative padding crops
-        k, stride, padding, dilation = (geometry[i][axis] for i in range(4))
-        before = padding - first[axis] * stride
-        covered = (y.shape[2 + axis] - 1) * every[axis] * stride + (k - 1) * dilation + 1
-        crop += [before, covered - x.shape[2 + axis] - before]
-    stride = [s * e for s, e in zip(geometry.stride, every)]
+        covered = (y.shape[2 + axis] - 1) * stride[axis] + (geometry.kernel[axis] - 1) * geometry.dilation[axis] + 1
+        crop += [-start[axis], covered - x.shape[2 + axis] + start[axis]]
     return F.pad(x, crop), y, geometry._replace(stride=stride, padding=[0, 0])
 
 
-def variance_slope(
-    x: Tensor, y: Tensor, mean: Tensor, var: Tensor, weight: Tensor, geometry: Geometry, keep: int, offset: float
-) -> tuple[Tensor, int]:
-    """dvar / dw (C, K), the mean of 2 (y - mean) patch over one position in ``keep``; and the number of these.
+def variance_slope(x: Tensor, y: Tensor, mean: Tensor, var: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
+    """dvar / dw (C, K): the mean of 2 (y - mean) patch.
 
     It is the convolution's weight gradient for the output gradient y - mean, which is normalised here
     so that float16 does not overflow.
     """
-    if keep > 1:
-        x, y, geometry = _lattice(x, y, geometry, keep, offset)
     eps, positions = 1e-12, y.numel() // y.shape[1]
     work = y.dtype if y.is_cuda or y.dtype == mean.dtype else mean.dtype  # CPUs are slow in half precision
     y_hat = F.batch_norm(y.to(work), mean, var, None, None, False, 0.0, eps)
@@ -229,11 +245,24 @@ def variance_slope(
         geometry.stride, geometry.padding, geometry.dilation, False, [0, 0], geometry.groups,
         [False, True, False],
     )[1]  # fmt: skip
-    return slope.flatten(1) * scale[:, None], positions
+    return slope.flatten(1) * scale[:, None]
 
 
-def slopes_by_autograd(y: Tensor, mean: Tensor, var: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """dmean / dw and dvar / dw, both (C, K), through the graph from ``weight`` to y."""
+def closed_slopes(
+    x: Tensor, y: Tensor, mean: Tensor, var: Tensor, weight: Tensor, geometry: Geometry, keep: int, phase: int
+) -> Tensor:
+    """dvar / dw and dmean / dw, (G, C / G + 1, K), from one position in ``keep``."""
+    ops = compiled(y)
+    if ops is not None and keep > 1 and math.prod(geometry.kernel) <= keep:  # its patches take no more room than x
+        return ops.cbn_slopes(x, y, mean, *geometry, *_lattice(len(y), *y.shape[2:], keep, phase))
+    if keep > 1:
+        x, y, geometry = thin(x, y, geometry, keep, phase)
+    dmean, dvar = mean_slope(x, y, geometry, mean.dtype), variance_slope(x, y, mean, var, weight, geometry)
+    return torch.cat([dvar.unflatten(0, (geometry.groups, -1)), dmean[:, None]], 1)
+
+
+def slopes_by_autograd(y: Tensor, mean: Tensor, var: Tensor, weight: Tensor) -> Tensor:
+    """dvar / dw and dmean / dw of each channel, (C, 2, K), through the graph from ``weight`` to y."""
     if not y.requires_grad:
         raise ValueError('CBN: y does not depend on the given weight; pass the weight that produced y')
     count = y.numel() // y.shape[1]
@@ -251,18 +280,44 @@ def slopes_by_autograd(y: Tensor, mean: Tensor, var: Tensor, weight: Tensor) -> 
     dvar = dvar.flatten(1).to(mean.dtype) * (2 / (small * count * rstd))[:, None]
     if y.dtype == torch.float16:  # a channel that overflowed all the same goes uncompensated
         dmean, dvar = (torch.nan_to_num(d, 0.0, 0.0, 0.0) for d in (dmean, dvar))
-    return dmean, dvar
+    return torch.stack([dvar, dmean], 1)
 
 
-def once_per_group(dmean: Tensor) -> Tensor:
-    """(C, K) -> (G, K) where the channels of each of G equal groups have one derivative, as a convolution's do."""
+def once_per_group(slopes: Tensor) -> Tensor:
+    """(C, 2, K) -> (G, C / G + 1, K) where the channels of each of G equal groups share dmean, as in a convolution."""
+    dvar, dmean = slopes.unbind(1)
     tolerance = 1e3 * torch.finfo(dmean.dtype).eps * dmean.abs().amax()
     starts = [0, *((dmean[1:] - dmean[:-1]).abs().amax(1) > tolerance).nonzero()[:, 0].add(1).tolist()]
     size = len(dmean) // len(starts)
-    return dmean[::size] if starts == list(range(0, len(dmean), size)) else dmean
+    if starts != list(range(0, len(dmean), size)):
+        return slopes
+    return torch.cat([dvar.unflatten(0, (-1, size)), dmean[::size, None]], 1)
 
 
 # -- statistics of one batch, and normalisation with its gradient -------------------------------------
+
+
+def compiled(y: Tensor):
+    """This toolbox's compiled operators where they are loaded and take y; else None, and plain torch serves."""
+    return _compiled_for(y.device.type)
+
+
+@lru_cache
+def _compiled_for(device: str):
+    key = {'cpu': 'CPU', 'cuda': 'CUDA'}.get(device)
+    if key is None or not hasattr(torch.ops.mmdet, 'cbn_window'):
+        return None
+    return torch.ops.mmdet if torch._C._dispatch_has_kernel_for_dispatch_key('mmdet::cbn_window', key) else None
+
+
+class Pooled(NamedTuple):
+    """Mean and variance (C,) over ``entries`` batches. The compiled kernel adds 1 / sqrt(var + eps) and entries * M."""
+
+    mean: Tensor
+    var: Tensor
+    entries: int
+    rstd: Tensor | None = None
+    total: Tensor | None = None
 
 
 def _full_precision(y: Tensor) -> torch.autocast:
@@ -306,7 +361,7 @@ def track_running_stats(norm: _NormBase, mean: Tensor, var: Tensor, count: int) 
     norm.num_batches_tracked.add_(1)
     for running, value in ((norm.running_mean, mean), (norm.running_var, var * (count / (count - 1)))):
         value = value.to(running.dtype)
-        rate = (1 / norm.num_batches_tracked).to(value.dtype) if norm.momentum is None else norm.momentum
+        rate = norm.num_batches_tracked.to(value.dtype).reciprocal() if norm.momentum is None else norm.momentum
         running.lerp_(value, rate)
 
 
@@ -320,14 +375,19 @@ class NormalizeWithPooled(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, y, mean, var, weight, bias, eps, entries, count, group, source=None, dmean=None, dvar=None):
+    def forward(
+        ctx, y, mean, var, weight, bias, eps, entries, count, group, rstd=None, total=None, source=None, dmean=None,
+        dvar=None,
+    ):  # fmt: skip
         if y.is_cuda and not _channels_last(y):
             y = y.contiguous()  # the backward's kernels want one of the two layouts
-        ctx.save_for_backward(y, mean, torch.rsqrt(var + eps), weight)
-        ctx.entries, ctx.count, ctx.group = entries, count, group
+        ctx.save_for_backward(y, mean, torch.rsqrt(var + eps) if rstd is None else rstd, weight)
+        ctx.entries, ctx.count, ctx.group, ctx.total = entries, count, group, total
         # No saved tensors, which activation checkpointing would make anew when the window has moved on.
         ctx.slopes = None if dmean is None else (dmean, dvar, source.shape, source.dtype)
         weight, bias = (None if t is None else t.to(mean.dtype) for t in (weight, bias))
+        if y.is_cuda and rstd is not None:  # F.batch_norm would copy the mean and take the root again
+            return torch.batch_norm_elemt(y, weight, bias, mean, rstd, eps)
         return F.batch_norm(y, mean, var, weight, bias, False, 0.0, eps)
 
     @staticmethod
@@ -338,7 +398,8 @@ class NormalizeWithPooled(torch.autograd.Function):
         sums = [wanted[0], *([True, True] if ctx.slopes else wanted[1:])]
         gamma = torch.ones_like(mean) if weight is None else weight.detach().to(mean.dtype)
         if y.is_cuda or ctx.group is not None:
-            grads = _backward_by_sums(grad, y, mean, rstd, gamma, n * ctx.count, ctx.group, sums, y.is_cuda)
+            total = n * ctx.count if ctx.total is None else ctx.total
+            grads = _backward_by_sums(grad, y, mean, rstd, gamma, total, ctx.group, sums, y.is_cuda)
         else:
             # BatchNorm's own gradient divides by M alone: take 1/n of it and 1 - 1/n of gamma r g.
             grads = _batch_norm_backward(grad, y, mean, rstd, gamma / n, sums)
@@ -352,7 +413,7 @@ class NormalizeWithPooled(torch.autograd.Function):
             grad_source = -(by_mean.flatten(0, 1) + (gamma * rstd.square() * sum_gy / 2)[:, None] * dvar)
             grad_source = grad_source.view(shape).to(dtype)
         grads = [value if want else None for value, want in zip(grads, wanted)]
-        return grads[0], None, None, *grads[1:], None, None, None, None, grad_source, None, None
+        return grads[0], None, None, *grads[1:], *[None] * 6, grad_source, None, None
 
 
 def _per_channel(t: Tensor, y: Tensor) -> Tensor:
@@ -418,7 +479,7 @@ class CrossIterBatchNorm2d(_NormBase):
         burnin_iters: training forwards during which the layer is BatchNorm2d.
         rho: strength of the compensation; 0 pools past statistics as they were.
         compensation: 'taylor' (the paper) or 'root', first order in the root of the second moment.
-        derivative_fraction: share of positions, 1 / integer, from which the variance's derivative is taken.
+        derivative_fraction: share of positions, 1 / integer, from which the derivatives are taken.
         sync: take each batch's statistics over all processes, as SyncBatchNorm does.
         full_gradient: let the gradient also follow the compensated past statistics to the layer's own weight, which
             the paper takes for constants. With unchanged weights the weight's gradient is then BatchNorm's on all
@@ -568,34 +629,34 @@ class CrossIterBatchNorm2d(_NormBase):
             mean, var, pooled_mean, pooled_var, entries, *slopes = torch.ops.mmdet.cbn_statistics(
                 *tensors, *geometry, record, trained, follow, self._handle
             )
-            slopes, count, fresh = slopes if follow else None, y.numel() // y.shape[1], True
+            pooled, count = Pooled(pooled_mean, pooled_var, entries), y.numel() // y.shape[1]
+            slopes = slopes if follow else None
+            track_running_stats(self, mean, var, count)
         else:
             with torch.no_grad(), _full_precision(y):
-                mean, var, pooled_mean, pooled_var, entries, slopes, count, fresh = self._statistics(
-                    y, x, weight, bias, geometry, record, trained, group
+                _, _, pooled, slopes, count = self._statistics(
+                    y, x, weight, bias, geometry, record, trained, group, track=True
                 )
-        if fresh and count:
-            track_running_stats(self, mean, var, count)
         through = () if slopes is None else (weight, *slopes)
         return NormalizeWithPooled.apply(
-            y, pooled_mean, pooled_var, self.weight, self.bias, self.eps, entries, count, group, *through
-        )
+            y, pooled.mean, pooled.var, self.weight, self.bias, self.eps, pooled.entries, count, group,
+            pooled.rstd, pooled.total, *through,
+        )  # fmt: skip
 
-    def _statistics(self, y, x, weight, bias, geometry, record, trained, group=None):
-        """Current and pooled mean and variance, entries n, slopes of the pooled ones if the gradient follows them,
-        positions M, and whether this is no recomputation.
+    def _statistics(self, y, x, weight, bias, geometry, record, trained, group=None, track=False):
+        """Current mean and variance, pooled ones, derivatives of these if the gradient follows them, positions M.
 
         ``weight`` and ``bias`` are the convolution's; the window leaves the bias out, which shifts every
-        batch alike.
+        batch alike. ``track``: the running statistics, too.
         """
-        mean, var, count = batch_moments(y.detach(), group)
+        mean, var, count = batch_moments(y, group)
         if count == 1:
             raise ValueError(f'CBN: one value per channel (input {tuple(y.shape)}) has no variance to train on')
-        own = mean if bias is None else mean - bias
         again = bool(self._recent) and torch._C._current_graph_task_id() != -1
         if again:
             # Activation checkpointing repeats a forward inside the backward pass: same numbers, same state.
-            pooled_mean, pooled_var, entries, active, recorded = self._recall(mean)
+            pooled, active, recorded = self._recall(mean)
+            entries, record = pooled.entries, record and not recorded
         else:
             if self.burnin and self.epoch is None:
                 self.epoch = 0
@@ -605,62 +666,92 @@ class CrossIterBatchNorm2d(_NormBase):
                     stacklevel=4,
                 )
             active = bool(self.buffer_num) and not self.burning_in
-            pooled_mean, pooled_var, entries, recorded = own, var, 1, False
-            if active and self.window is not None and self.window.filled:
-                past = self.window.under(_rows(weight, mean), self.rho, self.compensation)
-                pooled_mean, pooled_var = _pool(own, var, *past)
-                entries = self.window.filled + 1
-            self._recent.append((mean, pooled_mean, pooled_var, entries, active, record))
-        record = record and not recorded and count > 1
-        slopes = None
+            entries = 1 + (self.window.filled if active and self.window else 0)
+        record = record and count > 1
+        through = slopes = None
         if self.full_gradient and record and trained and entries > 1 and self.window.dvar.shape[2]:
-            slopes = self.window.slopes(_rows(weight, mean), self.rho, self.compensation, pooled_mean)
-        if record:
-            if active:
-                self._push(y, x, own, mean, var, weight, geometry, trained, group)
-            self.steps += 1
-        if bias is not None:
-            pooled_mean = pooled_mean + bias
-        return mean, var, pooled_mean, pooled_var, entries, slopes, count, not again
+            through = self.window.gradient(_rows(weight, mean), self.rho, self.compensation, _less(mean, bias))
+        if record and active:
+            if trained and self.rho:
+                slopes = self._slopes(y, x, mean, var, weight, geometry, group)
+            else:  # nothing to compensate for
+                slopes = mean.new_zeros(1, len(mean) + 1, 0)
+        ops = compiled(y) if count and not (again and slopes is None) else None
+        if ops is not None:
+            track = track and not again
+            found, slopes = self._pool_compiled(ops, mean, var, weight, bias, active, slopes, count, track)
+            pooled = pooled if again else found
+        elif not again:
+            pooled = Pooled(mean, var, 1)
+            if entries > 1:
+                past = self.window.under(_rows(weight, mean), self.rho, self.compensation)
+                pooled_mean, pooled_var = _pool(_less(mean, bias), var, *past)
+                pooled = Pooled(pooled_mean if bias is None else pooled_mean + bias, pooled_var, entries)
+            if track and count:
+                track_running_stats(self, mean, var, count)
+        if slopes is not None:
+            if self.window is None or not self.window.fits(slopes):
+                self.window = Window(self.buffer_num, slopes)
+            self.window.push(_less(mean, bias), var, slopes, _rows(weight, mean))
+        if not again:
+            self._recent.append((mean, pooled, active, record))
+        self.steps += record
+        return mean, var, pooled, through, count
 
-    def _push(self, y, x, own, mean, var, weight, geometry, trained, group) -> None:
-        rows = _rows(weight, mean)
-        if trained and self.rho:
-            dmean, dvar = self._derivatives(y, x, mean, var, weight, geometry, group)
-        else:  # nothing to compensate for
-            rows = dvar = rows[:, :0]
-            dmean = dvar[:1]
-        if self.window is None or not self.window.fits(dmean, dvar):
-            self.window = Window(self.buffer_num, dmean, dvar)
-        self.window.push(own, var, dmean, dvar, rows)
+    def _pool_compiled(self, ops, mean, var, weight, bias, active, slopes, count, track):
+        """Pooled statistics, and ``slopes`` if they have not entered the window, since it does not fit them."""
+        window = self.window if active else None
+        held, filled, slot = (None,) * 3, 0, 0
+        if window is not None:
+            held, filled, slot = (window.values, window.dmean, window.dvar), window.filled, window.slot
+        enters = slopes is not None and window is not None and window.fits(slopes)
+        running, rate = (None,) * 3, 0.0
+        if track and self.running_mean is not None:
+            if self.running_mean.dtype != mean.dtype:
+                track_running_stats(self, mean, var, count)
+            else:
+                self.num_batches_tracked.add_(1)
+                cumulative = self.momentum is None
+                running = self.running_mean, self.running_var, self.num_batches_tracked if cumulative else None
+                rate = 0.0 if cumulative else self.momentum
+        root = self.compensation == 'root'
+        weight = None if weight is None else weight.detach().contiguous()
+        *pooled, dmean = ops.cbn_window(
+            weight, mean, var, bias, *held, slopes if enters else None, *running,
+            rate, filled, slot, count, self.rho, root, self.eps,
+        )  # fmt: skip
+        if enters:
+            window.dmean = dmean
+            window.advance()
+        return Pooled(*pooled[:2], filled + 1, *pooled[2:]), None if enters else slopes
 
     def _recall(self, mean: Tensor):
         distances = torch.stack([(mean - then[0]).abs().amax() for then in self._recent])
         index = int(distances.argmin())
-        then = self._recent[index]
-        self._recent[index] = (*then[:5], True)
-        return then[1:]
+        _, *then = self._recent[index]
+        self._recent[index] = (mean, *then[:-1], True)
+        return then
 
-    def _derivatives(self, y, x, mean, var, weight, geometry, group) -> tuple[Tensor, Tensor]:
-        """dmean / dw (G, K) and dvar / dw (C, K) of this batch, over all processes of ``group``."""
-        count = thinned = y.numel() // y.shape[1]
+    def _slopes(self, y, x, mean, var, weight, geometry, group) -> Tensor:
+        """dvar / dw and dmean / dw, (G, C / G + 1, K), of this batch, over all processes of ``group``."""
+        count, groups = y.numel() // y.shape[1], len(mean) if geometry is None else geometry.groups
         if not count:  # other processes have RoIs
-            dvar = torch.zeros_like(_rows(weight, mean))
-            dmean = dvar if geometry is None else dvar[: geometry.groups]
+            slopes = mean.new_zeros(groups, len(mean) // groups + 1, weight[0].numel())
         elif geometry is None:
-            dmean, dvar = slopes_by_autograd(y, mean, var, weight)
+            slopes = slopes_by_autograd(y, mean, var, weight)
         else:
-            x, y = _as_map(x.detach()), _as_map(y.detach())
             keep = max(round(1 / self.derivative_fraction), 1)
-            offset = self.steps * 0.6180339887498949 % 1  # golden ratio: no lattice is visited twice in a row
-            dmean = mean_slope(x, y, geometry, mean.dtype)
-            dvar, thinned = variance_slope(x, y, mean, var, weight, geometry, keep, offset)
+            phase = int(self.steps * 0.6180339887498949 % 1 * keep)  # golden ratio: no lattice twice in a row
+            slopes = closed_slopes(_as_map(x), _as_map(y), mean, var, weight, geometry, keep, phase)
         if group is not None:
-            sums = torch.cat([dmean.flatten() * count, dvar.flatten() * thinned, dvar.new_tensor([count, thinned])])
+            sums = torch.cat([slopes.to(mean.dtype).flatten() * count, mean.new_tensor([count])])
             dist.all_reduce(sums, group=group)
-            dmean = sums[: dmean.numel()].view_as(dmean) / sums[-2]
-            dvar = sums[dmean.numel() : -2].view_as(dvar) / sums[-1]
-        return (once_per_group(dmean) if geometry is None else dmean), dvar
+            slopes = (sums[:-1] / sums[-1]).view(slopes.shape)
+        return once_per_group(slopes) if geometry is None else slopes
+
+
+def _less(mean: Tensor, bias: Tensor | None) -> Tensor:
+    return mean if bias is None else mean - bias
 
 
 def _rows(weight: Tensor, like: Tensor) -> Tensor:
@@ -698,11 +789,9 @@ def _cbn_statistics(
     layer = _LAYERS[handle]
     geometry = Geometry(kernel, stride, padding, dilation, groups)
     with _full_precision(y):
-        mean, var, pooled_mean, pooled_var, entries, slopes, _, _ = layer._statistics(
-            y, x, weight, bias, geometry, record, trained
-        )
+        mean, var, pooled, slopes, _ = layer._statistics(y, x, weight, bias, geometry, record, trained)
     slopes = slopes or (mean.new_zeros(shape) for shape in _slope_shapes(weight, groups, follow))
-    return mean, var, pooled_mean.clone(), pooled_var.clone(), mean.new_full((), entries), *slopes
+    return mean, var, pooled.mean.clone(), pooled.var.clone(), mean.new_full((), pooled.entries), *slopes
 
 
 @_cbn_statistics.register_fake

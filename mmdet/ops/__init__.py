@@ -1,5 +1,6 @@
 """Operators: compiled where the extension is built, torchvision's and plain torch's elsewhere."""
 
+from . import cbn as _cbn  # noqa: F401  registers its fake kernels
 from .library import BUILD, COMPILED, describe
 from .masks import mask_targets, masks_to_rle, paste_masks, rasterize_polygons
 from .nms import apply_nms, batched_nms, nms, soft_nms

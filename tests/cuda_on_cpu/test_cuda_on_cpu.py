@@ -156,7 +156,12 @@ def test_what_is_not_understood_is_named():
     assert translate('k\n  <<<1,\n 2>>>(3);\n__shared__ T a[1];', '').count('\n') == 5
 
 
-TESTS = {'roi_align_cuda.cu': 'test_roi_align.py', 'nms_cuda.cu': 'test_nms.py', 'masks_cuda.cu': 'test_mask_ops.py'}
+TESTS = {
+    'roi_align_cuda.cu': 'ops/test_roi_align.py',
+    'nms_cuda.cu': 'ops/test_nms.py',
+    'masks_cuda.cu': 'ops/test_mask_ops.py',
+    'cbn_cuda.cu': 'layers/test_cbn_compiled.py',
+}
 RUN = """
 import pathlib, sys, pytest
 sys.path.insert(0, 'tests')
@@ -180,7 +185,7 @@ def run_tests(*arguments, kernels=CUDA, order='shuffled:1', **environment):
 @pytest.mark.parametrize('order', [
     'shuffled:1', pytest.param('forward', marks=pytest.mark.slow), pytest.param('reversed', marks=pytest.mark.slow)])
 def test_the_ops_tests_pass_over_the_cuda_kernels(order):
-    result = run_tests(*(f'tests/ops/{name}' for name in TESTS.values()), order=order)
+    result = run_tests(*(f'tests/{name}' for name in TESTS.values()), order=order)
     assert result.returncode == 0, result.text
     assert int(re.search(r'CUDA kernels on the CPU: (\d+) launches', result.text)[1]) > 1000
 
@@ -208,7 +213,7 @@ def test_shared_memory_read_out_of_bounds_is_found(sanitized):
 @needs_ops
 def test_no_access_out_of_bounds(sanitized):
     """Global and shared memory under AddressSanitizer, arithmetic under UBSan."""
-    result = run_tests(*(f'tests/ops/{name}' for name in TESTS.values()), '-s', '-k',
+    result = run_tests(*(f'tests/{name}' for name in TESTS.values()), '-s', '-k',
                        'cpu and not compile and not opcheck and not gradcheck', **sanitized)
     assert result.returncode == 0 and 'runtime error' not in result.text, result.text
 
@@ -240,6 +245,6 @@ def test_the_tests_notice(tmp_path, name, place, replacement):
     shutil.copytree(CUDA.parent, tmp_path / 'csrc')
     source = (CUDA / name).read_text()
     (tmp_path / 'csrc' / 'cuda' / name).write_text(source[:place.start] + replacement + source[place.stop:])
-    result = run_tests(f'tests/ops/{TESTS[name]}', '-x', kernels=tmp_path / 'csrc' / 'cuda')
+    result = run_tests(f'tests/{TESTS[name]}', '-x', kernels=tmp_path / 'csrc' / 'cuda')
     crashed = result.returncode < 0  # garbage taken for an index
     assert crashed or (result.returncode == 1 and '1 failed' in result.text), result.text

@@ -103,15 +103,16 @@ def test_between_iterations_a_past_batch_holds_one_weight_and_little_more(kind, 
 
 
 def test_channels_with_derivatives_of_their_own_keep_them():
-    rows = torch.randn(2, 5, dtype=torch.float64)
-    shared = rows.repeat_interleave(4, 0)
-    assert torch.equal(cbn.once_per_group(shared), rows)
-    assert torch.equal(cbn.once_per_group(shared * (1 + 1e-15)), rows * (1 + 1e-15))
+    rows, dvar = torch.randn(2, 5, dtype=torch.float64), torch.randn(8, 5, dtype=torch.float64)
+    shared = torch.stack([dvar, rows.repeat_interleave(4, 0)], 1)
+    grouped = cbn.once_per_group(shared)
+    assert torch.equal(grouped[:, -1], rows) and torch.equal(grouped[:, :-1].flatten(0, 1), dvar)
+    assert torch.equal(cbn.once_per_group(shared * (1 + 1e-15)), grouped * (1 + 1e-15))
     for odd in (0, 3, 6, 7):
         own = shared.clone()
-        own[odd] += 1e-6
+        own[odd, 1] += 1e-6
         assert torch.equal(cbn.once_per_group(own), own)
-    assert torch.equal(cbn.once_per_group(torch.zeros(8, 5)), torch.zeros(1, 5))
+    assert cbn.once_per_group(torch.zeros(8, 2, 5)).shape == (1, 9, 5)
 
 
 def test_buffer_0_is_batch_norm():
@@ -184,9 +185,10 @@ def test_recorded_arrays_of_the_reference_layer(recorded, name, path):
             if burning_in:
                 assert norm.window is None
             else:
-                mean, pooled_mean, pooled_var = norm._recent[-1][:3]
+                mean, pooled = norm._recent[-1][:2]
+                pooled_var = pooled.var
                 close(mean, f'{it}.l{i}.cur_mu')
-                close(pooled_mean, f'{it}.l{i}.mu')
+                close(pooled.mean, f'{it}.l{i}.mu')
                 close(pooled_var, f'{it}.l{i}.sigma2')
                 slot = (norm.window.slot - 1) % norm.buffer_num
                 if meta['rho']:  # where nothing is compensated there are no derivatives
@@ -304,24 +306,24 @@ def test_lattices_together_are_the_whole_derivative(kind, keep):
     y, weight = conv(x).detach(), conv.weight
     mean, var, _ = cbn.batch_moments(y)
     x, y, geometry = cbn._as_map(x), cbn._as_map(y), cbn.Geometry.of(conv)
-    whole, count = cbn.variance_slope(x, y, mean, var, weight, geometry, 1, 0.0)
-    parts = [cbn.variance_slope(x, y, mean, var, weight, geometry, keep, i / keep) for i in range(keep)]
-    if y.shape[2] < keep**0.5 or y.shape[3] < keep**0.5:
-        keep_here = {tuple(part[0].flatten().tolist()): part for part in parts}
-        parts = list(keep_here.values())  # a map smaller than the lattice: some lattices coincide
-    torch.testing.assert_close(sum(p[0] * p[1] for p in parts), whole * count, rtol=1e-9, atol=1e-9)
-    assert sum(p[1] for p in parts) == count
+    whole = cbn.closed_slopes(x, y, mean, var, weight, geometry, 1, 0) * y[:, 0].numel()
+    # where a map is smaller than the lattice some lattices coincide
+    lattices = {str(cbn._lattice(len(y), *y.shape[2:], keep, i)): i for i in range(keep)}.values()
+    counts = [cbn.thin(x, y, geometry, keep, i)[1][:, 0].numel() for i in lattices]
+    parts = [cbn.closed_slopes(x, y, mean, var, weight, geometry, keep, i) * n for i, n in zip(lattices, counts)]
+    torch.testing.assert_close(sum(parts), whole, rtol=1e-9, atol=1e-9)
+    assert sum(counts) == y[:, 0].numel()
 
 
 def test_lattice_over_rois_and_over_positions():
     x = torch.randn(128, 4, 7, 7)
     y = torch.randn(128, 8, 7, 7)
     geometry = cbn.Geometry([3, 3], [1, 1], [1, 1], [1, 1], 1)
-    some_x, some_y, same = cbn._lattice(x, y, geometry, 8, 0.4)
+    some_x, some_y, same = cbn.thin(x, y, geometry, 8, 3)
     assert len(some_x) == len(some_y) == 16 and same == geometry and torch.equal(some_y, y[3::8])
-    some_x, some_y, other = cbn._lattice(x, y, geometry, 16, 0.2)  # 16 RoIs remain, half of whose columns are left out
+    some_x, some_y, other = cbn.thin(x, y, geometry, 16, 3)  # 16 RoIs remain, half of whose columns are left out
     assert len(some_x) == 16 and torch.equal(some_y, y[3::8, :, :, ::2]) and other.stride == [1, 2]
-    _, some_y, other = cbn._lattice(x[:2], y[:2], geometry, 16, 0.2)
+    _, some_y, other = cbn.thin(x[:2], y[:2], geometry, 16, 3)
     assert some_y.shape == (2, 8, 1, 2) and other.stride == [4, 4]
 
 

@@ -54,4 +54,12 @@ TORCH_LIBRARY(mmdet, m) {
   m.def(
       "rasterize_polygons(Tensor points, Tensor parts, Tensor instances, Tensor indices, Tensor boxes, "
       "SymInt height, SymInt width) -> Tensor");
+  m.def(
+      "cbn_slopes(Tensor x, Tensor y, Tensor mean, int[] kernel, int[] stride, int[] padding, int[] dilation, "
+      "int groups, int[] every, int[] first) -> Tensor");
+  m.def(
+      "cbn_window(Tensor? weight, Tensor mean, Tensor var, Tensor? bias, Tensor(a!)? values, Tensor? dmean, "
+      "Tensor(b!)? dvar, Tensor? slopes, Tensor(c!)? running_mean, Tensor(d!)? running_var, "
+      "Tensor? tracked, float momentum, int filled, int slot, int count, float rho, bool root, float eps) "
+      "-> (Tensor, Tensor, Tensor, Tensor, Tensor)");
 }
