@@ -7,6 +7,7 @@ MMDET_SANITIZE=1        address and undefined-behaviour sanitizers, for CONTRIBU
 Nothing is downloaded. The ops are compiled against the torch of the environment that is installed into.
 """
 
+import hashlib
 import os
 import re
 import shutil
@@ -106,9 +107,11 @@ def extension(torch):
         sanitizers = '-fsanitize=address,undefined'
         flags['cxx'] += ['-O1', '-g', '-fno-omit-frame-pointer', sanitizers]
         link.append(sanitizers)
+    digest = hashlib.sha256((CSRC / 'ops.cpp').read_bytes()).hexdigest()[:16]  # mmdet/ops/library.py compares it
+    macros = [('MMDET_SCHEMAS', f'"{digest}"'), *([('MMDET_WITH_CUDA', None)] if toolkit else [])]
     make = CUDAExtension if toolkit else CppExtension
     return make('mmdet.ops._C', sorted(map(str, sources)), extra_compile_args=flags, extra_link_args=link,
-                define_macros=[('MMDET_WITH_CUDA', None)] if toolkit else [])
+                define_macros=macros)
 
 
 def version(torch) -> str:

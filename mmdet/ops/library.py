@@ -1,5 +1,6 @@
 """Loads the compiled operators, or says once why torchvision's serve instead."""
 
+import hashlib
 import warnings
 from pathlib import Path
 
@@ -21,6 +22,8 @@ def _load() -> tuple[dict[str, str], str]:
     running = torch.__version__.split('+')[0]
     if info['torch'] != running:
         return {}, f'they are compiled for torch {info["torch"]}, but {running} runs'
+    if info.get('schemas') != hashlib.sha256((_HERE / 'csrc' / 'ops.cpp').read_bytes()).hexdigest()[:16]:
+        return {}, 'they are compiled from other sources than these'
     return info, ''
 
 

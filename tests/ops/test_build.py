@@ -1,6 +1,7 @@
 """What setup.py and the loader say: reasons, versions, the absent extension."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -82,3 +83,12 @@ def test_a_library_that_does_not_load_is_no_crash(without_extension):
     (without_extension / 'mmdet' / 'ops' / '_C.so').write_bytes(b'not a library')
     result = run('-m', 'mmdet.ops', cwd=without_extension, PYTHONPATH=str(without_extension))
     assert result.returncode == 0 and '_C.so does not load' in result.stdout
+
+
+@pytest.mark.skipif(not COMPILED, reason='the compiled ops are missing')
+def test_an_extension_of_other_sources_is_not_used(tmp_path):
+    shutil.copytree(ROOT / 'mmdet', tmp_path / 'mmdet')
+    schemas = tmp_path / 'mmdet' / 'ops' / 'csrc' / 'ops.cpp'
+    schemas.write_text(schemas.read_text().replace('float offset', 'float border'))
+    result = run('-m', 'mmdet.ops', PYTHONPATH=str(tmp_path), cwd=tmp_path)
+    assert result.returncode == 0 and result.stdout.startswith('compiled ops: none (they are compiled from other sources')

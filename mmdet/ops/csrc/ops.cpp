@@ -9,7 +9,7 @@
 namespace {
 
 std::string build_info() {
-  std::string info = "torch=" TORCH_VERSION;
+  std::string info = "torch=" TORCH_VERSION " schemas=" MMDET_SCHEMAS;
 #ifdef MMDET_WITH_CUDA
   info += " cuda=1";
 #else
