@@ -28,8 +28,8 @@ DEFAULTS = dict(burnin=1, window=4, lr_factor=1.0)
 
 
 def spread(values: list[float], digits: int = 1) -> str:
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f'{statistics.mean(values):.{digits}f} ± {deviation:.{digits}f}'
+    deviation = f' ± {statistics.stdev(values):.{digits}f}' if len(values) > 1 else ''
+    return f'{statistics.mean(values):.{digits}f}{deviation}'
 
 
 def paired(values: list[float], others: list[float], digits: int = 1) -> str:
