@@ -57,7 +57,7 @@ def test_same_losses_and_gradients(case):
     total, logged = model.parse_losses(losses)
     assert set(logged) - {'loss'} == set(record['loss_names'].tolist())
     for name, value in zip(record['loss_names'].tolist(), record['losses']):
-        assert float(logged[name]) == pytest.approx(value, rel=1e-4, abs=1e-5), name
+        assert logged[name].item() == pytest.approx(value, rel=1e-4, abs=1e-5), name
     total.backward()
     squares: dict[str, float] = {}  # of the gradients of each layer
     for name, parameter in model.named_parameters():
