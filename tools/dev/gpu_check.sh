@@ -37,6 +37,7 @@ step tests_cuda 120 "$python" -m pytest -q -p no:cacheprovider tests -m cuda --i
 step bench_ops 120 "$python" benchmarks/ops.py --device cuda --json "$out/ops.json"
 step bench_cbn 60 "$python" benchmarks/cbn.py layers --device cuda --dtype bfloat16
 step bench_model 60 "$python" benchmarks/cbn.py model --device cuda --size 800 1216 --batch 2
+step bench_whole 90 "$python" benchmarks/detectors.py --device cuda --amp --parts whole --models mask_rcnn --repeats 3
 if command -v compute-sanitizer >/dev/null; then
     step memcheck 120 compute-sanitizer --error-exitcode 1 "$python" -m pytest -q -p no:cacheprovider tests/ops \
         tests/layers/test_cbn_compiled.py -k 'cuda and (wild or empty or rois)'
