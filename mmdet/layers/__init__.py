@@ -1,6 +1,7 @@
 """Building blocks: convolution with a norm, the norms by name, and Cross-Iteration Batch Normalization."""
 
-from .. import ops as _ops  # noqa: F401  loads the kernels that cbn.py looks for
+from ..ops import COMPILED
+from . import cbn
 from .batch_renorm import BatchRenorm
 from .cbn import CrossIterBatchNorm2d, cbn_state, load_cbn_state, set_cbn_epoch
 from .conv_module import ConvModule, ConvWS2d, build_conv_layer, conv_norm
@@ -9,6 +10,8 @@ from .focal_loss import FocalLoss
 from .iou_losses import BoundedIoULoss, CIoULoss, DIoULoss, GIoULoss, IoULoss
 from .losses import BalancedL1Loss, CrossEntropyLoss, L1Loss, SmoothL1Loss
 from .norm import BATCH_NORMS, SyncBN, build_norm_layer
+
+cbn.COMPILED = COMPILED  # that file stands alone and cannot ask
 
 __all__ = [
     'BalancedL1Loss',

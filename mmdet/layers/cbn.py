@@ -297,17 +297,18 @@ def once_per_group(slopes: Tensor) -> Tensor:
 # -- statistics of one batch, and normalisation with its gradient -------------------------------------
 
 
+COMPILED = False  # whether torch.ops.mmdet has this toolbox's operators; mmdet.layers says so
+
+
 def compiled(y: Tensor):
-    """This toolbox's compiled operators where they are loaded and take y; else None, and plain torch serves."""
-    return _compiled_for(y.device.type)
+    """The compiled operators where they are used and take y; else None, and plain torch serves."""
+    return torch.ops.mmdet if COMPILED and _takes(y.device.type) else None
 
 
 @lru_cache
-def _compiled_for(device: str):
+def _takes(device: str) -> bool:
     key = {'cpu': 'CPU', 'cuda': 'CUDA'}.get(device)
-    if key is None or not hasattr(torch.ops.mmdet, 'cbn_window'):
-        return None
-    return torch.ops.mmdet if torch._C._dispatch_has_kernel_for_dispatch_key('mmdet::cbn_window', key) else None
+    return key is not None and torch._C._dispatch_has_kernel_for_dispatch_key('mmdet::cbn_window', key)
 
 
 class Pooled(NamedTuple):
