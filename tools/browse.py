@@ -60,6 +60,7 @@ def main() -> None:
     from mmdet.engine.visualizer import draw_instances, write_picture
     from mmdet.registry import DATASETS
     from mmdet.runtime import check_types, load_config
+    from mmdet.runtime.config import has_mask_head
     from mmdet.runtime.run import check_writable
 
     cfg = load_config(args.config, args.cfg_options)
@@ -71,8 +72,7 @@ def main() -> None:
     init_default_scope('mmdet')
     steps = loader.dataset.get('pipeline', ())
     if steps and not any(step['type'] == 'LoadAnnotations' for step in steps):  # testing does without them
-        masks = bool((cfg.model.get('roi_head') or {}).get('mask_head'))
-        steps.insert(1, dict(type='LoadAnnotations', with_bbox=True, with_mask=masks))
+        steps.insert(1, dict(type='LoadAnnotations', with_bbox=True, with_mask=has_mask_head(cfg)))
     dataset = DATASETS.build(loader.dataset)
     print(table_of_objects(dataset))
 

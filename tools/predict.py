@@ -59,7 +59,7 @@ def main() -> None:
     import torch
 
     from mmdet.apis import inference_detector, init_detector
-    from mmdet.engine.visualizer import draw_file
+    from mmdet.engine.visualizer import class_name, draw_file
     from mmdet.runtime.run import check_writable
 
     check_writable(args.out_dir, '--out-dir')
@@ -87,19 +87,15 @@ def main() -> None:
                          bbox=[x1, y1, x2 - x1, y2 - y1], area=(x2 - x1) * (y2 - y1), iscrowd=0)  # fmt: skip
             if 'masks' in found:
                 rle = found.masks[i]
-                entry['segmentation'] = dict(size=list(rle['size']), counts=_text(rle['counts']))
+                entry['segmentation'] = dict(size=list(rle['size']), counts=rle['counts'].decode())
             coco['annotations'].append(entry)
-        counts = Counter(classes[label] if label < len(classes) else str(label) for label in found.labels.tolist())
+        counts = Counter(class_name(label, classes) for label in found.labels.tolist())
         summary = ', '.join(f'{count} {name}' for name, count in counts.most_common()) or 'nothing'
         print(f'{place}: {summary}')
     (out_dir / 'predictions.json').write_text(json.dumps(coco))
     print(f'{out_dir / "predictions.json"}: {len(coco["annotations"])} detections in {len(coco["images"])} pictures')
     if unread:
         raise UserError(f'{len(unread)} of {len(places)} files are no readable pictures: {at_most(unread, 3)}')
-
-
-def _text(counts: bytes | str) -> str:
-    return counts.decode() if isinstance(counts, bytes) else counts
 
 
 if __name__ == '__main__':

@@ -29,12 +29,14 @@ def parse_args() -> argparse.Namespace:
 
 def set_metrics(cfg, metrics: list[str] | None, format_only: bool) -> None:
     """Tell the config's CocoMetric what to compute."""
+    from mmdet.runtime.config import has_mask_head
+
     evaluators = cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]
     coco = [e for e in evaluators if e.get('type') == 'CocoMetric']
     if not coco:
         raise UserError('--eval and --format-only need a CocoMetric in test_evaluator, the config has '
                         f'{", ".join(e.get("type", "?") for e in evaluators)}')
-    if 'segm' in (metrics or []) and not (cfg.model.get('roi_head') or {}).get('mask_head'):
+    if 'segm' in (metrics or []) and not has_mask_head(cfg):
         raise UserError(f'--eval segm: {cfg.model.type} of this config has no mask head; use --eval bbox')
     for evaluator in coco:
         if metrics:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mmdet.checkpoints.names import Table
 from mmdet.registry import MODELS
+from mmdet.runtime.config import has_mask_head
 
 TABLE: Table = [
     ('bbox_head.{rest}', 'roi_head.bbox_head.{rest}'),
@@ -71,7 +72,7 @@ def apply_options(cfg: Config) -> dict[str, Any]:
     _walk(cfg.model, 'model', changed)
     test_cfg = cfg.model.get('test_cfg') or {}
     for key, options in (('rpn', TEST_RPN), ('rcnn', TEST_RCNN)):
-        if test_cfg.get(key) is not None and (key == 'rpn' or (cfg.model.get('roi_head') or {}).get('mask_head')):
+        if test_cfg.get(key) is not None and (key == 'rpn' or has_mask_head(cfg)):
             _set(test_cfg[key], options, f'model.test_cfg.{key}', changed)
     for key in ('test_dataloader', 'test_evaluator', 'val_dataloader', 'val_evaluator'):
         if cfg.get(key) is not None:

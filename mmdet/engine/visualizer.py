@@ -28,6 +28,11 @@ def class_colour(label: int) -> tuple[int, int, int]:
     return tuple(round(255 * c) for c in colorsys.hsv_to_rgb(hue, 0.75, value))
 
 
+def class_name(label: int, classes: tuple[str, ...]) -> str:
+    """The label's class, or its number where the classes do not reach so far."""
+    return classes[label] if label < len(classes) else str(label)
+
+
 @lru_cache(maxsize=8)
 def _font(size: int) -> ImageFont.FreeTypeFont:
     # matplotlib carries its font with it: the same letters on every machine, and not only ASCII.
@@ -85,7 +90,7 @@ def draw_instances(
     pen = ImageDraw.Draw(picture)
     taken: list[tuple[float, float, float, float]] = []
     for i in reversed(order):  # the smallest first: its label gets the best place
-        name = classes[labels[i]] if labels[i] < len(classes) else str(labels[i])
+        name = class_name(labels[i], classes)
         text = name if scores is None else f'{name} {float(scores[i]):.2f}'
         _write_label(pen, text, boxes[i], class_colour(labels[i]), (width, height), taken)
     return np.asarray(picture)

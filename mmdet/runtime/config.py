@@ -274,6 +274,10 @@ def _check_type(registry: Registry, value: str, path: str) -> None:
     raise UserError(f'unknown type {value!r} at {path}.{suggest(value, known)}')
 
 
+def has_mask_head(cfg: Config) -> bool:
+    return bool((cfg.model.get('roi_head') or {}).get('mask_head'))
+
+
 def type_places(cfg: Config, name: str) -> list[str]:
     """Paths of the config at which ``type`` is `name`."""
     return [path for path, value in _walk(cfg.to_dict()) if path.endswith('type') and value == name]
