@@ -2,6 +2,21 @@
 
 import torch
 
+# Convolutions of every kind, and a Linear layer
+KINDS = {
+    '1x1': dict(kernel_size=1),
+    '3x3': dict(kernel_size=3, padding=1),
+    'unpadded': dict(kernel_size=3),
+    'strided': dict(kernel_size=3, stride=2, padding=1),
+    'strided 1x1': dict(kernel_size=1, stride=2),
+    'dilated': dict(kernel_size=3, padding=2, dilation=2),
+    'oblong': dict(kernel_size=(1, 5), stride=(2, 3), padding=(0, 2), dilation=(1, 2)),
+    'grouped': dict(kernel_size=3, padding=1, groups=2),
+    'depthwise': dict(kernel_size=3, stride=2, padding=1, groups=4),
+    'wide padding': dict(kernel_size=3, padding=3),
+    'linear': None,
+}
+
 
 class PlainCBN:
     def __init__(self, buffer_num=3, rho=1.0, compensation='taylor', eps=1e-5, momentum=0.1):

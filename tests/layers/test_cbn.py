@@ -10,21 +10,7 @@ from torch import nn
 
 from mmdet.layers import ConvModule, CrossIterBatchNorm2d, cbn
 
-from .reference import PlainCBN
-
-KINDS = {
-    '1x1': dict(kernel_size=1),
-    '3x3': dict(kernel_size=3, padding=1),
-    'unpadded': dict(kernel_size=3),
-    'strided': dict(kernel_size=3, stride=2, padding=1),
-    'strided 1x1': dict(kernel_size=1, stride=2),
-    'dilated': dict(kernel_size=3, padding=2, dilation=2),
-    'oblong': dict(kernel_size=(1, 5), stride=(2, 3), padding=(0, 2), dilation=(1, 2)),
-    'grouped': dict(kernel_size=3, padding=1, groups=2),
-    'depthwise': dict(kernel_size=3, stride=2, padding=1, groups=4),
-    'wide padding': dict(kernel_size=3, padding=3),
-    'linear': None,
-}
+from .reference import KINDS, PlainCBN
 
 
 def make_conv(kind, c_in=4, c_out=8, bias=False):

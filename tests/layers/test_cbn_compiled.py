@@ -13,17 +13,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmdet.layers import CrossIterBatchNorm2d, cbn
 
+from .reference import KINDS
+
 CONVS = {
-    '1x1': dict(kernel_size=1),
-    '3x3': dict(kernel_size=3, padding=1),
-    'unpadded': dict(kernel_size=3),
-    'strided': dict(kernel_size=3, stride=2, padding=1),
-    'strided 1x1': dict(kernel_size=1, stride=2),
-    'dilated': dict(kernel_size=3, padding=2, dilation=2),
-    'oblong': dict(kernel_size=(1, 5), stride=(2, 3), padding=(0, 2), dilation=(1, 2)),
+    **{kind: options for kind, options in KINDS.items() if options},  # no Linear
     'biased': dict(kernel_size=3, padding=1, bias=True),
-    'grouped': dict(kernel_size=3, padding=1, groups=2),
-    'depthwise': dict(kernel_size=3, stride=2, padding=1, groups=4),
     'wide padding': dict(kernel_size=3, padding=4),
     'many taps': dict(kernel_size=5, padding=2),
 }
@@ -215,14 +209,18 @@ def test_activation_checkpointing(device, reentrant):
             conv.weight.add_(torch.randn_like(conv.weight) * 0.05)
 
 
-def test_opcheck(device):
+def after_three_steps(device):
+    """The layers, and a fourth batch: its input, output, statistics and geometry."""
     conv, norm, _ = make(device)
     for step in range(3):
         norm.after(conv, batch(step, device))
     x = batch(3, device)
     y = conv(x).detach()
-    mean, var, count = cbn.batch_moments(y)
-    geometry = list(cbn.Geometry.of(conv))
+    return conv, norm, x, y, cbn.batch_moments(y), list(cbn.Geometry.of(conv))
+
+
+def test_opcheck(device):
+    conv, norm, x, y, (mean, var, count), geometry = after_three_steps(device)
     opcheck(torch.ops.mmdet.cbn_slopes, (x, y, mean, *geometry, [1, 4, 4], [0, 2, 3]))
     slopes = torch.ops.mmdet.cbn_slopes(x, y, mean, *geometry, [1, 4, 4], [0, 2, 3])
     window = norm.window
@@ -235,13 +233,8 @@ def test_opcheck(device):
 
 
 def test_what_does_not_fit_is_refused(device):
-    conv, norm, _ = make(device)
-    for step in range(3):
-        norm.after(conv, batch(step, device))
-    x = batch(3, device)
-    y = conv(x).detach()
-    mean, var, count = cbn.batch_moments(y)
-    geometry, window = list(cbn.Geometry.of(conv)), norm.window
+    conv, norm, x, y, (mean, var, count), geometry = after_three_steps(device)
+    window = norm.window
     slopes, step = torch.ops.mmdet.cbn_slopes, torch.ops.mmdet.cbn_window
     with pytest.raises(ValueError, match='do not fit'):
         slopes(x[:1], y, mean, *geometry, [1, 1, 1], [0, 0, 0])

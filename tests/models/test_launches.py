@@ -3,8 +3,8 @@
 import pytest
 import torch
 from mmengine.config import Config
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.detectors import Calls
 from mmdet.models.assign import IGNORED, NEGATIVE, MaxIoUAssigner, RandomSampler
 from mmdet.models.box_coder import DeltaXYWHBBoxCoder
 from mmdet.models.dense import flatten_levels, sample_anchors
@@ -12,22 +12,14 @@ from mmdet.registry import MODELS
 from mmdet.structures import Target
 from mmdet.structures.boxes import scale_boxes, unscale_boxes
 
-WAITING = {'nonzero', '_local_scalar_dense', 'masked_select', 'nms', 'lift_fresh', 'unique', '_unique2', 'is_nonzero'}
 
-
-class Waits(TorchDispatchMode):
-    """Counts what makes the host wait for a GPU: results of unknown size, numbers read, and numbers sent."""
-
-    def __init__(self):
-        super().__init__()
-        self.names = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func.overloadpacket.__name__
-        by_mask = name == 'index' and any(x is not None and x.dtype == torch.bool for x in args[1])
-        if name in WAITING or by_mask:
-            self.names.append(name)
-        return func(*args, **(kwargs or {}))
+def waits_of(model, batch) -> int:
+    """Of a training step: results of a size or value that the host must wait for, and numbers sent from there."""
+    model(**batch, mode='loss')  # fills the caches
+    with Calls() as calls:
+        losses = model(**batch, mode='loss')
+    assert all(torch.isfinite(value) for value in losses.values())
+    return calls.seen['waits'] + calls.seen['host_tensors']
 
 
 @pytest.mark.parametrize('kind, most', [('faster', 1 + 2 * (2 + 2 + 2)), ('mask', 1 + 2 * (2 + 2 + 2))])
@@ -38,11 +30,7 @@ def test_waits_of_a_training_step(small_model, make_data, kind, most):
         for sample in data['data_samples']:
             sample.gt_instances.masks.crop_and_resize = lambda boxes, index, size: torch.zeros(len(boxes), size, size)
     batch = model.data_preprocessor(data, True)
-    model(**batch, mode='loss')  # fills the caches
-    with Waits() as waits:
-        losses = model(**batch, mode='loss')
-    assert len(waits.names) <= most, waits.names
-    assert all(torch.isfinite(value) for value in losses.values())
+    assert waits_of(model, batch) <= most
 
 
 def test_waits_of_retinanet(make_data):
@@ -52,10 +40,7 @@ def test_waits_of_retinanet(make_data):
     cfg.bbox_head.update(in_channels=32, feat_channels=32, num_classes=3, stacked_convs=1)
     model = MODELS.build(cfg).train()
     batch = model.data_preprocessor(make_data([3, 2]), True)
-    model(**batch, mode='loss')
-    with Waits() as waits:
-        model(**batch, mode='loss')
-    assert len(waits.names) <= 2 * 2 + 1, waits.names  # each picture's positives and negatives; the loss's positives
+    assert waits_of(model, batch) <= 2 * 2 + 1  # each picture's positives and negatives; the loss's positives
 
 
 @pytest.mark.parametrize('border', [-1, 0, 6])
