@@ -124,8 +124,8 @@ class AtomicLocalBackend(LocalBackend):
         write_atomically(filepath, obj.encode(encoding))
 
 
-def read_checkpoint(path: str, map_location: Any = 'cpu') -> dict:
-    """Load a file as weights only: no code in it is ever run.
+def read_checkpoint(path: str) -> dict:
+    """Load a file as weights only, to the CPU: no code in it is ever run.
 
     Raises:
         FileNotFoundError, UserError: not there, damaged, or holding pickled Python objects.
@@ -140,9 +140,9 @@ def read_checkpoint(path: str, map_location: Any = 'cpu') -> dict:
     if is_bare_pickle(path):
         return read_arrays(path)
     try:
-        checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+        checkpoint = torch.load(path, map_location='cpu', weights_only=True)
     except pickle.UnpicklingError as error:
-        checkpoint = read_without_history(path, map_location) if zipfile.is_zipfile(path) else None
+        checkpoint = read_without_history(path) if zipfile.is_zipfile(path) else None
         if checkpoint is not None:
             return checkpoint
         if zipfile.is_zipfile(path) or Path(path).read_bytes()[:1] == b'\x80':  # a torch file, or a bare pickle
@@ -166,6 +166,12 @@ def _refused_name(error: BaseException) -> str:
     return found.group(1) if found else type(error).__name__
 
 
+def _read_on_host(path: str, map_location: Any = None) -> dict:
+    """mmengine's resume asks for everything on the GPU: weights twice there, Adam's step counts, which the host would
+    wait for, and the log's numbers, which numpy cannot take."""
+    return read_checkpoint(path)
+
+
 def _load_silently(cls, filename: str, map_location: Any = None, logger: Any = None) -> dict:
     return cls._get_checkpoint_loader(filename)(filename, map_location)
 
@@ -173,7 +179,7 @@ def _load_silently(cls, filename: str, map_location: Any = None, logger: Any = N
 def install() -> None:
     """Route mmengine's saving and loading of local files through this module."""
     register_backend('local', AtomicLocalBackend, force=True, prefixes='')
-    CheckpointLoader.register_scheme(prefixes='', loader=read_checkpoint, force=True)
+    CheckpointLoader.register_scheme(prefixes='', loader=_read_on_host, force=True)
     # mmengine's prints a line past the log, in every process; the Runner logs what it loads anyway
     CheckpointLoader.load_checkpoint = classmethod(_load_silently)
 
