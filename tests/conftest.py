@@ -12,6 +12,7 @@ _FIXTURES = _DATA.parent / 'fixtures'
 
 
 def pytest_configure():
+    torch.backends.cudnn.allow_tf32 = False  # convolutions on a GPU are then as exact as the tests expect
     if 'CUDA_ON_CPU' in os.environ:
         from cuda_on_cpu.build import load
         load()

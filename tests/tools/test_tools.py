@@ -165,3 +165,15 @@ def test_curves_of_a_run(tmp_path):
     assert (tmp_path / 'run' / 'curves.png').stat().st_size > 10_000
     _, err = run(sys.executable, ROOT / 'tools' / 'dev' / 'plot_curves.py', tmp_path, status=2)
     assert 'holds no log of a training' in err
+
+
+def test_the_gpu_check_goes_on_and_names_what_failed(tmp_path):
+    python = tmp_path / 'python'
+    python.write_text('#!/bin/sh\ncase "$*" in *tests/layers*) exit 3 ;; *mmdet.ops*) sleep 60 ;; esac\n')
+    python.chmod(0o755)
+    process = start(ROOT / 'tools' / 'dev' / 'gpu_check.sh', tmp_path / 'out', PYTHON=str(python), SECONDS_IN_ALL='7')
+    out, _ = process.communicate(timeout=60)
+    table = (tmp_path / 'out' / 'summary.txt').read_text()
+    assert 'build        ok' in table and 'kernels      FAILED (no end within its time)' in table
+    assert 'tests_cbn    NOT RUN: no time left' in table and out.count(table) == 1
+    assert f'{process.returncode} failed: ' in out.splitlines()[-1] and 'kernels' in out.splitlines()[-1]
