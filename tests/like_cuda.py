@@ -17,32 +17,26 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.library import Library, fallthrough_kernel
-from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 AUTOCAST = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 
 
-class _IsCuda(TorchFunctionMode):
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        return True if func == Tensor.is_cuda.__get__ else func(*args, **(kwargs or {}))
-
-
 class LikeCuda:
     def __enter__(self):
-        self.library, self.mode = Library('aten', 'IMPL'), _IsCuda()
+        self.library = Library('aten', 'IMPL')
         with warnings.catch_warnings():
             warnings.filterwarnings('ignore', '.*[Oo]verrid.*')
             for name, kernel in _KERNELS.items():
                 self.library.impl(name, kernel, 'CPU')
             for name, policy in autocast_policies().items():
                 self.library.impl(name, policy, 'AutocastCPU')
-        self.mode.__enter__()
+        Tensor.is_cuda = property(lambda tensor: True)  # before the attribute of its base class
         return self
 
     def __exit__(self, *error):
-        self.mode.__exit__(*error)
+        del Tensor.is_cuda
         self.library._destroy()
 
 
@@ -73,6 +67,7 @@ def _update_stats(y, running_mean, running_var, momentum):
 
 def _elemt(y, weight, bias, mean, rstd, eps):
     _check(y, statistics=[mean, rstd], parameters=[weight, bias])
+    assert y.numel(), 'SyncBatchNorm takes care not to call it so'
     out = (y - _channel(mean, y)) * _channel(rstd, y)
     for t, function in ((weight, torch.mul), (bias, torch.add)):
         out = out if t is None else function(out, _channel(t, y))

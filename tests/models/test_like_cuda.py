@@ -72,6 +72,17 @@ def test_detectors_train_in_mixed_precision(kind, dtype, make_data, run_plainly)
     assert all(len(instances) > 0 for instances in found)
 
 
+def test_a_process_without_rois_beside_others():
+    """Synchronised CBN: statistics of all processes, none of this one's."""
+    y, ones = torch.zeros(0, 4, 3, 3, requires_grad=True), torch.ones(4, requires_grad=True)
+    with LikeCuda():
+        total = torch.tensor([16], dtype=torch.int32)
+        statistics = [ones.detach()] * 2
+        out = cbn.NormalizeWithPooled.apply(y, *statistics, ones, ones, 1e-5, 2, 8, None, statistics[0], total)
+        grads = torch.autograd.grad(out.sum(), [y, ones])
+    assert out.shape == grads[0].shape == y.shape and not grads[1].any()
+
+
 @pytest.mark.parametrize('positives', [0, 3])
 def test_focal_loss_is_a_float32_sum(positives):
     """Of very many small numbers, and with a loss scale that half precision cannot hold."""
