@@ -26,10 +26,10 @@ MODEL_KEYS = {
     'cascade_mask_rcnn_r50_fpn': known.detectron2_rcnn(mask=True, stages=3),
     'retinanet_r50_fpn': known.detectron2_retinanet(),
 }
-# Gain of each output layer over a He initialisation that lets detections be many and varied.
+# Gain of a layer over a He initialisation that lets detections be many, varied and of all levels.
 GAINS = {
     'objectness_logits': 0.3, 'anchor_deltas': 0.03, 'roi_heads.cls_score': 0.25, 'roi_heads.bbox_pred': 0.06,
-    'head.cls_score': 0.3, 'head.bbox_pred': 0.04, 'predictor': 0.2,
+    'head.cls_score': 0.3, 'head.bbox_pred': 0.04, 'predictor': 0.2, 'p6': 10.0, 'p7': 20.0,
 }  # fmt: skip
 
 
