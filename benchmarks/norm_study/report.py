@@ -255,6 +255,7 @@ def main() -> None:
         return
     curves = json.loads((args.results / 'statistics_error.json').read_text())
     detection = list(json.loads((args.results / 'detect.json').read_text()).values())
+    from_scratch = [r for r in detection if 'backbone' not in r]
     pooling = ('naive', 'CBN', 'CBN-root', 'CBN-full')
     tables = {
         'main': main_table(records),
@@ -264,7 +265,8 @@ def main() -> None:
         'burnin': swept_table(records, 'burnin', pooling),
         'lr': swept_table(records, 'lr_factor', ('BN', 'GN', *pooling)),
         **{f'error-{kind}': error_table(curves, kind) for kind in ('own', 'weights', 'whole', 'population')},
-        **{f'detection-{n}': detection_table(select(detection, epochs=n)) for n in (4, 12)},
+        **{f'detection-{n}': detection_table(select(from_scratch, epochs=n)) for n in (4, 12)},
+        'detection-pretrained': detection_table([r for r in detection if 'backbone' in r]),
     }
     document = args.docs / 'norm_study.md'
     text = document.read_text()
