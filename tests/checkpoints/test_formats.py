@@ -293,6 +293,22 @@ def test_convert_tool_both_ways(tmp_path, tool):
     assert again.returncode == 2 and 'exists' in again.stderr and len(again.stderr.splitlines()) == 1
 
 
+def test_backbone_goes_to_torchvision_and_back(tmp_path, tool):
+    cfg = model_cfg('rpn_r50_fpn')
+    model = MODELS.build(cfg)
+    torch.save(dict(state_dict=model.state_dict()), tmp_path / 'rpn.pth')
+    out = tool('convert_checkpoint', tmp_path / 'rpn.pth', tmp_path / 'tv.pth', '--to', 'torchvision-backbone')
+    assert out.returncode == 0 and 'arrays beside the backbone' in out.stdout
+    classifier = resnet50()
+    lacking = classifier.load_state_dict(torch.load(tmp_path / 'tv.pth', weights_only=True), strict=False)
+    assert lacking.missing_keys == ['fc.weight', 'fc.bias'] and not lacking.unexpected_keys
+    torch.save(classifier.state_dict(), tmp_path / 'resnet50.pth')
+    cfg.backbone.init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'resnet50.pth'))
+    other = MODELS.build(cfg)
+    other.init_weights()
+    assert all(torch.equal(v, model.backbone.state_dict()[k]) for k, v in other.backbone.state_dict().items())
+
+
 def test_convert_tool_reads_code_only_when_trusted(tmp_path, tool):
     path = tmp_path / 'x.pth'
     torch.save(dict(state_dict=narrow('rpn_r50_fpn').state_dict(), note=np.dtype('f4'), path=tmp_path), path)
