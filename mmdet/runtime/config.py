@@ -31,6 +31,14 @@ _HELPER_KEYS = {
     'img_scales', 'max_epochs', 'metainfo', 'norm_cfg', 'num_classes', 'test_pipeline', 'train_pipeline',
     'val_pipeline', 'vis_backends',
 }  # fmt: skip
+# mmdetection 2.x's keys, which nothing reads, and what took their place. The first two may be variables of a config.
+_KEYS_OF_2X = {
+    'data': 'train_dataloader, val_dataloader and test_dataloader', 'optimizer': 'optim_wrapper',
+    'checkpoint_config': 'default_hooks.checkpoint', 'dist_params': 'env_cfg.dist_cfg',
+    'evaluation': 'val_evaluator and train_cfg.val_interval', 'log_config': 'default_hooks.logger',
+    'lr_config': 'param_scheduler', 'optimizer_config': 'optim_wrapper.clip_grad', 'resume_from': '--resume',
+    'runner': 'train_cfg', 'total_epochs': 'train_cfg.max_epochs', 'workflow': 'train_cfg and val_cfg',
+}  # fmt: skip
 RUN_KEYS = (set(inspect.signature(Runner.__init__).parameters) - {'self', 'cfg'}) | _TOOL_KEYS
 
 
@@ -133,6 +141,12 @@ def _near(key: str, known: set[str]) -> str | None:
 
 
 def _check_keys(cfg: Config, path: str) -> None:
+    old = [key for key in _KEYS_OF_2X if key in cfg]
+    if old and 'train_dataloader' in cfg:
+        old = [key for key in old if key not in ('data', 'optimizer')]
+    if old:
+        raise UserError(f'{path}: the top-level key {old[0]!r} is of mmdetection 2.x; configs here are those of 3.x, '
+                        f'which has {_KEYS_OF_2X[old[0]]} instead')
     for key in cfg:
         near = _near(key, RUN_KEYS | _HELPER_KEYS)
         if near:

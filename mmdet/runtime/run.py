@@ -193,9 +193,9 @@ def build_runner(cfg: Config, launcher: str = 'none', resume_from: str | None = 
             parts.pop(key, None)
     if launcher != 'none' and not torch.cuda.is_available():
         # mmengine would pass a GPU number to DistributedDataParallel.
-        cfg.model_wrapper_cfg = dict(
-            type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False,
-            find_unused_parameters=cfg.get('find_unused_parameters', False))
+        wrapper = dict(type='MMDistributedDataParallel', broadcast_buffers=False,
+                       find_unused_parameters=cfg.get('find_unused_parameters', False))
+        cfg.model_wrapper_cfg = {**wrapper, **(cfg.get('model_wrapper_cfg') or {}), 'device_ids': None}
     parts.custom_hooks = _with_essential(
         parts.get('custom_hooks'), dict(type='CheckpointGuardHook', source=source, resuming=bool(resume_from),
                                         strict=checkpoint is not None))

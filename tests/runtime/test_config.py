@@ -72,6 +72,16 @@ def test_misspelt_top_level_key(tmp_path):
     assert message(load_config, path) == f"{path}: unknown top-level key 'optim_wraper'. Did you mean optim_wrapper?"
 
 
+def test_keys_of_mmdetection_2(tmp_path):
+    path = write_config(tmp_path, text="lr_config = dict(policy='step')\n")
+    assert "'lr_config' is of mmdetection 2.x" in message(load_config, path) and 'has param_scheduler' in message(
+        load_config, path)
+    old = tmp_path / 'old.py'
+    old.write_text("model = dict(type='FasterRCNN')\ndata = dict(samples_per_gpu=2)\noptimizer = dict(type='SGD')\n")
+    assert 'train_dataloader, val_dataloader and test_dataloader instead' in message(load_config, old)
+    assert load_config(write_config(tmp_path, text="optimizer = dict(type='SGD')\n")).optimizer.type == 'SGD'
+
+
 def test_own_variables_are_no_mistakes(tmp_path):
     text = 'train_pipeline_stage2 = []\nimage_size = (1024, 1024)\nlr = 0.1\nmy_classes = 3\n'
     assert load_config(write_config(tmp_path, text=text)).image_size == (1024, 1024)
