@@ -42,6 +42,13 @@ def cuda_kernels(device) -> bool:
     return device == 'cuda' or 'CUDA_ON_CPU' in os.environ
 
 
+@pytest.fixture
+def on_the_cpu(monkeypatch) -> None:
+    """What a Runner in this process trains, it trains on the CPU, also on a machine with a GPU."""
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    monkeypatch.setattr('mmengine.device.utils.DEVICE', 'cpu')
+
+
 @pytest.fixture(scope='session')
 def real_data() -> Path:
     """Folder with coco_dev/, bccd/, nuclei_dsb2018/, photos/ (see MMDET_TEST_DATA)."""
