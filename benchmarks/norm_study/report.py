@@ -63,6 +63,19 @@ def main_table(records: list[dict], field: str = 'accuracy') -> str:
     return markdown(['regime', 'norm', *(f'batch {b}' for b in BATCHES)], rows)
 
 
+def batch_1_table(records: list[dict]) -> str:
+    """Every norm at batch 1 beside BatchNorm at the batch that serves it best."""
+    rows = []
+    for regime in REGIMES:
+        cells = [one(records, regime=regime, norm=n, batch=1, **DEFAULTS) for n in NORMS]
+        if all(cells):
+            large = select(records, regime=regime, norm='BN', **DEFAULTS)
+            best = max(large, key=lambda cell: statistics.mean(cell['accuracy']))
+            means = [f'{statistics.mean(cell["accuracy"]):.1f}' for cell in [*cells, best]]
+            rows.append([regime, *means[:-1], f'{means[-1]} ({best["batch"]})'])
+    return markdown(['regime, batch 1', *NORMS, 'BN at its best batch'], rows)
+
+
 def differences_table(records: list[dict]) -> str:
     others = [n for n in NORMS if n != 'CBN']
     rows = []
@@ -259,6 +272,7 @@ def main() -> None:
     pooling = ('naive', 'CBN', 'CBN-root', 'CBN-full')
     tables = {
         'main': main_table(records),
+        'batch-1': batch_1_table(records),
         'differences': differences_table(records),
         'evaluation': evaluation_table(records),
         'window': swept_table(records, 'window', pooling),
