@@ -55,7 +55,7 @@ def main() -> None:
 
     from mmdet.checkpoints import adapt_config, needs_legacy_options
     from mmdet.engine.predictions import DumpPredictions
-    from mmdet.runtime import check_types, load_config
+    from mmdet.runtime import check_types, check_values, load_config
     from mmdet.runtime.run import build_runner, check_writable, on_rank_0
 
     cfg = load_config(args.config, args.cfg_options)
@@ -68,6 +68,7 @@ def main() -> None:
         cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), dict(
             type='DetVisualizationHook', out_dir=args.show_dir, score_thr=args.show_score_thr)]
     check_types(cfg)
+    check_values(cfg, training=False)
     join_processes(launcher, cfg.get('env_cfg'))
     folders = {'--work-dir': cfg.work_dir, '--show-dir': args.show_dir, '--out': args.out and Path(args.out).parent}
     on_rank_0(lambda: [check_writable(folder, option) for option, folder in folders.items() if folder])

@@ -71,6 +71,8 @@ class CocoDataset(BaseDataset):
         unknown = set(filter_cfg or {}) - {'filter_empty_gt', 'min_size'}
         if unknown:
             raise ValueError(f"filter_cfg has unknown {sorted(unknown)}; use 'filter_empty_gt', 'min_size'")
+        if not isinstance(data_prefix, (dict, type(None))):
+            raise ValueError(f"data_prefix={data_prefix!r} must be a dict: data_prefix=dict(img='folder/of/pictures/')")
         self.backend_args = backend_args
         if proposal_file is not None:
             file = os.path.join(data_root or '', proposal_file)

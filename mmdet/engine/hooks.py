@@ -116,7 +116,18 @@ class SafeCheckpointHook(CheckpointHook):
         super()._save_checkpoint_with_step(runner, step, meta)
         self._remove_outdated(runner)
 
+    def _init_rule(self, rules: list, key_indicators: list[str]) -> None:
+        try:
+            super()._init_rule(rules, key_indicators)
+        except ValueError as error:
+            raise UserError(f'CheckpointHook: save_best={at_most(key_indicators)}: give a metric such as '
+                            "coco/bbox_mAP, or say by rule='greater' or 'less' what is better") from error
+
     def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
+        wrong = set(self.key_indicators if self.save_best else ()) - {'auto', *metrics}
+        if wrong:
+            raise UserError(f'CheckpointHook: save_best={min(wrong)!r} is none of the metrics: {at_most(metrics, 12)}. '
+                            f'{_last_good(runner)}')
         super()._save_best_checkpoint(runner, metrics)
         self._remove_outdated(runner)
 

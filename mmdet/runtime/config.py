@@ -31,6 +31,13 @@ _HELPER_KEYS = {
     'img_scales', 'max_epochs', 'metainfo', 'norm_cfg', 'num_classes', 'test_pipeline', 'train_pipeline',
     'val_pipeline', 'vis_backends',
 }  # fmt: skip
+# What mmdetection 2 called them: read by nothing here.
+_RENAMED = dict(
+    data='train_dataloader, val_dataloader and test_dataloader', optimizer='optim_wrapper.optimizer',
+    optimizer_config='optim_wrapper.clip_grad', lr_config='param_scheduler', runner='train_cfg',
+    evaluation='val_evaluator and train_cfg.val_interval', checkpoint_config='default_hooks.checkpoint',
+    log_config='default_hooks.logger', total_epochs='train_cfg.max_epochs', resume_from='--resume CHECKPOINT',
+)  # fmt: skip
 RUN_KEYS = (set(inspect.signature(Runner.__init__).parameters) - {'self', 'cfg'}) | _TOOL_KEYS
 
 
@@ -137,6 +144,13 @@ def _check_keys(cfg: Config, path: str) -> None:
         near = _near(key, RUN_KEYS | _HELPER_KEYS)
         if near:
             raise UserError(f'{path}: unknown top-level key {key!r}. Did you mean {near}?')
+        if key in _RENAMED and cfg[key] is not None and not _is_used(cfg.to_dict(), key):
+            raise UserError(f'{path}: {key} is the way of mmdetection 2 and would have no effect; set {_RENAMED[key]}')
+
+
+def _is_used(cfg: dict, key: str) -> bool:
+    """Whether a top-level value appears elsewhere too, as that of a config file's own variable does."""
+    return any(value == cfg[key] for path, value in walk(cfg) if path.split('.')[0] != key)
 
 
 def _apply_options(cfg: Config, options: dict[str, Any]) -> None:
@@ -145,7 +159,7 @@ def _apply_options(cfg: Config, options: dict[str, Any]) -> None:
         top = dotted.split('.')[0]
         helper = top not in RUN_KEYS and top in cfg
         before = cfg.to_dict().get(top) if helper else None
-        if isinstance(value, dict) and dict(_walk(cfg.to_dict())).get(dotted, '') is None:
+        if isinstance(value, dict) and dict(walk(cfg.to_dict())).get(dotted, '') is None:
             value = {**value, '_delete_': True}  # mmengine merges a dict into a dict alone
         try:
             cfg.merge_from_dict({dotted: value})
@@ -213,7 +227,7 @@ def _replace_copies(cfg: Config, name: str, before: Any, dotted: str) -> None:
 
     whole = cfg.to_dict()
     if not isinstance(before, (dict, list, tuple, str)) or not before:
-        users = [p for p, v in _walk(whole) if v == before and p.split('.')[0] in RUN_KEYS
+        users = [p for p, v in walk(whole) if v == before and p.split('.')[0] in RUN_KEYS
                  and type(v) is type(before) and p.split('.')[-1] == name]
         hint = f'; set {at_most(users, 3)} instead' if users else ''
         raise UserError(f'--cfg-options {dotted}: {name} is a variable of the config file whose value was '
@@ -223,13 +237,13 @@ def _replace_copies(cfg: Config, name: str, before: Any, dotted: str) -> None:
             cfg[key] = replaced(value)
 
 
-def _walk(node: Any, path: str = '') -> Iterator[tuple[str, Any]]:
+def walk(node: Any, path: str = '') -> Iterator[tuple[str, Any]]:
     items = node.items() if isinstance(node, dict) else enumerate(node)
     for key, value in items:
         here = f'{path}.{key}' if path else str(key)
         yield here, value
         if isinstance(value, (dict, list, tuple)):
-            yield from _walk(value, here)
+            yield from walk(value, here)
 
 
 # Which registry the `type` at a place of the config belongs to: the last pattern part is the parent key.
@@ -256,7 +270,7 @@ def check_types(cfg: Config) -> None:
     """
     from mmdet import registry
 
-    for path, value in _walk(cfg.to_dict()):
+    for path, value in walk(cfg.to_dict()):
         parent, _, key = path.rpartition('.')
         if key != 'type' or not isinstance(value, str):
             continue
@@ -280,7 +294,7 @@ def has_mask_head(cfg: Config) -> bool:
 
 def type_places(cfg: Config, name: str) -> list[str]:
     """Paths of the config at which ``type`` is `name`."""
-    return [path for path, value in _walk(cfg.to_dict()) if path.endswith('type') and value == name]
+    return [path for path, value in walk(cfg.to_dict()) if path.endswith('type') and value == name]
 
 
 def changed_keys(old: dict, new: dict, ignore: set[str]) -> list[str]:

@@ -271,10 +271,6 @@ def drop_pretrained(model: dict) -> None:
 
 def _own_loop(train_cfg: dict) -> dict:
     train_cfg = dict(train_cfg)
-    for key in ('max_epochs', 'max_iters', 'val_interval'):
-        if train_cfg.get(key, 1) < 1:
-            raise UserError(f'train_cfg.{key}={train_cfg[key]}: at least 1 is needed. To train without validation set '
-                            'val_dataloader=None val_cfg=None val_evaluator=None')
     if 'by_epoch' in train_cfg:
         train_cfg['type'] = 'EpochBasedTrainLoop' if train_cfg.pop('by_epoch') else 'IterBasedTrainLoop'
     return train_cfg

@@ -173,6 +173,7 @@ def without(key):
         ),
         (None, dict(metainfo=dict(classes=['dgo'])), ValueError, "'dgo' are not in .*'cat', 'dog', 'cow'"),
         (None, dict(metainfo=None), ValueError, "'person', .* and 7. more are not in .*'cat', 'dog', 'cow'"),
+        (None, dict(data_prefix='img/'), ValueError, "data_prefix='img/' must be a dict"),
         (None, dict(data_prefix=dict(img='img/')), FileNotFoundError, 'no image folder .*img/'),
         (None, dict(data_prefix=dict(img='')), FileNotFoundError, 'no picture .*a.png'),
         (None, dict(data_prefix=dict(img='empty')), ValueError, 'image folder .*empty is empty'),

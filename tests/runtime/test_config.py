@@ -72,6 +72,14 @@ def test_misspelt_top_level_key(tmp_path):
     assert message(load_config, path) == f"{path}: unknown top-level key 'optim_wraper'. Did you mean optim_wrapper?"
 
 
+def test_keys_of_mmdetection_2_are_refused_unless_used(tmp_path):
+    path = write_config(tmp_path, text="lr_config = dict(policy='step', step=[8, 11])\n")
+    assert message(load_config, path).endswith('lr_config is the way of mmdetection 2 and would have no effect; set '
+                                               'param_scheduler')
+    used = "optimizer = dict(type='SGD', lr=0.3)\noptim_wrapper['optimizer'] = optimizer\n"
+    assert load_config(write_config(tmp_path, text=used)).optim_wrapper.optimizer.lr == 0.3
+
+
 def test_own_variables_are_no_mistakes(tmp_path):
     text = 'train_pipeline_stage2 = []\nimage_size = (1024, 1024)\nlr = 0.1\nmy_classes = 3\n'
     assert load_config(write_config(tmp_path, text=text)).image_size == (1024, 1024)

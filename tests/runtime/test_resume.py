@@ -189,6 +189,14 @@ def test_nan_stops_before_it_is_saved(tmp_path, train):
     assert not list(Path('a').glob('*.pth'))
 
 
+def test_save_best_of_a_metric_that_is_not_there(tmp_path, train):
+    config = write_config(tmp_path)
+    with pytest.raises(UserError, match="save_best='bbox_mAP' is none of the metrics: mAP. .*epoch_1.pth"):
+        train(config, 'a', {'default_hooks.checkpoint.save_best': 'bbox_mAP'})
+    with pytest.raises(UserError, match="save_best=quality: give a metric.* rule='greater'"):
+        train(config, 'b', {'default_hooks.checkpoint.save_best': 'quality'})
+
+
 def test_nan_weights_are_never_saved(tmp_path, train):
     class Spoil(Hook):
         def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):

@@ -110,7 +110,7 @@ def test_torchrun_and_pytorch_launcher(toy):
         ('train.py', ['toy.py', '--work_dir', 'x'], 'Did you mean --work-dir?'),
         ('train.py', ['toy.py', '--gpus', '0'], '--gpus 0: at least 1 process is needed'),
         ('train.py', ['toy.py', '--work-dir', 'toy.py/x'], '--work-dir toy.py/x: cannot write there (Not a directory)'),
-        ('train.py', ['toy.py', '--cfg-options', 'train_cfg.val_interval=0'], 'train_cfg.val_interval=0: at least 1'),
+        ('train.py', ['toy.py', '--cfg-options', 'train_cfg.val_interval=0'], 'train_cfg.val_interval=0: a whole'),
         ('test.py', ['toy.py', 'x.pth', '--out', 'toy.py/x.pkl'], '--out toy.py: cannot write there (File exists)'),
         ('test.py', ['toy.py', 'x.pth', '--out', 'results.txt'], '--out results.txt: the file name must end with .pkl'),
         ('test.py', ['toy.py', 'x.pth'], 'checkpoint x.pth not found'),
