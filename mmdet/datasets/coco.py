@@ -10,7 +10,8 @@ import mmengine.fileio as fileio
 from mmengine.dataset import BaseDataset
 
 from mmdet.registry import DATASETS, TRANSFORMS
-from mmdet.structures.coco_file import category_ids, garbage_kept, load_coco_file
+from mmdet.runtime import say
+from mmdet.structures.coco_file import category_ids, doubts, garbage_kept, load_coco_file
 
 COCO_CLASSES = (
     'person', 'bicycle', 'car', 'motorcycle', 'airplane', 'bus', 'train', 'truck', 'boat', 'traffic light',
@@ -105,11 +106,15 @@ class CocoDataset(BaseDataset):
         self.cat_ids = cat_ids
         self.cat2label = {cat_id: label for label, cat_id in enumerate(cat_ids)}
 
+        for doubt in doubts(content):
+            say(f'{self.ann_file}: {doubt}')
         annotations = defaultdict(list)
         for annotation in content.get('annotations', ()):
             annotations[annotation['image_id']].append(annotation)
         data_list = [self.parse_data_info(dict(img=x, anns=annotations[x['id']])) for x in content['images']]
         self._check_pictures(data_list)
+        if 'annotations' in content and all(map(_is_empty, data_list)):
+            say(f'{self.ann_file}: no picture has an object of the {len(cat_ids)} classes')
         return data_list
 
     def parse_data_info(self, raw_data_info: dict) -> dict:

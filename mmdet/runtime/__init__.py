@@ -13,8 +13,7 @@ from importlib import import_module
 
 _HOME = dict(
     fit_weights='checkpoint', load_pretrained='checkpoint', load_weights='checkpoint', read_checkpoint='checkpoint',
-    write_atomically='checkpoint', check_types='config', load_config='config',
-    check_values='values',
+    say='checkpoint', write_atomically='checkpoint', check_types='config', load_config='config', check_values='values',
     Interrupted='errors', UserError='errors', run_main='errors', suggest='errors',
 )  # fmt: skip
 

@@ -187,10 +187,9 @@ def _wrong_config(error: BaseException, built: Callable, options: dict) -> str:
     wrong_call = r'.*__init__\(\) (got an unexpected keyword argument|missing \d+ required .*:) (.*)'
     option = re.match(wrong_call, one_line(error))
     if option is None:
-        plain = {k: v for k, v in options.items() if isinstance(v, (bool, int, float, str, list, tuple))}
-        given = at_most((f'{k}={v!r}' for k, v in plain.items()), 8)
+        given = [f'{k}={v!r}' for k, v in options.items() if isinstance(v, (bool, int, float, str, list, tuple))]
         return (f'{built.__name__} cannot be built from these options: {type(error).__name__}: {one_line(error)}. '
-                f'Given were {given[:300]}')
+                f'Given were {at_most((text for text in given if len(text) < 60), 8)}')
     what, which = option.groups()
     if what.startswith('missing'):
         return f'{built.__name__}: the config lacks {which}'

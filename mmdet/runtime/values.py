@@ -72,6 +72,7 @@ def check_values(cfg: Config, training: bool) -> None:
     for phase in _PARTS if training else ('test',):
         dataset = (whole.get(f'{phase}_dataloader') or {}).get('dataset')
         _check_pipelines(dataset, f'{phase}_dataloader.dataset')
+        _check_metrics(whole.get(f'{phase}_evaluator'), whole['model'], f'{phase}_evaluator')
 
 
 def _check_parts(cfg: dict, phase: str, needed: bool) -> None:
@@ -92,6 +93,14 @@ def _check_model(model: dict, places: list[str]) -> None:
             if not (cfg.get(part[1:]) if part else cfg):
                 raise UserError(f'the config has no model.{place}{part}, which model.{head} needs; examples are in '
                                 'configs/_base_/models')
+
+
+def _check_metrics(evaluator: dict | list | None, model: dict, path: str) -> None:
+    heads = model.get('roi_head') or model.get('bbox_head')  # of another kind of model nothing is known
+    for part in evaluator if isinstance(evaluator, (list, tuple)) else [evaluator or {}]:
+        metric = part.get('metric') or ()
+        if heads and 'mask_head' not in heads and 'segm' in ([metric] if isinstance(metric, str) else metric):
+            raise UserError(f"{path}.metric={metric!r}: {model.get('type')} has no mask head here; use 'bbox'")
 
 
 def _check_pipelines(dataset: dict | None, path: str) -> None:

@@ -78,6 +78,7 @@ def test_a_wrong_value_names_its_place(place, value, needed):
         ({'model.train_cfg': None}, 'the config has no model.train_cfg.rpn, which model.rpn_head needs'),
         ({'model.train_cfg.rcnn': None}, 'the config has no model.train_cfg.rcnn, which model.roi_head needs'),
         ({'model.test_cfg': None}, 'the config has no model.test_cfg.rpn'),
+        ({'model.roi_head': dict(type='X')}, "val_evaluator.metric=['bbox', 'segm']: MaskRCNN has no mask head here"),
         ({'train_dataloader.dataset.pipeline': []}, 'train_dataloader.dataset.pipeline must end with'),
     ],
 )  # fmt: skip
