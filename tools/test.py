@@ -51,6 +51,8 @@ def main() -> None:
     args = parse_args()
     if args.out and not args.out.endswith(('.pkl', '.pickle')):
         raise UserError(f'--out {args.out}: the file name must end with .pkl')
+    if args.out and Path(args.out).is_dir():
+        raise UserError(f'--out {args.out} is a folder; a file name is needed')
     launcher = start_processes(args)
 
     from mmdet.checkpoints import adapt_config, needs_legacy_options

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from mmengine.dist import barrier, get_rank, get_world_size, is_distributed, is_main_process, master_only
-from mmengine.hooks import CheckpointHook, Hook
+from mmengine.hooks import CheckpointHook, EarlyStoppingHook, Hook
 from mmengine.optim import OptimWrapper
 from mmengine.runner import EpochBasedTrainLoop, LogProcessor, Runner
 from torch import nn
@@ -136,6 +136,17 @@ class SafeCheckpointHook(CheckpointHook):
         for path in set(self.file_backend.outdated) - {self.last_ckpt, *best}:  # it may have been written anew
             self.file_backend.backend.remove(path)
         self.file_backend.outdated = []
+
+
+@HOOKS.register_module(name='EarlyStoppingHook')
+class StrictEarlyStoppingHook(EarlyStoppingHook):
+    """mmengine's hook, which only warns, and never stops, where the metric it watches does not exist: an error here."""
+
+    def after_val_epoch(self, runner: Runner, metrics: dict) -> None:
+        if self.monitor not in metrics:
+            raise UserError(f'EarlyStoppingHook: monitor={self.monitor!r} is none of the metrics: '
+                            f'{at_most(metrics, 12)}. {_last_good(runner)}')
+        super().after_val_epoch(runner, metrics)
 
 
 def compare_classes(meta: dict, dataset, source: str) -> None:

@@ -112,6 +112,7 @@ def test_torchrun_and_pytorch_launcher(toy):
         ('train.py', ['toy.py', '--work-dir', 'toy.py/x'], '--work-dir toy.py/x: cannot write there (Not a directory)'),
         ('train.py', ['toy.py', '--cfg-options', 'train_cfg.val_interval=0'], 'train_cfg.val_interval=0: a whole'),
         ('test.py', ['toy.py', 'x.pth', '--out', 'toy.py/x.pkl'], '--out toy.py: cannot write there (File exists)'),
+        ('test.py', ['toy.py', 'x.pth', '--out', 'folder.pkl'], '--out folder.pkl is a folder'),
         ('test.py', ['toy.py', 'x.pth', '--out', 'results.txt'], '--out results.txt: the file name must end with .pkl'),
         ('test.py', ['toy.py', 'x.pth'], 'checkpoint x.pth not found'),
         ('test.py', ['toy.py', 'x.pth', '--eval', 'bbox'], 'need a CocoMetric in test_evaluator'),
@@ -119,6 +120,7 @@ def test_torchrun_and_pytorch_launcher(toy):
     ],
 )
 def test_wrong_use_is_one_line(toy, name, arguments, expected, monkeypatch, capsys):
+    (toy / 'folder.pkl').mkdir()
     monkeypatch.setattr(sys, 'argv', [name, *arguments])
     with pytest.raises(SystemExit) as stop:
         runpy.run_path(str(ROOT / 'tools' / name), run_name='__main__')
