@@ -78,7 +78,7 @@ def main() -> None:
     adapt_config(cfg, args.checkpoint, is_legacy)
     runner = build_runner(cfg, launcher, checkpoint=args.checkpoint)
     if args.out:
-        runner.test_evaluator.metrics.append(DumpPredictions(args.out))
+        runner.test_evaluator.metrics.insert(0, DumpPredictions(args.out))  # kept, should the evaluation fail
     runner.test()
     leave_processes()
 

@@ -94,6 +94,8 @@ class CocoDataset(BaseDataset):
 
     @classmethod
     def _load_metainfo(cls, metainfo=None) -> dict:
+        if metainfo and isinstance(metainfo.get('classes'), str) and not os.path.isfile(metainfo['classes']):
+            metainfo = dict(metainfo, classes=(metainfo['classes'],))  # mmengine would warn that it is no file
         metainfo = super()._load_metainfo(metainfo)
         classes = metainfo['classes']
         metainfo['classes'] = (classes,) if isinstance(classes, str) else tuple(classes)

@@ -81,6 +81,7 @@ class CheckpointGuardHook(Hook):
             compare_classes(checkpoint.get('meta') or {}, runner.test_dataloader.dataset, self.source)
         if not self.resuming:
             return
+        compare_classes(checkpoint['meta'], runner.train_dataloader.dataset, self.source, 'training')
         metainfo = getattr(runner.train_dataloader.dataset, 'metainfo', None)
         if to_plain(metainfo) == to_plain(checkpoint['meta'].get('dataset_meta')):
             checkpoint['meta']['dataset_meta'] = metainfo  # mmengine compares their pickles, not their values
@@ -149,14 +150,14 @@ class StrictEarlyStoppingHook(EarlyStoppingHook):
         super().after_val_epoch(runner, metrics)
 
 
-def compare_classes(meta: dict, dataset, source: str) -> None:
+def compare_classes(meta: dict, dataset, source: str, kind: str = 'test') -> None:
     """Raise UserError where a checkpoint has the data set's classes in another order; say where it has others."""
     trained = tuple((meta.get('dataset_meta') or {}).get('classes') or ())
-    tested = tuple((getattr(dataset, 'metainfo', None) or {}).get('classes') or ())
-    if not trained or not tested or trained == tested:
+    given = tuple((getattr(dataset, 'metainfo', None) or {}).get('classes') or ())
+    if not trained or not given or trained == given:
         return
-    text = f'{source} was trained on the classes {at_most(trained, 8)}, the test data set has {at_most(tested, 8)}'
-    if sorted(trained) == sorted(tested):
+    text = f'{source} was trained on the classes {at_most(trained, 8)}, the {kind} data set has {at_most(given, 8)}'
+    if sorted(trained) == sorted(given):
         raise UserError(f"{text}: give the data set's metainfo=dict(classes=...) the checkpoint's order")
     say(f'{text}: taken as other names of the same')
 

@@ -135,6 +135,8 @@ class CocoMetric(BaseMetric):
         for sample in data_samples:
             pred = sample['pred_instances'] if isinstance(sample, dict) else sample.pred_instances
             img_id = sample['img_id'] if isinstance(sample, dict) else sample.img_id
+            if self._truth is not None:
+                self._check_picture(img_id)
             result = dict(
                 img_id=img_id,
                 bboxes=_array(pred['bboxes']).reshape(-1, 4),
@@ -184,12 +186,8 @@ class CocoMetric(BaseMetric):
         if self._truth is None:
             self._truth = self._load_truth()
         truth = self._truth
-        strange = next((img_id for img_id in unique if img_id not in truth.index), None)
-        if strange is not None:
-            raise ValueError(
-                f'picture {strange!r} of the data set is not in {self.ann_file}; '
-                'data set and evaluator need the same ann_file'
-            )
+        for img_id in unique:  # other processes have no truth to ask
+            self._check_picture(img_id)
         # in the order of the annotation file's ids: ties between scores are then broken as pycocotools does
         pictures = sorted(unique, key=truth.index.get)
         if self.outfile_prefix is not None:
@@ -209,6 +207,13 @@ class CocoMetric(BaseMetric):
         for metric in self.metrics:
             values.update(self._compute(metric, [unique[i] for i in pictures], logger))
         return values
+
+    def _check_picture(self, img_id) -> None:
+        if img_id not in self._truth.index:
+            raise ValueError(
+                f'picture {img_id!r} of the data set is not in {self.ann_file}; '
+                'data set and evaluator need the same ann_file'
+            )
 
     def _compute(self, metric: str, results: list[dict], logger: MMLogger) -> dict[str, float]:
         truth = self._truth

@@ -172,6 +172,8 @@ def _apply_options(cfg: Config, options: dict[str, Any]) -> None:
 def _check_option(cfg: Config, dotted: str) -> None:
     node: Any = cfg
     *parents, leaf = dotted.split('.')
+    if parents and parents[0] not in cfg and parents[0] in RUN_KEYS:
+        return  # a new part, as randomness.seed may be
     for depth, key in enumerate(parents):
         here = '.'.join(parents[:depth]) or 'the config'
         if isinstance(node, dict) and node.get(key, '') is None:
@@ -260,6 +262,7 @@ _PLACES = [
     (r'visualizer', 'VISUALIZERS'),
     (r'visualizer\.vis_backends\.\d+', 'VISBACKENDS'),
 ]
+_NEED_NO_TYPE = ('optim_wrapper', 'visualizer')  # they have a default
 
 
 def check_types(cfg: Config) -> None:
@@ -272,11 +275,14 @@ def check_types(cfg: Config) -> None:
 
     for path, value in walk(cfg.to_dict()):
         parent, _, key = path.rpartition('.')
-        if key != 'type' or not isinstance(value, str):
-            continue
         for pattern, name in _PLACES:
-            if re.fullmatch(pattern, parent):
+            if key == 'type' and isinstance(value, str) and re.fullmatch(pattern, parent):
                 _check_type(getattr(registry, name), value, path)
+            needs_type = isinstance(value, dict) and path not in _NEED_NO_TYPE and re.fullmatch(pattern, path)
+            if needs_type and 'type' not in value:
+                raise UserError(f'{path} has no type; its keys are {at_most(map(str, value))}')
+            if name == 'HOOKS' and isinstance(value, str) and re.fullmatch(pattern, path):
+                raise UserError(f"{path}={value!r}: a hook is given as dict(type={value!r})")
 
 
 def _check_type(registry: Registry, value: str, path: str) -> None:

@@ -128,6 +128,8 @@ def explain(error: BaseException) -> str | None:
         return f'unknown type {name!r} ({registry}).{suggest(name, registered_names(registry))}'
     if isinstance(error, (TypeError, KeyError, AttributeError, AssertionError)) and _built(error):
         return _wrong_config(error, *_built(error))
+    if isinstance(error, ImportError) and _built(error):  # TensorBoard, Weights & Biases
+        return f'{_built(error)[0].__name__}: {one_line(error)}'
     if _lost_peer(error):
         return f'lost the connection to another process, which has ended: {one_line(error)[:200]}'
     if isinstance(error, RuntimeError) and 'DataLoader worker (pid' in str(error):

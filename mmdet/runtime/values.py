@@ -61,6 +61,8 @@ def check_values(cfg: Config, training: bool) -> None:
         for pattern, (is_right, needed) in _VALUES:
             if re.fullmatch(pattern, path) and not is_right(value):
                 raise UserError(f'{path}={value!r}: {needed}{_REMEDIES.get(path.rpartition(".")[2], "")}')
+    if not isinstance(whole.get('custom_hooks') or [], (list, tuple)):
+        raise UserError(f"custom_hooks={whole['custom_hooks']!r}: a list of hooks is needed, [dict(type='EMAHook')]")
     if not whole.get('model'):
         raise UserError('the config has no model')
     for phase in _PARTS if training else ('test',):

@@ -196,6 +196,11 @@ def test_wrong_use_ends_in_one_clear_line(root, content, kwargs, error, message)
     assert '\n' not in str(raised.value)
 
 
+def test_one_class_by_its_name(root, capfd):
+    assert build(root, metainfo=dict(classes='cat')).metainfo['classes'] == ('cat',)
+    assert 'not a meta file' not in ''.join(capfd.readouterr())
+
+
 def test_doubts_are_said(root, monkeypatch):
     said = []
     monkeypatch.setattr('mmdet.datasets.coco.say', said.append)

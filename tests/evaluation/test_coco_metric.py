@@ -392,6 +392,13 @@ def test_wrong_use_ends_in_one_clear_line(tiny, samples, classes, metric, messag
     assert '\n' not in str(error.value)
 
 
+def test_a_strange_picture_is_met_before_the_others_are_tested(tiny):
+    metric = CocoMetric(ann_file=str(tiny))
+    metric.dataset_meta = dict(classes=('cat', 'dog'))
+    with pytest.raises(ValueError, match='picture 8 .* same ann_file'):
+        metric.process(None, [prediction(8)])
+
+
 def test_classes_must_be_known(tiny):
     with pytest.raises(ValueError, match='dataset_meta'):
         CocoMetric(ann_file=str(tiny)).process(None, EMPTY)

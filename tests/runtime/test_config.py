@@ -101,6 +101,18 @@ def test_unknown_type_names_its_place_and_the_nearest(tmp_path):
     check_types(load_config(write_config(tmp_path)))
 
 
+def test_parts_without_a_type(tmp_path):
+    for old, place, keys in [
+        ("type='ToyDataset', length=5", 'val_dataloader.dataset', 'length'),
+        ("type='SGD', ", 'optim_wrapper.optimizer', 'lr, momentum'),
+        ("type='LinearLR', ", 'param_scheduler.0', 'start_factor, by_epoch, begin, end'),
+    ]:
+        cfg = load_config(write_config(tmp_path, base=CONFIG.replace(old, 'length=5' * ('length' in old))))
+        assert message(check_types, cfg) == f'{place} has no type; its keys are {keys}'
+    cfg = load_config(write_config(tmp_path, text="custom_hooks = ['EMAHook']\n"))
+    assert message(check_types, cfg) == "custom_hooks.0='EMAHook': a hook is given as dict(type='EMAHook')"
+
+
 @pytest.mark.parametrize(
     'key, value, expected',
     [
@@ -120,8 +132,7 @@ def test_options_with_a_place(tmp_path):
     options = {'model.width': 8, 'train_dataloader.dataset.metainfo.classes': ['a'],
                'param_scheduler.1.gamma': 0.2, 'work_dir': 'w', 'load_from': 'x.pth',
                'randomness.seed': 3}  # fmt: skip
-    path = write_config(tmp_path, text='randomness = dict()\n')
-    cfg = load_config(path, options)
+    cfg = load_config(write_config(tmp_path), options)
     assert cfg.train_dataloader.dataset.metainfo.classes == ['a']
     assert (cfg.model.width, cfg.param_scheduler[1].gamma, cfg.work_dir, cfg.randomness.seed) == (8, 0.2, 'w', 3)
 

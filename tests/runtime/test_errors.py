@@ -82,6 +82,15 @@ def test_a_librarys_class_is_named(capsys):
     assert status == 2 and text.startswith('error: LinearLR: end should be larger than begin')
 
 
+def test_a_library_that_is_not_installed(capsys, monkeypatch):
+    def missing(self):
+        raise ImportError('Please run "pip install xyz"')
+
+    monkeypatch.setattr('mmdet.models.resnet.ResNet.__init__', missing)
+    status, text = ended(lambda: MODELS.build(dict(type='ResNet')), capsys)
+    assert (status, text) == (2, 'error: ResNet: Please run "pip install xyz"\n')
+
+
 def test_system_errors_without_a_file_are_no_users_mistakes(capsys):
     status, text = ended(raising(FileNotFoundError(2, 'No such file or directory')), capsys)
     assert status == 1 and 'Traceback' in text

@@ -71,6 +71,7 @@ def test_a_wrong_value_names_its_place(place, value, needed):
     'options, expected',
     [
         (dict(model=None), 'the config has no model'),
+        (dict(custom_hooks='EMAHook'), "custom_hooks='EMAHook': a list of hooks is needed"),
         (dict(train_cfg=None), 'the config has no train_cfg: training needs train_dataloader, train_cfg, '),
         (dict(optim_wrapper=None), 'the config has no optim_wrapper: training needs'),
         (dict(val_cfg=None, val_evaluator=None), 'the config has no val_cfg and no val_evaluator: validation needs'),
