@@ -118,7 +118,7 @@ def crops(count: int, size: int, generator: torch.Generator, photographs: list[T
 def one_convolution(lr: float, iterations: int) -> dict[str, dict[str, list[float]]]:
     from sklearn.datasets import load_sample_images
 
-    photographs = [torch.from_numpy(p).permute(2, 0, 1).float() / 128 - 1 for p in load_sample_images().images]
+    photographs = [torch.tensor(p).permute(2, 0, 1).float() / 128 - 1 for p in load_sample_images().images]
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)
     stem = nn.Sequential(nn.Conv2d(3, 32, 5, 2, 2), nn.ReLU()).requires_grad_(False)

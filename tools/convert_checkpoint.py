@@ -25,7 +25,9 @@ def parse_args() -> argparse.Namespace:
         default='mmdet3',
         help="mmdet3: this toolbox's names (default); torchvision: its detectors; torchvision-backbone: a ResNet",
     )
-    parser.add_argument('--num-classes', type=int, help="90 keeps all of torchvision's 91 outputs for COCO")
+    parser.add_argument(
+        '--num-classes', type=int, choices=(80, 90), help="90 keeps all of torchvision's 91 outputs for COCO"
+    )
     parser.add_argument(
         '--trust',
         action='store_true',
@@ -34,19 +36,6 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('--keys', action='store_true', help='list every renamed key')
     return parser.parse_args()
-
-
-def read(path: str, trust: bool) -> dict:
-    import torch
-
-    from mmdet.runtime import read_checkpoint
-
-    if not trust:
-        return read_checkpoint(path)
-    checkpoint = torch.load(path, map_location='cpu', weights_only=False)
-    if not isinstance(checkpoint, dict):
-        raise UserError(f'{path} holds a {type(checkpoint).__name__}, not a checkpoint')
-    return checkpoint
 
 
 def pattern(key: str) -> str:
@@ -59,16 +48,21 @@ def main() -> None:
     import torch
 
     from mmdet.checkpoints import convert, meta_of, plain_meta, to_torchvision
-    from mmdet.runtime import write_atomically
+    from mmdet.runtime.checkpoint import WEIGHTS_KEYS, read_checkpoint, read_trusted, write_atomically
+    from mmdet.runtime.run import check_writable
 
     if Path(args.output).exists():
         raise UserError(f'{args.output} exists; remove it or choose another name')
-    checkpoint = read(args.input, args.trust)
+    checkpoint = (read_trusted if args.trust else read_checkpoint)(args.input)
     try:
         converted = convert(checkpoint, args.num_classes)
     except UserError as error:
         raise UserError(f'{args.input}: {error}') from error
     state = converted.state_dict
+    if args.num_classes and not converted.source.startswith('torchvision'):
+        raise UserError(f"--num-classes is about torchvision's 91 outputs; {args.input} is {converted.source}")
+    if args.to == 'torchvision' and all(key.startswith('backbone.') for key in state):
+        raise UserError(f'{args.input} holds a backbone alone ({converted.source}); use --to torchvision-backbone')
     print(f'recognised: {converted.source}, {len(state)} arrays')
     pairs = converted.changed.items()
     for old, new in pairs if args.keys else dict.fromkeys((pattern(old), pattern(new)) for old, new in pairs):
@@ -80,8 +74,8 @@ def main() -> None:
     for key, reason in converted.dropped.items():
         print(f'  dropped: {key} ({reason})')
     meta = plain_meta(meta_of(checkpoint))
-    left = sorted(set(checkpoint) - {'state_dict', 'model', 'meta'})
-    if left and ('state_dict' in checkpoint or 'model' in checkpoint):
+    left = sorted(set(checkpoint) - {*WEIGHTS_KEYS, 'meta'})
+    if left and not checkpoint.keys().isdisjoint(WEIGHTS_KEYS):
         print(f'  dropped: {", ".join(left)} (not weights)')
     if converted.legacy:
         meta['conventions'] = 'mmdet1'
@@ -96,6 +90,7 @@ def main() -> None:
         result = {key.removeprefix('backbone.'): value for key, value in state.items() if key.startswith('backbone.')}
         if len(result) < len(state):
             print(f'  dropped: {len(state) - len(result)} arrays beside the backbone')
+    check_writable(Path(args.output).parent, 'OUT')
     buffer = io.BytesIO()
     torch.save(result, buffer)
     write_atomically(args.output, buffer.getvalue())

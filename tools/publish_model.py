@@ -21,7 +21,10 @@ def main() -> None:
     from mmdet.checkpoints import meta_of, plain_meta
     from mmdet.runtime import read_checkpoint, write_atomically
     from mmdet.runtime.checkpoint import weights_of
+    from mmdet.runtime.run import check_writable
 
+    if args.output.endswith('/'):
+        raise UserError(f'{args.output} is a folder; the name of a file is needed')
     checkpoint = read_checkpoint(args.input)
     state = {key: value.cpu().contiguous() for key, value in weights_of(checkpoint).items()}
     if not state:
@@ -32,6 +35,7 @@ def main() -> None:
     data = buffer.getvalue()
     stem, suffix = (args.output[:-4], '.pth') if args.output.endswith('.pth') else (args.output, '.pth')
     path = f'{stem}-{hashlib.sha256(data).hexdigest()[:8]}{suffix}'
+    check_writable(Path(path).parent, 'OUT')
     write_atomically(path, data)
     before = Path(args.input).stat().st_size
     print(f'wrote {path}: {len(state)} arrays, {len(data) / 2**20:.1f} MiB of {before / 2**20:.1f}')

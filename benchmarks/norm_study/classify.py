@@ -206,7 +206,7 @@ def settings(section: str, regimes: list[str], sizes: list[int], norms: list[str
             for n in norms
         ]  # fmt: skip
     # A single value per channel has no variance.
-    return [s for s in cells if not (REGIMES[s.regime].net == 'fc' and s.batch == 1 and s.norm != 'GN')]
+    return [s for s in cells if not (REGIMES[s.regime].net in ('fc', 'one') and s.batch == 1 and s.norm != 'GN')]
 
 
 def save(path: Path, results: dict) -> None:

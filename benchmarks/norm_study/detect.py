@@ -2,16 +2,19 @@
 
     python benchmarks/norm_study/detect.py --data DIR                      the small scale of docs/norm_study.md
     python benchmarks/norm_study/detect.py --data DIR --epochs 12          three times as long
+    python benchmarks/norm_study/detect.py --data DIR --pretrained DIR     from a backbone that knows the other data
     python benchmarks/norm_study/detect.py --data DIR --full --out FILE    ResNet-50, larger pictures, a GPU
 
 DIR holds bccd/ and nuclei_dsb2018/. A cell is one data set, norm, batch size per process and seed; finished cells
 are not run again. Only the neck and the heads have the norm in question, as in the paper; the backbone has GN. The
-learning rate is in proportion to the pictures per step, the number of pictures seen is the same for all.
+learning rate is in proportion to the pictures per step, the number of pictures seen is the same for all. A pretrained
+backbone comes from twelve epochs on the other data set, with GN; its stem and first stage stay as they are.
 """
 
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -24,6 +27,7 @@ ROOT = HERE.parent.parent
 sys.path.insert(0, str(ROOT))
 
 BURNIN = {False: 1, True: 8}  # epochs
+PRETRAINING_EPOCHS = 12
 
 
 class Scale(NamedTuple):
@@ -63,6 +67,7 @@ def build_config(cell: dict, root: Path, work_dir: str, processes: int, device_f
 
     scale, chosen, norm = SCALES[device_full], SETS[cell['set']], norm_cfg(cell['norm'], device_full)
     masks = chosen['model'] == 'mask'
+    backbone = dict(type='Pretrained', checkpoint=cell['backbone']) if 'backbone' in cell else None
     cfg = load_config(ROOT / 'configs' / 'cbn' / f'{chosen["model"]}_rcnn_r50_fpn_1x.py')
     width, neck = scale.width, 4 * scale.width if device_full else 2 * scale.width
     bottleneck = 4 if scale.depth >= 50 else 1
@@ -91,8 +96,9 @@ def build_config(cell: dict, root: Path, work_dir: str, processes: int, device_f
         dict(
             model=dict(
                 backbone=dict(
-                    depth=scale.depth, base_channels=width, frozen_stages=-1, norm_eval=False, init_cfg=None,
-                    zero_init_residual=False, norm_cfg=dict(type='GN', num_groups=32 if device_full else 8),
+                    depth=scale.depth, base_channels=width, norm_eval=False, zero_init_residual=False,
+                    frozen_stages=1 if backbone else -1, init_cfg=backbone,
+                    norm_cfg=dict(type='GN', num_groups=32 if device_full else 8),
                 ),
                 neck=dict(
                     in_channels=[bottleneck * width * 2**i for i in range(4)], out_channels=neck, norm_cfg=norm
@@ -168,8 +174,36 @@ def run_cell(cell: dict, root: Path, processes: int, full: bool, out: Path) -> N
             wall_seconds=round(time.time() - began[0]), cpu_seconds=round(time.process_time() - began[1]),
         )  # fmt: skip
         if get_rank() == 0:
+            if 'backbone' in cell:
+                record['backbone'] = Path(cell['backbone']).stem
             out.write_text(json.dumps(record))
+            shutil.copy(Path(work_dir) / f'epoch_{cfg.train_cfg.max_epochs}.pth', out.with_suffix('.pth'))
     leave_processes()
+
+
+def run_alone(cell: dict, args: argparse.Namespace, epochs: int, weights: Path | None = None) -> dict:
+    """The record of a cell, run in a process of its own: nothing of one run is left in the next, and some need two.
+
+    Its checkpoint goes to ``weights``.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        record = Path(folder) / 'record.json'
+        options = dict(data=args.data, out=record, cell=json.dumps(cell), epochs=epochs)
+        command = [sys.executable, __file__, *(f'--{name}={value}' for name, value in options.items())]
+        subprocess.run(command + ['--full'] * args.full, check=True)
+        if weights is not None:
+            weights.parent.mkdir(parents=True, exist_ok=True)
+            shutil.move(record.with_suffix('.pth'), weights)
+        return json.loads(record.read_text())
+
+
+def other_sets_backbone(name: str, args: argparse.Namespace) -> str:
+    """A checkpoint trained on the data set that is not ``name``, made where it is missing."""
+    (other,) = SETS.keys() - {name}
+    weights = args.pretrained / f'{other}.pth'
+    if not weights.exists():
+        run_alone(dict(set=other, norm='GN', batch=2, seed=0), args, PRETRAINING_EPOCHS, weights)
+    return str(weights)
 
 
 def main() -> None:
@@ -184,6 +218,7 @@ def main() -> None:
     parser.add_argument('--batches', nargs='+', type=int, default=[1, 2])
     parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2])
     parser.add_argument('--epochs', type=int, help="instead of the scale's")
+    parser.add_argument('--pretrained', type=Path, help='start from backbones of the other set, kept in this folder')
     parser.add_argument('--cell', type=json.loads, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.epochs:
@@ -202,29 +237,16 @@ def main() -> None:
     ]  # fmt: skip
     for cell in cells:
         key = '|'.join([*map(str, cell.values()), *(['full'] if args.full else []),
-                        *([f'{args.epochs} epochs'] if args.epochs else [])])  # fmt: skip
+                        *([f'{args.epochs} epochs'] if args.epochs else []),
+                        *(['pretrained'] if args.pretrained else [])])  # fmt: skip
         if key in results:
             continue
         if not (args.data / cell['set']).is_dir():
             print(f'{key}: left out, there is no {args.data / cell["set"]}')
             continue
-        # A process of its own for each: nothing of one run is left in the next, and some need two.
-        with tempfile.TemporaryDirectory() as folder:
-            record = Path(folder) / 'record.json'
-            command = [
-                sys.executable,
-                __file__,
-                '--data',
-                str(args.data),
-                '--out',
-                str(record),
-                '--cell',
-                json.dumps(cell),
-                '--epochs',
-                str(SCALES[args.full].epochs),
-            ]
-            subprocess.run(command + ['--full'] * args.full, check=True)
-            results[key] = json.loads(record.read_text())
+        if args.pretrained:
+            cell['backbone'] = other_sets_backbone(cell['set'], args)
+        results[key] = run_alone(cell, args, SCALES[args.full].epochs)
         args.out.parent.mkdir(parents=True, exist_ok=True)
         temporary = args.out.with_suffix('.tmp')
         lines = ',\n'.join(f'{json.dumps(k)}: {json.dumps(v)}' for k, v in sorted(results.items()))

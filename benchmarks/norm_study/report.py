@@ -1,4 +1,4 @@
-"""Tables and figures of docs/norm_study.md from results/*.json.
+"""Tables and figures of docs/norm_study*.md from results/*.json.
 
     python -m benchmarks.norm_study.report
 
@@ -232,11 +232,11 @@ def draw_errors(curves: dict, path: Path) -> None:
     plt.close(figure)
 
 
-def replace(text: str, name: str, content: str) -> str:
+def replace(documents: dict[Path, str], name: str, content: str) -> None:
+    """Put a table into its place in the one document that has it."""
     pattern = re.compile(rf'(<!-- {name} -->\n).*?(\n?<!-- /{name} -->)', re.S)
-    if not pattern.search(text):
-        raise ValueError(f'docs/norm_study.md has no place <!-- {name} --> ... <!-- /{name} -->')
-    return pattern.sub(lambda match: match[1] + content + '\n' + match[2].lstrip('\n'), text)
+    (path,) = (path for path, text in documents.items() if pattern.search(text))
+    documents[path] = pattern.sub(lambda match: match[1] + content + '\n' + match[2].lstrip('\n'), documents[path])
 
 
 def main() -> None:
@@ -255,6 +255,7 @@ def main() -> None:
         return
     curves = json.loads((args.results / 'statistics_error.json').read_text())
     detection = list(json.loads((args.results / 'detect.json').read_text()).values())
+    from_scratch = [r for r in detection if 'backbone' not in r]
     pooling = ('naive', 'CBN', 'CBN-root', 'CBN-full')
     tables = {
         'main': main_table(records),
@@ -264,13 +265,14 @@ def main() -> None:
         'burnin': swept_table(records, 'burnin', pooling),
         'lr': swept_table(records, 'lr_factor', ('BN', 'GN', *pooling)),
         **{f'error-{kind}': error_table(curves, kind) for kind in ('own', 'weights', 'whole', 'population')},
-        **{f'detection-{n}': detection_table(select(detection, epochs=n)) for n in (4, 12)},
+        **{f'detection-{n}': detection_table(select(from_scratch, epochs=n)) for n in (4, 12)},
+        'detection-pretrained': detection_table([r for r in detection if 'backbone' in r]),
     }
-    document = args.docs / 'norm_study.md'
-    text = document.read_text()
+    documents = {path: path.read_text() for path in args.docs.glob('norm_study*.md')}
     for name, content in tables.items():
-        text = replace(text, name, content)
-    document.write_text(text)
+        replace(documents, name, content)
+    for path, text in documents.items():
+        path.write_text(text)
     draw_norms(records, args.docs / 'norm_study_norms.png')
     draw_batches(records, args.docs / 'norm_study_batch.png')
     shown = {k: curves[k] for k in ('digits|4|1.0', 'digits-fc|4|1.0', 'digits-one-fast|4|1.0') if k in curves}

@@ -1,6 +1,7 @@
 """detectron2: R-CNNs and RetinaNet with ResNet-FPN, and caffe2 backbones (R-50.pkl of its model zoo).
 
-Background last and no rounding there as here. Only RetinaNet's anchors stand in another order, size before ratio.
+Background last and no rounding there as here. Two things differ: RetinaNet's anchors stand in another order, size
+before ratio, and Cascade R-CNN has one mask head where ours has one for each stage.
 """
 
 import re
@@ -11,12 +12,12 @@ from torch import Tensor
 from mmdet.checkpoints.names import Table
 
 _BACKBONE: Table = [
-    ('backbone.bottom_up.stem.conv1.norm.{p}', 'backbone.bn1.{p}'),
+    ('backbone.bottom_up.stem.conv1.norm.{p}', 'backbone.NORM1.{p}'),
     ('backbone.bottom_up.stem.conv1.{p}', 'backbone.conv1.{p}'),
 ]
 for _stage in (1, 2, 3, 4):
     _old, _new = f'backbone.bottom_up.res{_stage + 1}.{{n}}', f'backbone.layer{_stage}.{{n}}'
-    _BACKBONE += [(f'{_old}.conv{i}.norm.{{p}}', f'{_new}.bn{i}.{{p}}') for i in (1, 2, 3)]
+    _BACKBONE += [(f'{_old}.conv{i}.norm.{{p}}', f'{_new}.NORM{i}.{{p}}') for i in (1, 2, 3)]
     _BACKBONE += [(f'{_old}.conv{i}.{{p}}', f'{_new}.conv{i}.{{p}}') for i in (1, 2, 3)]
     _BACKBONE += [
         (f'{_old}.shortcut.norm.{{p}}', f'{_new}.downsample.1.{{p}}'),
@@ -88,9 +89,21 @@ def name_norms(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Replace `NORM`: a norm with running statistics is 'bn', one without is 'gn'."""
     batch_norms = {key.removesuffix('running_var') for key in state if key.endswith('running_var')}
     return {
-        key.replace('.NORM.', '.bn.' if key.rpartition('.')[0] + '.' in batch_norms else '.gn.'): value
+        key.replace('.NORM', '.bn' if key.rpartition('.')[0] + '.' in batch_norms else '.gn'): value
         for key, value in state.items()
     }
+
+
+def mask_head_for_each_stage(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Cascade R-CNN's one mask head under the names of one for each stage: their mean is what it says alone."""
+    stages = [i for i in range(3) if f'roi_head.bbox_head.{i}.fc_cls.weight' in state]
+    prefix = 'roi_head.mask_head.'
+    if not stages:
+        return state
+    new = {key: value for key, value in state.items() if not key.startswith(prefix)}
+    for key in state.keys() - new.keys():
+        new.update({f'{prefix}{i}.{key.removeprefix(prefix)}': state[key] for i in stages})
+    return new
 
 
 def reorder_anchors(state: dict[str, Tensor], num_scales: int = 3) -> list[str]:
@@ -105,32 +118,48 @@ def reorder_anchors(state: dict[str, Tensor], num_scales: int = 3) -> list[str]:
     return touched
 
 
-_CAFFE2 = re.compile(r'res(?P<stage>[2-5])_(?P<block>\d+)_branch(?P<branch>1|2a|2b|2c)_(?P<part>w|bn_s|bn_b)')
-_CAFFE2_PARTS = {'w': 'conv', 'bn_s': 'bn', 'bn_b': 'bn'}
+_CAFFE2 = re.compile(r'(?:res_)?(?P<layer>conv1|res[2-5]_\d+_branch(?:1|2a|2b|2c))_(?P<part>w|[bg]n_\w+)')
+_CAFFE2_PARTS = {
+    's': 'weight', 'gamma': 'weight', 'b': 'bias', 'beta': 'bias', 'rm': 'running_mean', 'running_mean': 'running_mean',
+    'riv': 'running_var', 'running_var': 'running_var',
+}  # fmt: skip
 
 
-def from_caffe2(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def from_caffe2(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Backbone of a caffe2 file (conv1_w, res2_0_branch2a_bn_s, ...) under torchvision's ResNet names.
 
-    Its norms are affine maps whose statistics were folded in: mean 0, variance 1 with the eps inside.
+    A norm without statistics is an affine map into which they were folded: mean 0, variance 1 with the eps inside.
+
+    Returns:
+        the weights, and why each other key is left out.
     """
-    new = {}
+    new, dropped = {}, {}
     for key, value in state.items():
-        if key == 'conv1_w':
-            name, part = 'conv1', 'w'
-        elif key in ('res_conv1_bn_s', 'res_conv1_bn_b'):
-            name, part = 'bn1', key[-4:]
-        elif match := _CAFFE2.fullmatch(key):
-            part = match['part']
-            block = f'layer{int(match["stage"]) - 1}.{match["block"]}'
-            if match['branch'] == '1':
-                name = f'{block}.downsample.{0 if part == "w" else 1}'
-            else:
-                name = f'{block}.{_CAFFE2_PARTS[part]}{"abc".index(match["branch"][1]) + 1}'
+        match = _CAFFE2.fullmatch(key)
+        norm, _, part = match['part'].partition('_') if match else ('', '', '')
+        if match and norm == 'w':
+            new[f'{_caffe2_layer(match["layer"], "conv", 0)}.weight'] = value
+        elif match and part in _CAFFE2_PARTS:
+            layer = _caffe2_layer(match['layer'], norm, 1)
+            new[f'{layer}.{_CAFFE2_PARTS[part]}'] = value
+            if key.endswith('bn_s') and f'{key[:-1]}rm' not in state:
+                new[f'{layer}.running_mean'] = torch.zeros_like(value)
+                new[f'{layer}.running_var'] = torch.full_like(value, 1 - 1e-5)
+        elif key.startswith(('fc1000_', 'pred_', 'linear_')):
+            dropped[key] = 'ImageNet classifier'
+        elif key.endswith('_momentum'):
+            dropped[key] = 'optimizer state'
+        elif key == 'conv1_b':
+            dropped[key] = 'a bias before a norm, unused in detectron2 too'
         else:
-            continue  # the ImageNet classifier
-        new[f'{name}.{"bias" if part == "bn_b" else "weight"}'] = value
-        if part == 'bn_s':
-            new[f'{name}.running_mean'] = torch.zeros_like(value)
-            new[f'{name}.running_var'] = torch.full_like(value, 1 - 1e-5)
-    return new
+            dropped[key] = 'no part of a backbone'
+    return new, dropped
+
+
+def _caffe2_layer(layer: str, kind: str, place: int) -> str:
+    """'res2_0_branch2a', 'conv' -> 'layer1.0.conv1'; `place` is the layer's number in a downsample branch."""
+    if layer == 'conv1':
+        return f'{kind}1'
+    stage, block, branch = layer[3], layer.split('_')[1], layer.rpartition('branch')[2]
+    block = f'layer{int(stage) - 1}.{block}'
+    return f'{block}.downsample.{place}' if branch == '1' else f'{block}.{kind}{"abc".index(branch[1]) + 1}'

@@ -83,11 +83,15 @@ def convert(checkpoint: dict[str, Any], num_classes: int | None = None) -> Conve
     """
     state = weights_of(checkpoint)
     meta = meta_of(checkpoint)
+    if not state:
+        raise UserError('no weights in it')
     if any(key.startswith('backbone.body.') for key in state):
         return _from_torchvision(state, num_classes)
     if any(key.startswith('backbone.bottom_up.') for key in state):
         return _from_detectron2(state)
-    if 'res_conv1_bn_s' in state:
+    if any(key.startswith(('backbone.stem.', 'backbone.res4.')) for key in state):
+        raise UserError('a detectron2 model without FPN (C4 or DC5), which this project does not have')
+    if 'conv1_w' in state:
         return _from_caffe2(state)
     if any(key.startswith('backbone.') for key in state):
         return _from_mmdet(state, meta)
@@ -123,14 +127,20 @@ def _from_detectron2(state: dict[str, Tensor]) -> Converted:
     state = {key: value for key, value in state.items() if key not in dropped}
     renamed = rename(state, detectron2.table(state))
     _refuse_unknown('our models', renamed.unknown)
-    new = detectron2.name_norms(renamed.state)
-    return Converted(new, 'detectron2', dict(zip(state, new)), dropped, detectron2.reorder_anchors(new))
+    named = detectron2.name_norms(renamed.state)
+    new = detectron2.mask_head_for_each_stage(named)
+    changed = dict(zip(state, named))
+    if new.keys() != named.keys():
+        changed = {old: name.replace('mask_head.', 'mask_head.{0,1,2}.') for old, name in changed.items()}
+    return Converted(new, 'detectron2', changed, dropped, detectron2.reorder_anchors(new))
 
 
 def _from_caffe2(state: dict[str, Tensor]) -> Converted:
-    new = {f'backbone.{key}': value for key, value in detectron2.from_caffe2(state).items()}
-    dropped = {key: 'ImageNet classifier' for key in state if key.startswith(('fc', 'pred'))}
-    return Converted(new, 'caffe2 backbone', {}, dropped, [])
+    weights, dropped = detectron2.from_caffe2(state)
+    source = 'caffe2 backbone'
+    if 'no part of a backbone' in dropped.values():
+        source = "backbone of a Caffe2 detector, whose other weights follow older conventions and stay out"
+    return Converted({f'backbone.{key}': value for key, value in weights.items()}, source, {}, dropped, [])
 
 
 def _from_resnet(state: dict[str, Tensor]) -> Converted:

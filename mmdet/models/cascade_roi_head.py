@@ -36,6 +36,7 @@ class CascadeRoIHead(nn.Module):
         bbox_roi_extractor, bbox_head, mask_roi_extractor, mask_head: one for all stages or a list.
         train_cfg: list of dict(assigner, sampler, mask_size).
         test_cfg: dict(score_thr, nms, max_per_img, mask_thr_binary).
+        average: scores are of the stages' mean 'logits' (mmdetection), or their mean 'probabilities' (detectron2).
     """
 
     def __init__(
@@ -50,14 +51,18 @@ class CascadeRoIHead(nn.Module):
         test_cfg: dict | None = None,
         shared_head: dict | None = None,
         init_cfg: dict | list[dict] | None = None,
+        average: str = 'logits',
     ):
         super().__init__()
         only('CascadeRoIHead', shared_head=(shared_head, None))
+        if average not in ('logits', 'probabilities'):
+            raise ValueError(f"CascadeRoIHead: average={average!r} is neither 'logits' nor 'probabilities'")
         check_keys('test_cfg.rcnn', test_cfg, TEST_KEYS)
         for index, cfg in enumerate(train_cfg or ()):
             check_keys(f'train_cfg.rcnn.{index}', cfg, TRAIN_KEYS)
         self.num_stages = num_stages
         self.stage_loss_weights = stage_loss_weights
+        self.average = average
         self.train_cfg = train_cfg
         self.test_cfg = test_cfg
 
@@ -139,19 +144,20 @@ class CascadeRoIHead(nn.Module):
         return self.mask_head[stage].loss(logits, labels, mask_targets)
 
     def predict(self, features: tuple[Tensor, ...], proposals: list[Tensor], metas: list[dict]) -> list[Detections]:
-        """Detections of each picture, without masks: scores of the stages' mean logits, boxes of the last stage."""
+        """Detections of each picture, without masks: scores of all stages, boxes of the last one."""
         counts = [len(boxes) for boxes in proposals]
         total = 0
         for stage, head in enumerate(self.bbox_head):
             logits, deltas = self(features, proposals, stage)
-            total = total + logits.float()
+            total = total + (logits.float() if self.average == 'logits' else logits.float().softmax(-1))
             if stage + 1 < self.num_stages:
                 labels = logits[:, :-1].argmax(1)
                 proposals = [
                     refine(head, *image, meta['img_shape'][:2])
                     for *image, meta in zip(proposals, labels.split(counts), deltas.split(counts), metas)
                 ]
-        scores = (total / self.num_stages).softmax(-1)[:, :-1]
+        mean = total / self.num_stages
+        scores = (mean.softmax(-1) if self.average == 'logits' else mean)[:, :-1]
         return [
             detect(head.bbox_coder, *image, meta, self.test_cfg)
             for *image, meta in zip(proposals, scores.split(counts), deltas.split(counts), metas)

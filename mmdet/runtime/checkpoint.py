@@ -6,12 +6,14 @@ checkpoint of another model with a warning. These work-arounds can go when mmeng
 containers, writes through a temporary file, and reports a misfit.
 """
 
+import functools
 import logging
 import os
 import pickle
 import re
 import zipfile
 from collections import Counter, deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -130,29 +132,34 @@ def read_checkpoint(path: str, map_location: Any = 'cpu') -> dict:
     Raises:
         FileNotFoundError, UserError: not there, damaged, or holding pickled Python objects.
     """
+    return _read(path, _read_torch_file, map_location)
+
+
+def read_trusted(path: str) -> dict:
+    """`read_checkpoint` for a file whose code shall run; only for a sandbox."""
+    return _read(path, functools.partial(torch.load, weights_only=False), 'cpu', trusted=True)
+
+
+def _read(path: str, read_torch_file: Callable, map_location: Any, trusted: bool = False) -> dict:
     path = os.path.expanduser(path)
+    if os.path.isdir(path):
+        raise UserError(f'{path} is a folder; a checkpoint file is needed')
     if not os.path.isfile(path):
         folder = os.path.dirname(path) or '.'
         found = sorted(f for f in os.listdir(folder) if f.endswith('.pth')) if os.path.isdir(folder) else []
         hint = suggest(os.path.basename(path), found, cutoff=0.7)
         there = f' Its folder holds {at_most(found, 5)}.' if found and not hint else ''
         raise FileNotFoundError(f'checkpoint {path} not found.{hint or there}')
-    if is_bare_pickle(path):
-        return read_arrays(path)
     try:
-        checkpoint = torch.load(path, map_location=map_location, weights_only=True)
-    except pickle.UnpicklingError as error:
-        checkpoint = read_without_history(path, map_location) if zipfile.is_zipfile(path) else None
-        if checkpoint is not None:
-            return checkpoint
-        if zipfile.is_zipfile(path) or Path(path).read_bytes()[:1] == b'\x80':  # a torch file, or a bare pickle
-            raise UserError(
-                f'{path} holds pickled Python objects ({_refused_name(error)}), which may run any code when loaded, '
-                'and is refused. If you trust its origin, convert it inside a container without network: '
-                f'python tools/convert_checkpoint.py --trust {path} OUT.pth') from error
-        raise UserError(f'{path} is damaged or no checkpoint') from error
-    except (RuntimeError, EOFError, OSError, zipfile.BadZipFile) as error:
-        raise UserError(f'{path} is damaged or no checkpoint: {one_line(error).split(". ")[0]}') from error
+        _check_kind(path)
+        if is_bare_pickle(path):
+            return read_arrays(path, trusted)
+        checkpoint = read_torch_file(path, map_location=map_location)
+    except (UserError, MemoryError, PermissionError):
+        raise
+    except Exception as error:  # torch passes on whatever damaged bytes make its reader raise
+        why = f': {one_line(error).split(". ")[0]}' if isinstance(error, RuntimeError) else ''
+        raise UserError(f'{path} is damaged or no checkpoint{why}') from error
     if not isinstance(checkpoint, dict):
         raise UserError(f'{path} holds a {type(checkpoint).__name__}, not a checkpoint')
     if isinstance(checkpoint.get('meta'), dict):
@@ -161,9 +168,42 @@ def read_checkpoint(path: str, map_location: Any = 'cpu') -> dict:
     return from_plain(checkpoint) if 'message_hub' in checkpoint else checkpoint
 
 
-def _refused_name(error: BaseException) -> str:
+def _check_kind(path: str) -> None:
+    """Refuse what does not begin as a torch file or a pickle does: an empty file, a text, a picture."""
+    with open(path, 'rb') as file:
+        start = file.read(2)
+    if not start:
+        raise UserError(f'{path} is empty')
+    if start != b'PK' and start[:1] != b'\x80':
+        raise UserError(f'{path} is no checkpoint: neither a file that torch wrote nor a pickle')
+    if start == b'PK' and zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if not any(name.endswith('data.pkl') for name in archive.namelist()):
+                raise UserError(f'{path} is a zip archive that torch did not write')
+
+
+def _read_torch_file(path: str, map_location: Any) -> Any:
+    try:
+        return torch.load(path, map_location=map_location, weights_only=True)
+    except pickle.UnpicklingError as error:
+        checkpoint = read_without_history(path, map_location) if zipfile.is_zipfile(path) else None
+        if checkpoint is not None:
+            return checkpoint
+        refused = _refused_name(error)
+        if refused is None:
+            raise
+        raise UserError(
+            f'{path} holds pickled Python objects ({refused}), which may run any code when loaded, and is refused. '
+            'If you trust its origin, convert it inside a container without network: '
+            f'python tools/convert_checkpoint.py --trust {path} OUT.pth') from error
+
+
+def _refused_name(error: BaseException) -> str | None:
+    """The object that weights-only loading met and refused; None where the bytes were no pickle's."""
     found = re.search(r'GLOBAL ([\w.]+)', str(error))
-    return found.group(1) if found else type(error).__name__
+    if found:
+        return found.group(1)
+    return 'an unknown class' if re.search(r'Unsupported class|Can only build', str(error)) else None
 
 
 def _load_silently(cls, filename: str, map_location: Any = None, logger: Any = None) -> dict:
@@ -211,12 +251,17 @@ def remove_unfinished(work_dir: str) -> None:
 # ---------------------------------------------------------------------- weights into a model
 
 
+WEIGHTS_KEYS = ('state_dict', 'model', 'blobs')  # where mmengine, detectron2 and caffe2 keep the weights in a file
+
+
 def weights_of(checkpoint: dict) -> dict[str, Tensor]:
     """The state dict inside a checkpoint of any common layout, without 'module.' prefixes."""
-    weights = next((checkpoint[k] for k in ('state_dict', 'model') if isinstance(checkpoint.get(k), dict)),
-                   checkpoint)
-    weights = {k: v for k, v in weights.items() if isinstance(v, Tensor) or k.endswith('_extra_state')}
-    return {k.removeprefix('module.'): v for k, v in weights.items()}
+    weights = next((checkpoint[k] for k in WEIGHTS_KEYS if isinstance(checkpoint.get(k), dict)), checkpoint)
+    return {
+        k.removeprefix('module.'): v
+        for k, v in weights.items()
+        if isinstance(k, str) and (isinstance(v, Tensor) or k.endswith('_extra_state'))
+    }
 
 
 def fit_weights(model: nn.Module, weights: dict[str, Any], source: str, strict: bool = True) -> dict[str, Any]:
@@ -241,10 +286,9 @@ def fit_weights(model: nn.Module, weights: dict[str, Any], source: str, strict: 
         for k, v in own.items()
         if isinstance(weights.get(k), Tensor) and isinstance(v, Tensor) and weights[k].shape != v.shape
     ]
-    problems = []
-    for title, keys in (('not in the file', missing), ('not in the model', unexpected), ('shape', reshaped)):
-        if keys:
-            problems.append(f'{len(keys)} {title}: {at_most(keys, 4 if len(keys) > 4 else 3)}')
+    kinds = {'not in the file': missing, 'not in the model': unexpected, 'shape': reshaped}
+    kinds = {title: keys for title, keys in kinds.items() if keys}
+    problems = [f'{len(keys)} {title}: {at_most(keys, min(4, 10 // len(kinds)))}' for title, keys in kinds.items()]
     fitting = len(own) - len(missing) - len(reshaped)
     if problems and (strict or 2 * fitting < len(own)):
         raise UserError(f'{source} does not fit {type(model).__name__}: {fitting} of {len(own)} weights have '

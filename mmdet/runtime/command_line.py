@@ -8,6 +8,13 @@ from typing import NoReturn
 from .errors import UserError, one_line, suggest
 from .launch import LAUNCHERS, check_gpus, is_spawned, spawn
 
+# Options of mmdetection's tools that these have not.
+_ABSENT = {
+    '--tta': 'There is no test-time augmentation here: tta_model and tta_pipeline of a config have no effect.',
+    '--show': 'Pictures are drawn into files: --show-dir FOLDER.',
+    '--wait-time': 'Pictures are drawn into files: --show-dir FOLDER.',
+}
+
 
 class Parser(argparse.ArgumentParser):
     """argparse without abbreviated options, saying what is wrong in one line instead of a page of usage."""
@@ -17,7 +24,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         _, _, unknown = message.partition('unrecognized arguments: ')
-        hint = suggest(unknown.split()[0].split('=')[0], self._option_string_actions) if unknown else ''
+        name = unknown.split()[0].split('=')[0] if unknown else ''
+        hint = f' {_ABSENT[name]}' if name in _ABSENT else suggest(name, self._option_string_actions) if name else ''
         raise UserError(f'{message}.{hint} {self.prog} --help lists what can be given')
 
     def add_config_arguments(self, example: str) -> None:

@@ -31,13 +31,14 @@ _HELPER_KEYS = {
     'img_scales', 'max_epochs', 'metainfo', 'norm_cfg', 'num_classes', 'test_pipeline', 'train_pipeline',
     'val_pipeline', 'vis_backends',
 }  # fmt: skip
-# What mmdetection 2 called them: read by nothing here.
-_RENAMED = dict(
-    data='train_dataloader, val_dataloader and test_dataloader', optimizer='optim_wrapper.optimizer',
-    optimizer_config='optim_wrapper.clip_grad', lr_config='param_scheduler', runner='train_cfg',
-    evaluation='val_evaluator and train_cfg.val_interval', checkpoint_config='default_hooks.checkpoint',
-    log_config='default_hooks.logger', total_epochs='train_cfg.max_epochs', resume_from='--resume CHECKPOINT',
-)  # fmt: skip
+# mmdetection 2.x's keys, which nothing reads, and what took their place. Some may be variables of a config.
+_KEYS_OF_2X = {
+    'data': 'train_dataloader, val_dataloader and test_dataloader', 'optimizer': 'optim_wrapper',
+    'checkpoint_config': 'default_hooks.checkpoint', 'dist_params': 'env_cfg.dist_cfg',
+    'evaluation': 'val_evaluator and train_cfg.val_interval', 'log_config': 'default_hooks.logger',
+    'lr_config': 'param_scheduler', 'optimizer_config': 'optim_wrapper.clip_grad', 'resume_from': '--resume',
+    'runner': 'train_cfg', 'total_epochs': 'train_cfg.max_epochs', 'workflow': 'train_cfg and val_cfg',
+}  # fmt: skip
 RUN_KEYS = (set(inspect.signature(Runner.__init__).parameters) - {'self', 'cfg'}) | _TOOL_KEYS
 
 
@@ -140,12 +141,14 @@ def _near(key: str, known: set[str]) -> str | None:
 
 
 def _check_keys(cfg: Config, path: str) -> None:
+    old = [key for key in _KEYS_OF_2X if key in cfg and not _is_used(cfg.to_dict(), key)]
+    if old:
+        raise UserError(f'{path}: the top-level key {old[0]!r} is of mmdetection 2.x; configs here are those of 3.x, '
+                        f'which has {_KEYS_OF_2X[old[0]]} instead')
     for key in cfg:
         near = _near(key, RUN_KEYS | _HELPER_KEYS)
         if near:
             raise UserError(f'{path}: unknown top-level key {key!r}. Did you mean {near}?')
-        if key in _RENAMED and cfg[key] is not None and not _is_used(cfg.to_dict(), key):
-            raise UserError(f'{path}: {key} is the way of mmdetection 2 and would have no effect; set {_RENAMED[key]}')
 
 
 def _is_used(cfg: dict, key: str) -> bool:

@@ -48,23 +48,22 @@ def is_bare_pickle(path: str) -> bool:
     return start[:1] == b'\x80' and pickle.dumps(MAGIC_NUMBER, protocol=2)[2:-1] not in start
 
 
-def read_arrays(path: str) -> dict[str, Any]:
-    """The dict that a pickle of arrays holds, its arrays as tensors; entries that are neither stay or are left out.
+def read_arrays(path: str, trusted: bool = False) -> dict[str, Any]:
+    """The dict that a pickle of arrays holds, its arrays as tensors; `trusted`: run the code that the file asks for.
 
     Raises:
-        UserError: the pickle asks for anything but numpy arrays, is damaged, or holds no dict.
+        UserError: the pickle asks for anything but numpy arrays, or holds no dict.
+        Exception: of any type, where the bytes are damaged.
     """
     try:
         with open(path, 'rb') as file:
-            content = _ArrayUnpickler(file, encoding='latin1').load()
+            content = (pickle.Unpickler if trusted else _ArrayUnpickler)(file, encoding='latin1').load()
     except _Refused as error:
         raise UserError(
             f'{path} holds pickled Python objects ({error}), which may run any code when loaded, and is refused. If '
             'you trust its origin, convert it inside a container without network: '
             f'python tools/convert_checkpoint.py --trust {path} OUT.pth'
         ) from error
-    except (pickle.UnpicklingError, EOFError, ValueError, IndexError, KeyError, AttributeError, TypeError) as error:
-        raise UserError(f'{path} is damaged or no checkpoint') from error
     if not isinstance(content, dict):
         raise UserError(f'{path} holds a {type(content).__name__}, not a checkpoint')
     return _tensors(content)

@@ -78,8 +78,8 @@ def _lock(work_dir: str) -> None:
         if error.errno not in (errno.EACCES, errno.EAGAIN):
             return  # a file system without locks
         file.seek(0)
-        raise UserError(f'--work-dir {work_dir}: another run is training there ({file.read().strip()}); wait for it, or '
-                        'use another folder') from error
+        raise UserError(f'--work-dir {work_dir}: another run is training there ({file.read().strip()}); wait for it, '
+                        'or use another folder') from error
     _locks[path] = file  # closing it would end the lock
     file.truncate(0)
     file.write(f'process {os.getpid()} on {socket.gethostname()}')
@@ -219,9 +219,9 @@ def build_runner(cfg: Config, launcher: str = 'none', resume_from: str | None = 
             parts.pop(key, None)
     if launcher != 'none' and not torch.cuda.is_available():
         # mmengine would pass a GPU number to DistributedDataParallel.
-        cfg.model_wrapper_cfg = dict(
-            type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False,
-            find_unused_parameters=cfg.get('find_unused_parameters', False))
+        wrapper = dict(type='MMDistributedDataParallel', broadcast_buffers=False,
+                       find_unused_parameters=cfg.get('find_unused_parameters', False))
+        cfg.model_wrapper_cfg = {**wrapper, **(cfg.get('model_wrapper_cfg') or {}), 'device_ids': None}
     parts.custom_hooks = _with_essential(
         parts.get('custom_hooks'), dict(type='CheckpointGuardHook', source=source, resuming=bool(resume_from),
                                         strict=checkpoint is not None))

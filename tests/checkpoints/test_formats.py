@@ -166,94 +166,6 @@ def test_mmdet1_retinanet_is_known_by_its_version(tmp_path):
         assert needs_legacy_options(str(tmp_path / 'x.pth')) == legacy
 
 
-# ------------------------------------------------------------------ detectron2 and caffe2
-
-
-def pickled(path, content: dict) -> str:
-    path.write_bytes(pickle.dumps(content, protocol=2))
-    return str(path)
-
-
-def as_detectron2(keys: list[str], ours: dict) -> dict:
-    """Our arrays under detectron2's names; the pairs are found by hand-written order, not by the package."""
-    names = [k for k in ours if not k.endswith('num_batches_tracked')]
-
-    def pick(prefix):
-        return [k for k in names if k.startswith(prefix)]
-
-    stem = [k for k in pick('backbone.') if k.startswith(('backbone.conv1', 'backbone.bn1'))]
-    blocks = [k for k in pick('backbone.') if k not in stem]
-    neck = []
-    for i in range(4):
-        for part in ('lateral_convs', 'fpn_convs'):
-            neck += pick(f'neck.{part}.{i}.')
-    if 'neck.fpn_convs.4.conv.weight' in ours:
-        neck = [k for i in range(3) for part in ('lateral_convs', 'fpn_convs') for k in pick(f'neck.{part}.{i}.')]
-        neck += pick('neck.fpn_convs.3') + pick('neck.fpn_convs.4')
-    heads = pick('rpn_head.')
-    for part in ('bbox_head.shared_fcs.0', 'bbox_head.shared_fcs.1', 'bbox_head.fc_cls', 'bbox_head.fc_reg'):
-        heads += pick(f'roi_head.{part}.')
-    heads += pick('roi_head.mask_head.') + pick('bbox_head.cls_convs') + pick('bbox_head.reg_convs')
-    heads += pick('bbox_head.retina_')
-    order = stem + blocks + neck + heads
-    theirs = [k for k in keys if 'cell_anchors' not in k and not k.startswith('pixel')]
-    assert len(order) == len(theirs)
-    state = {new: ours[old].numpy() for new, old in zip(theirs, order)}
-    state.update({k: np.zeros(3, np.float32) for k in keys if k not in theirs})
-    return state
-
-
-@pytest.mark.parametrize('name', ['faster_rcnn_r50_fpn', 'mask_rcnn_r50_fpn'])
-def test_detectron2_pickle(name, tmp_path):
-    model = narrow(name)
-    state = as_detectron2(known.detectron2_rcnn('mask' in name), model.state_dict())
-    path = pickled(tmp_path / 'model_final.pkl', dict(model=state, __author__='Detectron2 Model Zoo'))
-    converted = convert(read_checkpoint(path))
-    assert converted.source == 'detectron2' and len(converted.dropped) == 7
-    other = narrow(name)
-    for parameter in other.parameters():
-        torch.nn.init.zeros_(parameter)
-    load_checkpoint(other, path)
-    assert all(torch.equal(v, model.state_dict()[k]) for k, v in other.state_dict().items())
-
-
-def test_detectron2_retinanet_reorders_anchors(tmp_path):
-    model = narrow('retinanet_r50_fpn')
-    model.neck.fpn_convs[3].conv.weight.data = torch.randn(16, 256, 3, 3)
-    ours = dict(model.state_dict())
-    theirs = dict(ours)
-    for key in ('retina_cls.weight', 'retina_cls.bias', 'retina_reg.weight', 'retina_reg.bias'):
-        value = ours[f'bbox_head.{key}']
-        anchors = value.reshape(3, 3, -1, *value.shape[1:])  # ratio, size
-        theirs[f'bbox_head.{key}'] = anchors.transpose(0, 1).reshape(value.shape)
-    state = as_detectron2(known.detectron2_retinanet(), theirs)
-    path = pickled(tmp_path / 'model_final.pkl', dict(model=state))
-    converted = convert(read_checkpoint(path)).state_dict
-    assert all(torch.equal(converted[k], v) for k, v in ours.items() if not k.endswith('num_batches_tracked'))
-
-
-def test_caffe2_backbone(tmp_path):
-    """Affine norms become BatchNorm in eval mode."""
-    blobs = dict(conv1_w=np.random.rand(64, 3, 7, 7), res_conv1_bn_s=np.random.rand(64), res_conv1_bn_b=np.ones(64))
-    for stage, blocks in enumerate((3, 4, 6, 3), 2):
-        for block in range(blocks):
-            for branch in ('2a', '2b', '2c', *(['1'] if block == 0 else [])):
-                name = f'res{stage}_{block}_branch{branch}'
-                blobs[f'{name}_w'] = np.ones((4, 4, 1, 1))
-                blobs[f'{name}_bn_s'] = blobs[f'{name}_bn_b'] = np.ones(4)
-    blobs.update(fc1000_w=np.ones((2, 2)), fc1000_b=np.ones(2))
-    path = pickled(tmp_path / 'R-50.pkl', {key: value.astype(np.float32) for key, value in blobs.items()})
-    converted = convert(read_checkpoint(path))
-    keys = [k for k in known.mmdet_backbone() if not k.endswith('num_batches_tracked')]
-    assert sorted(converted.state_dict) == sorted(keys)
-    norm = torch.nn.BatchNorm2d(64).eval()
-    state = {k: v for k, v in converted.state_dict.items() if k.startswith('backbone.bn1.')}
-    norm.load_state_dict({key.removeprefix('backbone.bn1.'): value for key, value in state.items()})
-    x = torch.randn(1, 64, 2, 2)
-    scale = torch.from_numpy(blobs['res_conv1_bn_s']).float()[:, None, None]
-    torch.testing.assert_close(norm(x), x * scale + 1)
-
-
 # ------------------------------------------------------------------ classes
 
 
@@ -381,6 +293,22 @@ def test_convert_tool_both_ways(tmp_path, tool):
     assert again.returncode == 2 and 'exists' in again.stderr and len(again.stderr.splitlines()) == 1
 
 
+def test_backbone_goes_to_torchvision_and_back(tmp_path, tool):
+    cfg = model_cfg('rpn_r50_fpn')
+    model = MODELS.build(cfg)
+    torch.save(dict(state_dict=model.state_dict()), tmp_path / 'rpn.pth')
+    out = tool('convert_checkpoint', tmp_path / 'rpn.pth', tmp_path / 'tv.pth', '--to', 'torchvision-backbone')
+    assert out.returncode == 0 and 'arrays beside the backbone' in out.stdout
+    classifier = resnet50()
+    lacking = classifier.load_state_dict(torch.load(tmp_path / 'tv.pth', weights_only=True), strict=False)
+    assert lacking.missing_keys == ['fc.weight', 'fc.bias'] and not lacking.unexpected_keys
+    torch.save(classifier.state_dict(), tmp_path / 'resnet50.pth')
+    cfg.backbone.init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'resnet50.pth'))
+    other = MODELS.build(cfg)
+    other.init_weights()
+    assert all(torch.equal(v, model.backbone.state_dict()[k]) for k, v in other.backbone.state_dict().items())
+
+
 def test_convert_tool_reads_code_only_when_trusted(tmp_path, tool):
     path = tmp_path / 'x.pth'
     torch.save(dict(state_dict=narrow('rpn_r50_fpn').state_dict(), note=np.dtype('f4'), path=tmp_path), path)
@@ -389,6 +317,51 @@ def test_convert_tool_reads_code_only_when_trusted(tmp_path, tool):
     trusted = tool('convert_checkpoint', '--trust', path, tmp_path / 'out.pth')
     assert trusted.returncode == 0, trusted.stderr
     assert read_checkpoint(str(tmp_path / 'out.pth'))['state_dict'].keys() >= {'rpn_head.rpn_cls.weight'}
+
+
+def test_trusted_pickle_of_arrays(tmp_path, tool):
+    path = tmp_path / 'model_final.pkl'
+    state = {key: value.numpy() for key, value in narrow('rpn_r50_fpn').state_dict().items()}
+    path.write_bytes(pickle.dumps(dict(model=state, where=tmp_path), protocol=2))
+    assert tool('convert_checkpoint', path, tmp_path / 'out.pth').returncode == 2
+    trusted = tool('convert_checkpoint', '--trust', path, tmp_path / 'out.pth')
+    assert trusted.returncode == 0, trusted.stderr
+
+
+def wrong_use(folder) -> dict[str, tuple[list, str]]:
+    """What is given to convert_checkpoint.py, and what its one line says."""
+    torch.save(narrow('rpn_r50_fpn').state_dict(), folder / 'rpn.pth')
+    torch.save(resnet50().state_dict(), folder / 'resnet.pth')
+    torch.save({1: torch.zeros(2)}, folder / 'numbers.pth')
+    torch.save(dict(state_dict={}), folder / 'nothing.pth')
+    torch.save(torch.nn.Linear(1, 1), folder / 'module.pth')
+    (folder / 'text.pth').write_text('hello')
+    out = folder / 'out.pth'
+    return {
+        'in is out': ([folder / 'rpn.pth', folder / 'rpn.pth'], 'rpn.pth exists'),
+        'out is a folder': ([folder / 'rpn.pth', folder], 'exists'),
+        'folder of out is a file': ([folder / 'rpn.pth', folder / 'text.pth' / 'x.pth'], 'cannot write there'),
+        'numbers for names': ([folder / 'numbers.pth', out], 'no weights in it'),
+        'nothing': ([folder / 'nothing.pth', out], 'no weights in it'),
+        'a module': ([folder / 'module.pth', out], 'refused'),
+        'a trusted module': (['--trust', folder / 'module.pth', out], 'holds a Linear'),
+        'a trusted text': (['--trust', folder / 'text.pth', out], 'neither'),
+        'a trusted folder': (['--trust', folder, out], 'is a folder'),
+        'a backbone as detector': ([folder / 'resnet.pth', out, '--to', 'torchvision'], 'backbone alone'),
+        'classes without effect': ([folder / 'rpn.pth', out, '--num-classes', '90'], "torchvision's 91 outputs"),
+        'classes that are none': ([folder / 'rpn.pth', out, '--num-classes', '3'], 'choose from'),
+    }
+
+
+def test_wrong_use_of_the_tools_ends_in_one_line_and_loses_nothing(tmp_path, tool):
+    cases = wrong_use(tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    for name, (args, message) in cases.items():
+        ended = tool('convert_checkpoint', *args)
+        assert ended.returncode == 2 and message in ended.stderr and len(ended.stderr.splitlines()) == 1, name
+    ended = tool('publish_model', tmp_path / 'rpn.pth', f'{tmp_path}/')
+    assert ended.returncode == 2 and 'is a folder' in ended.stderr
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_converted_legacy_file_keeps_its_conventions(tmp_path, tool):

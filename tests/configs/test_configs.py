@@ -54,7 +54,8 @@ def test_recipe_of_the_method():
 
 
 FOLDERS = (
-    'cbn', 'faster_rcnn', 'mask_rcnn', 'cascade_rcnn', 'fast_rcnn', 'retinanet', 'rpn', 'torchvision', 'gn', 'demo',
+    'cbn', 'faster_rcnn', 'mask_rcnn', 'cascade_rcnn', 'fast_rcnn', 'retinanet', 'rpn', 'torchvision', 'detectron2',
+    'gn', 'demo',
 )  # fmt: skip
 RECIPES = sorted(path for folder in FOLDERS for path in CBN.parent.glob(f'{folder}/*_*.py'))
 

@@ -331,6 +331,8 @@ def test_format_only_needs_no_annotations(tiny, tmp_path):
     assert got == {}
     entries = json.loads((tmp_path / 'r.bbox.json').read_text())
     assert entries == [dict(image_id=5, category_id=1, bbox=[2, 2, 10, 7], score=1)]
+    ours(tiny, found, ('cat', 'dog'), format_only=True, outfile_prefix=str(tmp_path / 'old'), offset=1.0)
+    assert json.loads((tmp_path / 'old.bbox.json').read_text())[0]['bbox'] == [2, 2, 11, 8]  # mmdetection 0.x
 
 
 def test_an_interrupted_write_keeps_the_old_file(tiny, tmp_path, monkeypatch):

@@ -45,6 +45,14 @@ def test_the_model_has_the_norm_in_neck_and_heads_alone(name, layers):
     assert len(found) == layers and not any(n.startswith(('backbone', 'rpn_head')) for n in found)
 
 
+def test_a_pretrained_backbone_is_loaded_and_its_first_stage_frozen():
+    cell = dict(set='bccd', norm='CBN', batch=1, seed=0, backbone='nuclei.pth')
+    backbone = detect.build_config(cell, Path('/nowhere'), 'unused', 1, False).model.backbone
+    assert backbone.init_cfg == dict(type='Pretrained', checkpoint='nuclei.pth')
+    frozen = {n for n, p in MODELS.build(backbone).named_parameters() if not p.requires_grad}
+    assert frozen and all(name.startswith(('conv1', 'gn1', 'layer1')) for name in frozen)
+
+
 @pytest.mark.slow
 def test_a_cell_leaves_its_record(real_data, tmp_path, monkeypatch):
     small = detect.SCALES[False]._replace(epochs=1, size=(96, 96))
@@ -53,4 +61,5 @@ def test_a_cell_leaves_its_record(real_data, tmp_path, monkeypatch):
     detect.run_cell(dict(set='bccd', norm='CBN', batch=4, seed=0), real_data, 1, False, out)
     record = json.loads(out.read_text())
     assert record['images'] == 205 and record['lr'] == pytest.approx(0.04)
+    assert out.with_suffix('.pth').exists()
     assert 0 <= record['metrics']['bbox_mAP'] < record['metrics']['bbox_mAP_50'] <= 1

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from collections import Counter, deque
 from pathlib import Path
 from types import SimpleNamespace
@@ -78,12 +79,46 @@ def test_damaged_and_missing_files(tmp_path):
     torch.save(dict(state_dict=dict(a=torch.zeros(1000))), good)
     (tmp_path / 'cut.pth').write_bytes(good.read_bytes()[:-500])
     (tmp_path / 'empty.pth').write_bytes(b'')
-    (tmp_path / 'text.pth').write_text('Not found')
-    for name in ('cut', 'empty', 'text'):
-        with pytest.raises(UserError, match=f'{name}.pth is damaged or no checkpoint'):
+    (tmp_path / 'folder.pth').mkdir()
+    (tmp_path / 'text.pth').write_text('hello, not found')
+    with zipfile.ZipFile(tmp_path / 'zip.pth', 'w') as archive:
+        archive.writestr('a.txt', 'x')
+    messages = dict(cut='damaged or no checkpoint', empty='empty', folder='a folder', text='no checkpoint: neither',
+                    zip='a zip archive that torch did not write')
+    for name, message in messages.items():
+        with pytest.raises(UserError, match=f'{name}.pth is {message}'):
             read_checkpoint(str(tmp_path / f'{name}.pth'))
     with pytest.raises(FileNotFoundError, match='epoch_2.pth not found.*Did you mean epoch_1.pth'):
         read_checkpoint(str(tmp_path / 'epoch_2.pth'))
+
+
+@pytest.mark.parametrize('kind', ['zip', 'old', 'pickle'])
+def test_any_damage_ends_in_one_line(tmp_path, kind):
+    path = tmp_path / 'x.pth'
+    if kind == 'pickle':
+        path.write_bytes(pickle.dumps(dict(model=dict(a=np.arange(20.0))), protocol=2))
+    else:
+        content = dict(meta=dict(a=1), state_dict=dict(a=torch.zeros(20)), optimizer=dict(lr=0.1))
+        torch.save(content, path, _use_new_zipfile_serialization=kind == 'zip')
+    whole = path.read_bytes()
+    random = np.random.RandomState(0)
+    damaged = [whole[:n] for n in range(0, len(whole), max(1, len(whole) // 50))]
+    for _ in range(150):
+        changed = bytearray(whole)
+        for place in random.randint(0, len(whole), random.choice([1, 3, 20])):
+            changed[place] = random.randint(256)
+        damaged.append(bytes(changed))
+    refused = 0
+    for data in damaged:
+        path.write_bytes(data)
+        try:
+            read_checkpoint(str(path))  # where only a number changed, no one can see it
+        except UserError as error:
+            assert str(path) in str(error) and '\n' not in str(error)
+            refused += 1
+        except MemoryError:  # a length that became huge
+            refused += 1
+    assert refused > 100
 
 
 def test_writing_is_all_or_nothing(tmp_path, monkeypatch):

@@ -25,6 +25,8 @@ def test_values_of_options():
     'words, expected',
     [
         (['--work_dir', 'x'], 'unrecognized arguments: --work_dir x. Did you mean --work-dir?'),
+        (['--tta'], 'unrecognized arguments: --tta. There is no test-time augmentation here'),
+        (['--show'], 'unrecognized arguments: --show. Pictures are drawn into files: --show-dir FOLDER'),
         (['--cfg-options'], 'argument --cfg-options: expected at least one argument'),
         (['--cfg-options', 'a'], '--cfg-options a: KEY=VALUE is needed'),
         (['--cfg-options', 'a=[1,2'], '--cfg-options a=[1,2: Imbalanced brackets'),
