@@ -26,10 +26,13 @@ $(INSTALLED): $(SOURCES)
 	touch $@
 
 # Train on two processes, evaluate on two, draw detections and curves. A demo that was interrupted goes on.
+# On a machine with one GPU it is one process, with the pictures of both.
 demo: install
 	$(RUN) python -m mmdet.datasets.shapes data/shapes
-	$(RUN) ./tools/dist_train.sh $(DEMO_CONFIG) 2 --work-dir $(DEMO_DIR) --seed 0 --resume
-	$(RUN) python tools/test.py $(DEMO_CONFIG) $$(ls -t $(DEMO_DIR)/best_*.pth | head -1) --gpus 2 \
+	processes=$$($(RUN) python -c 'import torch; print(min(torch.cuda.device_count() or 2, 2))') && \
+	$(RUN) ./tools/dist_train.sh $(DEMO_CONFIG) $$processes --work-dir $(DEMO_DIR) --seed 0 --resume \
+		--cfg-options train_dataloader.batch_size=$$((4 / processes)) && \
+	$(RUN) python tools/test.py $(DEMO_CONFIG) $$(ls -t $(DEMO_DIR)/best_*.pth | head -1) --gpus $$processes \
 		--out $(DEMO_DIR)/results.pkl --eval bbox segm --show-dir $(DEMO_DIR)/detections --show-score-thr 0.5
 	$(RUN) python tools/dev/plot_curves.py $(DEMO_DIR) -o $(DEMO_DIR)/curves.png
 	@echo "Detections: $(DEMO_DIR)/detections; loss and AP over time: $(DEMO_DIR)/curves.png"

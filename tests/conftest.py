@@ -12,6 +12,7 @@ _FIXTURES = _DATA.parent / 'fixtures'
 
 
 def pytest_configure():
+    torch.backends.cudnn.allow_tf32 = False  # convolutions on a GPU are then as exact as the tests expect
     if 'CUDA_ON_CPU' in os.environ:
         from cuda_on_cpu.build import load
         load()
@@ -39,6 +40,13 @@ def device(request) -> str:
 def cuda_kernels(device) -> bool:
     """Whether CUDA kernels take the device's tensors: on a GPU, or on the CPU by tests/cuda_on_cpu."""
     return device == 'cuda' or 'CUDA_ON_CPU' in os.environ
+
+
+@pytest.fixture
+def on_the_cpu(monkeypatch) -> None:
+    """What a Runner in this process trains, it trains on the CPU, also on a machine with a GPU."""
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    monkeypatch.setattr('mmengine.device.utils.DEVICE', 'cpu')
 
 
 @pytest.fixture(scope='session')

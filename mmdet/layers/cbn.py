@@ -387,7 +387,7 @@ class NormalizeWithPooled(torch.autograd.Function):
         # No saved tensors, which activation checkpointing would make anew when the window has moved on.
         ctx.slopes = None if dmean is None else (dmean, dvar, source.shape, source.dtype)
         weight, bias = (None if t is None else t.to(mean.dtype) for t in (weight, bias))
-        if y.is_cuda and rstd is not None:  # F.batch_norm would copy the mean and take the root again
+        if y.is_cuda and rstd is not None and y.numel():  # F.batch_norm would copy the mean and take the root again
             return torch.batch_norm_elemt(y, weight, bias, mean, rstd, eps)
         return F.batch_norm(y, mean, var, weight, bias, False, 0.0, eps)
 

@@ -38,8 +38,9 @@ class FocalLoss(nn.Module):
         self, logits: Tensor, target: Tensor, weight: Tensor | None = None, avg_factor: float | None = None
     ) -> Tensor:
         """Logits (S, C), labels (S,) with C for the background, weight (S,)."""
-        weight = logits.new_ones(len(logits)) if weight is None else weight
-        total = _FocalSum.apply(logits.float(), target, weight, self.gamma, self.alpha)
+        logits = logits.float()
+        weight = logits.new_ones(len(logits)) if weight is None else weight.float()
+        total = _FocalSum.apply(logits, target, weight, self.gamma, self.alpha)
         return self.loss_weight * weighted_mean(total, None, logits.numel() if avg_factor is None else avg_factor)
 
 
@@ -55,7 +56,8 @@ class _FocalSum(torch.autograd.Function):
         loss, slope = _unwanted(logits, gamma)
         own_loss, own_slope = _unwanted(-own, gamma)
         change = alpha * own_loss - (1 - alpha) * loss[row, column]
-        total = (1 - alpha) * weight @ loss.sum(1) + weight[row] @ change
+        # no matrix products: autocast would take them, and their result, to half precision
+        total = (1 - alpha) * (weight * loss.sum(1)).sum() + (weight[row] * change).sum()
         slope *= 1 - alpha
         slope[row, column] = -alpha * own_slope
         slope *= weight[:, None]

@@ -126,21 +126,21 @@ class AtomicLocalBackend(LocalBackend):
         write_atomically(filepath, obj.encode(encoding))
 
 
-def read_checkpoint(path: str, map_location: Any = 'cpu') -> dict:
-    """Load a file as weights only: no code in it is ever run.
+def read_checkpoint(path: str) -> dict:
+    """Load a file as weights only, to the CPU: no code in it is ever run.
 
     Raises:
         FileNotFoundError, UserError: not there, damaged, or holding pickled Python objects.
     """
-    return _read(path, _read_torch_file, map_location)
+    return _read(path, _read_torch_file)
 
 
 def read_trusted(path: str) -> dict:
     """`read_checkpoint` for a file whose code shall run; only for a sandbox."""
-    return _read(path, functools.partial(torch.load, weights_only=False), 'cpu', trusted=True)
+    return _read(path, functools.partial(torch.load, map_location='cpu', weights_only=False), trusted=True)
 
 
-def _read(path: str, read_torch_file: Callable, map_location: Any, trusted: bool = False) -> dict:
+def _read(path: str, read_torch_file: Callable, trusted: bool = False) -> dict:
     path = os.path.expanduser(path)
     if os.path.isdir(path):
         raise UserError(f'{path} is a folder; a checkpoint file is needed')
@@ -154,7 +154,7 @@ def _read(path: str, read_torch_file: Callable, map_location: Any, trusted: bool
         _check_kind(path)
         if is_bare_pickle(path):
             return read_arrays(path, trusted)
-        checkpoint = read_torch_file(path, map_location=map_location)
+        checkpoint = read_torch_file(path)
     except (UserError, MemoryError, PermissionError):
         raise
     except Exception as error:  # torch passes on whatever damaged bytes make its reader raise
@@ -182,11 +182,11 @@ def _check_kind(path: str) -> None:
                 raise UserError(f'{path} is a zip archive that torch did not write')
 
 
-def _read_torch_file(path: str, map_location: Any) -> Any:
+def _read_torch_file(path: str) -> Any:
     try:
-        return torch.load(path, map_location=map_location, weights_only=True)
+        return torch.load(path, map_location='cpu', weights_only=True)
     except pickle.UnpicklingError as error:
-        checkpoint = read_without_history(path, map_location) if zipfile.is_zipfile(path) else None
+        checkpoint = read_without_history(path) if zipfile.is_zipfile(path) else None
         if checkpoint is not None:
             return checkpoint
         refused = _refused_name(error)
@@ -206,6 +206,12 @@ def _refused_name(error: BaseException) -> str | None:
     return 'an unknown class' if re.search(r'Unsupported class|Can only build', str(error)) else None
 
 
+def _read_on_host(path: str, map_location: Any = None) -> dict:
+    """mmengine's resume asks for everything on the GPU: weights twice there, Adam's step counts, which the host would
+    wait for, and the log's numbers, which numpy cannot take."""
+    return read_checkpoint(path)
+
+
 def _load_silently(cls, filename: str, map_location: Any = None, logger: Any = None) -> dict:
     return cls._get_checkpoint_loader(filename)(filename, map_location)
 
@@ -213,7 +219,7 @@ def _load_silently(cls, filename: str, map_location: Any = None, logger: Any = N
 def install() -> None:
     """Route mmengine's saving and loading of local files through this module."""
     register_backend('local', AtomicLocalBackend, force=True, prefixes='')
-    CheckpointLoader.register_scheme(prefixes='', loader=read_checkpoint, force=True)
+    CheckpointLoader.register_scheme(prefixes='', loader=_read_on_host, force=True)
     # mmengine's prints a line past the log, in every process; the Runner logs what it loads anyway
     CheckpointLoader.load_checkpoint = classmethod(_load_silently)
 

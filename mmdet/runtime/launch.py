@@ -191,8 +191,9 @@ def join_processes(launcher: str, env_cfg: dict | None = None) -> None:
     if cuda:
         check_gpus(max(int(os.environ.get('LOCAL_WORLD_SIZE', 1)), local_rank + 1))
         torch.cuda.set_device(local_rank)
-    elif os.environ['MASTER_ADDR'] in ('127.0.0.1', 'localhost') and sys.platform == 'linux':
-        # gloo looks its own address up by host name, which a container often cannot resolve.
+    if os.environ['MASTER_ADDR'] in ('127.0.0.1', 'localhost') and sys.platform == 'linux':
+        # gloo looks its own address up by host name, which a container often cannot resolve. Beside nccl too:
+        # StopSafelyHook's group is on the CPU.
         os.environ.setdefault('GLOO_SOCKET_IFNAME', 'lo')
     timeout = ((env_cfg or {}).get('dist_cfg') or {}).get('timeout')
     options = {} if timeout is None else {'timeout': datetime.timedelta(seconds=timeout)}

@@ -199,6 +199,7 @@ def build_runner(cfg: Config, launcher: str = 'none', resume_from: str | None = 
     # mmengine 0.10 passes an argument that torch 2.15 is about to rename; can go when mmengine follows.
     warnings.filterwarnings('ignore', '`broadcast_buffers` is deprecated', FutureWarning)
     warnings.filterwarnings('ignore', 'This DataLoader will create', UserWarning)  # more workers than cores
+    warnings.filterwarnings('ignore', r'`torch\.cuda\.amp\.GradScaler', FutureWarning)  # mmengine's name for it
     # mmengine restores the schedulers' step counts of a resumed run, and not the optimizer's
     warnings.filterwarnings('ignore', r'Detected call of `scheduler.step\(\)` before', UserWarning)
     _checkpoint.install()
@@ -209,6 +210,8 @@ def build_runner(cfg: Config, launcher: str = 'none', resume_from: str | None = 
     for key in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         if parts.get(key) and not parts[key].get('num_workers', 0):
             parts[key].update(persistent_workers=False, prefetch_factor=None)  # torch refuses them then
+        if parts.get(key) and torch.cuda.is_available():
+            parts[key].setdefault('pin_memory', True)  # else the host waits while pictures go to the GPU
     if cfg.get('train_dataloader') and checkpoint is None:
         seed = cfg.randomness.seed
         parts.train_dataloader = seeded_dataloader(parts.train_dataloader, seed)

@@ -33,11 +33,11 @@ class _StandIn:
         pass
 
 
-def read_without_history(path: str, map_location: Any) -> dict | None:
+def read_without_history(path: str) -> dict | None:
     """State dict and meta of a Runner's file; None where it asks for any other name, or torch is older than 2.6."""
     try:
         with torch.serialization.safe_globals([(_StandIn, name) for name in _NAMES]):
-            checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+            checkpoint = torch.load(path, map_location='cpu', weights_only=True)
     except (pickle.UnpicklingError, TypeError, AttributeError, RuntimeError):
         return None
     if not isinstance(checkpoint, dict) or 'state_dict' not in checkpoint:

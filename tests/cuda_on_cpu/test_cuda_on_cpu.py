@@ -190,6 +190,16 @@ def test_the_ops_tests_pass_over_the_cuda_kernels(order):
     assert int(re.search(r'CUDA kernels on the CPU: (\d+) launches', result.text)[1]) > 1000
 
 
+@needs_ops
+@pytest.mark.parametrize('chosen', [
+    'mask_rcnn and channels_last and not cascade', pytest.param('detectors', marks=pytest.mark.slow)])
+def test_detectors_train_over_the_cuda_kernels(chosen):
+    """Whole training steps and inference; the slow one: all kinds, bfloat16 too."""
+    result = run_tests('tests/models/test_like_cuda.py', '-k', chosen)
+    assert result.returncode == 0, result.text
+    assert int(re.search(r'CUDA kernels on the CPU: (\d+) launches', result.text)[1]) > 50
+
+
 @pytest.fixture
 def sanitized() -> dict[str, str]:
     """The environment of a sanitized run: the sanitizers' libraries must come before Python's own."""

@@ -67,7 +67,7 @@ def make_runner(work_dir, model, batch=2, train_cfg=None, interval=1, **options)
 
 
 @pytest.fixture(autouse=True)
-def weights_only_off(monkeypatch):
+def weights_only_off(monkeypatch, on_the_cpu):
     # The Runner's own checkpoint holds its message hub; runtime.py makes that loadable. Not at stake here.
     load = torch.load
     monkeypatch.setattr(torch, 'load', lambda *a, **k: load(*a, **{**k, 'weights_only': False}))

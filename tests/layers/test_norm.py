@@ -1,11 +1,13 @@
 """build_norm_layer, and the layers that take their statistics over processes."""
 
+import contextlib
 import copy
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from like_cuda import LikeCuda
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -149,7 +151,10 @@ def uneven(rank, step):
     return slice(0, cut) if rank == 0 else slice(cut, 4)
 
 
-KINDS = 'SyncBN', 'sync CBN', 'sync CBN lattice', 'sync CBN full gradient', 'sync CBN compiled'
+KINDS = [
+    'SyncBN', 'sync CBN', 'sync CBN lattice', 'sync CBN full gradient', 'sync CBN compiled',
+    'sync CBN as on a GPU', 'sync CBN full gradient as on a GPU',
+]  # fmt: skip
 SYNCED = [(kind, even) for kind in KINDS for even in (True, False)]
 
 
@@ -163,7 +168,8 @@ def worker(rank, folder):
             model.register_comm_hook(None, sum_hook)
             half = slice(rank * 2, rank * 2 + 2)
             share = (lambda step: half) if even else (lambda step: uneven(rank, step))  # noqa: B023
-            results[f'{kind} {even}'] = train(model, share)
+            with LikeCuda() if 'GPU' in kind else contextlib.nullcontext():
+                results[f'{kind} {even}'] = train(model, share)
         torch.save(results, f'{folder}/{rank}.pth')
     finally:
         dist.destroy_process_group()
@@ -185,7 +191,8 @@ def sum_hook(state, bucket):
 @pytest.mark.parametrize('kind, even', SYNCED)
 def test_two_processes_equal_one(two_processes, kind, even):
     parts = [results[f'{kind} {even}'] for results in two_processes]
-    alone = train(make_model({'SyncBN': 'BN'}.get(kind, kind.replace(' compiled', ''))), lambda step: slice(None))
+    plain = {'SyncBN': 'BN'}.get(kind, kind.replace(' compiled', '').replace(' as on a GPU', ''))
+    alone = train(make_model(plain), lambda step: slice(None))
     for a, b, whole in zip(*(part['outs'] for part in parts), alone['outs']):
         torch.testing.assert_close(torch.cat([a, b]), whole, rtol=1e-9, atol=1e-9)
     for part in parts:

@@ -1,60 +1,13 @@
 """Detectors on a pretended accelerator (tests/other_device.py): nothing mixes host and device, nothing changes."""
 
 import contextlib
-from pathlib import Path
 
 import pytest
 import torch
-from mmengine.config import Config
 from other_device import DEVICE, DeviceTensor, OtherDevice
+from thin_detectors import KINDS, build, run
 
 from mmdet.layers import cbn
-from mmdet.registry import MODELS
-
-CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
-KINDS = ['mask_rcnn', 'faster_rcnn', 'cascade_mask_rcnn', 'retinanet', 'rpn']
-
-
-def build(kind: str):
-    """A ResNet-18 detector with narrow heads and CBN or GN, that finds something untrained."""
-    cfg = Config.fromfile(CONFIGS / f'_base_/models/{kind}_r50_fpn.py', lazy_import=False).model
-    norm_cfg = dict(type='CBN', buffer_num=2) if kind == 'mask_rcnn' else dict(type='GN', num_groups=8)
-    cfg.backbone.update(depth=18, init_cfg=None)
-    cfg.neck.update(in_channels=[64, 128, 256, 512], out_channels=64, norm_cfg=norm_cfg)
-
-    def narrow(part):
-        for key in ('in_channels', 'feat_channels', 'out_channels', 'conv_out_channels'):
-            if part.get(key) == 256:
-                part[key] = 64
-        if part.get('fc_out_channels'):
-            part['fc_out_channels'] = 128
-        for value in part.values():
-            for inner in value if isinstance(value, list) else [value]:
-                if isinstance(inner, dict):
-                    narrow(inner)
-
-    narrow(cfg)
-    test_cfg = cfg.test_cfg.get('rcnn', cfg.test_cfg)
-    if kind != 'rpn':
-        test_cfg.update(score_thr=0.0, max_per_img=5)
-    torch.manual_seed(0)
-    return MODELS.build(cfg.to_dict())
-
-
-def run(model, data) -> tuple[dict, list, list]:
-    """Losses of three steps of SGD, weights, and what is found afterwards."""
-    optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9)
-    for seed in range(3):
-        torch.manual_seed(seed)
-        losses = model.train()(**model.data_preprocessor(data, True), mode='loss')
-        loss, log = model.parse_losses(losses)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 35)
-        optimizer.step()
-    with torch.no_grad():
-        samples = model.eval()(**model.data_preprocessor(data, False), mode='predict')
-    return log, [p.detach() for p in model.parameters()], [sample.pred_instances for sample in samples]
 
 
 @pytest.mark.parametrize('kind', KINDS)

@@ -7,7 +7,7 @@ from mmdet.runtime.run import build_runner, enter_work_dir, set_seed
 
 
 @pytest.fixture(autouse=True)
-def in_a_folder_of_its_own(tmp_path, monkeypatch):
+def in_a_folder_of_its_own(tmp_path, monkeypatch, on_the_cpu):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv('OMP_NUM_THREADS', '1')
 

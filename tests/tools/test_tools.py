@@ -188,3 +188,15 @@ def test_detections_are_saved_when_the_evaluation_fails(toy, monkeypatch, capsys
         runpy.run_path(str(ROOT / 'tools' / 'test.py'), run_name='__main__')
     assert 'error: no evaluation' in capsys.readouterr().err
     assert len(pickle.loads(Path('found.pkl').read_bytes())) == 5
+
+
+def test_the_gpu_check_goes_on_and_names_what_failed(tmp_path):
+    python = tmp_path / 'python'
+    python.write_text('#!/bin/sh\ncase "$*" in *tests/layers*) exit 3 ;; *mmdet.ops*) sleep 60 ;; esac\n')
+    python.chmod(0o755)
+    process = start(ROOT / 'tools' / 'dev' / 'gpu_check.sh', tmp_path / 'out', PYTHON=str(python), SECONDS_IN_ALL='7')
+    out, _ = process.communicate(timeout=60)
+    table = (tmp_path / 'out' / 'summary.txt').read_text()
+    assert 'build        ok' in table and 'kernels      FAILED (no end within its time)' in table
+    assert 'tests_cbn    NOT RUN: no time left' in table and out.count(table) == 1
+    assert f'{process.returncode} failed: ' in out.splitlines()[-1] and 'kernels' in out.splitlines()[-1]

@@ -1,47 +1,60 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, in one call of under ten minutes: build for the GPU found, the tests on `cuda`, the
-# memory checker where it is installed, and the benchmarks.
+# Everything that needs a GPU, in one call of under ten minutes: build for the GPU found, the tests on `cuda`, training
+# and evaluation from the command line, the memory checker where it is installed, and the benchmarks.
 #
 #   tools/dev/gpu_check.sh [OUTPUT_FOLDER]        default ${OUT:-work_dirs/gpu_check}
 #   PYTHON=python3 tools/dev/gpu_check.sh         another interpreter
+#   SECONDS_IN_ALL=1800 tools/dev/gpu_check.sh    other time than 570 s
 #
-# Each step goes on when the one before fails; the exit status is the number of failed steps.
+# Each step goes on when the one before fails, within what is left of the time. The last lines name the steps that
+# failed; the exit status is their number. OUTPUT_FOLDER/summary.txt has the table, STEP.txt each step's output.
 set -uo pipefail
 cd "$(dirname "$0")/../.."
 out=${1:-${OUT:-work_dirs/gpu_check}}
 python=${PYTHON:-python}
+in_all=${SECONDS_IN_ALL:-570}
 mkdir -p "$out"
-export PYTHONPATH=.${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
-failed=0
+export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
+failed=()
 
-step() { # name, seconds, command
-    local name=$1 limit=$2
+step() { # name, seconds at most, command
+    local name=$1 limit=$2 start=$SECONDS left=$((in_all - SECONDS)) status
     shift 2
-    local start=$SECONDS
-    timeout "$limit" "$@" >"$out/$name.txt" 2>&1
-    local status=$?
-    printf '%-12s %s after %d s\n' "$name" "$([ $status = 0 ] && echo ok || echo "FAILED ($status)")" $((SECONDS - start)) |
-        tee -a "$out/summary.txt"
-    if [ $status != 0 ]; then
-        failed=$((failed + 1))
-        tail -n 15 "$out/$name.txt"
+    rm -f "$out/$name.txt"
+    if [ $left -lt 5 ]; then
+        status='NOT RUN: no time left'
+    else
+        timeout -k 5 $((left < limit ? left : limit)) "$@" >"$out/$name.txt" 2>&1
+        status=$?
+        case $status in 0) status=ok ;; 124 | 137) status="FAILED (no end within its time)" ;; *) status="FAILED ($status)" ;; esac
+    fi
+    printf '%-12s %s after %d s\n' "$name" "$status" $((SECONDS - start)) | tee -a "$out/summary.txt"
+    if [ "$status" != ok ]; then
+        failed+=("$name")
+        [ -f "$out/$name.txt" ] && tail -n 15 "$out/$name.txt"
     fi
 }
 
+pytest=("$python" -m pytest -q -p no:cacheprovider)
 : >"$out/summary.txt"
 step machine 20 nvidia-smi
-step build 300 env MMDET_CUDA=1 "$python" setup.py build_ext --inplace
+step build 240 env MMDET_CUDA=1 "$python" setup.py build_ext --inplace
 step kernels 60 "$python" -m mmdet.ops
-step tests_ops 150 "$python" -m pytest -q -p no:cacheprovider tests/ops -m 'not slow' -k cuda
-step tests_cuda 120 "$python" -m pytest -q -p no:cacheprovider tests -m cuda --ignore tests/ops
-step bench_ops 120 "$python" benchmarks/ops.py --device cuda --json "$out/ops.json"
+step tests_ops 120 "${pytest[@]}" tests/ops -m 'not slow' -k cuda
+step tests_cbn 90 "${pytest[@]}" tests/layers -m cuda
+step training 150 "${pytest[@]}" tests/tools/test_gpu_training.py -m cuda
 step bench_cbn 60 "$python" benchmarks/cbn.py layers --device cuda --dtype bfloat16
 step bench_model 60 "$python" benchmarks/cbn.py model --device cuda --size 800 1216 --batch 2
 step bench_whole 90 "$python" benchmarks/detectors.py --device cuda --amp --parts whole --models mask_rcnn --repeats 3
+step bench_ops 90 "$python" benchmarks/ops.py --device cuda --repeats 15 --json "$out/ops.json"
 if command -v compute-sanitizer >/dev/null; then
-    step memcheck 120 compute-sanitizer --error-exitcode 1 "$python" -m pytest -q -p no:cacheprovider tests/ops \
-        tests/layers/test_cbn_compiled.py -k 'cuda and (wild or empty or rois)'
+    step memcheck 120 compute-sanitizer --error-exitcode 1 "${pytest[@]}" tests/ops tests/layers/test_cbn_compiled.py \
+        -k 'cuda and (wild or empty or rois)'
 else
     echo 'memcheck     not run: compute-sanitizer is not installed' | tee -a "$out/summary.txt"
 fi
-exit $failed
+
+printf '\n%s, %d s in all:\n' "$(date '+%F %T')" $SECONDS
+cat "$out/summary.txt"
+[ ${#failed[@]} = 0 ] && echo 'nothing failed' || echo "${#failed[@]} failed: ${failed[*]}"
+exit ${#failed[@]}
