@@ -26,6 +26,7 @@ BLOCKS = {
     'inference_detector(model': 'README.md',
     'norm.after(conv, x)': 'cbn.md',
     "type='CocoMetric'": 'data.md',
+    "type='EMAHook'": 'training.md',
 }
 SMALL = [
     'model.backbone.depth=18', 'model.backbone.init_cfg=None', 'model.neck.in_channels=64,128,256,512',
@@ -124,6 +125,20 @@ def test_ones_own_norm_layer(shapes, here, monkeypatch):
          monkeypatch=monkeypatch)  # fmt: skip
     weights = torch.load('run/epoch_1.pth', weights_only=True)['state_dict']
     assert weights['roi_head.mask_head.convs.0.norm_layer.weight'].shape == (256, 1, 1)
+
+
+def test_what_mmengine_brings(shapes, here, monkeypatch, capsys):
+    data = here / 'coco'
+    (data / 'annotations').mkdir(parents=True)
+    for split in ('train', 'val'):
+        shutil.copytree(shapes / split, data / f'{split}2017')
+        (data / 'annotations' / f'instances_{split}2017.json').write_text(relabelled(shapes, split, COCO_CLASSES))
+    Path('config.py').write_text(block("type='EMAHook'").replace('./configs', str(ROOT / 'configs')))
+    options = [option.replace('train_pipeline', 'train_dataloader.dataset.dataset.pipeline') for option in SMALL]
+    tool('train.py', 'config.py', '--work-dir', 'run', '--cfg-options', *options, f'data_root={data}/',
+         'train_cfg.max_epochs=2', monkeypatch=monkeypatch)  # fmt: skip
+    assert '(6 images, 80 classes)' in capsys.readouterr().out  # one of the four has no object; twice the others
+    assert 'ema_state_dict' in torch.load('run/epoch_2.pth', weights_only=True) and not Path('run/epoch_1.pth').exists()
 
 
 def test_the_metric(shapes, monkeypatch):

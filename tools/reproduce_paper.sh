@@ -13,6 +13,7 @@ while [ $# -gt 0 ]; do
         --work-dir) out=$2; shift 2 ;;
         --only) only=$2; shift 2 ;;
         --cfg-options) shift; options=("$@"); break ;;
+        -h | --help) sed -n '2,8s/^# //p' "$0"; exit 0 ;;
         *) sed -n '2,8s/^# //p' "$0" >&2; echo "unknown argument: $1" >&2; exit 2 ;;
     esac
 done

@@ -51,11 +51,13 @@ def main() -> None:
     args = parse_args()
     if args.out and not args.out.endswith(('.pkl', '.pickle')):
         raise UserError(f'--out {args.out}: the file name must end with .pkl')
+    if args.out and Path(args.out).is_dir():
+        raise UserError(f'--out {args.out} is a folder; a file name is needed')
     launcher = start_processes(args)
 
     from mmdet.checkpoints import adapt_config, needs_legacy_options
     from mmdet.engine.predictions import DumpPredictions
-    from mmdet.runtime import check_types, load_config
+    from mmdet.runtime import check_types, check_values, load_config
     from mmdet.runtime.run import build_runner, check_writable, on_rank_0
 
     cfg = load_config(args.config, args.cfg_options)
@@ -68,6 +70,7 @@ def main() -> None:
         cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), dict(
             type='DetVisualizationHook', out_dir=args.show_dir, score_thr=args.show_score_thr)]
     check_types(cfg)
+    check_values(cfg, training=False)
     join_processes(launcher, cfg.get('env_cfg'))
     folders = {'--work-dir': cfg.work_dir, '--show-dir': args.show_dir, '--out': args.out and Path(args.out).parent}
     on_rank_0(lambda: [check_writable(folder, option) for option, folder in folders.items() if folder])
@@ -75,7 +78,7 @@ def main() -> None:
     adapt_config(cfg, args.checkpoint, is_legacy)
     runner = build_runner(cfg, launcher, checkpoint=args.checkpoint)
     if args.out:
-        runner.test_evaluator.metrics.append(DumpPredictions(args.out))
+        runner.test_evaluator.metrics.insert(0, DumpPredictions(args.out))  # kept, should the evaluation fail
     runner.test()
     leave_processes()
 

@@ -31,7 +31,7 @@ def main() -> None:
     args = parse_args()
     launcher = start_processes(args)
 
-    from mmdet.runtime import check_types, load_config
+    from mmdet.runtime import check_types, check_values, load_config
     from mmdet.runtime.run import (
         build_runner,
         enter_work_dir,
@@ -43,6 +43,7 @@ def main() -> None:
 
     cfg = load_config(args.config, args.cfg_options)
     check_types(cfg)
+    check_values(cfg, training=True)
     join_processes(launcher, cfg.get('env_cfg'))
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{Path(args.config).stem}'
     if args.amp:

@@ -10,7 +10,8 @@ import mmengine.fileio as fileio
 from mmengine.dataset import BaseDataset
 
 from mmdet.registry import DATASETS, TRANSFORMS
-from mmdet.structures.coco_file import category_ids, garbage_kept, load_coco_file
+from mmdet.runtime import say
+from mmdet.structures.coco_file import category_ids, doubts, garbage_kept, load_coco_file
 
 COCO_CLASSES = (
     'person', 'bicycle', 'car', 'motorcycle', 'airplane', 'bus', 'train', 'truck', 'boat', 'traffic light',
@@ -71,6 +72,8 @@ class CocoDataset(BaseDataset):
         unknown = set(filter_cfg or {}) - {'filter_empty_gt', 'min_size'}
         if unknown:
             raise ValueError(f"filter_cfg has unknown {sorted(unknown)}; use 'filter_empty_gt', 'min_size'")
+        if not isinstance(data_prefix, (dict, type(None))):
+            raise ValueError(f"data_prefix={data_prefix!r} must be a dict: data_prefix=dict(img='folder/of/pictures/')")
         self.backend_args = backend_args
         if proposal_file is not None:
             file = os.path.join(data_root or '', proposal_file)
@@ -91,6 +94,8 @@ class CocoDataset(BaseDataset):
 
     @classmethod
     def _load_metainfo(cls, metainfo=None) -> dict:
+        if metainfo and isinstance(metainfo.get('classes'), str) and not os.path.isfile(metainfo['classes']):
+            metainfo = dict(metainfo, classes=(metainfo['classes'],))  # mmengine would warn that it is no file
         metainfo = super()._load_metainfo(metainfo)
         classes = metainfo['classes']
         metainfo['classes'] = (classes,) if isinstance(classes, str) else tuple(classes)
@@ -103,11 +108,15 @@ class CocoDataset(BaseDataset):
         self.cat_ids = cat_ids
         self.cat2label = {cat_id: label for label, cat_id in enumerate(cat_ids)}
 
+        for doubt in doubts(content):
+            say(f'{self.ann_file}: {doubt}')
         annotations = defaultdict(list)
         for annotation in content.get('annotations', ()):
             annotations[annotation['image_id']].append(annotation)
         data_list = [self.parse_data_info(dict(img=x, anns=annotations[x['id']])) for x in content['images']]
         self._check_pictures(data_list)
+        if 'annotations' in content and all(map(_is_empty, data_list)):
+            say(f'{self.ann_file}: no picture has an object of the {len(cat_ids)} classes')
         return data_list
 
     def parse_data_info(self, raw_data_info: dict) -> dict:

@@ -73,7 +73,7 @@ class Resize(BaseTransform):
             raise ValueError('Resize needs either scale=(w, h) or scale_factor')
         self.scale = (scale, scale) if isinstance(scale, int) else scale
         sides = self.scale or (1, 1)
-        if len(sides) != 2 or not all(isinstance(side, (int, float)) for side in sides):
+        if len(sides) != 2 or not all(isinstance(side, (int, float)) and side > 0 for side in sides):
             raise ValueError(f'Resize: scale={scale!r} is not (w, h) in pixels')
         self.scale_factor = (scale_factor,) * 2 if isinstance(scale_factor, (int, float)) else scale_factor
         self.keep_ratio = keep_ratio

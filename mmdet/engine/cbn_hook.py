@@ -28,6 +28,10 @@ class CBNHook(Hook):
         layers = cbn_layers(_model(runner))
         if layers and not self._pending:
             runner.logger.info(f'CBN: {len(layers)} layers normalise over iterations; no burn-in ahead')
+        epochs = max((layer.burnin or 0 for layer in layers.values()), default=0)
+        if self._pending and not isinstance(runner.train_loop, IterBasedTrainLoop) and epochs >= runner.max_epochs:
+            runner.logger.warning(f'CBN: burnin={epochs} epochs last as long as this run of {runner.max_epochs}: the '
+                                  'layers stay BatchNorm. Lower burnin in norm_cfg, or train longer')
 
     def before_train_epoch(self, runner) -> None:
         self._tell_epoch(runner)

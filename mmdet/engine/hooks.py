@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from mmengine.dist import barrier, get_rank, get_world_size, is_distributed, is_main_process, master_only
-from mmengine.hooks import CheckpointHook, Hook
+from mmengine.hooks import CheckpointHook, EarlyStoppingHook, Hook
 from mmengine.optim import OptimWrapper
 from mmengine.runner import EpochBasedTrainLoop, LogProcessor, Runner
 from torch import nn
@@ -81,6 +81,7 @@ class CheckpointGuardHook(Hook):
             compare_classes(checkpoint.get('meta') or {}, runner.test_dataloader.dataset, self.source)
         if not self.resuming:
             return
+        compare_classes(checkpoint['meta'], runner.train_dataloader.dataset, self.source, 'training')
         metainfo = getattr(runner.train_dataloader.dataset, 'metainfo', None)
         if to_plain(metainfo) == to_plain(checkpoint['meta'].get('dataset_meta')):
             checkpoint['meta']['dataset_meta'] = metainfo  # mmengine compares their pickles, not their values
@@ -116,7 +117,18 @@ class SafeCheckpointHook(CheckpointHook):
         super()._save_checkpoint_with_step(runner, step, meta)
         self._remove_outdated(runner)
 
+    def _init_rule(self, rules: list, key_indicators: list[str]) -> None:
+        try:
+            super()._init_rule(rules, key_indicators)
+        except ValueError as error:
+            raise UserError(f'CheckpointHook: save_best={at_most(key_indicators)}: give a metric such as '
+                            "coco/bbox_mAP, or say by rule='greater' or 'less' what is better") from error
+
     def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
+        wrong = set(self.key_indicators if self.save_best else ()) - {'auto', *metrics}
+        if wrong:
+            raise UserError(f'CheckpointHook: save_best={min(wrong)!r} is none of the metrics: {at_most(metrics, 12)}. '
+                            f'{_last_good(runner)}')
         super()._save_best_checkpoint(runner, metrics)
         self._remove_outdated(runner)
 
@@ -127,14 +139,25 @@ class SafeCheckpointHook(CheckpointHook):
         self.file_backend.outdated = []
 
 
-def compare_classes(meta: dict, dataset, source: str) -> None:
+@HOOKS.register_module(name='EarlyStoppingHook')
+class StrictEarlyStoppingHook(EarlyStoppingHook):
+    """mmengine's hook, which only warns, and never stops, where the metric it watches does not exist: an error here."""
+
+    def after_val_epoch(self, runner: Runner, metrics: dict) -> None:
+        if self.monitor not in metrics:
+            raise UserError(f'EarlyStoppingHook: monitor={self.monitor!r} is none of the metrics: '
+                            f'{at_most(metrics, 12)}. {_last_good(runner)}')
+        super().after_val_epoch(runner, metrics)
+
+
+def compare_classes(meta: dict, dataset, source: str, kind: str = 'test') -> None:
     """Raise UserError where a checkpoint has the data set's classes in another order; say where it has others."""
     trained = tuple((meta.get('dataset_meta') or {}).get('classes') or ())
-    tested = tuple((getattr(dataset, 'metainfo', None) or {}).get('classes') or ())
-    if not trained or not tested or trained == tested:
+    given = tuple((getattr(dataset, 'metainfo', None) or {}).get('classes') or ())
+    if not trained or not given or trained == given:
         return
-    text = f'{source} was trained on the classes {at_most(trained, 8)}, the test data set has {at_most(tested, 8)}'
-    if sorted(trained) == sorted(tested):
+    text = f'{source} was trained on the classes {at_most(trained, 8)}, the {kind} data set has {at_most(given, 8)}'
+    if sorted(trained) == sorted(given):
         raise UserError(f"{text}: give the data set's metainfo=dict(classes=...) the checkpoint's order")
     say(f'{text}: taken as other names of the same')
 

@@ -18,7 +18,8 @@ from pycocotools import mask as mask_utils
 from mmdet.registry import VISUALIZERS
 from mmdet.runtime import UserError
 
-_LEAST_SIDE = 480  # pixels; pictures smaller than half of it are enlarged
+_LEAST_SIDE = 480  # pixels; pictures smaller than half of it are enlarged,
+_LONGEST_SIDE = 1920  # but not beyond this
 
 
 def class_colour(label: int) -> tuple[int, int, int]:
@@ -66,7 +67,8 @@ def draw_instances(
         (zoom * H, zoom * W, 3) uint8 RGB.
     """
     height, width = image.shape[:2]
-    zoom = max(1, _LEAST_SIDE // max(min(height, width), 1)) if zoom is None else zoom
+    if zoom is None:
+        zoom = max(1, min(_LEAST_SIDE // min(height, width), _LONGEST_SIDE // max(height, width)))
     height, width = zoom * height, zoom * width
     scores = instances.get('scores')
     keep = torch.arange(len(instances)) if scores is None else torch.where(scores.cpu() >= score_thr)[0]

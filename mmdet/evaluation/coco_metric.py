@@ -19,6 +19,7 @@ from torch import Tensor
 from mmdet.registry import METRICS
 from mmdet.runtime import write_atomically
 from mmdet.structures.coco_file import category_ids, load_coco_file
+from mmdet.structures.masks import check_segmentation
 
 # What each line of a summary says: name, 'precision' or 'recall', IoU (None: mean over all), area range.
 _AREAS = {'': 0, '_s': 1, '_m': 2, '_l': 3}
@@ -115,15 +116,27 @@ class CocoMetric(BaseMetric):
             if item not in known:
                 raise ValueError(f'metric item {item!r} is unknown; {self.metrics} give {sorted(known)}')
 
+    @property
+    def dataset_meta(self) -> dict | None:
+        """What the data set says of itself: dict(classes=(...)). Setting it reads the annotation file, so that a wrong
+        one ends a run at its start and not after an epoch."""
+        return self._dataset_meta
+
+    @dataset_meta.setter
+    def dataset_meta(self, meta: dict) -> None:
+        self._dataset_meta = meta
+        if self._truth is None and is_main_process() and meta and 'classes' in meta:
+            self._truth = self._load_truth()
+
     def process(self, data_batch, data_samples: Sequence[dict]) -> None:
         """Keep the predictions of some pictures: dicts (or data samples) with ``img_id`` and
         ``pred_instances`` of bboxes (D, 4), scores (D,), labels (D,) and, for 'segm', masks (D RLE dicts)."""
-        if self._truth is None and is_main_process():
-            self._truth = self._load_truth()  # early: a wrong file should not cost a whole test run
         num_classes = len(self._classes())
         for sample in data_samples:
             pred = sample['pred_instances'] if isinstance(sample, dict) else sample.pred_instances
             img_id = sample['img_id'] if isinstance(sample, dict) else sample.img_id
+            if self._truth is not None:
+                self._check_picture(img_id)
             result = dict(
                 img_id=img_id,
                 bboxes=_array(pred['bboxes']).reshape(-1, 4),
@@ -173,12 +186,8 @@ class CocoMetric(BaseMetric):
         if self._truth is None:
             self._truth = self._load_truth()
         truth = self._truth
-        strange = next((img_id for img_id in unique if img_id not in truth.index), None)
-        if strange is not None:
-            raise ValueError(
-                f'picture {strange!r} of the data set is not in {self.ann_file}; '
-                'data set and evaluator need the same ann_file'
-            )
+        for img_id in unique:  # other processes have no truth to ask
+            self._check_picture(img_id)
         # in the order of the annotation file's ids: ties between scores are then broken as pycocotools does
         pictures = sorted(unique, key=truth.index.get)
         if self.outfile_prefix is not None:
@@ -199,24 +208,26 @@ class CocoMetric(BaseMetric):
             values.update(self._compute(metric, [unique[i] for i in pictures], logger))
         return values
 
+    def _check_picture(self, img_id) -> None:
+        if img_id not in self._truth.index:
+            raise ValueError(
+                f'picture {img_id!r} of the data set is not in {self.ann_file}; '
+                'data set and evaluator need the same ann_file'
+            )
+
     def _compute(self, metric: str, results: list[dict], logger: MMLogger) -> dict[str, float]:
         truth = self._truth
         ids = [truth.index[result['img_id']] for result in results]
         max_dets = self._max_dets(metric)
-        if metric == 'segm' and not all(a.get('segmentation') for a in truth.dataset['annotations']):
-            raise ValueError(f"metric 'segm' needs masks, but objects of {self.ann_file} lack them")
         iou_type = 'segm' if metric == 'segm' else 'bbox'
-        precision, recall = coco_curves(
-            truth.dataset,
-            self._detections(results, ids, iou_type),
-            ids,
-            truth.cat_ids,
-            iou_type,
-            self.iou_thrs,
-            max_dets,
-            use_cats=metric != 'proposal',
-            backend=self.backend,
-        )
+        detections = self._detections(results, ids, iou_type)
+        use_cats = metric != 'proposal'
+        try:
+            precision, recall = coco_curves(
+                truth.dataset, detections, ids, truth.cat_ids, iou_type, self.iou_thrs, max_dets, use_cats, self.backend
+            )
+        except RuntimeError as error:  # of the engine, about an RLE that it alone looks into
+            raise ValueError(f'{self.backend} cannot evaluate {metric} on {self.ann_file}: {error}') from error
         summary = summarise(precision, recall, max_dets, self.iou_thrs)
         lines = summary_lines(summary, max_dets, self.iou_thrs)
         if metric == 'proposal':
@@ -237,7 +248,10 @@ class CocoMetric(BaseMetric):
         return self.dataset_meta['classes']
 
     def _load_truth(self) -> _GroundTruth:
-        return _GroundTruth(self.ann_file, self._classes(), self.backend_args, not self.format_only)
+        truth = _GroundTruth(self.ann_file, self._classes(), self.backend_args, not self.format_only)
+        if 'segm' in self.metrics:
+            truth.check_masks()
+        return truth
 
     def _result_entries(self, result: dict, metric: str):
         """COCO result entries of one picture, with its own ids."""
@@ -303,6 +317,7 @@ class _GroundTruth:
     def __init__(
         self, path: str, classes: Sequence[str], backend_args: dict | None, need_annotations: bool
     ) -> None:
+        self.path = path
         content = load_coco_file(path, backend_args, need_annotations)
         self.cat_ids = category_ids(content, classes, path)
         wanted = set(self.cat_ids)
@@ -326,6 +341,19 @@ class _GroundTruth:
             annotations=annotations,
             categories=[c for c in content['categories'] if c['id'] in wanted],
         )
+
+    def check_masks(self) -> None:
+        """Raise ValueError where an object has no mask, or one of no known form or size."""
+        sizes = {image['id']: (image['height'], image['width']) for image in self.dataset['images']}
+        for annotation in self.dataset['annotations']:
+            segmentation = annotation.get('segmentation')
+            if not segmentation:
+                raise ValueError(f"metric 'segm' needs masks, but objects of {self.path} lack them; use metric='bbox'")
+            try:
+                check_segmentation(segmentation, *sizes[annotation['image_id']])
+            except ValueError as error:
+                where = {key: annotation[key] for key in ('category_id', 'bbox')}
+                raise ValueError(f'{self.path}: the annotation {where}: {error}') from None
 
     def objects_per_class(self, image_ids: set[int]) -> list[int]:
         label = {cat_id: k for k, cat_id in enumerate(self.cat_ids)}

@@ -2,6 +2,7 @@
 
 - `errors`: a user's mistake ends in one clear line;
 - `config`: loading a config with errors a person can act on;
+- `values`: what its values must be, before anything is built;
 - `checkpoint`: safe and atomic checkpoints, pretrained weights;
 - `launch`: processes on GPUs and without;
 - `seeding`: randomness that survives resuming, any number of workers and processes;
@@ -12,7 +13,7 @@ from importlib import import_module
 
 _HOME = dict(
     fit_weights='checkpoint', load_pretrained='checkpoint', load_weights='checkpoint', read_checkpoint='checkpoint',
-    write_atomically='checkpoint', check_types='config', load_config='config',
+    say='checkpoint', write_atomically='checkpoint', check_types='config', load_config='config', check_values='values',
     Interrupted='errors', UserError='errors', run_main='errors', suggest='errors',
 )  # fmt: skip
 

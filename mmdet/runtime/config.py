@@ -31,7 +31,7 @@ _HELPER_KEYS = {
     'img_scales', 'max_epochs', 'metainfo', 'norm_cfg', 'num_classes', 'test_pipeline', 'train_pipeline',
     'val_pipeline', 'vis_backends',
 }  # fmt: skip
-# mmdetection 2.x's keys, which nothing reads, and what took their place. The first two may be variables of a config.
+# mmdetection 2.x's keys, which nothing reads, and what took their place. Some may be variables of a config.
 _KEYS_OF_2X = {
     'data': 'train_dataloader, val_dataloader and test_dataloader', 'optimizer': 'optim_wrapper',
     'checkpoint_config': 'default_hooks.checkpoint', 'dist_params': 'env_cfg.dist_cfg',
@@ -141,9 +141,7 @@ def _near(key: str, known: set[str]) -> str | None:
 
 
 def _check_keys(cfg: Config, path: str) -> None:
-    old = [key for key in _KEYS_OF_2X if key in cfg]
-    if old and 'train_dataloader' in cfg:
-        old = [key for key in old if key not in ('data', 'optimizer')]
+    old = [key for key in _KEYS_OF_2X if key in cfg and not _is_used(cfg.to_dict(), key)]
     if old:
         raise UserError(f'{path}: the top-level key {old[0]!r} is of mmdetection 2.x; configs here are those of 3.x, '
                         f'which has {_KEYS_OF_2X[old[0]]} instead')
@@ -153,13 +151,18 @@ def _check_keys(cfg: Config, path: str) -> None:
             raise UserError(f'{path}: unknown top-level key {key!r}. Did you mean {near}?')
 
 
+def _is_used(cfg: dict, key: str) -> bool:
+    """Whether a top-level value appears elsewhere too, as that of a config file's own variable does."""
+    return any(value == cfg[key] for path, value in walk(cfg) if path.split('.')[0] != key)
+
+
 def _apply_options(cfg: Config, options: dict[str, Any]) -> None:
     for dotted, value in options.items():
         _check_option(cfg, dotted)
         top = dotted.split('.')[0]
         helper = top not in RUN_KEYS and top in cfg
         before = cfg.to_dict().get(top) if helper else None
-        if isinstance(value, dict) and dict(_walk(cfg.to_dict())).get(dotted, '') is None:
+        if isinstance(value, dict) and dict(walk(cfg.to_dict())).get(dotted, '') is None:
             value = {**value, '_delete_': True}  # mmengine merges a dict into a dict alone
         try:
             cfg.merge_from_dict({dotted: value})
@@ -172,6 +175,8 @@ def _apply_options(cfg: Config, options: dict[str, Any]) -> None:
 def _check_option(cfg: Config, dotted: str) -> None:
     node: Any = cfg
     *parents, leaf = dotted.split('.')
+    if parents and parents[0] not in cfg and parents[0] in RUN_KEYS:
+        return  # a new part, as randomness.seed may be
     for depth, key in enumerate(parents):
         here = '.'.join(parents[:depth]) or 'the config'
         if isinstance(node, dict) and node.get(key, '') is None:
@@ -227,7 +232,7 @@ def _replace_copies(cfg: Config, name: str, before: Any, dotted: str) -> None:
 
     whole = cfg.to_dict()
     if not isinstance(before, (dict, list, tuple, str)) or not before:
-        users = [p for p, v in _walk(whole) if v == before and p.split('.')[0] in RUN_KEYS
+        users = [p for p, v in walk(whole) if v == before and p.split('.')[0] in RUN_KEYS
                  and type(v) is type(before) and p.split('.')[-1] == name]
         hint = f'; set {at_most(users, 3)} instead' if users else ''
         raise UserError(f'--cfg-options {dotted}: {name} is a variable of the config file whose value was '
@@ -237,13 +242,13 @@ def _replace_copies(cfg: Config, name: str, before: Any, dotted: str) -> None:
             cfg[key] = replaced(value)
 
 
-def _walk(node: Any, path: str = '') -> Iterator[tuple[str, Any]]:
+def walk(node: Any, path: str = '') -> Iterator[tuple[str, Any]]:
     items = node.items() if isinstance(node, dict) else enumerate(node)
     for key, value in items:
         here = f'{path}.{key}' if path else str(key)
         yield here, value
         if isinstance(value, (dict, list, tuple)):
-            yield from _walk(value, here)
+            yield from walk(value, here)
 
 
 # Which registry the `type` at a place of the config belongs to: the last pattern part is the parent key.
@@ -260,6 +265,7 @@ _PLACES = [
     (r'visualizer', 'VISUALIZERS'),
     (r'visualizer\.vis_backends\.\d+', 'VISBACKENDS'),
 ]
+_NEED_NO_TYPE = ('optim_wrapper', 'visualizer')  # they have a default
 
 
 def check_types(cfg: Config) -> None:
@@ -270,13 +276,16 @@ def check_types(cfg: Config) -> None:
     """
     from mmdet import registry
 
-    for path, value in _walk(cfg.to_dict()):
+    for path, value in walk(cfg.to_dict()):
         parent, _, key = path.rpartition('.')
-        if key != 'type' or not isinstance(value, str):
-            continue
         for pattern, name in _PLACES:
-            if re.fullmatch(pattern, parent):
+            if key == 'type' and isinstance(value, str) and re.fullmatch(pattern, parent):
                 _check_type(getattr(registry, name), value, path)
+            needs_type = isinstance(value, dict) and path not in _NEED_NO_TYPE and re.fullmatch(pattern, path)
+            if needs_type and 'type' not in value:
+                raise UserError(f'{path} has no type; its keys are {at_most(map(str, value))}')
+            if name == 'HOOKS' and isinstance(value, str) and re.fullmatch(pattern, path):
+                raise UserError(f"{path}={value!r}: a hook is given as dict(type={value!r})")
 
 
 def _check_type(registry: Registry, value: str, path: str) -> None:
@@ -294,7 +303,7 @@ def has_mask_head(cfg: Config) -> bool:
 
 def type_places(cfg: Config, name: str) -> list[str]:
     """Paths of the config at which ``type`` is `name`."""
-    return [path for path, value in _walk(cfg.to_dict()) if path.endswith('type') and value == name]
+    return [path for path, value in walk(cfg.to_dict()) if path.endswith('type') and value == name]
 
 
 def changed_keys(old: dict, new: dict, ignore: set[str]) -> list[str]:

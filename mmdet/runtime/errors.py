@@ -1,11 +1,13 @@
 """A user's mistake ends in one clear line; this is where that line is made and printed."""
 
 import difflib
+import errno
 import inspect
 import os
 import re
 import signal
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
@@ -17,6 +19,8 @@ SPAWNED = 'MMDET_SPAWNED'  # set in processes that `launch.spawn` started: the f
 
 # What a person's input can cause: shown as one line. Anything else is our bug and keeps its traceback.
 _USER_ERRORS = (ValueError, FileNotFoundError)
+# What the system says in full without naming a file.
+_SPEAKING = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EROFS)
 
 
 class UserError(ValueError):
@@ -116,14 +120,16 @@ def _lost_peer(error: BaseException) -> bool:
 def explain(error: BaseException) -> str | None:
     """One line for a user's mistake, None for what looks like a bug."""
     if isinstance(error, OSError) and error.errno is not None:
-        return ': '.join(map(str, filter(None, (error.strerror, error.filename))))
+        return _system_error(error)
     if isinstance(error, _USER_ERRORS):
-        return one_line(error)
+        return _foreign_class(error) + one_line(error)
     if unknown_type(error):
         name, registry = unknown_type(error)
         return f'unknown type {name!r} ({registry}).{suggest(name, registered_names(registry))}'
     if isinstance(error, (TypeError, KeyError, AttributeError, AssertionError)) and _built(error):
-        return _wrong_config(error, _built(error))
+        return _wrong_config(error, *_built(error))
+    if isinstance(error, ImportError) and _built(error):  # TensorBoard, Weights & Biases
+        return f'{_built(error)[0].__name__}: {one_line(error)}'
     if _lost_peer(error):
         return f'lost the connection to another process, which has ended: {one_line(error)[:200]}'
     if isinstance(error, RuntimeError) and 'DataLoader worker (pid' in str(error):
@@ -136,7 +142,26 @@ def explain(error: BaseException) -> str | None:
     if type(error).__name__ == 'OutOfMemoryError':
         return (f'out of GPU memory: {one_line(error).split(". ")[0]}. Use a smaller '
                 'train_dataloader.batch_size or smaller pictures')
+    if isinstance(error, RuntimeError) and _built(error):
+        return _wrong_config(error, *_built(error))
     return None
+
+
+def _system_error(error: OSError) -> str | None:
+    """What the system refused, and for which file; None where neither it nor the reason tells a person anything."""
+    if error.filename is not None or error.errno in _SPEAKING:
+        return ': '.join(map(str, filter(None, (error.strerror, error.filename))))
+    if any(frame.f_code.co_name == 'rebuild_storage_fd' for frame in _frames(error)):  # torch.multiprocessing
+        return (f"the connection to a data loader's worker is lost ({error.strerror}): it has ended, or its files in "
+                f'{tempfile.gettempdir()} were removed. --resume continues from the last checkpoint')
+    return None
+
+
+def _foreign_class(error: BaseException) -> str:
+    """'SGD: ' where a library's class refused an option without saying whose; ours do."""
+    *_, frame = _frames(error) if error.__traceback__ else [None]
+    ours = frame is None or isinstance(error, UserError) or frame.f_globals.get('__name__', '').startswith('mmdet.')
+    return '' if ours or not _built(error) else f'{_built(error)[0].__name__}: '
 
 
 def _frames(error: BaseException) -> Iterator[FrameType]:
@@ -153,18 +178,20 @@ def _model_part(error: BaseException) -> str:
     return ' > '.join(dict.fromkeys((names[0], names[-1]))) if names else 'the model'
 
 
-def _built(error: BaseException) -> Callable | None:
-    """The innermost class that was being built from the config when the error was raised."""
+def _built(error: BaseException) -> tuple[Callable, dict] | None:
+    """The innermost class that was being built from the config when the error was raised, and its options."""
     # mmengine's function
-    builds = [frame.f_locals.get('obj_cls') for frame in _frames(error) if frame.f_code.co_name == 'build_from_cfg']
-    return builds[-1] if builds else None
+    builds = [frame.f_locals for frame in _frames(error) if frame.f_code.co_name == 'build_from_cfg']
+    return (builds[-1]['obj_cls'], builds[-1]['args']) if builds and 'obj_cls' in builds[-1] else None
 
 
-def _wrong_config(error: BaseException, built: Callable) -> str:
+def _wrong_config(error: BaseException, built: Callable, options: dict) -> str:
     wrong_call = r'.*__init__\(\) (got an unexpected keyword argument|missing \d+ required .*:) (.*)'
     option = re.match(wrong_call, one_line(error))
     if option is None:
-        return f'{built.__name__} cannot be built from these options: {type(error).__name__}: {one_line(error)}'
+        given = [f'{k}={v!r}' for k, v in options.items() if isinstance(v, (bool, int, float, str, list, tuple))]
+        return (f'{built.__name__} cannot be built from these options: {type(error).__name__}: {one_line(error)}. '
+                f'Given were {at_most((text for text in given if len(text) < 60), 8)}')
     what, which = option.groups()
     if what.startswith('missing'):
         return f'{built.__name__}: the config lacks {which}'

@@ -1,9 +1,12 @@
 """From a checked config to a mmengine Runner: work folder, seed, safe hooks, quiet start."""
 
+import errno
+import fcntl
 import itertools
 import logging
 import os
 import shutil
+import socket
 import tempfile
 import time
 import warnings
@@ -30,6 +33,7 @@ _HOW = {'work_dir', 'resume', 'load_from', 'launcher', 'log_level', 'visualizer'
 _ESSENTIAL = ('StepSeedHook', 'NonFiniteLossHook', 'SyncNormStatsHook', 'RunInfoHook', 'StopSafelyHook')
 
 _runs = itertools.count()
+_locks: dict[str, Any] = {}  # open lock files of work folders
 
 
 # ---------------------------------------------------------------------- work folder
@@ -55,7 +59,31 @@ def check_writable(folder: str, option: str) -> None:
         os.makedirs(folder, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        raise UserError(f'{option} {folder}: cannot write there ({error.strerror})') from error
+        reason = 'it is a file' if os.path.isfile(folder) else error.strerror
+        raise UserError(f'{option} {folder}: cannot write there ({reason})') from error
+
+
+def _lock(work_dir: str) -> None:
+    """Keep other processes from training into the same folder, as long as this one lives (however it ends).
+
+    Raises:
+        UserError: another process does.
+    """
+    path = os.path.abspath(os.path.join(work_dir, '.lock'))
+    file = _locks.get(path) or open(path, 'a+')
+    try:
+        # POSIX's kind: workers do not inherit it, and shared file systems know it
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EAGAIN):
+            return  # a file system without locks
+        file.seek(0)
+        raise UserError(f'--work-dir {work_dir}: another run is training there ({file.read().strip()}); wait for it, '
+                        'or use another folder') from error
+    _locks[path] = file  # closing it would end the lock
+    file.truncate(0)
+    file.write(f'process {os.getpid()} on {socket.gethostname()}')
+    file.flush()
 
 
 def enter_work_dir(cfg: Config, resume: bool | str) -> str | None:
@@ -66,12 +94,13 @@ def enter_work_dir(cfg: Config, resume: bool | str) -> str | None:
     - ``resume=True``: the newest checkpoint that loads, or None where there is none.
 
     Raises:
-        UserError: another config, or a checkpoint that cannot be resumed.
+        UserError: another config, another process training there, or a checkpoint that cannot be resumed.
     """
     work_dir = cfg.work_dir
     if os.path.exists(work_dir) and not os.path.isdir(work_dir):
         raise UserError(f'--work-dir {work_dir} is a file')
     check_writable(work_dir, '--work-dir')
+    _lock(work_dir)
     if isinstance(resume, str):
         if not _checkpoint.is_resumable(_checkpoint.read_checkpoint(resume)):
             raise UserError(f'--resume {resume}: the file holds no state of a training with this toolbox, at most '
@@ -274,10 +303,6 @@ def drop_pretrained(model: dict) -> None:
 
 def _own_loop(train_cfg: dict) -> dict:
     train_cfg = dict(train_cfg)
-    for key in ('max_epochs', 'max_iters', 'val_interval'):
-        if train_cfg.get(key, 1) < 1:
-            raise UserError(f'train_cfg.{key}={train_cfg[key]}: at least 1 is needed. To train without validation set '
-                            'val_dataloader=None val_cfg=None val_evaluator=None')
     if 'by_epoch' in train_cfg:
         train_cfg['type'] = 'EpochBasedTrainLoop' if train_cfg.pop('by_epoch') else 'IterBasedTrainLoop'
     return train_cfg

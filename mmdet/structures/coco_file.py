@@ -36,7 +36,7 @@ def load_coco_file(path: str, backend_args: dict | None = None, need_annotations
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not JSON, not COCO's detection format, or two images of one id.
+        ValueError: not JSON, not COCO's detection format, or two images or categories of one id.
     """
     try:
         content = json.loads(fileio.get(path, backend_args=backend_args))
@@ -45,17 +45,19 @@ def load_coco_file(path: str, backend_args: dict | None = None, need_annotations
     except ValueError as error:
         raise ValueError(f'annotation file {path} is not JSON: {error}') from None
     needed = ['images', 'categories'] + ['annotations'] * need_annotations
-    missing = [key for key in needed if not isinstance(content, dict) or key not in content]
+    missing = [key for key in needed if not isinstance(content, dict) or content.get(key) is None]
     if missing:
         raise ValueError(f'annotation file {path} is not in COCO format: it lacks {", ".join(missing)}')
+    content = {key: value for key, value in content.items() if value is not None}
     for key, fields in _FIELDS.items():
         for entry in content.get(key, ()):
             wrong = _wrong(entry, fields)
             if wrong:
                 raise ValueError(f'annotation file {path}: an entry of {key} {wrong}: {entry}'[:300])
-    seen = Counter(image['id'] for image in content['images'])
-    if len(seen) < len(content['images']):
-        raise ValueError(f'annotation file {path} has several images of id {seen.most_common(1)[0][0]!r}')
+    for key in ('images', 'categories'):
+        seen = Counter(entry['id'] for entry in content[key])
+        if len(seen) < len(content[key]):
+            raise ValueError(f'annotation file {path} has several {key} of id {seen.most_common(1)[0][0]!r}')
     return content
 
 
@@ -73,16 +75,57 @@ def _wrong(entry: dict, fields: Sequence[str]) -> str | None:
             known = False
         if not known:
             return 'has a bbox that is not four numbers x, y, width, height'
+        if entry.get('iscrowd', 0) not in (0, 1):
+            return f'has iscrowd={entry["iscrowd"]!r}, which is neither 0 nor 1'
+    if 'width' in fields:
+        sides = entry['width'], entry['height']
+        if not all(isinstance(side, (int, float)) and side > 0 for side in sides):
+            return 'has a width or height that is no positive number'
     return None
+
+
+def doubts(content: dict) -> list[str]:
+    """What looks like a mistake in annotations that can be read: each a few words with a count."""
+    sizes = {image['id']: (image['width'], image['height']) for image in content['images']}
+    categories = {category['id'] for category in content['categories']}
+    strange_categories, strange_pictures, negative, flat, outside, total = Counter(), Counter(), 0, 0, 0, 0
+    for annotation in content.get('annotations', ()):
+        total += 1
+        if annotation['category_id'] not in categories:
+            strange_categories[annotation['category_id']] += 1
+        if annotation['image_id'] not in sizes:
+            strange_pictures[annotation['image_id']] += 1
+            continue
+        x, y, width, height = annotation['bbox']
+        right, bottom = sizes[annotation['image_id']]
+        negative += width < 0 or height < 0
+        flat += annotation.get('area', 1) <= 0 and width >= 1 and height >= 1
+        outside += x + width > right + 2 or y + height > bottom + 2
+    found = []
+    for counter, key in ((strange_categories, 'categories'), (strange_pictures, 'images')):
+        if counter:
+            ids = at_most(map(repr, counter), 3)
+            found.append(f'{counter.total()} of {total} annotations have an id that is not in {key} ({ids})')
+    if negative:
+        found.append(f'{negative} of {total} boxes have a negative width or height')
+    if flat:
+        found.append(f'{flat} of {total} annotations are left out, their area is 0: give the true area, or none')
+    if outside > total / 10:
+        found.append(f'{outside} of {total} boxes reach out of their pictures: a bbox is x, y, width, height, not two '
+                     'corners')
+    return found
 
 
 def category_ids(content: dict, classes: Sequence[str], path: str) -> list[int]:
     """The category id of each class, in the order of `classes`.
 
     Raises:
-        ValueError: the file at `path` has no category of some class's name.
+        ValueError: the file at `path` has no category of some class's name, or several.
     """
     ids = {category['name']: category['id'] for category in content['categories']}
+    twice = [name for name, count in Counter(c['name'] for c in content['categories']).items() if count > 1]
+    if set(twice) & set(classes):
+        raise ValueError(f'annotation file {path} has several categories called {at_most(map(repr, twice), 5)}')
     missing = [repr(name) for name in classes if name not in ids]
     if missing:
         raise ValueError(

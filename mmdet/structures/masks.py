@@ -258,10 +258,13 @@ def masks_from_coco(
         height, width: size of the picture in pixels.
         bitmap: give bitmaps whatever the entries are.
 
+    Raises:
+        ValueError: an entry of another form, a coordinate that is no finite number, an RLE of another size.
+
     Returns:
         `PolygonMasks` when every entry is a list of polygons or None, `BitmapMasks` otherwise.
     """
-    entries = [_whole_polygons(s) if isinstance(s, (list, tuple)) else s for s in segmentations]
+    entries = [s if s is None or isinstance(s, dict) else _whole_polygons(s) for s in segmentations]
     if not bitmap and not any(isinstance(s, dict) for s in entries):
         return PolygonMasks([s or [] for s in entries], height, width)
     polygons = [[] if isinstance(s, dict) else s or [] for s in entries]
@@ -279,13 +282,36 @@ def outline(rle: dict, height: int, width: int) -> list[Polygon]:
 
 
 def _whole_polygons(polygons: Sequence) -> list[Polygon]:
-    arrays = [np.asarray(p, dtype=np.float64) for p in polygons]
+    try:
+        arrays = [np.asarray(p, dtype=np.float64) for p in polygons]
+        known = all(p.ndim == 1 and np.isfinite(p).all() for p in arrays)
+    except (TypeError, ValueError):
+        known = False
+    if not known:
+        text = str(polygons)
+        raise ValueError('a segmentation is a list of polygons [[x1, y1, x2, y2, ...], ...] or an RLE dict, not '
+                         f'{text[:80]}{"..." * (len(text) > 80)}')
     return [p for p in arrays if p.size >= 6 and p.size % 2 == 0]
 
 
-def _decode_rle(rle: dict, height: int, width: int) -> np.ndarray:
+def check_segmentation(segmentation: list | dict, height: int, width: int) -> None:
+    """Raise ValueError for an entry that `masks_from_coco` would refuse, without drawing it."""
+    if isinstance(segmentation, dict):
+        _check_rle(segmentation, height, width)
+    else:
+        _whole_polygons(segmentation)
+
+
+def _check_rle(rle: dict, height: int, width: int) -> None:
     if tuple(rle['size']) != (height, width):
         raise ValueError(f"RLE mask is of size {tuple(rle['size'])} (h, w), its picture {(height, width)}")
+    if isinstance(rle['counts'], list) and sum(rle['counts']) != height * width:
+        raise ValueError(f'the counts of an RLE mask sum to {sum(rle["counts"])}, its picture has {height * width} '
+                         'pixels')
+
+
+def _decode_rle(rle: dict, height: int, width: int) -> np.ndarray:
+    _check_rle(rle, height, width)
     if isinstance(rle['counts'], list):
         rle = coco_mask.frPyObjects(rle, height, width)
     return coco_mask.decode(rle)

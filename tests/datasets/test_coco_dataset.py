@@ -171,8 +171,15 @@ def without(key):
             (dict(CONTENT, annotations=[dict(image_id=7, category_id=2, bbox=box)]), {}, ValueError, 'not four numbers')
             for box in ([1, 2, 3], [1, 2, 'a', 4], [1, 2, 3, float('nan')], 5)
         ),
+        (dict(CONTENT, annotations=[CONTENT['annotations'][0] | dict(iscrowd='0')]), {}, ValueError, "iscrowd='0'"),
+        (dict(CONTENT, categories=CONTENT['categories'] + [dict(id=2, name='pig')]), {}, ValueError, 's of id 2'),
+        (dict(CONTENT, annotations=None), {}, ValueError, 'it lacks annotations'),
+        (dict(CONTENT, categories=CONTENT['categories'] + [dict(id=5, name='dog')]), {}, ValueError, "called 'dog'"),
+        (dict(CONTENT, images=[CONTENT['images'][0] | dict(width='60')]), {}, ValueError, 'no positive number'),
+        (dict(CONTENT, images=[CONTENT['images'][0] | dict(height=0)]), {}, ValueError, 'no positive number'),
         (None, dict(metainfo=dict(classes=['dgo'])), ValueError, "'dgo' are not in .*'cat', 'dog', 'cow'"),
         (None, dict(metainfo=None), ValueError, "'person', .* and 7. more are not in .*'cat', 'dog', 'cow'"),
+        (None, dict(data_prefix='img/'), ValueError, "data_prefix='img/' must be a dict"),
         (None, dict(data_prefix=dict(img='img/')), FileNotFoundError, 'no image folder .*img/'),
         (None, dict(data_prefix=dict(img='')), FileNotFoundError, 'no picture .*a.png'),
         (None, dict(data_prefix=dict(img='empty')), ValueError, 'image folder .*empty is empty'),
@@ -187,6 +194,36 @@ def test_wrong_use_ends_in_one_clear_line(root, content, kwargs, error, message)
     with pytest.raises(error, match=message) as raised:
         build(root, **kwargs)
     assert '\n' not in str(raised.value)
+
+
+def test_one_class_by_its_name(root, capfd):
+    assert build(root, metainfo=dict(classes='cat')).metainfo['classes'] == ('cat',)
+    assert 'not a meta file' not in ''.join(capfd.readouterr())
+
+
+def test_doubts_are_said(root, monkeypatch):
+    said = []
+    monkeypatch.setattr('mmdet.datasets.coco.say', said.append)
+    write(root, dict(CONTENT, annotations=CONTENT['annotations'][:5]))
+    build(root)
+    assert not said
+    dog = dict(image_id=7, category_id=2, iscrowd=0)
+    corners, turned = dog | dict(bbox=[10, 10, 58, 38]), dog | dict(bbox=[10, 10, -5, 5])
+    plain = dog | dict(bbox=[1, 1, 9, 9])
+    lost, strange, flat = plain | dict(image_id=99), plain | dict(category_id=77), plain | dict(area=0)
+    write(root, dict(CONTENT, annotations=[corners, corners, turned, lost, strange, flat]))
+    assert len(build(root)) == 4
+    assert [text.partition('ann.json: ')[2][:60] for text in said] == [
+        '1 of 6 annotations have an id that is not in categories (77)',
+        '1 of 6 annotations have an id that is not in images (99)',
+        '1 of 6 boxes have a negative width or height',
+        '1 of 6 annotations are left out, their area is 0: give the t',
+        '2 of 6 boxes reach out of their pictures: a bbox is x, y, wi',
+    ]
+    said.clear()
+    write(root, dict(CONTENT, annotations=[]))
+    build(root)
+    assert [text.partition('ann.json: ')[2] for text in said] == ['no picture has an object of the 2 classes']
 
 
 def test_a_bad_picture_met_by_a_worker_is_still_one_line(root):

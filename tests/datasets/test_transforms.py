@@ -260,6 +260,7 @@ def test_load_annotations():
     [
         (lambda: Resize(), 'scale'),
         (lambda: Resize(scale=(1, 1), scale_factor=1.0), 'scale'),
+        (lambda: Resize(scale=(0, 0)), r'\(0, 0\) is not \(w, h\) in pixels'),
         (lambda: RandomFlip(0.5, 'sideways'), 'sideways'),
         (lambda: RandomFlip(), 'prob'),
         (lambda: RandomFlip([0.5], ['horizontal', 'vertical']), 'prob'),

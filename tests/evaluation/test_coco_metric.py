@@ -394,16 +394,43 @@ def test_wrong_use_ends_in_one_clear_line(tiny, samples, classes, metric, messag
     assert '\n' not in str(error.value)
 
 
+def test_a_strange_picture_is_met_before_the_others_are_tested(tiny):
+    metric = CocoMetric(ann_file=str(tiny))
+    metric.dataset_meta = dict(classes=('cat', 'dog'))
+    with pytest.raises(ValueError, match='picture 8 .* same ann_file'):
+        metric.process(None, [prediction(8)])
+
+
 def test_classes_must_be_known(tiny):
     with pytest.raises(ValueError, match='dataset_meta'):
         CocoMetric(ann_file=str(tiny)).process(None, EMPTY)
 
 
-def test_segm_without_annotated_masks(tiny):
+@pytest.mark.parametrize(
+    'segmentation, message',
+    [
+        (None, 'lack them'),
+        ([], 'lack them'),
+        ([[[1, 2], [8, 2], [8, 9]]], 'a segmentation is a list of polygons'),
+        (dict(size=[3, 4], counts=[12]), r'ann.json: the annotation {.*RLE mask is of size \(3, 4\)'),
+    ],
+)
+def test_segm_without_annotated_masks(tiny, segmentation, message):
+    """Refused as soon as the classes are known, before a model has run."""
     content = json.loads(tiny.read_text())
-    del content['annotations'][1]['segmentation']
+    content['annotations'][1]['segmentation'] = segmentation
     tiny.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match='lack them'):
+    metric = CocoMetric(ann_file=str(tiny), metric='segm')
+    with pytest.raises(ValueError, match=message):
+        metric.dataset_meta = dict(classes=('cat', 'dog'))
+    CocoMetric(ann_file=str(tiny), metric='bbox').dataset_meta = dict(classes=('cat', 'dog'))
+
+
+def test_an_rle_that_only_the_engine_looks_into(tiny):
+    content = json.loads(tiny.read_text())
+    content['annotations'][1]['segmentation'] = dict(size=[30, 40], counts='garbage!!')
+    tiny.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match='cannot evaluate segm on .*ann.json: .*RLE'):
         ours(tiny, EMPTY, ('cat', 'dog'), metric='segm')
 
 

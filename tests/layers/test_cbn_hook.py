@@ -73,6 +73,18 @@ def weights_only_off(monkeypatch, on_the_cpu):
     monkeypatch.setattr(torch, 'load', lambda *a, **k: load(*a, **{**k, 'weights_only': False}))
 
 
+@pytest.mark.parametrize('burnin, warned', [(3, False), (4, True)])
+def test_a_burn_in_as_long_as_the_run_is_said(tmp_path, burnin, warned):
+    model, messages = Classifier(burnin=burnin), []
+    runner = make_runner(tmp_path, model)
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: messages.append(record.getMessage())
+    runner.logger.addHandler(handler)
+    runner.train()
+    assert any(model.switched_on) is not warned
+    assert any('burnin=4 epochs last as long as this run of 4' in message for message in messages) is warned
+
+
 @pytest.mark.parametrize('batch', [1, 2, 4])
 def test_burn_in_ends_with_its_epoch_whatever_the_batch(tmp_path, batch):
     model = Classifier(burnin=2)
@@ -91,7 +103,10 @@ def test_burn_in_ends_with_its_epoch_whatever_the_batch(tmp_path, batch):
 def test_burn_in_of_an_iteration_based_loop(tmp_path):
     model = Classifier(burnin=2)
     loop = dict(by_epoch=False, max_iters=12, val_interval=100)
-    make_runner(tmp_path, model, 2, loop, 100, sampler='InfiniteSampler').train()
+    runner, warnings = make_runner(tmp_path, model, 2, loop, 100, sampler='InfiniteSampler'), []
+    runner.logger.warning = warnings.append
+    runner.train()
+    assert not [text for text in warnings if 'burnin' in text]  # this loop calls itself one epoch long
     assert model.switched_on == [False] * 8 + [True] * 4  # 8 pictures, 2 an iteration
 
 

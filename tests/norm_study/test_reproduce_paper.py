@@ -87,6 +87,11 @@ def test_wrong_arguments_are_named(reproduce, arguments, said):
     assert done.returncode == 2 and said in done.stderr and not calls
 
 
+def test_help(reproduce):
+    done, calls = reproduce('--help')
+    assert done.returncode == 0 and '[--gpus 4]' in done.stdout and not calls
+
+
 def test_the_table_has_the_published_models_and_says_what_has_not_run(tmp_path):
     lines = paper_table.table(tmp_path).splitlines()
     assert len(lines) == 2 + 12 and sum('not run' in line for line in lines) == 12

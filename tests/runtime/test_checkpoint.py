@@ -154,7 +154,7 @@ while True:
 def test_runs_save_through_the_atomic_backend(tmp_path, train):
     train(write_config(tmp_path))
     assert isinstance(get_file_backend('run/x.pth'), AtomicLocalBackend)
-    assert not list(Path('run').glob('.*'))
+    assert not list(Path('run').glob('.*.tmp'))
 
 
 def test_newest_that_loads_is_resumed(tmp_path, train, capsys):

@@ -79,7 +79,9 @@ def test_keys_of_mmdetection_2(tmp_path):
     old = tmp_path / 'old.py'
     old.write_text("model = dict(type='FasterRCNN')\ndata = dict(samples_per_gpu=2)\noptimizer = dict(type='SGD')\n")
     assert 'train_dataloader, val_dataloader and test_dataloader instead' in message(load_config, old)
-    assert load_config(write_config(tmp_path, text="optimizer = dict(type='SGD')\n")).optimizer.type == 'SGD'
+    assert "'optimizer' is of mm" in message(load_config, write_config(tmp_path, text="optimizer = dict(type='SGD')\n"))
+    used = "optimizer = dict(type='SGD', lr=0.3)\noptim_wrapper['optimizer'] = optimizer\n"
+    assert load_config(write_config(tmp_path, text=used)).optim_wrapper.optimizer.lr == 0.3
 
 
 def test_own_variables_are_no_mistakes(tmp_path):
@@ -103,6 +105,18 @@ def test_unknown_type_names_its_place_and_the_nearest(tmp_path):
     check_types(load_config(write_config(tmp_path)))
 
 
+def test_parts_without_a_type(tmp_path):
+    for old, place, keys in [
+        ("type='ToyDataset', length=5", 'val_dataloader.dataset', 'length'),
+        ("type='SGD', ", 'optim_wrapper.optimizer', 'lr, momentum'),
+        ("type='LinearLR', ", 'param_scheduler.0', 'start_factor, by_epoch, begin, end'),
+    ]:
+        cfg = load_config(write_config(tmp_path, base=CONFIG.replace(old, 'length=5' * ('length' in old))))
+        assert message(check_types, cfg) == f'{place} has no type; its keys are {keys}'
+    cfg = load_config(write_config(tmp_path, text="custom_hooks = ['EMAHook']\n"))
+    assert message(check_types, cfg) == "custom_hooks.0='EMAHook': a hook is given as dict(type='EMAHook')"
+
+
 @pytest.mark.parametrize(
     'key, value, expected',
     [
@@ -122,8 +136,7 @@ def test_options_with_a_place(tmp_path):
     options = {'model.width': 8, 'train_dataloader.dataset.metainfo.classes': ['a'],
                'param_scheduler.1.gamma': 0.2, 'work_dir': 'w', 'load_from': 'x.pth',
                'randomness.seed': 3}  # fmt: skip
-    path = write_config(tmp_path, text='randomness = dict()\n')
-    cfg = load_config(path, options)
+    cfg = load_config(write_config(tmp_path), options)
     assert cfg.train_dataloader.dataset.metainfo.classes == ['a']
     assert (cfg.model.width, cfg.param_scheduler[1].gamma, cfg.work_dir, cfg.randomness.seed) == (8, 0.2, 'w', 3)
 

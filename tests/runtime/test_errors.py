@@ -70,6 +70,36 @@ def test_options_that_no_constructor_takes(capsys):
     assert (status, text) == (2, "error: ResNet: the config gives an unknown option 'dept'. Did you mean depth?\n")
     status, text = ended(lambda: MODELS.build(dict(type='FPN', in_channels=3, out_channels=8, num_outs=1)), capsys)
     assert status == 2 and text.startswith('error: FPN cannot be built from these options: TypeError: ')
+    assert text.endswith('Given were in_channels=3, out_channels=8, num_outs=1\n')
+
+
+def test_a_librarys_class_is_named(capsys):
+    from mmdet.registry import PARAM_SCHEDULERS
+
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1)
+    scheduler = dict(type='LinearLR', optimizer=optimizer, begin=3, end=1)
+    status, text = ended(lambda: PARAM_SCHEDULERS.build(scheduler), capsys)
+    assert status == 2 and text.startswith('error: LinearLR: end should be larger than begin')
+
+
+def test_a_library_that_is_not_installed(capsys, monkeypatch):
+    def missing(self):
+        raise ImportError('Please run "pip install xyz"')
+
+    monkeypatch.setattr('mmdet.models.resnet.ResNet.__init__', missing)
+    status, text = ended(lambda: MODELS.build(dict(type='ResNet')), capsys)
+    assert (status, text) == (2, 'error: ResNet: Please run "pip install xyz"\n')
+
+
+def test_system_errors_without_a_file_are_no_users_mistakes(capsys):
+    status, text = ended(raising(FileNotFoundError(2, 'No such file or directory')), capsys)
+    assert status == 1 and 'Traceback' in text
+
+    def rebuild_storage_fd():  # torch.multiprocessing's
+        raise ConnectionRefusedError(111, 'Connection refused')
+
+    status, text = ended(rebuild_storage_fd, capsys)
+    assert status == 2 and "data loader's worker is lost (Connection refused)" in text and '--resume' in text
 
 
 def test_features_of_another_size(capsys):

@@ -2,12 +2,14 @@
 
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from mmengine.hooks import Hook
-from toy_task import CONFIG, weights, write_config
+from toy_task import CONFIG, ENVIRONMENT, ToyDataset, weights, write_config
 
 from mmdet.runtime import Interrupted, UserError, read_checkpoint
 from mmdet.runtime.seeding import SeededBatches, SeededDataset, derived_seed
@@ -155,6 +157,14 @@ def test_weights_alone_are_not_resumed(tmp_path, train):
         train(write_config(tmp_path), 'b', resume=best)
 
 
+def test_resumed_with_the_classes_in_another_order(tmp_path, train, monkeypatch):
+    config = write_config(tmp_path)
+    train(config, 'a')
+    monkeypatch.setattr(ToyDataset, 'metainfo', dict(classes=('square', 'circle')))
+    with pytest.raises(UserError, match="epoch_2.pth was trained on the classes circle, square, the training data set"):
+        train(config, 'a', {'train_cfg.max_epochs': 3}, resume=True)
+
+
 def test_earlier_runs_are_kept(tmp_path, train, capsys):
     config = write_config(tmp_path)
     train(config, 'a')
@@ -169,6 +179,20 @@ def test_earlier_runs_are_kept(tmp_path, train, capsys):
     Path('file').write_text('')
     with pytest.raises(UserError, match='--work-dir file is a file'):
         train(config, 'file')
+
+
+def test_one_run_at_a_time_in_a_folder(tmp_path, train):
+    config = write_config(tmp_path)
+    hold = ('import sys; from mmdet.runtime.run import _lock; _lock("a"); print("held", flush=True); sys.stdin.read()')
+    Path('a').mkdir()
+    with subprocess.Popen([sys.executable, '-c', hold], env=ENVIRONMENT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                          text=True) as other:  # fmt: skip
+        assert other.stdout.readline() == 'held\n'
+        with pytest.raises(UserError, match=f'--work-dir a: another run is training there .process {other.pid} on '):
+            train(config, 'a')
+        other.kill()
+    train(config, 'a')
+    train(config, 'a')  # this very process may
 
 
 def test_a_config_is_not_replaced_by_its_resolved_form(tmp_path, train):
@@ -187,6 +211,14 @@ def test_nan_stops_before_it_is_saved(tmp_path, train):
     for part in ('epoch 1, iteration 2', 'loss_toy=nan', '102, 103', 'No checkpoint'):
         assert part in text
     assert not list(Path('a').glob('*.pth'))
+
+
+def test_save_best_of_a_metric_that_is_not_there(tmp_path, train):
+    config = write_config(tmp_path)
+    with pytest.raises(UserError, match="save_best='bbox_mAP' is none of the metrics: mAP. .*epoch_1.pth"):
+        train(config, 'a', {'default_hooks.checkpoint.save_best': 'bbox_mAP'})
+    with pytest.raises(UserError, match="save_best=quality: give a metric.* rule='greater'"):
+        train(config, 'b', {'default_hooks.checkpoint.save_best': 'quality'})
 
 
 def test_nan_weights_are_never_saved(tmp_path, train):

@@ -58,6 +58,7 @@ def test_small_pictures_are_enlarged():
     small = np.full((100, 150, 3), 128, np.uint8)
     instances = InstanceData(bboxes=torch.tensor([[10.0, 10.0, 90.0, 60.0]]), labels=torch.tensor([0]))
     assert draw_instances(small, instances).shape == (400, 600, 3)
+    assert draw_instances(np.zeros((30, 900, 3), np.uint8), instances).shape == (60, 1800, 3)  # a strip not without end
     assert draw_instances(small, instances, zoom=1).shape == (100, 150, 3)
 
 

@@ -226,6 +226,15 @@ def test_coco_segmentations():
     assert type(masks_from_coco([[square]], 6, 8, bitmap=True)) is BitmapMasks
     with pytest.raises(ValueError, match=r'RLE mask is of size \(6, 8\)'):
         masks_from_coco([packed], 8, 6)
+    with pytest.raises(ValueError, match='counts of an RLE mask sum to 10, its picture has 48 pixels'):
+        masks_from_coco([dict(size=[6, 8], counts=[7, 3])], 6, 8)
+
+
+@pytest.mark.parametrize('wrong', [[1, 2, 3, 4, 5, 6], [[[1, 2], [3, 4], [5, 6]]], [[1, 2, float('nan'), 4, 5, 6]],
+                                   [['a', 2, 3, 4, 5, 6]], 5, 'RLE'])  # fmt: skip
+def test_segmentations_of_no_known_form(wrong):
+    with pytest.raises(ValueError, match=r'a segmentation is a list of polygons \[\[x1, y1, x2, y2, ...\], ...\] or'):
+        masks_from_coco([None, wrong], 6, 8)
 
 
 @pytest.mark.parametrize(

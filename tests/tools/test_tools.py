@@ -1,5 +1,6 @@
 """The command lines that people type, on the toy task: N processes on CPU, signals, results, wrong use."""
 
+import json
 import os
 import pickle
 import runpy
@@ -110,8 +111,9 @@ def test_torchrun_and_pytorch_launcher(toy):
         ('train.py', ['toy.py', '--work_dir', 'x'], 'Did you mean --work-dir?'),
         ('train.py', ['toy.py', '--gpus', '0'], '--gpus 0: at least 1 process is needed'),
         ('train.py', ['toy.py', '--work-dir', 'toy.py/x'], '--work-dir toy.py/x: cannot write there (Not a directory)'),
-        ('train.py', ['toy.py', '--cfg-options', 'train_cfg.val_interval=0'], 'train_cfg.val_interval=0: at least 1'),
-        ('test.py', ['toy.py', 'x.pth', '--out', 'toy.py/x.pkl'], '--out toy.py: cannot write there (File exists)'),
+        ('train.py', ['toy.py', '--cfg-options', 'train_cfg.val_interval=0'], 'train_cfg.val_interval=0: a whole'),
+        ('test.py', ['toy.py', 'x.pth', '--out', 'toy.py/x.pkl'], '--out toy.py: cannot write there (it is a file)'),
+        ('test.py', ['toy.py', 'x.pth', '--out', 'folder.pkl'], '--out folder.pkl is a folder'),
         ('test.py', ['toy.py', 'x.pth', '--out', 'results.txt'], '--out results.txt: the file name must end with .pkl'),
         ('test.py', ['toy.py', 'x.pth'], 'checkpoint x.pth not found'),
         ('test.py', ['toy.py', 'x.pth', '--eval', 'bbox'], 'need a CocoMetric in test_evaluator'),
@@ -119,6 +121,7 @@ def test_torchrun_and_pytorch_launcher(toy):
     ],
 )
 def test_wrong_use_is_one_line(toy, name, arguments, expected, monkeypatch, capsys):
+    Path('folder.pkl').mkdir()
     monkeypatch.setattr(sys, 'argv', [name, *arguments])
     with pytest.raises(SystemExit) as stop:
         runpy.run_path(str(ROOT / 'tools' / name), run_name='__main__')
@@ -165,6 +168,26 @@ def test_curves_of_a_run(tmp_path):
     assert (tmp_path / 'run' / 'curves.png').stat().st_size > 10_000
     _, err = run(sys.executable, ROOT / 'tools' / 'dev' / 'plot_curves.py', tmp_path, status=2)
     assert 'holds no log of a training' in err
+
+
+def test_detections_are_saved_when_the_evaluation_fails(toy, monkeypatch, capsys):
+    """A long test run is not lost to a mistake that shows at its end."""
+    toy = write_config(toy.parent, text="test_evaluator = dict(type='CocoMetric', ann_file='a.json')\n")
+    categories = [dict(id=1, name='circle'), dict(id=2, name='square')]
+    Path('a.json').write_text(json.dumps(dict(images=[], categories=categories, annotations=[])))
+    run(*tool('train.py'), toy, '--work-dir', 'run', '--seed', 1)
+
+    def fail(self, results):
+        raise ValueError('no evaluation')
+
+    monkeypatch.setattr('mmdet.evaluation.CocoMetric.process', lambda *_: None)
+    monkeypatch.setattr('mmdet.evaluation.CocoMetric.compute_metrics', fail)
+    monkeypatch.setattr(sys, 'argv', ['test.py', str(toy), 'run/epoch_2.pth', '--out', 'found.pkl'])
+    monkeypatch.syspath_prepend(ROOT / 'tests' / 'runtime')
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(ROOT / 'tools' / 'test.py'), run_name='__main__')
+    assert 'error: no evaluation' in capsys.readouterr().err
+    assert len(pickle.loads(Path('found.pkl').read_bytes())) == 5
 
 
 def test_the_gpu_check_goes_on_and_names_what_failed(tmp_path):

@@ -1,0 +1,116 @@
+"""Values of a config that its place decides, and parts that need one another, checked before anything is built.
+
+mmengine and torch would meet them late (a wrong threshold after an epoch of training) or not at all, and name no place.
+"""
+
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+from mmengine.config import Config
+
+from .config import walk
+from .errors import UserError
+
+_Check = tuple[Callable[[Any], bool], str]
+
+
+def _whole(least: int) -> _Check:
+    return lambda x: type(x) is int and x >= least, f'a whole number of at least {least} is needed'
+
+
+def _number(low: float, high: float = math.inf) -> _Check:
+    needed = f'a number of at least {low}' if high == math.inf else f'a number from {low} to {high}'
+    return lambda x: type(x) in (int, float) and low <= x <= high, f'{needed} is needed'
+
+
+_VALUES = [
+    (r'(train|val|test)_dataloader\.batch_size', _whole(1)),
+    (r'(train|val|test)_dataloader\.num_workers', _whole(0)),
+    (r'train_cfg\.(max_epochs|max_iters|val_interval)', _whole(1)),
+    (r'optim_wrapper\.accumulative_counts', _whole(1)),
+    (r'optim_wrapper\.optimizer\.(lr|momentum|weight_decay)', _number(0)),
+    (r'optim_wrapper\.clip_grad\.max_norm', _number(0)),
+    (r'default_hooks\.logger\.interval', _whole(1)),
+    (r'model(\.\w+)*\.num_classes', _whole(1)),
+    (r'model(\.\w+)*\.anchor_generator\.(scales|ratios|strides)', (
+        lambda x: x is None or isinstance(x, (list, tuple)) and len(x) > 0, 'a list of numbers is needed')),
+    (r'model\.train_cfg(\.\w+)*\.sampler\.num', _whole(1)),
+    (r'model\.train_cfg(\.\w+)*\.sampler\.pos_fraction', _number(0, 1)),
+    (r'model\.(train|test)_cfg(\.\w+)*\.(score_thr|mask_thr_binary|iou_threshold)', _number(0, 1)),
+    (r'model\.(train|test)_cfg(\.\w+)*\.nms\.type', (
+        lambda x: x in ('nms', 'soft_nms'), "'nms' or 'soft_nms' is needed")),
+]  # fmt: skip
+_REMEDIES = {'val_interval': '. To train without validation set val_dataloader=None val_cfg=None val_evaluator=None'}
+_PARTS = {
+    'train': ('train_dataloader', 'train_cfg', 'optim_wrapper'),
+    'val': ('val_dataloader', 'val_cfg', 'val_evaluator'),
+    'test': ('test_dataloader', 'test_cfg', 'test_evaluator'),
+}
+
+
+def check_values(cfg: Config, training: bool) -> None:
+    """Check numbers whose range their place decides, and that what training or testing needs is all there.
+
+    Raises:
+        UserError: names the place, the value, and what is needed.
+    """
+    whole = cfg.to_dict()
+    for path, value in walk(whole):
+        for pattern, (is_right, needed) in _VALUES:
+            if re.fullmatch(pattern, path) and not is_right(value):
+                raise UserError(f'{path}={value!r}: {needed}{_REMEDIES.get(path.rpartition(".")[2], "")}')
+    if not isinstance(whole.get('custom_hooks') or [], (list, tuple)):
+        raise UserError(f"custom_hooks={whole['custom_hooks']!r}: a list of hooks is needed, [dict(type='EMAHook')]")
+    if not whole.get('model'):
+        raise UserError('the config has no model')
+    for phase in _PARTS if training else ('test',):
+        _check_parts(whole, phase, needed=phase == 'train' or not training)
+    wrapper = whole.get('optim_wrapper') or {}
+    if training and not wrapper.get('optimizer') and 'constructor' not in wrapper:
+        raise UserError("the config has no optim_wrapper.optimizer, such as dict(type='SGD', lr=0.02)")
+    _check_model(whole['model'], ['train_cfg', 'test_cfg'] if training else ['test_cfg'])
+    for phase in _PARTS if training else ('test',):
+        dataset = (whole.get(f'{phase}_dataloader') or {}).get('dataset')
+        _check_pipelines(dataset, f'{phase}_dataloader.dataset')
+        _check_metrics(whole.get(f'{phase}_evaluator'), whole['model'], f'{phase}_evaluator')
+
+
+def _check_parts(cfg: dict, phase: str, needed: bool) -> None:
+    names = _PARTS[phase]
+    missing = [name for name in names if cfg.get(name) is None]
+    if missing and (needed or len(missing) < len(names)):
+        word = dict(train='training', val='validation', test='testing')[phase]
+        way_out = '' if needed else f'; or set all three to None, to do without {word}'
+        raise UserError(f'the config has no {" and no ".join(missing)}: {word} needs {", ".join(names)}{way_out}')
+
+
+def _check_model(model: dict, places: list[str]) -> None:
+    """The heads read their part of train_cfg and test_cfg, late and without saying where it should have been."""
+    needed = {'rpn_head': '.rpn', 'roi_head': '.rcnn', 'bbox_head': ''}
+    for head, part in needed.items():
+        for place in places if model.get(head) else ():
+            cfg = model.get(place) or {}
+            if not (cfg.get(part[1:]) if part else cfg):
+                raise UserError(f'the config has no model.{place}{part}, which model.{head} needs; examples are in '
+                                'configs/_base_/models')
+
+
+def _check_metrics(evaluator: dict | list | None, model: dict, path: str) -> None:
+    heads = model.get('roi_head') or model.get('bbox_head')  # of another kind of model nothing is known
+    for part in evaluator if isinstance(evaluator, (list, tuple)) else [evaluator or {}]:
+        metric = part.get('metric') or ()
+        if heads and 'mask_head' not in heads and 'segm' in ([metric] if isinstance(metric, str) else metric):
+            raise UserError(f"{path}.metric={metric!r}: {model.get('type')} has no mask head here; use 'bbox'")
+
+
+def _check_pipelines(dataset: dict | None, path: str) -> None:
+    for key in ('dataset', 'datasets'):  # of RepeatDataset, ConcatDataset and the like
+        inner = (dataset or {}).get(key) or ()
+        for number, part in enumerate(inner if isinstance(inner, (list, tuple)) else [inner]):
+            _check_pipelines(part, f'{path}.{key}' + (f'.{number}' if key == 'datasets' else ''))
+    if dataset and dataset.get('type') == 'CocoDataset':
+        steps = [step.get('type') for step in dataset.get('pipeline') or () if isinstance(step, dict)]
+        if not any('Pack' in str(step) for step in steps):
+            raise UserError(f"{path}.pipeline must end with dict(type='PackDetInputs'), its steps are {steps}")
