@@ -190,20 +190,22 @@ def draw_batches(records: list[dict], path: Path) -> None:
     for axis in axes.flat[len(shown) :]:
         axis.axis('off')
     for axis, regime in zip(axes.flat, shown):
-        for norm in NORMS:
+        for place, norm in enumerate(NORMS):
             cells = sorted(select(records, regime=regime, norm=norm, **DEFAULTS), key=lambda c: c['batch'])
             if cells:
+                aside = 1.04 ** (place - len(NORMS) / 2)  # so that bars do not hide each other
                 axis.errorbar(
-                    [c['batch'] for c in cells], [statistics.mean(c['accuracy']) for c in cells],
+                    [c['batch'] * aside for c in cells], [statistics.mean(c['accuracy']) for c in cells],
                     [statistics.stdev(c['accuracy']) for c in cells], label=norm,
-                    color=COLOURS[norm], capsize=2, marker='.',
+                    color=COLOURS[norm], marker='.', elinewidth=0.8,
                 )  # fmt: skip
-        axis.set(xscale='log', title=regime, xlabel='batch', ylabel='accuracy, %', xlim=(0.85, 38))
+        axis.set(xscale='log', title=regime, xlabel='batch', ylabel='accuracy, %', xlim=(0.8, 40))
         axis.set_xticks(BATCHES, BATCHES)
         axis.minorticks_off()
         axis.grid(alpha=0.3)
     handles = {label: h for axis in axes.flat for h, label in zip(*axis.get_legend_handles_labels())}
-    figure.legend([handles[n] for n in NORMS if n in handles], [n for n in NORMS if n in handles], loc='outside right')
+    figure.legend([handles[n] for n in NORMS if n in handles], [n for n in NORMS if n in handles],
+                  loc='outside lower center', ncols=len(handles))
     figure.savefig(path, dpi=80)
     plt.close(figure)
 
