@@ -275,11 +275,13 @@ class StopSafelyHook(Hook):
         self._restore()
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+        signum = self.signum
         if self.group is not None:
-            agreed = torch.tensor([self.signum])
+            agreed = torch.tensor([signum])
             dist.all_reduce(agreed, op=dist.ReduceOp.MAX, group=self.group)
-            self.signum = int(agreed)
-        if self.signum:
+            signum = int(agreed)
+        if signum:  # one that came while the others were asked counts in the next iteration
+            self.signum = signum
             average_norm_statistics(model_of(runner))
             self._leave(runner, epoch=runner.epoch, iteration=runner.iter + 1)
 
