@@ -230,6 +230,8 @@ def main() -> None:
         spawn(processes)
         run_cell(args.cell, args.data, processes, args.full, args.out)
         return
+    from benchmarks.norm_study.classify import save
+
     results = json.loads(args.out.read_text()) if args.out.exists() else {}
     cells = [
         dict(set=s, norm=n, batch=b, seed=seed)
@@ -247,11 +249,7 @@ def main() -> None:
         if args.pretrained:
             cell['backbone'] = other_sets_backbone(cell['set'], args)
         results[key] = run_alone(cell, args, SCALES[args.full].epochs)
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        temporary = args.out.with_suffix('.tmp')
-        lines = ',\n'.join(f'{json.dumps(k)}: {json.dumps(v)}' for k, v in sorted(results.items()))
-        temporary.write_text('{\n' + lines + '\n}\n')
-        os.replace(temporary, args.out)
+        save(args.out, results)
         print(key, results[key]['metrics'], f'{results[key]["cpu_seconds"]}s', flush=True)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from mmengine.config import Config
 
-from .config import walk
+from .config import has_mask_head, walk
 from .errors import UserError
 
 _Check = tuple[Callable[[Any], bool], str]
@@ -74,7 +74,7 @@ def check_values(cfg: Config, training: bool) -> None:
     for phase in _PARTS if training else ('test',):
         dataset = (whole.get(f'{phase}_dataloader') or {}).get('dataset')
         _check_pipelines(dataset, f'{phase}_dataloader.dataset')
-        _check_metrics(whole.get(f'{phase}_evaluator'), whole['model'], f'{phase}_evaluator')
+        _check_metrics(cfg, f'{phase}_evaluator')
 
 
 def _check_parts(cfg: dict, phase: str, needed: bool) -> None:
@@ -97,11 +97,13 @@ def _check_model(model: dict, places: list[str]) -> None:
                                 'configs/_base_/models')
 
 
-def _check_metrics(evaluator: dict | list | None, model: dict, path: str) -> None:
-    heads = model.get('roi_head') or model.get('bbox_head')  # of another kind of model nothing is known
-    for part in evaluator if isinstance(evaluator, (list, tuple)) else [evaluator or {}]:
+def _check_metrics(cfg: Config, path: str) -> None:
+    evaluator, model = cfg.get(path) or {}, cfg.model
+    if has_mask_head(cfg) or not (model.get('roi_head') or model.get('bbox_head')):
+        return  # of a model without these heads nothing is known
+    for part in evaluator if isinstance(evaluator, (list, tuple)) else [evaluator]:
         metric = part.get('metric') or ()
-        if heads and 'mask_head' not in heads and 'segm' in ([metric] if isinstance(metric, str) else metric):
+        if 'segm' in ([metric] if isinstance(metric, str) else metric):
             raise UserError(f"{path}.metric={metric!r}: {model.get('type')} has no mask head here; use 'bbox'")
 
 
