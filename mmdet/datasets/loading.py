@@ -91,7 +91,10 @@ def _is_cut_off_jpeg(data: bytes) -> bool:
         return False
     position = 2
     while data[position : position + 2] not in (b'\xff\xda', b''):  # walk to the start of scan
-        position += 2 + int.from_bytes(data[position + 2 : position + 4], 'big')
+        if data[position : position + 2] == b'\xff\xff':  # a marker may have fill bytes before it
+            position += 1
+        else:
+            position += 2 + int.from_bytes(data[position + 2 : position + 4], 'big')
     return data.find(b'\xff\xd9', position) < 0
 
 
@@ -192,7 +195,10 @@ class LoadProposals(BaseTransform):
             raise FileNotFoundError(f'LoadProposals: no proposal_file {proposal_file}; write one with an RPN')
         self.proposal_file = proposal_file
         with open(proposal_file) as file:
-            entries = json.load(file)
+            try:
+                entries = json.load(file)
+            except ValueError as error:
+                raise ValueError(f'LoadProposals: {proposal_file} is not JSON: {error}') from None
         found: dict = {}
         for entry in sorted(entries, key=lambda e: -e['score']):
             boxes = found.setdefault(entry['image_id'], [])

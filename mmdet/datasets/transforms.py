@@ -10,7 +10,7 @@ Keys that travel through it (h, w: size of the picture now; G ground-truth objec
 - ``proposals`` (P, 4) float32 for Fast R-CNN.
 
 Every transform that moves the picture moves boxes and masks with it. Random numbers come from numpy's
-global generator, which mmengine seeds per worker. A transform that returns None rejects the picture; the data
+global generator, which `mmdet.runtime.seeding` seeds for each sample. A transform that returns None rejects the picture; the data
 set then draws another.
 """
 
@@ -252,7 +252,7 @@ class RandomCrop(BaseTransform):
             ('relative_range': up to 1).
         crop_type: 'absolute', 'absolute_range', 'relative' or 'relative_range'.
         allow_negative_crop: keep a window without objects; otherwise the picture is rejected (None).
-        recompute_bbox: take boxes from the cropped masks.
+        recompute_bbox: take boxes from the cropped masks; an object without a pixel of its mask left is dropped.
         bbox_clip_border: clip boxes to the window.
     """
 
@@ -305,14 +305,13 @@ class RandomCrop(BaseTransform):
         if 'gt_bboxes' not in results:
             return results
         boxes = results['gt_bboxes'] - np.array([x1, y1, x1, y1], dtype=np.float32)
-        seen = _clip_boxes(boxes, results['img_shape'])
-        keep = (seen[:, 2] > seen[:, 0]) & (seen[:, 3] > seen[:, 1])
-        results['gt_bboxes'] = seen if self.bbox_clip_border else boxes
         if 'gt_masks' in results:
             results['gt_masks'] = results['gt_masks'].crop((x1, y1, x2, y2))
-        _keep_objects(results, keep)
-        if self.recompute_bbox and 'gt_masks' in results:
-            results['gt_bboxes'] = results['gt_masks'].boxes()
+            if self.recompute_bbox:
+                boxes = results['gt_masks'].boxes()
+        seen = _clip_boxes(boxes, results['img_shape'])
+        results['gt_bboxes'] = seen if self.bbox_clip_border else boxes
+        _keep_objects(results, (seen[:, 2] > seen[:, 0]) & (seen[:, 3] > seen[:, 1]))
         objects = len(results['gt_bboxes']) - np.count_nonzero(results.get('gt_ignore_flags', 0))
         return results if objects or self.allow_negative_crop else None
 

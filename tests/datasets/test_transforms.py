@@ -182,6 +182,21 @@ def test_crop_can_take_boxes_from_the_masks():
     np.testing.assert_array_equal(results['gt_bboxes'], results['gt_masks'].boxes())
 
 
+def test_crop_drops_an_object_whose_mask_it_leaves_out():
+    """Its box of no size would make the loss NaN."""
+    results = scene([(0, 0, 90, 60), (0, 0, 90, 60)])
+    corner, whole = [[0, 0, 9, 0, 0, 9]], [[0, 0, 90, 0, 90, 60, 0, 60]]
+    results['gt_masks'] = PolygonMasks([corner, whole], 60, 90)
+    step = RandomCrop((40, 40), recompute_bbox=True)
+    kept = []
+    for seed in range(10):
+        np.random.seed(seed)
+        cropped = step(dict(results))
+        assert (cropped['gt_bboxes'][:, 2:] > cropped['gt_bboxes'][:, :2]).all()
+        kept.append(cropped['gt_bboxes_labels'].tolist())
+    assert [1] in kept and all(len(labels) in (1, 2) for labels in kept)
+
+
 def test_a_crowd_keeps_its_outline():
     """Its RLE does not turn the picture's polygons into bitmaps, unless bitmaps are asked for."""
     heap = np.zeros((40, 50), dtype=np.uint8)
@@ -329,6 +344,17 @@ def test_unreadable_pictures_name_their_path(tmp_path, real_data):
         assert LoadImageFromFile(ignore_empty=True)(dict(img_path=str(path))) is None
     with pytest.raises(FileNotFoundError, match='gone.jpg'):
         LoadImageFromFile()(dict(img_path=str(tmp_path / 'gone.jpg')))
+
+
+def test_a_jpeg_with_fill_bytes_is_whole(tmp_path):
+    """Any marker may have bytes 0xFF before it (ITU-T T.81, B.1.1.2)."""
+    path = str(tmp_path / 'a.jpg')
+    cv2.imwrite(path, np.random.default_rng(0).integers(0, 255, (40, 50, 3), dtype=np.uint8))
+    img = LoadImageFromFile()(dict(img_path=path))['img']
+    data = (tmp_path / 'a.jpg').read_bytes()
+    second = 4 + int.from_bytes(data[4:6], 'big')  # the marker behind the first segment
+    (tmp_path / 'a.jpg').write_bytes(data[:second] + b'\xff\xff' + data[second:])
+    np.testing.assert_array_equal(LoadImageFromFile()(dict(img_path=path))['img'], img)
 
 
 def test_damaged_but_complete_jpegs_are_read_as_far_as_they_go(real_data):

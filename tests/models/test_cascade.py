@@ -162,3 +162,6 @@ def test_proposals_travel_with_the_picture(tmp_path):
         load(dict(img_id=8))
     with pytest.raises(FileNotFoundError, match='no proposal_file'):
         TRANSFORMS.build(dict(type='LoadProposals', proposal_file='nowhere.json'))
+    (tmp_path / 'broken.json').write_text('[{')
+    with pytest.raises(ValueError, match='broken.json is not JSON'):
+        TRANSFORMS.build(dict(type='LoadProposals', proposal_file=str(tmp_path / 'broken.json')))
