@@ -67,6 +67,11 @@ def batch_rows(rows: list[Tensor], num_anchors: int) -> Tensor:
     return torch.cat([image * num_anchors + r for image, r in enumerate(rows)])
 
 
+def at_most(limit: int, count: int) -> int:
+    """How many of `count` to keep for ``nms_pre`` or ``max_per_img``: all where `limit` is 0 or negative."""
+    return min(limit, count) if limit > 0 else count
+
+
 def weight_positives(is_positive: Tensor, pos_weight: float) -> Tensor | None:
     """``train_cfg.pos_weight`` as weights (S,) of the classification loss; None where it is not set (negative or 0)."""
     if pos_weight <= 0:

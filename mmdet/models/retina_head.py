@@ -10,7 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from mmdet.layers import ConvModule
-from mmdet.models.dense import TEST_KEYS, TRAIN_KEYS, batch_rows, flatten_levels, sample_anchors, weight_positives
+from mmdet.models.dense import (
+    TEST_KEYS,
+    TRAIN_KEYS,
+    at_most,
+    batch_rows,
+    flatten_levels,
+    sample_anchors,
+    weight_positives,
+)
 from mmdet.models.options import apply_init_cfg, check_keys, only
 from mmdet.models.roi_head import Detections
 from mmdet.ops import apply_nms
@@ -157,7 +165,7 @@ class RetinaHead(nn.Module):
             # The nms_pre best pairs of anchor and class of the level.
             level = logits[start : start + size].flatten()
             candidates = (level > least).nonzero().squeeze(1)
-            level_best, order = level[candidates].topk(min(cfg['nms_pre'], len(candidates)))
+            level_best, order = level[candidates].topk(at_most(cfg['nms_pre'], len(candidates)))
             best.append(level_best)
             index.append(candidates[order] + start * self.num_classes)
             start += size
@@ -170,8 +178,8 @@ class RetinaHead(nn.Module):
             large = (self.bbox_coder.sides(boxes) > min_size).all(dim=1).nonzero().squeeze(1)
             boxes, scores, labels = boxes[large], scores[large], labels[large]
         keep, kept_scores = apply_nms(boxes, scores, labels, cfg['nms'])
-        keep, kept_scores = keep[: cfg['max_per_img']], kept_scores[: cfg['max_per_img']]
-        return Detections(boxes[keep], kept_scores, labels[keep])
+        count = at_most(cfg['max_per_img'], len(keep))
+        return Detections(boxes[keep[:count]], kept_scores[:count], labels[keep[:count]])
 
 
 def _logit(score: float) -> float:

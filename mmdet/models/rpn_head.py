@@ -9,7 +9,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmdet.layers import ConvModule
-from mmdet.models.dense import TEST_KEYS, TRAIN_KEYS, batch_rows, flatten_levels, sample_anchors, weight_positives
+from mmdet.models.dense import (
+    TEST_KEYS,
+    TRAIN_KEYS,
+    at_most,
+    batch_rows,
+    flatten_levels,
+    sample_anchors,
+    weight_positives,
+)
 from mmdet.models.options import apply_init_cfg, check_keys, only
 from mmdet.ops import apply_nms
 from mmdet.registry import MODELS, TASK_UTILS
@@ -126,7 +134,7 @@ class RPNHead(nn.Module):
         best, levels, start = [], [], 0
         for level, level_anchors in enumerate(anchors):
             end = start + len(level_anchors)
-            count = min(cfg['nms_pre'], end - start) if cfg['nms_pre'] > 0 else end - start
+            count = at_most(cfg['nms_pre'], end - start)
             best.append(logits[:, start:end].topk(count, dim=1).indices + start)
             levels.append(torch.full((count,), level, device=logits.device))
             start = end
@@ -141,5 +149,6 @@ class RPNHead(nn.Module):
             valid = (self.bbox_coder.sides(image_boxes) > cfg.get('min_bbox_size', 0)).all(dim=1).nonzero().squeeze(1)
             image_boxes, image_scores = image_boxes[valid], image_scores[valid]
             keep, kept_scores = apply_nms(image_boxes, image_scores, levels[valid], cfg['nms'])
-            proposals.append((image_boxes[keep[: cfg['max_per_img']]], kept_scores[: cfg['max_per_img']]))
+            count = at_most(cfg['max_per_img'], len(keep))
+            proposals.append((image_boxes[keep[:count]], kept_scores[:count]))
         return proposals

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from mmengine.config import Config
 from torch import nn
 
 from mmdet.layers import ConvModule, ConvWS2d
@@ -89,6 +90,23 @@ def test_defaults_of_mmdet3_may_be_written_out():
         type='DetDataPreprocessor', pad_mask=False, mask_pad_value=0, pad_seg=False, seg_pad_value=255,
         rgb_to_bgr=False, boxtype2tensor=True, non_blocking=False, batch_augments=None,
     ))  # fmt: skip
+
+
+@pytest.mark.parametrize('name', ['rpn', 'retinanet'])
+def test_no_limit_of_boxes_keeps_all(make_data, name):
+    cfg = Config.fromfile(f'configs/_base_/models/{name}_r50_fpn.py', lazy_import=False).model
+    cfg.backbone.update(depth=18, init_cfg=None)
+    cfg.neck.update(in_channels=[64, 128, 256, 512], out_channels=32)
+    head = cfg.rpn_head if name == 'rpn' else cfg.bbox_head
+    head.update(in_channels=32, feat_channels=32)
+    torch.manual_seed(0)
+    model = MODELS.build(cfg).eval()
+    test_cfg = (model.rpn_head if name == 'rpn' else model.bbox_head).test_cfg
+    found = []
+    for limit in (-1, 10**6):
+        test_cfg.update(nms_pre=limit, max_per_img=limit, score_thr=0.0)
+        found.append(model.test_step(make_data([1]))[0].pred_instances)
+    assert torch.equal(found[0].bboxes, found[1].bboxes) and len(found[0]) > 100
 
 
 def test_init_cfg_acts():
