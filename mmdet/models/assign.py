@@ -77,16 +77,15 @@ class MaxIoUAssigner:
         return matched, best
 
     def _match_low_quality(self, iou: Tensor, matched: Tensor) -> Tensor:
-        best, box = iou.max(dim=1)
+        best, box = iou.max(dim=1, keepdim=True)
         bad = best < max(self.min_pos_iou, torch.finfo(best.dtype).tiny)  # also those that no box overlaps
         if self.gt_max_assign_all:
-            tied = iou == best.masked_fill(bad, torch.inf)[:, None]
-            rank = torch.arange(1, len(iou) + 1, dtype=torch.int32, device=iou.device)
-            last = (tied * rank[:, None]).amax(dim=0)  # of several ground truths the last one takes the box
-            return torch.where(last > 0, last.long() - 1, matched)
-        good = (~bad).nonzero().squeeze(1)
-        matched[box[good]] = good
-        return matched
+            takes = iou == best.masked_fill(bad, torch.inf)
+        else:
+            takes = torch.zeros_like(iou, dtype=torch.bool).scatter_(1, box, ~bad)
+        rank = torch.arange(1, len(iou) + 1, dtype=torch.int32, device=iou.device)
+        last = (takes * rank[:, None]).amax(dim=0)  # of several ground truths the last one takes the box
+        return torch.where(last > 0, last.long() - 1, matched)
 
 
 @TASK_UTILS.register_module()

@@ -60,6 +60,10 @@ class CascadeRoIHead(nn.Module):
         check_keys('test_cfg.rcnn', test_cfg, TEST_KEYS)
         for index, cfg in enumerate(train_cfg or ()):
             check_keys(f'train_cfg.rcnn.{index}', cfg, TRAIN_KEYS)
+        if len(stage_loss_weights) != num_stages:
+            raise ValueError(
+                f'CascadeRoIHead: {len(stage_loss_weights)} entries of stage_loss_weights for num_stages={num_stages}'
+            )
         self.num_stages = num_stages
         self.stage_loss_weights = stage_loss_weights
         self.average = average

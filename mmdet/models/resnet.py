@@ -145,6 +145,8 @@ class ResNet(nn.Module):
             raise ValueError(f"ResNet: style must be 'pytorch' or 'caffe', got {style!r}")
         if max(out_indices) >= num_stages:
             raise ValueError(f'ResNet: out_indices {tuple(out_indices)} reach past num_stages={num_stages}')
+        if groups > 1 and ARCHITECTURES[depth][0] is BasicBlock:
+            raise ValueError(f'ResNet: depth={depth} has no bottlenecks for groups={groups}; ResNeXt begins at 50')
         only(
             'ResNet',
             deep_stem=(deep_stem, False),

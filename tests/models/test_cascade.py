@@ -122,6 +122,10 @@ def test_wrong_number_of_stages_is_named():
     cfg.roi_head.bbox_head = cfg.roi_head.bbox_head[:2]
     with pytest.raises(ValueError, match='2 entries of bbox_head for num_stages=3'):
         MODELS.build(cfg)
+    cfg = small('cascade_rcnn')
+    cfg.roi_head.stage_loss_weights = [1, 0.5]
+    with pytest.raises(ValueError, match='2 entries of stage_loss_weights for num_stages=3'):
+        MODELS.build(cfg)
 
 
 def test_fast_rcnn_without_proposals_says_so(make_data):

@@ -5,6 +5,7 @@ import torch
 import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmdet.models.anchors import AnchorGenerator
 from mmdet.models.assign import IGNORED, NEGATIVE, MaxIoUAssigner, RandomSampler
@@ -68,7 +69,9 @@ def test_checkpointed_blocks_give_the_same_gradient():
     torch.testing.assert_close(saving.conv1.weight.grad, plain.conv1.weight.grad)
 
 
-@pytest.mark.parametrize('bad', [dict(depth=51), dict(depth=18, style='tf'), dict(depth=18, num_stages=2)])
+@pytest.mark.parametrize(
+    'bad', [dict(depth=51), dict(depth=18, style='tf'), dict(depth=18, num_stages=2), dict(depth=34, groups=32)]
+)
 def test_resnet_refuses_what_it_cannot_build(bad):
     with pytest.raises(ValueError, match='ResNet'):
         ResNet(**bad)
@@ -194,6 +197,24 @@ def test_assigner_equals_slow_loop(seed, num_gt, low, ignore, assign_all):
     matched, iou = assigner(boxes, gt, ignored)
     assert matched.tolist() == slow_assign(boxes, gt, ignored, 0.5, 0.3, low, 0.5, assign_all)
     torch.testing.assert_close(iou, box_iou(gt, boxes).amax(0))
+
+
+class DistinctWrites(TorchDispatchMode):
+    """Fails where two values are written to one place: which of them stays there, a GPU leaves open."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.index_put_.default:
+            (rows,) = args[1]
+            assert len(rows.unique()) == len(rows)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize('assign_all', [False, True])
+def test_of_two_ground_truths_with_one_best_box_the_last_takes_it(assign_all):
+    assigner = MaxIoUAssigner(0.9, 0.1, min_pos_iou=0.1, gt_max_assign_all=assign_all)
+    boxes, gt = torch.tensor([[0.0, 0, 10, 10], [50, 50, 60, 60]]), torch.tensor([[0.0, 0, 10, 5], [0, 0, 5, 10]])
+    with DistinctWrites():
+        assert assigner(boxes, gt, torch.zeros(0, 4))[0].tolist() == [1, NEGATIVE]
 
 
 def test_assigner_without_ground_truth_or_boxes():
