@@ -10,8 +10,8 @@ Keys that travel through it (h, w: size of the picture now; G ground-truth objec
 - ``proposals`` (P, 4) float32 for Fast R-CNN.
 
 Every transform that moves the picture moves boxes and masks with it. Random numbers come from numpy's
-global generator, which `mmdet.runtime.seeding` seeds for each sample. A transform that returns None rejects the picture; the data
-set then draws another.
+global generator, which `mmdet.runtime.seeding` seeds for each sample. A transform that returns None rejects
+the picture; the data set then draws another.
 """
 
 from __future__ import annotations
