@@ -351,17 +351,19 @@ def load_pretrained(uri: str) -> dict[str, Tensor]:
 def _download_where_missing(url: str, path: str) -> None:
     """Download once per machine (a collective: in a process group all ranks must come here).
 
-    Local rank 0 writes the file whole, the others wait. Raises OSError on all ranks when one fails.
+    Local rank 0 downloads it and checks that it can be read, since torch takes a connection that breaks off for the
+    end of the file. The others wait. Raises OSError on all ranks when one fails.
     """
     failure = None
     if int(os.environ.get('LOCAL_RANK', 0)) == 0 and not os.path.isfile(path):
         part = f'{path}.{os.getpid()}.part'
-        os.makedirs(os.path.dirname(path), exist_ok=True)
         try:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
             torch.hub.download_url_to_file(url, part, progress=False)
+            read_checkpoint(part)
             os.replace(part, path)
         except Exception as error:
-            failure = one_line(error)
+            failure = one_line(error).replace(part, path)
         finally:
             if os.path.exists(part):
                 os.remove(part)

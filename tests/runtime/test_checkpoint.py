@@ -258,6 +258,36 @@ def test_pretrained_that_cannot_be_downloaded(tmp_path, monkeypatch):
     assert '\n' not in text and not list((tmp_path / 'hub' / 'checkpoints').iterdir())
 
 
+def test_a_download_that_broke_off_is_not_kept(tmp_path, monkeypatch):
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'home'))
+    torch.save(dict(conv1=torch.ones(2)), tmp_path / 'whole.pth')
+    whole = (tmp_path / 'whole.pth').read_bytes()
+    content = whole[: len(whole) // 2]
+    monkeypatch.setattr(torch.hub, 'download_url_to_file', lambda url, path, **_: Path(path).write_bytes(content))
+    with pytest.raises(UserError, match=r'cannot be downloaded .*ba61.pth is damaged'):
+        load_pretrained('torchvision://resnet50')
+    content = whole
+    assert torch.equal(load_pretrained('torchvision://resnet50')['conv1'], torch.ones(2))
+
+
+def test_a_download_without_a_place_fails_in_all_processes(tmp_path, monkeypatch):
+    """The others wait for what the first one says."""
+    (tmp_path / 'file').touch()
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'file'))
+    told = []
+
+    def gather(outcomes, failure):
+        told.append(failure)
+        outcomes[:] = [failure] * len(outcomes)
+
+    monkeypatch.setattr(torch.distributed, 'is_initialized', lambda: True)
+    monkeypatch.setattr(torch.distributed, 'get_world_size', lambda: 2)
+    monkeypatch.setattr(torch.distributed, 'all_gather_object', gather)
+    with pytest.raises(UserError, match='cannot be downloaded'):
+        load_pretrained('torchvision://resnet50')
+    assert len(told) == 1 and 'file' in told[0]
+
+
 def test_classes_in_another_order_are_refused_in_testing(monkeypatch):
     said = []
     monkeypatch.setattr(hooks, 'say', said.append)
