@@ -108,6 +108,8 @@ def _check_files(path: str, chain: tuple[str, ...] = ()) -> None:
     except SyntaxError as error:
         text = (error.text or '').strip()
         raise UserError(f'{path} line {error.lineno}: {error.msg}: {text}') from error
+    except UnicodeDecodeError as error:
+        raise UserError(f'{path} is no text in UTF-8: {error.reason} at byte {error.start}') from error
     for base in _bases(tree, path):
         if '::' in base:
             raise UserError(f'{path}: _base_ {base!r} names a config of another package; copy that config '
@@ -122,10 +124,10 @@ def _bases(tree: ast.Module, path: str) -> list[str]:
                 value = ast.literal_eval(node.value)
             except ValueError:
                 return []  # computed: left to mmengine
-            bases = [value] if isinstance(value, str) else value
+            bases = list(value) if isinstance(value, (list, tuple)) else [value]
             if not all(isinstance(base, str) for base in bases):
                 raise UserError(f'{path} line {node.lineno}: _base_ must be a path or a list of paths')
-            return list(bases)
+            return bases
         if isinstance(node, ast.With) and 'read_base' in ast.dump(node.items[0]):
             raise UserError(f'{path} line {node.lineno}: `with read_base()` configs are not supported; '
                             "use _base_ = ['relative/path.py']")

@@ -158,6 +158,8 @@ def _port(nodes: int) -> int:
     A fixed default would be taken twice by two runs that start at the same time.
     """
     wanted = _integer('PORT', _integer('MASTER_PORT', _DEFAULT_PORT if nodes > 1 else 0))
+    if not 0 <= wanted < 2**16:
+        raise UserError(f'port {wanted} of the environment is none: PORT is a number from 0 to {2**16 - 1}')
     if nodes > 1:
         return wanted
     for port in (wanted, 0):

@@ -65,6 +65,15 @@ def test_bases_of_other_packages_lazy_bases_and_circles(tmp_path):
     assert "_base_ = ['relative/path.py']" in message(load_config, path)
     path = write_config(tmp_path, base="_base_ = './toy.py'\n")
     assert 'circle' in message(load_config, path)
+    for wrong in ('5', '[5]', '{}'):
+        path = write_config(tmp_path, base=f'_base_ = {wrong}\n')
+        assert message(load_config, path) == f'{path} line 1: _base_ must be a path or a list of paths'
+
+
+def test_another_encoding_names_the_file(tmp_path):
+    path = tmp_path / 'latin.py'
+    path.write_bytes('# café\nx = 1\n'.encode('latin1'))
+    assert message(load_config, path) == f'{path} is no text in UTF-8: invalid continuation byte at byte 5'
 
 
 def test_misspelt_top_level_key(tmp_path):

@@ -45,6 +45,9 @@ def test_a_taken_port_is_replaced_unless_machines_must_agree(monkeypatch):
     monkeypatch.setenv('PORT', 'abc')
     with pytest.raises(UserError, match="PORT='abc' is not a number"):
         launch._port(nodes=1)
+    monkeypatch.setenv('PORT', '70000')
+    with pytest.raises(UserError, match='port 70000 .* from 0 to 65535'):
+        launch._port(nodes=1)
 
 
 @pytest.mark.parametrize(
