@@ -21,7 +21,7 @@ from pathlib import Path
 os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')  # spinning threads make a shared machine's times random
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import torch  # noqa: E402
+import torch
 
 SHAPES = {
     'fpn': (2, 256, 100, 152),

@@ -22,11 +22,11 @@ from pathlib import Path
 os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import torch  # noqa: E402
-import torch.nn.functional as F  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from mmdet.layers import BATCH_NORMS, build_norm_layer, conv_norm, set_cbn_epoch  # noqa: E402
+from mmdet.layers import BATCH_NORMS, build_norm_layer, conv_norm, set_cbn_epoch
 
 # label: batch, norm
 SETTINGS = {

@@ -20,11 +20,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import torch  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
+import torch
+from torch import Tensor, nn
 
-from mmdet.layers import ConvModule, CrossIterBatchNorm2d  # noqa: E402
-from mmdet.layers.cbn import closed_slopes  # noqa: E402
+from mmdet.layers import ConvModule, CrossIterBatchNorm2d
+from mmdet.layers.cbn import closed_slopes
 
 WINDOW = 3
 

@@ -43,11 +43,11 @@ SERVING = '--serve' in sys.argv  # the process of mmdetection 3, whose package h
 if not SERVING:
     sys.path[1:1] = [str(ROOT), str(ROOT / 'tests')]
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-import torch.nn.functional as F  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
-from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 NUM_CLASSES = 90
 # name: (torchvision's, our config beside it, our recipe, mmdetection's config)

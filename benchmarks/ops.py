@@ -14,12 +14,12 @@ import time
 
 os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-import torchvision  # noqa: E402
+import numpy as np
+import torch
+import torchvision
 
-from mmdet import ops  # noqa: E402
-from mmdet.ops.roi_align import map_levels  # noqa: E402
+from mmdet import ops
+from mmdet.ops.roi_align import map_levels
 
 HEIGHT, WIDTH = 800, 1216
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from mmdet.runtime.command_line import Parser  # noqa: E402
-from mmdet.runtime.errors import UserError, run_main  # noqa: E402
+from mmdet.runtime.command_line import Parser
+from mmdet.runtime.errors import UserError, run_main
 
 
 def main() -> None:

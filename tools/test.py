@@ -6,9 +6,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from mmdet.runtime.command_line import Parser, start_processes  # noqa: E402
-from mmdet.runtime.errors import UserError, run_main  # noqa: E402
-from mmdet.runtime.launch import join_processes, leave_processes  # noqa: E402
+from mmdet.runtime.command_line import Parser, start_processes
+from mmdet.runtime.errors import UserError, run_main
+from mmdet.runtime.launch import join_processes, leave_processes
 
 
 def parse_args() -> argparse.Namespace:

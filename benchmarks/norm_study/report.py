@@ -17,9 +17,9 @@ from pathlib import Path
 import matplotlib
 
 matplotlib.use('Agg')
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
-from .classify import BATCHES, NORMS, REGIMES, RESULTS  # noqa: E402
+from .classify import BATCHES, NORMS, REGIMES, RESULTS
 
 DOCS = Path(__file__).resolve().parents[2] / 'docs'
 COLOURS = dict(zip(NORMS, 'tab:blue grey tab:purple tab:orange tab:red hotpink darkred saddlebrown'.split()))

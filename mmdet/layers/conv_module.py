@@ -85,7 +85,7 @@ class ConvModule(nn.Module):
         bias: bool | str = 'auto',
         conv_cfg: dict | None = None,
         norm_cfg: dict | None = None,
-        act_cfg: dict | None = dict(type='ReLU'),  # noqa: B006
+        act_cfg: dict | None = dict(type='ReLU'),
     ) -> None:
         super().__init__()
         if bias == 'auto':

@@ -39,7 +39,7 @@ class MaxIoUAssigner:
         ignore_wrt_candidates: bool = True,
         offset: float = 0.0,
         gpu_assign_thr: float = -1,  # accepted for mmdet 3 configs: the (G, B) matrix here is small enough
-        iou_calculator: dict = dict(type='BboxOverlaps2D'),  # noqa: B006
+        iou_calculator: dict = dict(type='BboxOverlaps2D'),
         perm_repeat_gt_cfg: dict | None = None,
     ):
         only(

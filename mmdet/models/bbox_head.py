@@ -42,15 +42,15 @@ class ConvFCBBoxHead(nn.Module):
         reg_decoded_bbox: bool = False,
         conv_cfg: dict | None = None,
         norm_cfg: dict | None = None,
-        bbox_coder: dict = dict(type='DeltaXYWHBBoxCoder', target_stds=[0.1, 0.1, 0.2, 0.2]),  # noqa: B006
-        loss_cls: dict = dict(type='CrossEntropyLoss'),  # noqa: B006
-        loss_bbox: dict = dict(type='SmoothL1Loss'),  # noqa: B006
+        bbox_coder: dict = dict(type='DeltaXYWHBBoxCoder', target_stds=[0.1, 0.1, 0.2, 0.2]),
+        loss_cls: dict = dict(type='CrossEntropyLoss'),
+        loss_bbox: dict = dict(type='SmoothL1Loss'),
         init_cfg: dict | list[dict] | None = None,
         with_cls: bool = True,
         with_reg: bool = True,
         predict_box_type: str = 'hbox',
-        cls_predictor_cfg: dict = dict(type='Linear'),  # noqa: B006
-        reg_predictor_cfg: dict = dict(type='Linear'),  # noqa: B006
+        cls_predictor_cfg: dict = dict(type='Linear'),
+        reg_predictor_cfg: dict = dict(type='Linear'),
     ):
         super().__init__()
         only(

@@ -38,7 +38,7 @@ class FPN(nn.Module):
         conv_cfg: dict | None = None,
         norm_cfg: dict | None = None,
         act_cfg: dict | None = None,
-        upsample_cfg: dict = dict(mode='nearest'),  # noqa: B006 - read only
+        upsample_cfg: dict = dict(mode='nearest'),
         init_cfg: dict | list[dict] | None = None,
     ):
         super().__init__()

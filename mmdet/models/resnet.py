@@ -124,7 +124,7 @@ class ResNet(nn.Module):
         style: str = 'pytorch',
         frozen_stages: int = -1,
         conv_cfg: dict | None = None,
-        norm_cfg: dict = dict(type='BN', requires_grad=True),  # noqa: B006 - read only
+        norm_cfg: dict = dict(type='BN', requires_grad=True),
         norm_eval: bool = True,
         zero_init_residual: bool = True,
         with_cp: bool = False,

@@ -47,16 +47,16 @@ class RetinaHead(nn.Module):
         feat_channels: int = 256,
         conv_cfg: dict | None = None,
         norm_cfg: dict | None = None,
-        anchor_generator: dict = dict(  # noqa: B006 - read only
+        anchor_generator: dict = dict(
             type='AnchorGenerator',
             octave_base_scale=4,
             scales_per_octave=3,
             ratios=[0.5, 1.0, 2.0],
             strides=[8, 16, 32, 64, 128],
         ),
-        bbox_coder: dict = dict(type='DeltaXYWHBBoxCoder'),  # noqa: B006
-        loss_cls: dict = dict(type='FocalLoss'),  # noqa: B006
-        loss_bbox: dict = dict(type='L1Loss'),  # noqa: B006
+        bbox_coder: dict = dict(type='DeltaXYWHBBoxCoder'),
+        loss_cls: dict = dict(type='FocalLoss'),
+        loss_bbox: dict = dict(type='L1Loss'),
         reg_decoded_bbox: bool = False,
         init_cfg: dict | list[dict] | None = None,
         train_cfg: dict | None = None,

@@ -41,12 +41,12 @@ class RPNHead(nn.Module):
         in_channels: int,
         feat_channels: int = 256,
         num_convs: int = 1,
-        anchor_generator: dict = dict(  # noqa: B006 - read only
+        anchor_generator: dict = dict(
             type='AnchorGenerator', scales=[8, 16, 32], ratios=[0.5, 1.0, 2.0], strides=[4, 8, 16, 32, 64]
         ),
-        bbox_coder: dict = dict(type='DeltaXYWHBBoxCoder'),  # noqa: B006
-        loss_cls: dict = dict(type='CrossEntropyLoss', use_sigmoid=True),  # noqa: B006
-        loss_bbox: dict = dict(type='SmoothL1Loss', beta=1 / 9),  # noqa: B006
+        bbox_coder: dict = dict(type='DeltaXYWHBBoxCoder'),
+        loss_cls: dict = dict(type='CrossEntropyLoss', use_sigmoid=True),
+        loss_bbox: dict = dict(type='SmoothL1Loss', beta=1 / 9),
         reg_decoded_bbox: bool = False,
         num_classes: int = 1,
         init_cfg: dict | list[dict] | None = None,

@@ -12,8 +12,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from mmdet.runtime.command_line import Parser  # noqa: E402
-from mmdet.runtime.errors import explain, one_line, run_main  # noqa: E402
+from mmdet.runtime.command_line import Parser
+from mmdet.runtime.errors import explain, one_line, run_main
 
 # Stands in for the model while the other parts are built: they do not depend on it.
 SMALL_MODEL = dict(
