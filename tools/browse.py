@@ -81,7 +81,8 @@ def main() -> None:
     for index in sorted(chosen.tolist()):
         packed = dataset[index]
         sample = packed['data_samples']
-        picture = np.ascontiguousarray(packed['inputs'].permute(1, 2, 0).numpy()[..., ::-1])  # BGR to RGB
+        bgr = packed['inputs'].permute(1, 2, 0).numpy()
+        picture = np.ascontiguousarray(bgr[..., ::-1], dtype=np.uint8)  # float with to_float32=True
         picture = draw_instances(picture, sample.gt_instances, dataset.metainfo['classes'])
         path = Path(args.out_dir, f'{index:06d}_{Path(sample.img_path).stem}.jpg')
         write_picture(path, picture)

@@ -26,15 +26,14 @@ def main() -> None:
     if args.output.endswith('/'):
         raise UserError(f'{args.output} is a folder; the name of a file is needed')
     checkpoint = read_checkpoint(args.input)
-    state = {key: value.cpu().contiguous() for key, value in weights_of(checkpoint).items()}
+    state = weights_of(checkpoint)
     if not state:
         raise UserError(f'{args.input} holds no weights')
-    result = dict(meta=plain_meta(meta_of(checkpoint)), state_dict=state)
+    state = {key: value.contiguous() if isinstance(value, torch.Tensor) else value for key, value in state.items()}
     buffer = io.BytesIO()
-    torch.save(result, buffer)
+    torch.save(dict(meta=plain_meta(meta_of(checkpoint)), state_dict=state), buffer)
     data = buffer.getvalue()
-    stem, suffix = (args.output[:-4], '.pth') if args.output.endswith('.pth') else (args.output, '.pth')
-    path = f'{stem}-{hashlib.sha256(data).hexdigest()[:8]}{suffix}'
+    path = f'{args.output.removesuffix(".pth")}-{hashlib.sha256(data).hexdigest()[:8]}.pth'
     check_writable(Path(path).parent, 'OUT')
     write_atomically(path, data)
     before = Path(args.input).stat().st_size

@@ -377,7 +377,8 @@ def test_converted_legacy_file_keeps_its_conventions(tmp_path, tool):
 def test_publish_tool(tmp_path, tool):
     model = narrow('rpn_r50_fpn')
     meta = dict(epoch=12, cfg='secret = 1', seed=3, dataset_meta=dict(classes=('a',)), hostname='me')
-    torch.save(dict(meta=meta, state_dict=model.state_dict(), optimizer=dict(a=1), message_hub={}), tmp_path / 'e.pth')
+    state = {**model.state_dict(), 'neck._extra_state': dict(count=3)}  # of a layer with get_extra_state()
+    torch.save(dict(meta=meta, state_dict=state, optimizer=dict(a=1), message_hub={}), tmp_path / 'e.pth')
     out = tool('publish_model', tmp_path / 'e.pth', tmp_path / 'rpn.pth')
     assert out.returncode == 0, out.stderr
     (path,) = tmp_path.glob('rpn-????????.pth')

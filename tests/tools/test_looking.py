@@ -106,3 +106,10 @@ def test_browse_counts_and_draws(call, folder, split, annotations):
     assert len(drawn) == 2
     plain = read_picture(sorted((folder / 'shapes' / split).glob('*'))[int(drawn[0].name[:6])])
     assert read_picture(drawn[0]).shape == (480, 480, 3) and plain.shape == (160, 160, 3)
+
+
+def test_browse_draws_float_pictures(call, folder):
+    call('browse.py', CONFIG, '--split', 'val', '--number', 1, '--out-dir', 'floats', '--cfg-options',
+         'data_root=shapes/', 'test_pipeline.0.to_float32=True')  # fmt: skip
+    (drawn,) = (folder / 'floats').iterdir()
+    assert read_picture(drawn).std() > 10
