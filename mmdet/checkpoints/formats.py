@@ -74,7 +74,7 @@ def convert(checkpoint: dict[str, Any], num_classes: int | None = None) -> Conve
     """The weights of a checkpoint of any known format, under our names and in our class order.
 
     Args:
-        checkpoint: what the file holds (see `mmdet.checkpoints.read`).
+        checkpoint: what the file holds (see `mmdet.runtime.read_checkpoint`).
         num_classes: classes of the model to be filled; needed only where COCO's 91 outputs shall not become 80.
 
     Raises:

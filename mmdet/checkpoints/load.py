@@ -31,7 +31,7 @@ def convert_for(model: nn.Module, checkpoint: dict[str, Any], source: str) -> Co
         weights = weights_of(checkpoint)
         if not weights.keys() & model.state_dict().keys():
             raise UserError(f'{source}: {error}') from error
-        return Converted(weights, 'weights under the model\'s own names', {}, {}, [])
+        return Converted(weights, "weights under the model's own names", {}, {}, [])
     except UserError as error:
         raise UserError(f'{source}: {error}') from error
     if all(key.startswith('backbone.') for key in converted.state_dict):

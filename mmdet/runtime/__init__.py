@@ -4,7 +4,9 @@
 - `config`: loading a config with errors a person can act on;
 - `values`: what its values must be, before anything is built;
 - `checkpoint`: safe and atomic checkpoints, pretrained weights;
-- `launch`: processes on GPUs and without;
+- `stand_ins`, `pickled_arrays`: files of other programs, read without running the code in them;
+- `schedule`: resuming with another learning-rate schedule;
+- `command_line`, `launch`: what the tools' options have in common; processes on GPUs and without;
 - `seeding`: randomness that survives resuming, any number of workers and processes;
 - `run`: the Runner with all of these.
 """
@@ -12,7 +14,7 @@
 from importlib import import_module
 
 _HOME = dict(
-    fit_weights='checkpoint', load_pretrained='checkpoint', load_weights='checkpoint', read_checkpoint='checkpoint',
+    fit_weights='checkpoint', load_pretrained='checkpoint', read_checkpoint='checkpoint',
     say='checkpoint', write_atomically='checkpoint', check_types='config', load_config='config', check_values='values',
     Interrupted='errors', UserError='errors', run_main='errors', suggest='errors',
 )  # fmt: skip

@@ -51,12 +51,10 @@ def to_plain(value: Any) -> Any:
     Raises:
         TypeError: names the type of an object that has no plain form.
     """
-    if value is None or isinstance(value, (bool, int, float, str, bytes, Tensor)) and not isinstance(
-        value, np.generic
-    ):
-        return value
-    if isinstance(value, np.generic):
+    if isinstance(value, np.generic):  # before float, which float64 is too
         return value.item()
+    if value is None or isinstance(value, (bool, int, float, str, bytes, Tensor)):
+        return value
     for kind, (types, pack, _) in _OBJECTS.items():
         if isinstance(value, types):
             if kind == 'ndarray' and value.dtype.kind not in 'biufc':
@@ -283,16 +281,15 @@ def fit_weights(model: nn.Module, weights: dict[str, Any], source: str, strict: 
     Raises:
         UserError: names at most ten keys or shapes that do not fit, or hold no numbers.
     """
-    own = {k: v for k, v in model.state_dict().items()}
-    weights = dict(weights)
+    own = model.state_dict()
     missing = [k for k in own if k not in weights and not k.endswith(('num_batches_tracked', '_extra_state'))]
     unexpected = [k for k in weights if k not in own]
-    reshaped = [
-        f'{k} (file {tuple(weights[k].shape)}, model {tuple(v.shape)})'
+    reshaped = {
+        k: f'{k} (file {tuple(weights[k].shape)}, model {tuple(v.shape)})'
         for k, v in own.items()
         if isinstance(weights.get(k), Tensor) and isinstance(v, Tensor) and weights[k].shape != v.shape
-    ]
-    kinds = {'not in the file': missing, 'not in the model': unexpected, 'shape': reshaped}
+    }
+    kinds = {'not in the file': missing, 'not in the model': unexpected, 'shape': reshaped.values()}
     kinds = {title: keys for title, keys in kinds.items() if keys}
     problems = [f'{len(keys)} {title}: {at_most(keys, min(4, 10 // len(kinds)))}' for title, keys in kinds.items()]
     fitting = len(own) - len(missing) - len(reshaped)
@@ -301,24 +298,12 @@ def fit_weights(model: nn.Module, weights: dict[str, Any], source: str, strict: 
                         f'their place. {"; ".join(problems)}. Use the config it was trained with')
     if problems:
         say(f'{source}: {fitting} of {len(own)} weights loaded, the others keep their initial values. '
-                   f'{"; ".join(problems)}')
+            f'{"; ".join(problems)}')
     broken = [k for k, v in weights.items() if k in own and isinstance(v, Tensor) and not torch.isfinite(v).all()]
     if broken:
         raise UserError(f'{source}: NaN or infinity in {len(broken)} of {len(own)} weights ({at_most(broken, 4)}): '
                         'its training diverged. An earlier checkpoint may be whole')
-    bad = {k.split(' ')[0] for k in reshaped}
-    return {k: weights[k] if k in weights and k not in bad else v for k, v in own.items()}
-
-
-def load_weights(model: nn.Module, path: str, strict: bool = True) -> dict:
-    """Load a checkpoint file into a model on its device; returns the whole checkpoint.
-
-    Raises:
-        FileNotFoundError, UserError: as `read_checkpoint` and `fit_weights` say.
-    """
-    checkpoint = read_checkpoint(path)
-    model.load_state_dict(fit_weights(model, weights_of(checkpoint), path, strict))
-    return checkpoint
+    return {k: weights[k] if k in weights and k not in reshaped else v for k, v in own.items()}
 
 
 def load_pretrained(uri: str) -> dict[str, Tensor]:
