@@ -2,11 +2,11 @@
 
 from mmengine.dist import get_world_size
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import IterBasedTrainLoop
 
-from ..layers.cbn import cbn_layers, cbn_state, load_cbn_state, set_cbn_epoch
-from ..registry import HOOKS
+from mmdet.layers.cbn import cbn_layers, cbn_state, load_cbn_state, set_cbn_epoch
+from mmdet.registry import HOOKS
+from mmdet.runtime.run import model_of
 
 
 @HOOKS.register_module()
@@ -25,7 +25,7 @@ class CBNHook(Hook):
     def before_train(self, runner) -> None:
         self._tell_epoch(runner)
         self._pending = self._burning_in(runner)
-        layers = cbn_layers(_model(runner))
+        layers = cbn_layers(model_of(runner))
         if layers and not self._pending:
             runner.logger.info(f'CBN: {len(layers)} layers normalise over iterations; no burn-in ahead')
         epochs = max((layer.burnin or 0 for layer in layers.values()), default=0)
@@ -43,33 +43,29 @@ class CBNHook(Hook):
         if not self._burning_in(runner):
             self._pending = False
             runner.logger.info(
-                f'CBN: burn-in ends; {len(cbn_layers(_model(runner)))} layers normalise over iterations '
+                f'CBN: burn-in ends; {len(cbn_layers(model_of(runner)))} layers normalise over iterations '
                 f'from epoch {runner.epoch + 1}, iteration {runner.iter + 1} on'
             )
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
-        state = cbn_state(_model(runner))
+        state = cbn_state(model_of(runner))
         if state:
             checkpoint['cbn'] = state
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
-        if not runner._resume or not cbn_layers(_model(runner)):
+        if not runner._resume or not cbn_layers(model_of(runner)):
             return
         if 'cbn' in checkpoint:
-            load_cbn_state(_model(runner), checkpoint['cbn'])
+            load_cbn_state(model_of(runner), checkpoint['cbn'])
         else:
             runner.logger.warning('CBN: the checkpoint holds no windows; they fill up again')
 
     def _tell_epoch(self, runner) -> None:
-        set_cbn_epoch(_model(runner), _epochs_done(runner))
+        set_cbn_epoch(model_of(runner), _epochs_done(runner))
 
     @staticmethod
     def _burning_in(runner) -> bool:
-        return any(layer.burning_in for layer in cbn_layers(_model(runner)).values())
-
-
-def _model(runner):
-    return runner.model.module if is_model_wrapper(runner.model) else runner.model
+        return any(layer.burning_in for layer in cbn_layers(model_of(runner)).values())
 
 
 def _epochs_done(runner) -> int:

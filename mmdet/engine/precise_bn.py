@@ -10,10 +10,10 @@ import torch
 import torch.distributed as dist
 from mmengine.dist import get_world_size
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from torch import Tensor, nn
 
-from ..registry import HOOKS
+from mmdet.registry import HOOKS
+from mmdet.runtime.run import model_of
 
 VARIANCES = ('population', 'batch')
 
@@ -23,11 +23,9 @@ class _Moments:
 
     def __init__(self, layer: nn.Module) -> None:
         self.saved = layer.running_mean.clone(), layer.running_var.clone()
-        channels = layer.running_mean.new_zeros(layer.num_features, dtype=torch.float64)
-        self.sums = torch.stack(
-            [channels] * 5
-        )  # per position: mean, var, mean^2; per batch: mean, unbiased var
-        self.counts = torch.zeros(2, dtype=torch.float64, device=channels.device)  # positions, batches
+        # Over positions: mean, var, mean^2; over batches: mean, unbiased var.
+        self.sums = layer.running_mean.new_zeros(5, layer.num_features, dtype=torch.float64)
+        self.counts = self.sums.new_zeros(2)  # positions, batches
 
     def observe(self, layer: nn.Module, args: tuple[Tensor, ...]) -> None:
         y = args[0].detach()
@@ -37,7 +35,7 @@ class _Moments:
         var, mean = torch.var_mean(y.double(), [d for d in range(y.dim()) if d != 1], correction=0)
         unbiased = var * (count / (count - 1))
         self.sums += torch.stack([mean * count, var * count, mean.square() * count, mean, unbiased])
-        self.counts += torch.tensor([count, 1.0], dtype=torch.float64, device=self.counts.device)
+        self.counts += self.counts.new_tensor([count, 1])
         # The layer is in eval mode: it normalises by what its buffers hold, now this batch's statistics.
         layer.running_mean.copy_(mean)
         layer.running_var.copy_(var)
@@ -63,7 +61,7 @@ def precise_statistics(
 ) -> int:
     """Replace the running statistics of ``model`` by those of ``batches``; returns how many layers it did.
 
-    It concerns the layers that have running statistics and are in training mode (a frozen backbone's are not).
+    It concerns the layers that have running statistics and are in training mode (not a frozen backbone's).
     During the measurement each of them normalises by the batch at hand, whatever it does in training: Batch
     Renormalization and CBN as well. In the end they hold the mean and, unbiased,
 
@@ -133,7 +131,7 @@ class PreciseBNHook(Hook):
     def after_train_epoch(self, runner) -> None:
         if not (self.is_last_train_epoch(runner) or self.every_n_epochs(runner, self.interval)):
             return
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = model_of(runner)
 
         def forward(batch):
             model(**model.data_preprocessor(batch, True), mode='loss')

@@ -9,11 +9,9 @@ import torch
 from mmengine.evaluator import BaseMetric
 from mmengine.logging import print_log
 
-from mmdet.registry import METRICS
 from mmdet.runtime import UserError, write_atomically
 
 
-@METRICS.register_module()
 class DumpPredictions(BaseMetric):
     """Pickle the predictions: a list of dicts in the order of the data set.
 
@@ -43,5 +41,6 @@ class DumpPredictions(BaseMetric):
 
 
 def _numpy(value: Any) -> Any:
-    return value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else (
-        value if isinstance(value, (list, dict)) else np.asarray(value))
+    if isinstance(value, torch.Tensor):
+        return value.detach().cpu().numpy()
+    return value if isinstance(value, (list, dict)) else np.asarray(value)

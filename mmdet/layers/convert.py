@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from .cbn import CrossIterBatchNorm2d
+from .cbn import CrossIterBatchNorm2d, cbn_layers
 
 
 class Plan(NamedTuple):
@@ -110,12 +110,11 @@ def convert_cbn(model: nn.Module, buffer_num: int = 3, burnin: int | None = None
 
 def revert_cbn(model: nn.Module) -> nn.Module:
     """Replace, in place, each CBN layer of ``model`` by the BatchNorm2d that it is in eval mode; returns the model."""
-    layers = {name: m for name, m in model.named_modules() if isinstance(m, CrossIterBatchNorm2d)}
-    for name, old in layers.items():
+    for name, old in cbn_layers(model).items():
         for conv in model.modules():
             old.unfollow(conv)
-        new = nn.BatchNorm2d(old.num_features, old.eps, old.momentum, old.affine, old.track_running_stats)
-        new = _take_over(old, new)
+        plain = nn.BatchNorm2d(old.num_features, old.eps, old.momentum, old.affine, old.track_running_stats)
+        new = _take_over(old, plain)
         if name == '':
             return new
         _replace(model, name, new)

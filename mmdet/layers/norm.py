@@ -1,4 +1,7 @@
-"""Normalisation layers by name: ``norm_cfg = dict(type='BN' | 'SyncBN' | 'GN' | 'CBN', ...)``."""
+"""Normalisation layers by name: ``norm_cfg = dict(type='BN' | 'SyncBN' | 'GN' | 'CBN' | 'BatchRenorm', ...)``.
+
+N, C, H, W    pictures (or RoIs), channels, height, width
+"""
 
 import difflib
 import inspect
@@ -56,8 +59,8 @@ for _name, _layer in {
     MODELS.register_module(name=_name, module=_layer)
 
 NORM_NAMES = ['BN', 'SyncBN', 'GN', 'CBN', 'BatchRenorm']
+# What a frozen backbone keeps in eval mode: everything with running statistics.
 BATCH_NORMS = (_BatchNorm, CrossIterBatchNorm2d, BatchRenorm)
-"""What a frozen backbone keeps in eval mode: everything with running statistics."""
 
 
 def _attribute_name(layer: type) -> str:
@@ -114,6 +117,5 @@ def build_norm_layer(cfg: dict, num_features: int, postfix: int | str = '') -> t
         layer = layer_type(**options)
     except (TypeError, ValueError) as error:
         raise ValueError(f'norm_cfg={cfg!r} does not fit {layer_type.__name__}: {error}') from None
-    for parameter in layer.parameters():
-        parameter.requires_grad = requires_grad
+    layer.requires_grad_(requires_grad)
     return f'{_attribute_name(layer_type)}{postfix}', layer
