@@ -1,3 +1,5 @@
+"""CocoDataset, the transforms of its pipeline, and batches of pictures that lie the same way."""
+
 from .coco import CocoDataset
 from .loading import LoadAnnotations, LoadImageFromFile, LoadProposals, ProposalBroadcaster
 from .samplers import AspectRatioBatchSampler

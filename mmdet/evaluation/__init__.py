@@ -1,3 +1,5 @@
+"""The COCO metric."""
+
 from .coco_metric import CocoMetric
 
 __all__ = ['CocoMetric']

@@ -1,3 +1,5 @@
+"""The parts of a detector, one file each, and the detectors built of them."""
+
 from .anchors import AnchorGenerator
 from .assign import MaxIoUAssigner, PseudoSampler, RandomSampler
 from .bbox_head import ConvFCBBoxHead, Shared2FCBBoxHead, Shared4Conv1FCBBoxHead
@@ -17,32 +19,32 @@ from .samplers import CombinedSampler, InstanceBalancedPosSampler, IoUBalancedNe
 from .two_stage import CascadeRCNN, FasterRCNN, FastRCNN, MaskRCNN
 
 __all__ = [
+    'AnchorGenerator',
     'BFP',
     'BatchFixedSizePad',
-    'FastRCNN',
     'CascadeRCNN',
-    'OHEMSampler',
-    'IoUBalancedNegSampler',
-    'InstanceBalancedPosSampler',
-    'CombinedSampler',
-    'RetinaHead',
     'CascadeRoIHead',
-    'RetinaNet',
-    'RPN',
-    'AnchorGenerator',
+    'CombinedSampler',
     'ConvFCBBoxHead',
     'DeltaXYWHBBoxCoder',
     'DetDataPreprocessor',
     'FCNMaskHead',
     'FPN',
+    'FastRCNN',
     'FasterRCNN',
+    'InstanceBalancedPosSampler',
+    'IoUBalancedNegSampler',
     'MaskRCNN',
     'MaxIoUAssigner',
+    'OHEMSampler',
     'PseudoSampler',
+    'RPN',
     'RPNHead',
     'RandomSampler',
     'ResNeXt',
     'ResNet',
+    'RetinaHead',
+    'RetinaNet',
     'Shared2FCBBoxHead',
     'Shared4Conv1FCBBoxHead',
     'SingleRoIExtractor',

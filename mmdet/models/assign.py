@@ -106,10 +106,13 @@ class RandomSampler:
     def __call__(self, matched: Tensor, iou: Tensor) -> tuple[Tensor, Tensor]:
         """Indices of the sampled positives and negatives, for `matched` and `iou` (B,) of an assigner."""
         positive = self.choose_positives((matched >= 0).nonzero().squeeze(1), self.num_positive, matched)
-        num_negative = self.num - len(positive)
-        if self.neg_pos_ub >= 0:
-            num_negative = min(num_negative, int(self.neg_pos_ub * max(len(positive), 1)))
-        return positive, self.choose_negatives((matched == NEGATIVE).nonzero().squeeze(1), num_negative, iou)
+        negative = (matched == NEGATIVE).nonzero().squeeze(1)
+        return positive, self.choose_negatives(negative, self.num_negative(len(positive)), iou)
+
+    def num_negative(self, num_positive: int) -> int:
+        """How many negatives may go with so many positives."""
+        most = int(self.neg_pos_ub * max(num_positive, 1)) if self.neg_pos_ub >= 0 else self.num
+        return min(self.num - num_positive, most)
 
     def choose_positives(self, indices: Tensor, count: int, matched: Tensor) -> Tensor:
         return self._choose(indices, count)
@@ -122,6 +125,11 @@ class RandomSampler:
         if len(indices) <= count:
             return indices
         return indices[torch.randperm(len(indices), device=indices.device)[:count]]
+
+    def _fill(self, chosen: Tensor, indices: Tensor, count: int) -> Tensor:
+        """Add random others of `indices` until there are `count`."""
+        rest = indices[~torch.isin(indices, chosen)]
+        return torch.cat([chosen, self._choose(rest, count - len(chosen))])
 
 
 @TASK_UTILS.register_module()

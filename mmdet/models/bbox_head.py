@@ -17,11 +17,14 @@ class ConvFCBBoxHead(nn.Module):
 
     Args:
         num_shared_convs, num_shared_fcs, num_cls_convs, num_cls_fcs, num_reg_convs, num_reg_fcs: depth of the parts.
+        in_channels, conv_out_channels, fc_out_channels: channels of the RoI features, width of each layer of the kind.
         roi_feat_size: S.
+        num_classes: C.
         reg_class_agnostic: one box per RoI instead of one per class.
         with_avg_pool: average the S x S positions before the first fully connected layer.
         conv_cfg, norm_cfg: kind and norm of the convolutions.
         reg_decoded_bbox: `loss_bbox` compares boxes in pixels (IoU losses) instead of deltas.
+        with_cls, with_reg, predict_box_type, cls_predictor_cfg, reg_predictor_cfg: as mmdet 3's defaults; no others.
     """
 
     def __init__(
@@ -92,7 +95,6 @@ class ConvFCBBoxHead(nn.Module):
         channels = conv_out_channels if num_shared_convs else in_channels
         self.shared_convs = convs(num_shared_convs, in_channels)
         self.shared_fcs = fcs(num_shared_fcs, channels * positions)
-        self.branches_start_flat = num_shared_fcs > 0
         features = {}
         for name, num_convs, num_fcs in (
             ('cls', num_cls_convs, num_cls_fcs),

@@ -12,7 +12,7 @@ from mmdet.models.options import build_neck, check_keys, init_detector_weights
 from mmdet.models.preprocess import to_target
 from mmdet.models.roi_head import Detections
 from mmdet.registry import MODELS
-from mmdet.structures import DetDataSample
+from mmdet.structures import DetDataSample, Target
 from mmdet.structures.boxes import unscale_boxes
 
 
@@ -73,7 +73,7 @@ class RetinaNet(_OneStage):
         head = dict(bbox_head, train_cfg=train_cfg, test_cfg=test_cfg)
         super().__init__(backbone, neck, head, data_preprocessor, init_cfg, 'bbox_head')
 
-    def loss(self, features: tuple[Tensor, ...], targets: list) -> dict[str, Tensor]:
+    def loss(self, features: tuple[Tensor, ...], targets: list[Target]) -> dict[str, Tensor]:
         return self.bbox_head.loss(*self.bbox_head(features), targets)
 
     @torch.no_grad()
@@ -105,17 +105,13 @@ class RPN(_OneStage):
         head = dict(rpn_head, train_cfg=(train_cfg or {}).get('rpn'), test_cfg=(test_cfg or {}).get('rpn'))
         super().__init__(backbone, neck, head, data_preprocessor, init_cfg, 'rpn_head')
 
-    def loss(self, features: tuple[Tensor, ...], targets: list) -> dict[str, Tensor]:
+    def loss(self, features: tuple[Tensor, ...], targets: list[Target]) -> dict[str, Tensor]:
         return self.rpn_head.loss(*self.rpn_head(features), targets)
 
     @torch.no_grad()
     def predict(self, features: tuple[Tensor, ...], metas: list[dict]) -> list[Detections]:
         proposals = self.rpn_head.predict(*self.rpn_head(features), [meta['img_shape'][:2] for meta in metas])
         return [
-            Detections(
-                unscale_boxes(boxes, meta['scale_factor']),
-                scores,
-                torch.zeros_like(scores, dtype=torch.int64),
-            )
+            Detections(unscale_boxes(boxes, meta['scale_factor']), scores, torch.zeros_like(scores, dtype=torch.int64))
             for (boxes, scores), meta in zip(proposals, metas)
         ]

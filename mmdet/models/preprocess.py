@@ -23,6 +23,7 @@ class DetDataPreprocessor(BaseDataPreprocessor):
         pad_size_divisor: H and W are the smallest multiples that hold every picture.
         pad_value: value of the padding, after normalisation.
         pad_mask, mask_pad_value: accepted for configs written for mmdet 3; masks carry their own size here.
+        non_blocking: copy pictures to the GPU without waiting, which takes effect where they are in pinned memory.
         batch_augments: what to do with training batches, ``dict(type='BatchFixedSizePad', size=(h, w))``.
         rgb_to_bgr, pad_seg, seg_pad_value, boxtype2tensor: as mmdet 3's defaults; no others.
     """
@@ -55,14 +56,15 @@ class DetDataPreprocessor(BaseDataPreprocessor):
         self.batch_augments = nn.ModuleList(MODELS.build(cfg) for cfg in batch_augments or ())
 
     def forward(self, data: dict, training: bool = False) -> dict:
+        """dict(inputs=[(3, h, w)], data_samples=[...]) -> the same with inputs (N, 3, H, W) on the model's device."""
         images = [image.to(self.device, non_blocking=self._non_blocking) for image in data['inputs']]
         divisor = self.pad_size_divisor
         shapes = [tuple(-(-side // divisor) * divisor for side in image.shape[-2:]) for image in images]
         height, width = (max(sides) for sides in zip(*shapes))
         # one batch, written in place: padding and stacking each picture would copy it twice more
         dtype = torch.promote_types(self.mean.dtype, torch.float32)
-        shape = (len(images), images[0].shape[0], height, width)
-        batch = torch.full(shape, self.pad_value, dtype=dtype, device=self.device)
+        size = (len(images), images[0].shape[0], height, width)
+        batch = torch.full(size, self.pad_value, dtype=dtype, device=self.device)
         for image, padded in zip(images, batch):
             self._normalise(image, out=padded[:, : image.shape[-2], : image.shape[-1]])
         samples = data.get('data_samples')

@@ -17,7 +17,7 @@ from mmdet.runtime import load_pretrained
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and the shortcut (He et al. 2015, fig. 5 left)."""
+    """Two 3x3 convolutions and the shortcut (He et al. 2015, fig. 5 left); `style` and groups are a bottleneck's."""
 
     expansion = 1
 
@@ -109,7 +109,8 @@ class ResNet(nn.Module):
         init_cfg: ``dict(type='Pretrained', checkpoint='torchvision://resnet50' | 'open-mmlab://NAME' | path | url)``,
             a backbone or a detector of any project that `mmdet.checkpoints` knows; or mmengine's random
             initialisers; None keeps Kaiming normal.
-        stem_channels, deep_stem, avg_down, dcn, stage_with_dcn, plugins: as mmdet 3's defaults; no others.
+        stem_channels, deep_stem, avg_down, dcn, plugins: as mmdet 3's defaults; no others. `stage_with_dcn` has no
+            effect without `dcn`.
     """
 
     def __init__(
@@ -204,7 +205,7 @@ class ResNet(nn.Module):
 
     def init_weights(self) -> None:
         """Load the weights that `init_cfg` names, or initialise as it says; called by the Runner, before training."""
-        if self.init_cfg is None or not isinstance(self.init_cfg, dict) or self.init_cfg.get('type') != 'Pretrained':
+        if not isinstance(self.init_cfg, dict) or self.init_cfg.get('type') != 'Pretrained':
             apply_init_cfg(self, self.init_cfg)
             return
         if 'checkpoint' not in self.init_cfg:

@@ -25,6 +25,7 @@ class SingleRoIExtractor(nn.Module):
         roi_layer: dict(type='RoIAlign', output_size=S, sampling_ratio=0, aligned=True); further keys go to
             `mmdet.ops.multiscale_roi_align`.
         featmap_strides: strides of the levels used, from the finest.
+        out_channels: C, which the features bring with them.
         finest_scale: RoIs smaller than twice this many pixels (root of the area) use the finest level.
     """
 
@@ -34,7 +35,7 @@ class SingleRoIExtractor(nn.Module):
         out_channels: int,
         featmap_strides: list[int],
         finest_scale: float = 56,
-        init_cfg: dict | None = None,  # nothing to initialise
+        init_cfg: dict | None = None,  # accepted; there is nothing to initialise
     ):
         super().__init__()
         options = dict(roi_layer)
@@ -44,7 +45,6 @@ class SingleRoIExtractor(nn.Module):
         options.pop('use_torchvision', None)  # which kernel, not which result
         self.output_size = options.pop('output_size')
         self.options = options
-        self.out_channels = out_channels
         self.scales = [1 / stride for stride in featmap_strides]
         self.finest_scale = finest_scale
 

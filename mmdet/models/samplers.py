@@ -35,10 +35,8 @@ class OHEMSampler(RandomSampler):
         if losses is None:
             raise ValueError('OHEMSampler works in the RoI head only: an RPN has no losses before sampling')
         positive = self._hardest((matched >= 0).nonzero().squeeze(1), self.num_positive, losses)
-        count = self.num - len(positive)
-        if self.neg_pos_ub >= 0:
-            count = min(count, int(self.neg_pos_ub * max(len(positive), 1)))
-        return positive, self._hardest((matched == NEGATIVE).nonzero().squeeze(1), count, losses)
+        negative = (matched == NEGATIVE).nonzero().squeeze(1)
+        return positive, self._hardest(negative, self.num_negative(len(positive)), losses)
 
     @staticmethod
     def _hardest(indices: Tensor, count: int, losses: Tensor) -> Tensor:
@@ -96,11 +94,6 @@ class IoUBalancedNegSampler(RandomSampler):
         chosen = [self._choose(indices[interval == i], count // self.num_bins) for i in range(self.num_bins)]
         return self._fill(torch.cat(chosen), indices, count)
 
-    def _fill(self, chosen: Tensor, indices: Tensor, count: int) -> Tensor:
-        """Add random others of `indices` until there are `count`."""
-        rest = indices[~torch.isin(indices, chosen)]
-        return torch.cat([chosen, self._choose(rest, count - len(chosen))])
-
 
 @TASK_UTILS.register_module()
 class InstanceBalancedPosSampler(RandomSampler):
@@ -112,10 +105,7 @@ class InstanceBalancedPosSampler(RandomSampler):
         instances = matched[indices].unique()
         share = round(count / len(instances)) + 1
         chosen = torch.cat([self._choose(indices[matched[indices] == i], share) for i in instances])
-        if len(chosen) >= count:
-            return self._choose(chosen, count)
-        rest = indices[~torch.isin(indices, chosen)]
-        return torch.cat([chosen, self._choose(rest, count - len(chosen))])
+        return self._choose(chosen, count) if len(chosen) >= count else self._fill(chosen, indices, count)
 
 
 @TASK_UTILS.register_module()

@@ -1,3 +1,5 @@
+"""What passes between the rooms: data samples, plain targets, and masks."""
+
 from .masks import BitmapMasks, PolygonMasks, masks_from_coco
 from .sample import DetDataSample, Target
 
