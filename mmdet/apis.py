@@ -82,10 +82,14 @@ def inference_detector(
     Args:
         model: of `init_detector`.
         imgs: a file, an array (H, W, 3) uint8 BGR as OpenCV reads it, or a list of these.
+        batch_size: pictures that go through the model at a time.
 
     Returns:
         one data sample, or a list; `pred_instances` holds bboxes (D, 4) xyxy in pixels of the picture,
-        scores (D,), labels (D,) and, with a mask head, masks (D RLE dicts).
+        scores (D,), labels (D,) and, with a mask head, masks (D RLE dicts); all on the CPU.
+
+    Raises:
+        UserError, FileNotFoundError, ValueError: a picture that is not there, is damaged or has another layout.
     """
     single = isinstance(imgs, (str, Path, np.ndarray))
     pictures = [imgs] if single else list(imgs)

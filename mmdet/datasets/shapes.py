@@ -117,9 +117,9 @@ def draw_picture(
     return picture, records[::-1]
 
 
-def _random_outline(rng: np.random.Generator, size: int, low: float = 32, high: float = 96):
-    """Label and (V, 2) vertices in pixels of an object `low` to `high` pixels across, mostly inside."""
-    across = np.exp(rng.uniform(np.log(low), np.log(min(high, 0.6 * size))))
+def _random_outline(rng: np.random.Generator, size: int) -> tuple[int, np.ndarray]:
+    """Label and (V, 2) vertices in pixels of an object 32 to 96 pixels across, mostly inside."""
+    across = np.exp(rng.uniform(np.log(32), np.log(min(96, 0.6 * size))))
     centre = rng.uniform(0.3 * across, size - 0.3 * across, size=2)
     label = int(rng.integers(len(CLASSES)))
     outline = _outline(CLASSES[label], across, rng.uniform(-0.5, 0.5), rng.uniform(0.8, 1.0))
@@ -287,7 +287,7 @@ def _crowd_record(label: int, visible: np.ndarray) -> dict:
     return _annotation(label, np.array(low), np.array(high), np.count_nonzero(mask), rle, iscrowd=1)
 
 
-def _annotation(label: int, low: np.ndarray, high: np.ndarray, area: float, segmentation, iscrowd) -> dict:
+def _annotation(label: int, low: np.ndarray, high: np.ndarray, area: float, segmentation, iscrowd: int) -> dict:
     return dict(
         category_id=label + 1,
         bbox=[round(float(v), 2) for v in (*low, *(high - low))],

@@ -68,6 +68,15 @@ class ConvModule(nn.Module):
 
     The norm stands under the name that checkpoints have for it, 'bn' or 'gn'.
 
+    Args:
+        bias: 'auto' gives the convolution a bias where there is no norm.
+        conv_cfg: see `build_conv_layer`.
+        norm_cfg: see `build_norm_layer`; None for no norm.
+        act_cfg: dict(type=...), one of nn's activations or a registered layer; None for none.
+
+    Raises:
+        ValueError: a type or option that does not exist.
+
     >>> block = ConvModule(3, 8, 3, padding=1, norm_cfg=dict(type='CBN', buffer_num=3, burnin=8))
     >>> [name for name, _ in block.named_parameters()]
     ['conv.weight', 'bn.weight', 'bn.bias']
@@ -110,6 +119,7 @@ class ConvModule(nn.Module):
             nn.init.zeros_(self.conv.bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, in_channels, H, W) -> (N, out_channels, H', W')."""
         norm = self.norm
         x = self.conv(x) if norm is None else conv_norm(self.conv, norm, x)
         return x if self.activate is None else self.activate(x)

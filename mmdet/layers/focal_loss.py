@@ -1,4 +1,8 @@
-"""Focal loss of dense detectors. S samples, C classes."""
+"""Focal loss of dense detectors.
+
+S    samples (anchors of all pictures)
+C    classes
+"""
 
 import torch
 import torch.nn.functional as F

@@ -1,4 +1,7 @@
-"""Boxes as offsets from reference boxes. Boxes are xyxy in pixels."""
+"""Boxes as offsets from reference boxes (anchors or proposals).
+
+N boxes, xyxy in pixels; (...) any leading axes.
+"""
 
 import math
 

@@ -136,7 +136,7 @@ def _plain_soft_nms(boxes, scores, idxs, iou_threshold, sigma, min_score, method
     sides = boxes[:, 2:] - boxes[:, :2] + offset
     area = sides[:, 0] * sides[:, 1]
     keep, kept_scores = [], []
-    # ties go to the lower row: argmax need not, a stable order does
+    # of equal scores the lowest row comes first, which argmax does not promise
     place = torch.arange(len(boxes), device=boxes.device)
     while len(boxes) and bool((left >= 0).any()):
         best = place[left == left.max()][0]

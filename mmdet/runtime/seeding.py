@@ -28,7 +28,7 @@ from mmdet.registry import LOOPS
 
 
 def derived_seed(*parts: int) -> int:
-    """A 63-bit seed that differs in every bit between neighbouring places.
+    """A 63-bit seed for a place given by numbers; seeds of neighbouring places have nothing in common.
 
     >>> derived_seed(0, 1, 2) == derived_seed(0, 1, 2), derived_seed(0, 1, 2) == derived_seed(0, 2, 1)
     (True, False)
