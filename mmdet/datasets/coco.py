@@ -49,8 +49,8 @@ class CocoDataset(BaseDataset):
 
     Raises:
         FileNotFoundError: no annotation file, no image folder, or a first picture that is not in it.
-        ValueError: a broken annotation file, an empty image folder, a class the file does not have, or
-            no picture left.
+        ValueError: a broken annotation file, an empty image folder, a class the file does not have, no masks where
+            the pipeline loads them, or no picture left.
     """
 
     METAINFO = dict(dataset_type='coco', classes=COCO_CLASSES)
@@ -117,6 +117,7 @@ class CocoDataset(BaseDataset):
         self._check_pictures(data_list)
         if 'annotations' in content and all(map(_is_empty, data_list)):
             say(f'{self.ann_file}: no picture has an object of the {len(cat_ids)} classes')
+        self._check_masks(data_list)
         return data_list
 
     def parse_data_info(self, raw_data_info: dict) -> dict:
@@ -187,6 +188,16 @@ class CocoDataset(BaseDataset):
         first = data_list[0]['img_path']
         if not os.path.isfile(first):
             raise FileNotFoundError(f'no picture {first}, the first of {self.ann_file}; check data_prefix')
+
+    def _check_masks(self, data_list: list[dict]) -> None:
+        if self.test_mode or not any(getattr(step, 'with_mask', False) for step in self.pipeline.transforms):
+            return
+        instances = [instance for info in data_list for instance in info['instances']]
+        if instances and not any('mask' in x for x in instances):
+            raise ValueError(
+                f'with_mask=True, but no object of {self.ann_file} has a segmentation; '
+                'train a box detector (with_mask=False) or add masks to the annotation file'
+            )
 
 
 def _is_empty(info: dict) -> bool:

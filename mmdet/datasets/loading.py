@@ -143,11 +143,6 @@ class LoadAnnotations(BaseTransform):
         if self.with_label:
             results['gt_bboxes_labels'] = np.array([x['bbox_label'] for x in instances], dtype=np.int64)
         if self.with_mask:
-            if instances and all(x.get('mask') is None for x in instances):
-                raise ValueError(
-                    f'with_mask=True, but no object of {results.get("img_path")} has a segmentation; '
-                    'train a box detector (with_mask=False) or add masks to the annotation file'
-                )
             height, width = results['ori_shape']
             try:
                 masks = self._masks(instances, height, width)

@@ -50,6 +50,8 @@ def load_coco_file(path: str, backend_args: dict | None = None, need_annotations
         raise ValueError(f'annotation file {path} is not in COCO format: it lacks {", ".join(missing)}')
     content = {key: value for key, value in content.items() if value is not None}
     for key, fields in _FIELDS.items():
+        if not isinstance(content.get(key, []), list):
+            raise ValueError(f'annotation file {path} is not in COCO format: its {key} is no list')
         for entry in content.get(key, ()):
             wrong = _wrong(entry, fields)
             if wrong:

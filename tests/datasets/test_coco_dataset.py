@@ -44,6 +44,8 @@ CONTENT = dict(
     ],
 )
 
+BOXES = dict(CONTENT, annotations=[{k: v for k, v in a.items() if k != 'segmentation'} for a in CONTENT['annotations']])
+
 
 @pytest.fixture
 def root(tmp_path):
@@ -166,7 +168,10 @@ def without(key):
         (dict(CONTENT, images=CONTENT['images'][:1] * 2), {}, ValueError, 'several images of id 7'),
         (dict(CONTENT, images=[dict(id=1, file_name='a.png')]), {}, ValueError, 'images lacks width'),
         (dict(CONTENT, annotations=[dict(image_id=7, category_id=2)]), {}, ValueError, 'annotations lacks bbox'),
-        (dict(CONTENT, images='a.png'), {}, ValueError, 'an entry of images is no JSON object: a'),
+        (dict(CONTENT, images=['a.png']), {}, ValueError, 'an entry of images is no JSON object: a'),
+        (dict(CONTENT, images='a.png'), {}, ValueError, 'its images is no list'),
+        (dict(CONTENT, annotations=5), {}, ValueError, 'its annotations is no list'),
+        (BOXES, dict(pipeline=[LoadAnnotations(with_mask=True)]), ValueError, 'no object of .*ann.json has a segment'),
         *(
             (dict(CONTENT, annotations=[dict(image_id=7, category_id=2, bbox=box)]), {}, ValueError, 'not four numbers')
             for box in ([1, 2, 3], [1, 2, 'a', 4], [1, 2, 3, float('nan')], 5)
