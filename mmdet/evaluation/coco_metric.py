@@ -21,7 +21,7 @@ from mmdet.runtime import write_atomically
 from mmdet.structures.coco_file import category_ids, load_coco_file
 from mmdet.structures.masks import check_segmentation
 
-# What each line of a summary says: name, 'precision' or 'recall', IoU (None: mean over all), area range.
+# Ends of the numbers' names -> COCO's ranges of area, as they are numbered in its arrays and called in its lines.
 _AREAS = {'': 0, '_s': 1, '_m': 2, '_l': 3}
 _AREA_NAMES = ('all', 'small', 'medium', 'large')
 

@@ -36,10 +36,9 @@ def keep_new_schedule(runner: Runner, checkpoint: dict) -> None:
     groups, saved_groups = runner.optim_wrapper.param_groups, checkpoint['optimizer']['param_groups']
     if len(groups) != len(saved_groups):
         return  # load_state_dict refuses it with its own message
-    for group, saved in zip(groups[:1], saved_groups[:1]):
-        was, now = saved.get('initial_lr', saved['lr']), group.get('initial_lr', group['lr'])
-        if was != now:
-            changes.append(f'lr {was} -> {now}')
+    was, now = (group.get('initial_lr', group['lr']) for group in (saved_groups[0], groups[0]))
+    if was != now:
+        changes.append(f'lr {was} -> {now}')
     scheduled = {scheduler.param_name for scheduler in schedulers} | {'lr', 'initial_lr', 'params'}
     for number, (group, saved) in enumerate(zip(groups, saved_groups)):
         for key in set(group) & set(saved) - scheduled:
