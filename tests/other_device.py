@@ -97,7 +97,8 @@ class OtherDevice(TorchDispatchMode):
         lands = any(there) if target is None else torch.device(target) == DEVICE
         if name == 'copy_':
             lands = there[0]
-        if name in MIXING and len({*there, lands}) == 2:
+        asynchronous = kwargs.get('non_blocking') or (name == 'copy_' and len(args) > 2 and args[2])
+        if name in MIXING and len({*there, lands}) == 2 and not asynchronous:
             self.waits['copy'] += 1
         if target is not None and torch.device(target) == DEVICE:
             kwargs = {**kwargs, 'device': torch.device('cpu')}
