@@ -15,7 +15,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 DEVICE = torch.device('meta')
 # The result's size or value must be known on the host.
-WAITING = {'_local_scalar_dense', 'nonzero', 'masked_select', 'equal', '_unique2', 'unique_consecutive'}
+WAITING = {'_local_scalar_dense', 'nonzero', 'masked_select', 'equal', '_unique2', 'unique_consecutive', 'nms',
+           'soft_nms'}  # fmt: skip
 # May meet a tensor of the host.
 MIXING = {'_to_copy', 'copy_'}
 
