@@ -347,7 +347,7 @@ def batch_moments(y: Tensor, group=None) -> tuple[Tensor, Tensor, int]:
     if group is None:
         return mean, var, count
     first, second = mean.double(), var.double() + mean.double().square()  # the square is subtracted again
-    sums = torch.cat([first * count, second * count, first.new_tensor([count])])
+    sums = torch.cat([first * count, second * count, first.new_full((1,), count)])
     dist.all_reduce(sums, group=group)
     total = int(sums[-1])
     first, second = (sums[:-1] / max(total, 1)).chunk(2)
@@ -745,7 +745,7 @@ class CrossIterBatchNorm2d(_NormBase):
             phase = int(self.steps * 0.6180339887498949 % 1 * keep)  # golden ratio: no lattice twice in a row
             slopes = closed_slopes(_as_map(x), _as_map(y), mean, var, weight, geometry, keep, phase)
         if group is not None:
-            sums = torch.cat([slopes.to(mean.dtype).flatten() * count, mean.new_tensor([count])])
+            sums = torch.cat([slopes.to(mean.dtype).flatten() * count, mean.new_full((1,), count)])
             dist.all_reduce(sums, group=group)
             slopes = (sums[:-1] / sums[-1]).view(slopes.shape)
         return once_per_group(slopes) if geometry is None else slopes

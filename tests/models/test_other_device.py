@@ -48,15 +48,19 @@ def test_what_a_training_step_waits_for(kind, polygons, expected, make_data, mon
         boxes = sample.gt_instances.bboxes.numpy()
         del sample.gt_instances.masks
         sample.gt_instances.masks = PolygonMasks([[box[[0, 1, 2, 1, 2, 3]]] for box in boxes], 96, 128)
+    at_the_heads = []
     with OtherDevice() as device:
         model = device.move(build(kind)).train()
         model.data_preprocessor._device = DEVICE
+        if 'rcnn' in kind and 'cascade' not in kind:
+            model.roi_head.bbox_head.register_forward_pre_hook(lambda *_: at_the_heads.append(device.waits.copy()))
         for _ in range(2):  # the first fills caches
             device.waits.clear()
             loss, _ = model.parse_losses(model(**model.data_preprocessor(data, True), mode='loss'))
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 35)
     assert device.waits == expected
+    assert at_the_heads[1:] in ([], [expected])  # from the box head on nothing waits
 
 
 def test_state_of_cbn_travels_between_devices(make_data, monkeypatch):
