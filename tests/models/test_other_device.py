@@ -63,6 +63,17 @@ def test_what_a_training_step_waits_for(kind, polygons, expected, make_data, mon
     assert at_the_heads[1:] in ([], [expected])  # from the box head on nothing waits
 
 
+@pytest.mark.parametrize('kind', KINDS)
+def test_a_step_from_broken_weights_ends(kind, make_data):
+    """NonFiniteLossHook may look at a GPU's loss one iteration late: that one must not fail in a way of its own."""
+    model = build(kind).train()
+    for p in model.parameters():
+        p.data.fill_(torch.nan)
+    loss, _ = model.parse_losses(model(**model.data_preprocessor(make_data([3, 0]), True), mode='loss'))
+    loss.backward()
+    assert loss.isnan()
+
+
 def test_state_of_cbn_travels_between_devices(make_data, monkeypatch):
     monkeypatch.setattr(cbn, '_full_precision', lambda y: contextlib.nullcontext())
     host = build('mask_rcnn')

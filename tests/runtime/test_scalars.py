@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from mmengine.runner import Runner
 from other_device import DEVICE, DeviceTensor, OtherDevice
 from toy_task import write_config
 
+from mmdet.engine.hooks import NonFiniteLossHook
 from mmdet.runtime import UserError, read_checkpoint, run
 from mmdet.runtime.scalars import Arriving, LateMessageHub, log_norm_late
 
@@ -139,6 +141,20 @@ def test_a_loss_found_late_is_found_before_a_checkpoint(tmp_path, train, acceler
                     str(caught.value))  # fmt: skip
     assert len(hook.seen) == (6 if saved else 8)  # iterations begun
     assert [path.name for path in Path('a').glob('*.pth')] == (['iter_3.pth'] if saved else [])
+
+
+def test_a_loss_found_late_is_found_before_evaluation_and_the_end(tmp_path, train, accelerator):
+    text = CONFIG + "default_hooks['checkpoint'] = dict(type='CheckpointHook', interval=9)\n"
+    config = write_config(tmp_path, text=text)
+    hook = Waits(accelerator)
+    with pytest.raises(UserError, match='the loss is not finite at epoch 1, iteration 4: '):
+        train(config, 'a', BAD, hooks=[hook])
+    assert len(hook.seen) == 8 and not any('mAP' in dict(line) for line in logged('a'))
+    hook = NonFiniteLossHook()
+    about = dict(names=['loss'], epoch=1, iteration=4, pictures=['103'], lr=0.1)
+    hook.coming.append((about, Arriving([torch.tensor(float('inf'), device=DEVICE)])))
+    with pytest.raises(UserError, match='iteration 4: loss=inf .pictures 103;'):
+        hook.after_train(SimpleNamespace(work_dir=tmp_path))
 
 
 def test_a_loss_that_has_arrived_stops_the_next_iteration(tmp_path, train, accelerator, monkeypatch):
