@@ -92,7 +92,7 @@ def extension(torch):
             say(f'no GPU to ask: compiling for {os.environ["TORCH_CUDA_ARCH_LIST"]} (TORCH_CUDA_ARCH_LIST)')
     from torch.utils.cpp_extension import CppExtension, CUDAExtension
 
-    sources = [*CSRC.glob('*.cpp'), *CSRC.glob('cpu/*.cpp'), *(CSRC.glob('cuda/*.cu') if toolkit else ())]
+    sources = [*CSRC.glob('*.cpp'), *CSRC.glob('cpu/*.cpp'), *(CSRC.glob('cuda/*') if toolkit else ())]
     # No contraction: a * b + c rounded once would move sample points and IoUs off what other builds give.
     flags = {'cxx': ['-O3', '-ffp-contract=off'], 'nvcc': ['-O3', '-fmad=false']}
     link = []

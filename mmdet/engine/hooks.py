@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from mmengine.dist import barrier, get_rank, get_world_size, is_distributed, is_main_process, master_only
-from mmengine.hooks import CheckpointHook, EarlyStoppingHook, Hook
+from mmengine.hooks import CheckpointHook, EarlyStoppingHook, EMAHook, Hook
 from mmengine.optim import OptimWrapper
 from mmengine.runner import EpochBasedTrainLoop, LogProcessor, Runner
 from torch import nn
@@ -84,6 +84,9 @@ class CheckpointGuardHook(Hook):
             compare_classes(checkpoint.get('meta') or {}, runner.test_dataloader.dataset, self.source)
         if not self.resuming:
             return
+        if 'ema_state_dict' in checkpoint and not any(isinstance(hook, EMAHook) for hook in runner.hooks):
+            raise UserError(f'{self.source} is of a run with EMAHook: its weights are averages, and only that hook '
+                            "takes the trained ones beside them: put custom_hooks=[dict(type='EMAHook')] back")
         compare_classes(checkpoint['meta'], runner.train_dataloader.dataset, self.source, 'training')
         metainfo = getattr(runner.train_dataloader.dataset, 'metainfo', None)
         if to_plain(metainfo) == to_plain(checkpoint['meta'].get('dataset_meta')):

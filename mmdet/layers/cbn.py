@@ -47,17 +47,18 @@ class Window:
     each group's channels and then their dmean.
     """
 
-    def __init__(self, size: int, slopes: Tensor) -> None:
-        groups, rows, width = slopes.shape
-        channels, dtype = groups * (rows - 1), torch.promote_types(slopes.dtype, torch.float32)
-        self.dmean = slopes.new_zeros(groups, size, width, dtype=dtype)
-        self.dvar = slopes.new_zeros(channels, size, width, dtype=dtype)
-        self.values = slopes.new_zeros(4, channels, size, dtype=dtype)
+    def __init__(self, size: int, slopes: tuple[int, int, int], like: Tensor) -> None:
+        """``slopes``: their shape; ``like``: a tensor of the window's device."""
+        groups, rows, width = slopes
+        channels, dtype = groups * (rows - 1), torch.promote_types(like.dtype, torch.float32)
+        self.dmean = like.new_zeros(groups, size, width, dtype=dtype)
+        self.dvar = like.new_zeros(channels, size, width, dtype=dtype)
+        self.values = like.new_zeros(4, channels, size, dtype=dtype)
         self.filled = 0
         self.slot = 0
 
-    def fits(self, slopes: Tensor) -> bool:
-        groups, rows, width = slopes.shape
+    def fits(self, slopes: tuple[int, int, int]) -> bool:
+        groups, rows, width = slopes
         return self.dmean.shape[::2] == (groups, width) and len(self.dvar) == groups * (rows - 1)
 
     def push(self, mean: Tensor, var: Tensor, slopes: Tensor, weight: Tensor) -> None:
@@ -248,12 +249,17 @@ def variance_slope(x: Tensor, y: Tensor, mean: Tensor, var: Tensor, weight: Tens
     return slope.flatten(1) * scale[:, None]
 
 
+def gathers(geometry: Geometry, keep: int) -> bool:
+    """Whether the compiled kernel takes the lattice's patches: they need no more room than x."""
+    return keep > 1 and math.prod(geometry.kernel) <= keep
+
+
 def closed_slopes(
     x: Tensor, y: Tensor, mean: Tensor, var: Tensor, weight: Tensor, geometry: Geometry, keep: int, phase: int
 ) -> Tensor:
     """dvar / dw and dmean / dw, (G, C / G + 1, K), from one position in ``keep``."""
     ops = compiled(y)
-    if ops is not None and keep > 1 and math.prod(geometry.kernel) <= keep:  # its patches take no more room than x
+    if ops is not None and gathers(geometry, keep):
         return ops.cbn_slopes(x, y, mean, *geometry, *_lattice(len(y), *y.shape[2:], keep, phase))
     if keep > 1:
         x, y, geometry = thin(x, y, geometry, keep, phase)
@@ -600,11 +606,12 @@ class CrossIterBatchNorm2d(_NormBase):
         if not self.training:
             running = self.running_mean, self.running_var
             return F.batch_norm(y, *running, self.weight, self.bias, running[0] is None, 0.0, self.eps)
-        source, self._source = self._source, None
-        if weight is None and conv is None and source is not None:
-            conv, x, made = source
-            if made is not y:
-                raise ValueError('CBN: the layer follows a convolution that did not return its input')
+        if self._source is not None:
+            source, self._source = self._source, None
+            if weight is None and conv is None:
+                conv, x, made = source
+                if made is not y:
+                    raise ValueError('CBN: the layer follows a convolution that did not return its input')
         group = process_group(self.sync)
         geometry = Geometry.of(conv) if conv is not None and x is not None else None
         compiling = torch.compiler.is_compiling()
@@ -634,6 +641,9 @@ class CrossIterBatchNorm2d(_NormBase):
             slopes = slopes if follow else None
             track_running_stats(self, mean, var, count)
         else:
+            alone = group is None and geometry is not None
+            if alone and (out := self._one_operator(y, x, weight, bias, geometry, record, trained)) is not None:
+                return out
             with torch.no_grad(), _full_precision(y):
                 _, _, pooled, slopes, count = self._statistics(
                     y, x, weight, bias, geometry, record, trained, group, track=True
@@ -644,6 +654,49 @@ class CrossIterBatchNorm2d(_NormBase):
             pooled.rstd, pooled.total, *through,
         )  # fmt: skip
 
+    def _one_operator(self, y, x, weight, bias, geometry, record, trained) -> Tensor | None:
+        """The forward by one compiled operator with its gradient: ``_statistics`` and ``NormalizeWithPooled`` together;
+        None where they have to do it."""
+        ops, shape, running_mean = compiled(y), self._shape(weight, geometry, trained), self.running_mean
+        if ops is None or self._repeats() or not (self.window is None or self.window.fits(shape)):
+            return None
+        if running_mean is not None and running_mean.dtype != torch.promote_types(y.dtype, torch.float32):
+            return None
+        if y.numel() == self.num_features:
+            raise ValueError(f'CBN: one value per channel (input {tuple(y.shape)}) has no variance to train on')
+        active = self._pools()
+        enters = record and active
+        mean = var = slopes = source = None
+        every = first = ()
+        if enters:
+            if self.window is None:
+                self.window = Window(self.buffer_num, shape, y)
+            keep, phase = self._sampling()
+            maps = _as_map(y)
+            if not shape[2]:
+                slopes = y.new_zeros(shape)
+            elif gathers(geometry, keep):
+                source, (every, first) = x, _lattice(len(y), *maps.shape[2:], keep, phase)
+            else:
+                with torch.no_grad(), _full_precision(y):
+                    mean, var, _ = batch_moments(y)
+                    slopes = closed_slopes(_as_map(x), maps, mean, var, weight, geometry, keep, phase)
+        window, held, filled, slot = self.window if active else None, (None,) * 3, 0, 0
+        if window is not None:
+            held, filled, slot = (window.values, window.dmean, window.dvar), window.filled, window.slot
+        out, found, *pooled, dmean = ops.cbn_train(
+            y, weight, bias, self.weight, self.bias, source, *geometry, every, first, mean, var, slopes, *held,
+            running_mean, self.running_var, self.num_batches_tracked, self.momentum, filled, slot, self.rho,
+            self.compensation == 'root', self.full_gradient and record and trained, self.eps,
+        )  # fmt: skip
+        if enters:
+            window.dmean = dmean
+            window.advance()
+        self.steps += record
+        pooled = Pooled(*pooled[:2], filled + 1, *pooled[2:])
+        self._recent.append((found if mean is None else mean, pooled, active, record))
+        return out
+
     def _statistics(self, y, x, weight, bias, geometry, record, trained, group=None, track=False):
         """Current mean and variance, pooled ones, derivatives of these if the gradient follows them, positions M.
 
@@ -653,20 +706,12 @@ class CrossIterBatchNorm2d(_NormBase):
         mean, var, count = batch_moments(y, group)
         if count == 1:
             raise ValueError(f'CBN: one value per channel (input {tuple(y.shape)}) has no variance to train on')
-        again = bool(self._recent) and torch._C._current_graph_task_id() != -1
+        again = self._repeats()
         if again:
-            # Activation checkpointing repeats a forward inside the backward pass: same numbers, same state.
             pooled, active, recorded = self._recall(mean)
             entries, record = pooled.entries, record and not recorded
         else:
-            if self.burnin and self.epoch is None:
-                self.epoch = 0
-                warnings.warn(
-                    f'CBN: burnin={self.burnin} epochs, but nothing tells the layer the epoch: register '
-                    'CBNHook, call set_cbn_epoch(model, epoch) each epoch, or give burnin_iters instead',
-                    stacklevel=4,
-                )
-            active = bool(self.buffer_num) and not self.burning_in
+            active = self._pools()
             entries = 1 + (self.window.filled if active and self.window else 0)
         record = record and count > 1
         through = slopes = None
@@ -677,6 +722,8 @@ class CrossIterBatchNorm2d(_NormBase):
                 slopes = self._slopes(y, x, mean, var, weight, geometry, group)
             else:  # nothing to compensate for
                 slopes = mean.new_zeros(1, len(mean) + 1, 0)
+            if self.window is None:
+                self.window = Window(self.buffer_num, slopes.shape, slopes)
         ops = compiled(y) if count and not (again and slopes is None) else None
         if ops is not None:
             track = track and not again
@@ -691,13 +738,19 @@ class CrossIterBatchNorm2d(_NormBase):
             if track and count:
                 track_running_stats(self, mean, var, count)
         if slopes is not None:
-            if self.window is None or not self.window.fits(slopes):
-                self.window = Window(self.buffer_num, slopes)
+            if not self.window.fits(slopes.shape):
+                self.window = Window(self.buffer_num, slopes.shape, slopes)
             self.window.push(_less(mean, bias), var, slopes, _rows(weight, mean))
         if not again:
             self._recent.append((mean, pooled, active, record))
         self.steps += record
         return mean, var, pooled, through, count
+
+    def _shape(self, weight, geometry, trained) -> tuple[int, int, int]:
+        """That of the slopes, (G, C / G + 1, K)."""
+        if not (trained and self.rho):  # nothing to compensate for
+            return 1, self.num_features + 1, 0
+        return geometry.groups, self.num_features // geometry.groups + 1, weight.numel() // self.num_features
 
     def _pool_compiled(self, ops, mean, var, weight, bias, active, slopes, count, track):
         """Pooled statistics, and ``slopes`` if they have not entered the window, since it does not fit them."""
@@ -705,7 +758,7 @@ class CrossIterBatchNorm2d(_NormBase):
         held, filled, slot = (None,) * 3, 0, 0
         if window is not None:
             held, filled, slot = (window.values, window.dmean, window.dvar), window.filled, window.slot
-        enters = slopes is not None and window is not None and window.fits(slopes)
+        enters = slopes is not None and window.fits(slopes.shape)
         running, rate = (None,) * 3, 0.0
         if track and self.running_mean is not None:
             if self.running_mean.dtype != mean.dtype:
@@ -717,14 +770,29 @@ class CrossIterBatchNorm2d(_NormBase):
                 rate = 0.0 if cumulative else self.momentum
         root = self.compensation == 'root'
         weight = None if weight is None else weight.detach().contiguous()
-        *pooled, dmean = ops.cbn_window(
+        *pooled, dmean, _, _ = ops.cbn_window(
             weight, mean, var, bias, *held, slopes if enters else None, *running,
-            rate, filled, slot, count, self.rho, root, self.eps,
+            rate, filled, slot, count, self.rho, root, False, self.eps,
         )  # fmt: skip
         if enters:
             window.dmean = dmean
             window.advance()
         return Pooled(*pooled[:2], filled + 1, *pooled[2:]), None if enters else slopes
+
+    def _pools(self) -> bool:
+        """Whether past batches count in this forward."""
+        if self.burnin and self.epoch is None:
+            self.epoch = 0
+            warnings.warn(
+                f'CBN: burnin={self.burnin} epochs, but nothing tells the layer the epoch: register '
+                'CBNHook, call set_cbn_epoch(model, epoch) each epoch, or give burnin_iters instead',
+                stacklevel=5,
+            )
+        return bool(self.buffer_num) and not self.burning_in
+
+    def _repeats(self) -> bool:
+        """Whether activation checkpointing repeats an earlier forward, inside the backward pass."""
+        return bool(self._recent) and torch._C._current_graph_task_id() != -1
 
     def _recall(self, mean: Tensor):
         distances = torch.stack([(mean - then[0]).abs().amax() for then in self._recent])
@@ -732,6 +800,11 @@ class CrossIterBatchNorm2d(_NormBase):
         _, *then = self._recent[index]
         self._recent[index] = (mean, *then[:-1], True)
         return then
+
+    def _sampling(self) -> tuple[int, int]:
+        """One position in how many gives the derivatives, and which of these lattices it is this time."""
+        keep = max(round(1 / self.derivative_fraction), 1)
+        return keep, int(self.steps * 0.6180339887498949 % 1 * keep)  # golden ratio: no lattice twice in a row
 
     def _slopes(self, y, x, mean, var, weight, geometry, group) -> Tensor:
         """dvar / dw and dmean / dw, (G, C / G + 1, K), of this batch, over all processes of ``group``."""
@@ -741,9 +814,7 @@ class CrossIterBatchNorm2d(_NormBase):
         elif geometry is None:
             slopes = slopes_by_autograd(y, mean, var, weight)
         else:
-            keep = max(round(1 / self.derivative_fraction), 1)
-            phase = int(self.steps * 0.6180339887498949 % 1 * keep)  # golden ratio: no lattice twice in a row
-            slopes = closed_slopes(_as_map(x), _as_map(y), mean, var, weight, geometry, keep, phase)
+            slopes = closed_slopes(_as_map(x), _as_map(y), mean, var, weight, geometry, *self._sampling())
         if group is not None:
             sums = torch.cat([slopes.to(mean.dtype).flatten() * count, mean.new_full((1,), count)])
             dist.all_reduce(sums, group=group)

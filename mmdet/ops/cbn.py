@@ -11,10 +11,21 @@ without gradient:
         first + every, ... of y along (N, H, W). x (N, C_in, H, W), y (N, C, OH, OW);
         bfloat16 where y has half precision.
     cbn_window(weight, mean, var, bias, values, dmean, dvar, slopes, running_mean, running_var, tracked, momentum,
-               filled, slot, count, rho, root, eps)
+               filled, slot, count, rho, root, follow, eps)
         -> mean, var, 1 / sqrt(var + eps) pooled over ``filled`` past batches and this one, all (C,); the number of
-        values behind them, (1,) int32; and dmean with the new batch at ``slot``. Its other parts enter ``values``
-        (4, C, S) and ``dvar`` (C, S, K), and the running statistics move on, in place. What is None is left out.
+        values behind them, (1,) int32; dmean with the new batch at ``slot``; and, if ``follow``, the derivatives of
+        mean (G, K) and var (C, K) with respect to the weight by the past batches. The new batch's other parts enter
+        ``values`` (4, C, S) and ``dvar`` (C, S, K), and the running statistics move on, in place. What is None is
+        left out.
+
+A whole training forward with its gradient is
+
+    cbn_train(y, weight, bias, gamma, beta, x, kernel, stride, padding, dilation, groups, every, first, mean, var,
+              slopes, values, dmean, dvar, running_mean, running_var, tracked, momentum, filled, slot, rho, root,
+              follow, eps)
+        -> y normalised; mean of this batch, if none was given; pooled mean, var, 1 / sqrt(var + eps); number of values;
+        dmean. It takes this batch's statistics, unless they are given, calls ``cbn_slopes`` if x is given, then
+        ``cbn_window``, and normalises. Its gradient reaches y, gamma, beta and, if ``follow``, weight.
 """
 
 import torch
@@ -31,7 +42,10 @@ if COMPILED:
 
     @torch.library.register_fake('mmdet::cbn_window')
     def _(weight, mean, var, bias, values, dmean, dvar, slopes, running_mean, running_var, tracked, momentum,
-          filled, slot, count, rho, root, eps):
+          filled, slot, count, rho, root, follow, eps):
         pooled = (torch.empty_like(mean) for _ in range(3))
-        moved = mean.new_empty(0) if slopes is None else torch.empty_like(dmean)
-        return *pooled, mean.new_empty(1, dtype=torch.int32), moved
+        groups, size, width = (1, 0, 0) if dmean is None else dmean.shape
+        moved = mean.new_empty(groups, 0 if slopes is None else size, width)
+        width = width if follow and filled else 0
+        derivatives = mean.new_empty(groups, width), mean.new_empty(len(mean), width)
+        return *pooled, mean.new_empty(1, dtype=torch.int32), moved, *derivatives

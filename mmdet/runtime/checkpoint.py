@@ -281,7 +281,7 @@ def fit_weights(model: nn.Module, weights: dict[str, Any], source: str, strict: 
         the weights to load: exactly the model's keys.
 
     Raises:
-        UserError: names at most ten keys or shapes that do not fit.
+        UserError: names at most ten keys or shapes that do not fit, or hold no numbers.
     """
     own = {k: v for k, v in model.state_dict().items()}
     weights = dict(weights)
@@ -302,6 +302,10 @@ def fit_weights(model: nn.Module, weights: dict[str, Any], source: str, strict: 
     if problems:
         say(f'{source}: {fitting} of {len(own)} weights loaded, the others keep their initial values. '
                    f'{"; ".join(problems)}')
+    broken = [k for k, v in weights.items() if k in own and isinstance(v, Tensor) and not torch.isfinite(v).all()]
+    if broken:
+        raise UserError(f'{source}: NaN or infinity in {len(broken)} of {len(own)} weights ({at_most(broken, 4)}): '
+                        'its training diverged. An earlier checkpoint may be whole')
     bad = {k.split(' ')[0] for k in reshaped}
     return {k: weights[k] if k in weights and k not in bad else v for k, v in own.items()}
 

@@ -1,6 +1,6 @@
 """mmdet's CUDA kernels, run on the CPU.
 
-`load()` compiles every mmdet/ops/csrc/cuda/*.cu with g++ and registers what it registers for CUDA in place of the CPU
+`load()` compiles all of mmdet/ops/csrc/cuda with g++ and registers what it registers for CUDA in place of the CPU
 kernels of `torch.ops.mmdet`. With CUDA_ON_CPU=ORDER in the environment tests/conftest.py does so, so that any test
 runs over the kernels as they are, e.g.
 
@@ -53,7 +53,7 @@ def translate(source: str, name: str) -> str:
     source = _LAUNCH.sub(launch, source)
     source = _DYNAMIC.sub(r'\1* const \2 = cuda_on_cpu::dynamic_shared<\1>();', source)
     source = _SHARED.sub(lambda m: f'auto& {m[2]} = cuda_on_cpu::shared<{m[1]}{m[3]}>({next(numbers)});', source)
-    source = source.replace('TORCH_LIBRARY_IMPL(mmdet, CUDA,', 'TORCH_LIBRARY_IMPL(mmdet, CPU,')
+    source = re.sub(r'(TORCH_LIBRARY_IMPL\(mmdet, (?:Autograd)?)CUDA,', r'\1CPU,', source)
     for number, line in enumerate(source.splitlines(), 1):
         if '<<<' in line or '__shared__' in line.split('//')[0]:
             raise ValueError(f'{name}, line {number}: not understood: {line.strip()}')
@@ -71,11 +71,11 @@ def build(sources: dict[str, str], torch: bool = True, sanitize: bool = False) -
         link += ['-fsanitize=address,undefined']
     parts = [(HERE / 'fibers.cpp').read_text()]
     if torch:
-        from torch import __path__, __version__
+        from torch import __path__, __version__, compiled_with_cxx11_abi
 
         include, lib = Path(__path__[0]) / 'include', Path(__path__[0]) / 'lib'
         folders += [f'-isystem{include}', f'-isystem{include}/torch/csrc/api/include']
-        flags += [f'-DTORCH="{__version__}"']
+        flags += [f'-DTORCH="{__version__}"', f'-D_GLIBCXX_USE_CXX11_ABI={compiled_with_cxx11_abi():d}']
         link += [f'-L{lib}', '-ltorch', '-ltorch_cpu', '-lc10']
         parts.append((HERE / 'memory.cpp').read_text())
     parts += [translate(text, name) for name, text in sources.items()]
@@ -120,5 +120,5 @@ def load() -> None:
 
     if not COMPILED:
         raise RuntimeError('the CUDA kernels run on the CPU beside the compiled ops, which are missing')
-    sources = {f'{path.parent.name}/{path.name}': path.read_text() for path in sorted(CUDA.glob('*.cu'))}
+    sources = {f'{path.parent.name}/{path.name}': path.read_text() for path in sorted(CUDA.iterdir())}
     torch.ops.load_library(str(build(sources, sanitize=os.environ.get('MMDET_SANITIZE') == '1')))

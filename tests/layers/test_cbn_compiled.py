@@ -232,21 +232,58 @@ def test_opcheck(device):
     running = [norm.running_mean.clone(), norm.running_var.clone(), norm.num_batches_tracked]
     weight = conv.weight.detach()
     for arguments in ((*held, slopes, *running, 0.1, 3, 1), (*held, None, None, None, None, 0.1, 2, 0)):
-        opcheck(torch.ops.mmdet.cbn_window, (weight, mean, var, None, *arguments, count, 1.0, True, 1e-5))
-    opcheck(torch.ops.mmdet.cbn_window, (None, mean, var, *[None] * 8, 0.1, 0, 0, count, 1.0, False, 1e-5))
+        opcheck(torch.ops.mmdet.cbn_window, (weight, mean, var, None, *arguments, count, 1.0, True, True, 1e-5))
+    opcheck(torch.ops.mmdet.cbn_window, (None, mean, var, *[None] * 8, 0.1, 0, 0, count, 1.0, False, False, 1e-5))
+
+
+@pytest.mark.parametrize('follow', [False, True])
+@pytest.mark.parametrize('given', [False, True])
+def test_opcheck_of_the_whole_forward(device, follow, given):
+    conv, norm, x, y, (mean, var, _), geometry = after_three_steps(device)
+    lattice = [1, 4, 4], [0, 2, 3]
+    slopes = torch.ops.mmdet.cbn_slopes(x, y, mean, *geometry, *lattice)
+    window = norm.window
+    held = [t.clone() for t in (window.values, window.dmean, window.dvar)]
+    running = [t.clone() for t in (norm.running_mean, norm.running_var, norm.num_batches_tracked)]
+    batch = (None, *geometry, [], [], mean, var, slopes) if given else (x, *geometry, *lattice, None, None, None)
+    arguments = (
+        y.requires_grad_(), conv.weight, None, norm.weight, norm.bias, *batch, *held, *running, 0.1, 3, 1, 1.0, True,
+        follow, 1e-5,
+    )  # fmt: skip
+    checks = ('test_schema', 'test_autograd_registration', 'test_faketensor')
+    opcheck(torch.ops.mmdet.cbn_train, arguments, test_utils=checks)
+
+
+def test_no_second_derivative(device):
+    conv, norm, _ = make(device, full_gradient=True)
+    for step in range(2):
+        out = norm.after(conv, batch(step, device))
+    grads = torch.autograd.grad(out.square().sum(), [conv.weight, norm.weight, norm.bias], create_graph=True)
+    for grad in grads:
+        with pytest.raises(RuntimeError, match='no gradient of its own'):
+            grad.sum().backward(retain_graph=True)
 
 
 def test_what_does_not_fit_is_refused(device):
     conv, norm, x, y, (mean, var, count), geometry = after_three_steps(device)
     window = norm.window
     slopes, step = torch.ops.mmdet.cbn_slopes, torch.ops.mmdet.cbn_window
+
+    def whole(y, mean=None):
+        nothing = (None,) * 3
+        return torch.ops.mmdet.cbn_train(
+            y, None, None, None, None, None, [], [], [], [], 1, [], [], mean, None, None, *nothing, *nothing, 0.1, 0, 0,
+            1.0, False, False, 1e-5,
+        )  # fmt: skip
+
     with pytest.raises(ValueError, match='do not fit'):
         slopes(x[:1], y, mean, *geometry, [1, 1, 1], [0, 0, 0])
     with pytest.raises(ValueError, match='misses y'):
         slopes(x, y, mean, *geometry, [1, 1, 1], [0, 99, 0])
     with pytest.raises(ValueError, match='mean must be'):
         slopes(x, y, mean[1:], *geometry, [1, 1, 1], [0, 0, 0])
-    held, rest = (window.values, window.dmean, window.dvar), (None, None, None, 0.1, 3, 0, count, 1.0, False, 1e-5)
+    held = window.values, window.dmean, window.dvar
+    rest = None, None, None, 0.1, 3, 0, count, 1.0, False, False, 1e-5
     new = torch.cat([window.dvar[:, 0], window.dmean[:, 0]])[None]
     with pytest.raises(ValueError, match='weight'):
         step(conv.weight[1:], mean, var, None, *held, new, *rest)
@@ -255,7 +292,11 @@ def test_what_does_not_fit_is_refused(device):
     with pytest.raises(ValueError, match='contiguous'):
         step(conv.weight, mean, var, None, *held[:2], window.dvar.mT.contiguous().mT, new, *rest)
     with pytest.raises(ValueError, match='4 of them'):
-        step(conv.weight, mean, var, None, *held, new, None, None, None, 0.1, 4, 0, count, 1.0, False, 1e-5)
+        step(conv.weight, mean, var, None, *held, new, None, None, None, 0.1, 4, 0, count, 1.0, False, False, 1e-5)
+    with pytest.raises(ValueError, match='must be .N, C'):
+        whole(y[:0])
+    with pytest.raises(ValueError, match='pairs'):
+        whole(y, mean)
 
 
 class Counter(TorchDispatchMode):

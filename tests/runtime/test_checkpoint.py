@@ -208,6 +208,15 @@ def test_another_architecture_is_named_with_at_most_ten_keys(tmp_path):
         fit_weights(model, weights, 'x.pth')
 
 
+@pytest.mark.parametrize('value', [float('nan'), float('inf')])
+def test_weights_of_a_diverged_training_are_refused(value):
+    model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+    weights = {name: t.clone() for name, t in model.state_dict().items()}
+    weights['1.running_var'][1] = value
+    with pytest.raises(UserError, match=r'x.pth: NaN or infinity in 1 of 7 weights \(1.running_var\)'):
+        fit_weights(model, weights, 'x.pth')
+
+
 def test_fine_tuning_keeps_what_does_not_fit(tmp_path):
     old, new = ToyDetector(num_classes=2), ToyDetector(num_classes=5)
     torch.save(dict(state_dict=old.state_dict()), tmp_path / 'old.pth')

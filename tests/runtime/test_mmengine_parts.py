@@ -32,6 +32,8 @@ def test_averaged_weights_are_evaluated_saved_and_resumed(tmp_path, train):
     assert torch.equal(own['module.stem.weight'], whole.model.stem.weight)
     assert not torch.equal(averaged['stem.weight'], own['module.stem.weight'])
     assert equal(read_checkpoint('half/epoch_4.pth')['state_dict'], averaged)
+    with pytest.raises(UserError, match='whole/epoch_4.pth is of a run with EMAHook'):
+        train(write_config(tmp_path), 'other', {'train_cfg.max_epochs': 5}, resume='whole/epoch_4.pth')
 
 
 def test_an_early_stop_ends_like_any_run(tmp_path, train):

@@ -60,6 +60,12 @@ TORCH_LIBRARY(mmdet, m) {
   m.def(
       "cbn_window(Tensor? weight, Tensor mean, Tensor var, Tensor? bias, Tensor(a!)? values, Tensor? dmean, "
       "Tensor(b!)? dvar, Tensor? slopes, Tensor(c!)? running_mean, Tensor(d!)? running_var, "
-      "Tensor? tracked, float momentum, int filled, int slot, int count, float rho, bool root, float eps) "
-      "-> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+      "Tensor? tracked, float momentum, int filled, int slot, int count, float rho, bool root, bool follow, float eps) "
+      "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "cbn_train(Tensor y, Tensor? weight, Tensor? bias, Tensor? gamma, Tensor? beta, Tensor? x, int[] kernel, "
+      "int[] stride, int[] padding, int[] dilation, int groups, int[] every, int[] first, Tensor? mean, Tensor? var, "
+      "Tensor? slopes, Tensor(a!)? values, Tensor? dmean, Tensor(b!)? dvar, Tensor(c!)? running_mean, "
+      "Tensor(d!)? running_var, Tensor(e!)? tracked, float? momentum, int filled, int slot, float rho, bool root, "
+      "bool follow, float eps) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
 }

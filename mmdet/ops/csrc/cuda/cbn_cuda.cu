@@ -177,10 +177,11 @@ struct WindowArgs {
   T *running_mean, *running_var;                       // (C,) or nothing
   const int64_t* tracked;                              // batches so far where the average is cumulative, or nothing
   T *pooled_mean, *pooled_var, *rstd;                  // (C,)
+  T *by_mean, *by_var;                                 // (G, K), (C, K): their derivatives by the past batches
   int* total;                                          // (1,)
   int channels, per_group, held, filled, slot, k;      // C, C / G, S
   double count, rho, momentum, eps;
-  bool root, enters;                                   // the root form; whether the batch enters the window
+  bool root, enters, follow;                           // the root form; enter the batch; derivatives are wanted
 };
 
 template <typename T>
@@ -227,7 +228,72 @@ __global__ void __launch_bounds__(kThreads) window(const WindowArgs<T> a) {
     }
     __syncthreads();
   }
-  if (a.enters) {  // the oldest batch, if its place is taken, has been read by now
+  const auto value = [&](int which, int s) -> T& { return a.values[(which * int64_t(a.channels) + c) * a.held + s]; };
+  const T rho = static_cast<T>(a.rho), n = a.filled + 1;
+  if (t == 0) {
+    const T shift_all = a.bias.data ? a.bias.template at<T>(c) : T(0), mean = a.mean[c] - shift_all, var = a.var[c];
+    T sum_mean = mean, sum_var = var;
+    for (int s = 0; s < a.filled; ++s) {
+      const T then = value(0, s), var_then = value(1, s);
+      T now = value(2, s) + products[2 * s], var_now = value(3, s) + products[2 * s + 1];
+      now = then + rho * (now - then);
+      var_now = var_then + rho * (var_now - var_then);
+      const T shift = now - then;
+      if (a.root) {  // sqrt(nu) is a norm of w: nu' = nu (1 + dnu / (2 nu))^2
+        const T dnu = var_now - var_then + 2 * then * shift, nu = var_then + then * then;
+        var_now += T(0.25) * dnu * dnu / max(nu, std::numeric_limits<T>::min());
+      }
+      var_now = max(var_now - shift * shift, T(0));
+      sum_mean += now;
+      sum_var += var_now;
+      products[2 * s] = now;
+      products[2 * s + 1] = var_now;
+    }
+    const T pooled = sum_mean / n;
+    T between = (mean - pooled) * (mean - pooled);
+    for (int s = 0; s < a.filled; ++s) between += (products[2 * s] - pooled) * (products[2 * s] - pooled);
+    const T pooled_var = (sum_var + between) / n;
+    a.pooled_mean[c] = pooled + shift_all;
+    a.pooled_var[c] = pooled_var;
+    a.rstd[c] = 1 / sqrt(pooled_var + static_cast<T>(a.eps));
+    if (c == 0) *a.total = static_cast<int>(a.count * (a.filled + 1));
+    for (int s = 0; a.follow && s < a.filled; ++s) {  // how much of dmean and of dvar is in dpooled_var
+      const T now = products[2 * s], var_now = products[2 * s + 1], then = value(0, s);
+      const T kept = var_now > 0 ? T(1) : T(0);
+      T stretch = kept;
+      if (a.root) {  // 1 + dnu / (2 nu)
+        const T nu = max(value(1, s) + then * then, std::numeric_limits<T>::min());
+        stretch *= sqrt((var_now + now * now) / nu);
+      }
+      products[2 * s] = 2 * (now - pooled + stretch * then - kept * now);
+      products[2 * s + 1] = stretch;
+    }
+    if (a.enters) {
+      value(0, a.slot) = mean;
+      value(1, a.slot) = var;
+      value(2, a.slot) = mean - products[2 * a.filled];
+      value(3, a.slot) = var - products[2 * a.filled + 1];
+    }
+    if (a.running_mean != nullptr) {
+      const T rate = a.tracked != nullptr ? T(1) / static_cast<T>(*a.tracked) : static_cast<T>(a.momentum);
+      a.running_mean[c] += rate * (a.mean[c] - a.running_mean[c]);
+      a.running_var[c] += rate * (var * static_cast<T>(a.count / (a.count - 1)) - a.running_var[c]);
+    }
+  }
+  if (a.follow) {
+    __syncthreads();
+    for (int k = t; k < a.k; k += kThreads) {
+      T of_mean = 0, of_var = 0;
+      for (int s = 0; s < a.filled; ++s) {
+        const T slope = a.dmean[(group * a.held + s) * a.k + k];
+        of_mean += slope;
+        of_var += products[2 * s] * slope + products[2 * s + 1] * a.dvar[(int64_t(c) * a.held + s) * a.k + k];
+      }
+      if (c % a.per_group == 0) a.by_mean[group * a.k + k] = of_mean * rho / n;
+      a.by_var[own + k] = of_var * rho / n;
+    }
+  }
+  if (a.enters) {  // the oldest batch, if its place is taken, has been read by now, at k by this same thread
     for (int k = t; k < a.k; k += kThreads) {
       a.dvar[(int64_t(c) * a.held + a.slot) * a.k + k] = a.slopes.template at<T>(new_dvar + k);
       if (c % a.per_group == 0)
@@ -237,44 +303,6 @@ __global__ void __launch_bounds__(kThreads) window(const WindowArgs<T> a) {
         }
     }
   }
-  if (t) return;
-  const T shift_all = a.bias.data ? a.bias.template at<T>(c) : T(0), mean = a.mean[c] - shift_all, var = a.var[c];
-  const auto value = [&](int which, int s) -> T& { return a.values[(which * int64_t(a.channels) + c) * a.held + s]; };
-  T sum_mean = mean, sum_var = var;
-  for (int s = 0; s < a.filled; ++s) {
-    const T then = value(0, s), var_then = value(1, s);
-    T now = value(2, s) + products[2 * s], var_now = value(3, s) + products[2 * s + 1];
-    now = then + static_cast<T>(a.rho) * (now - then);
-    var_now = var_then + static_cast<T>(a.rho) * (var_now - var_then);
-    const T shift = now - then;
-    if (a.root) {  // sqrt(nu) is a norm of w: nu' = nu (1 + dnu / (2 nu))^2
-      const T dnu = var_now - var_then + 2 * then * shift, nu = var_then + then * then;
-      var_now += T(0.25) * dnu * dnu / max(nu, std::numeric_limits<T>::min());
-    }
-    var_now = max(var_now - shift * shift, T(0));
-    sum_mean += now;
-    sum_var += var_now;
-    products[2 * s] = now;
-  }
-  const T n = a.filled + 1, pooled = sum_mean / n;
-  T between = (mean - pooled) * (mean - pooled);
-  for (int s = 0; s < a.filled; ++s) between += (products[2 * s] - pooled) * (products[2 * s] - pooled);
-  const T pooled_var = (sum_var + between) / n;
-  a.pooled_mean[c] = pooled + shift_all;
-  a.pooled_var[c] = pooled_var;
-  a.rstd[c] = 1 / sqrt(pooled_var + static_cast<T>(a.eps));
-  if (c == 0) *a.total = static_cast<int>(a.count * (a.filled + 1));
-  if (a.enters) {
-    value(0, a.slot) = mean;
-    value(1, a.slot) = var;
-    value(2, a.slot) = mean - products[2 * a.filled];
-    value(3, a.slot) = var - products[2 * a.filled + 1];
-  }
-  if (a.running_mean != nullptr) {
-    const T rate = a.tracked != nullptr ? T(1) / static_cast<T>(*a.tracked) : static_cast<T>(a.momentum);
-    a.running_mean[c] += rate * (a.mean[c] - a.running_mean[c]);
-    a.running_var[c] += rate * (var * static_cast<T>(a.count / (a.count - 1)) - a.running_var[c]);
-  }
 }
 
 template <typename T>
@@ -282,33 +310,35 @@ T* pointer(const std::optional<Tensor>& t) {
   return t.has_value() ? t->data_ptr<T>() : nullptr;
 }
 
+using Optional = std::optional<Tensor>;
+using Pooled = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+
 template <typename T>
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> launch_window(
-    WindowArgs<T> a, const Tensor& mean, const Tensor& var, const std::optional<Tensor>& values,
-    const std::optional<Tensor>& dmean, const std::optional<Tensor>& dvar, const std::optional<Tensor>& running_mean, const std::optional<Tensor>& running_var,
-    const std::optional<Tensor>& tracked) {
+Pooled launch_window(WindowArgs<T> a, const Tensor& mean, const Tensor& var, const Optional& values, const Optional& dmean,
+                     const Optional& dvar, const Optional& running_mean, const Optional& running_var,
+                     const Optional& tracked) {
   const Tensor pooled_mean = at::empty_like(mean), pooled_var = at::empty_like(mean), rstd = at::empty_like(mean);
   const Tensor total = at::empty({1}, mean.options().dtype(at::kInt));
-  const Tensor dmean_out = a.enters ? at::empty_like(*dmean) : mean.new_empty({0});
+  const int64_t groups = a.channels / a.per_group, k = a.follow ? a.k : 0;
+  const Tensor dmean_out = at::empty({groups, a.enters ? a.held : 0, a.k}, mean.options());
+  const Tensor by_mean = at::empty({groups, k}, mean.options()), by_var = at::empty({a.channels, k}, mean.options());
   a.mean = mean.const_data_ptr<T>(), a.var = var.const_data_ptr<T>();
   a.values = pointer<T>(values), a.dmean = pointer<T>(dmean), a.dvar = pointer<T>(dvar);
   a.dmean_out = dmean_out.data_ptr<T>();
   a.running_mean = pointer<T>(running_mean), a.running_var = pointer<T>(running_var);
   a.tracked = pointer<int64_t>(tracked);
   a.pooled_mean = pooled_mean.data_ptr<T>(), a.pooled_var = pooled_var.data_ptr<T>(), a.rstd = rstd.data_ptr<T>();
-  a.total = total.data_ptr<int>();
+  a.by_mean = by_mean.data_ptr<T>(), a.by_var = by_var.data_ptr<T>(), a.total = total.data_ptr<int>();
   const size_t shared = 2 * (a.filled + 1) * sizeof(T);
   window<T><<<static_cast<unsigned>(a.channels), kThreads, shared, c10::cuda::getCurrentCUDAStream()>>>(a);
   C10_CUDA_KERNEL_LAUNCH_CHECK();
-  return {pooled_mean, pooled_var, rstd, total, dmean_out};
+  return {pooled_mean, pooled_var, rstd, total, dmean_out, by_mean, by_var};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> cbn_window(
-    const std::optional<Tensor>& weight, const Tensor& mean, const Tensor& var, const std::optional<Tensor>& bias,
-    const std::optional<Tensor>& values, const std::optional<Tensor>& dmean, const std::optional<Tensor>& dvar,
-    const std::optional<Tensor>& slopes, const std::optional<Tensor>& running_mean,
-    const std::optional<Tensor>& running_var, const std::optional<Tensor>& tracked, double momentum, int64_t filled, int64_t slot, int64_t count, double rho,
-    bool root, double eps) {
+Pooled cbn_window(const Optional& weight, const Tensor& mean, const Tensor& var, const Optional& bias, const Optional& values,
+                  const Optional& dmean, const Optional& dvar, const Optional& slopes, const Optional& running_mean,
+                  const Optional& running_var, const Optional& tracked, double momentum, int64_t filled, int64_t slot,
+                  int64_t count, double rho, bool root, bool follow, double eps) {
   const char* op = "cbn_window";
   const int64_t channels = mean.numel(), held = values.has_value() ? values->size(2) : 0;
   const int64_t k = dvar.has_value() ? dvar->size(2) : 0, groups = dmean.has_value() ? dmean->size(0) : 1;
@@ -322,8 +352,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> cbn_window(
   TORCH_CHECK_VALUE(running_mean.has_value() == running_var.has_value(), op, ": running statistics come in pairs");
   TORCH_CHECK_VALUE(!slopes.has_value() || (0 <= slot && slot < held && slopes->numel() == (channels + groups) * k), op,
                     ": the new batch does not fit the window");
-  for (const auto& t : {weight, std::optional<Tensor>(mean), std::optional<Tensor>(var), bias, values, dmean,
-                        dvar, slopes, running_mean, running_var, tracked})
+  for (const auto& t : {weight, Optional(mean), Optional(var), bias, values, dmean, dvar, slopes, running_mean, running_var, tracked})
     TORCH_CHECK_VALUE(!t.has_value() || (t->device() == mean.device() && t->is_contiguous()), op,
                       ": tensors must be contiguous and share a device");
   const c10::cuda::CUDAGuard guard(mean.device());
@@ -334,7 +363,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> cbn_window(
     if (slopes.has_value()) a.slopes = *slopes;
     a.channels = channels, a.per_group = channels / groups, a.held = held, a.filled = filled, a.slot = slot, a.k = k;
     a.count = count, a.rho = rho, a.momentum = momentum, a.eps = eps, a.root = root;
-    a.enters = slopes.has_value();
+    a.enters = slopes.has_value(), a.follow = follow && filled && k;
     return launch_window(a, mean, var, values, dmean, dvar, running_mean, running_var, tracked);
   };
   if (mean.scalar_type() == at::kDouble) return launch(double());

@@ -1,0 +1,133 @@
+// Cross-Iteration Batch Normalization's training step as one operator with its gradient, in C++: for a small layer the
+// host's time in Python would be longer than the GPU's. The arithmetic is that of mmdet/layers/cbn.py, which says what
+// the numbers mean; the operators called here are PyTorch's of SyncBatchNorm and those of cbn_cuda.cu.
+
+#include <ATen/TensorOperators.h>
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/ops/batch_norm_backward_elemt.h>
+#include <ATen/ops/batch_norm_backward_reduce.h>
+#include <ATen/ops/batch_norm_elemt.h>
+#include <ATen/ops/batch_norm_update_stats.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/ones_like.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/csrc/autograd/functions/basic_ops.h>
+#include <torch/library.h>
+
+#include <optional>
+#include <tuple>
+
+namespace mmdet {
+namespace {
+
+using at::IntArrayRef;
+using at::Tensor;
+using Optional = std::optional<Tensor>;
+
+bool channels_last(const Tensor& y) {
+  return y.dim() == 4 && y.is_contiguous(at::MemoryFormat::ChannelsLast) && !y.is_contiguous();
+}
+
+// gamma (y - mean) / sqrt(var + eps) + beta as NormalizeWithPooled of cbn.py, which has the formulas. `total` is n M;
+// dmean (G, K) and dvar (C, K) are defined where the gradient follows the past batches to the convolution's `source`.
+struct Normalize : torch::autograd::Function<Normalize> {
+  static Tensor forward(torch::autograd::AutogradContext* ctx, const Tensor& y_any, const Optional& gamma,
+                        const Optional& beta, const Optional& source, const Tensor& mean, const Tensor& rstd,
+                        const Tensor& total, const Tensor& dmean, const Tensor& dvar, double eps) {
+    const Tensor y = channels_last(y_any) ? y_any : y_any.contiguous();  // the kernels want one of the two layouts
+    ctx->save_for_backward({y, mean, rstd, gamma.value_or(Tensor())});
+    // Not saved as tensors, which activation checkpointing would make anew when the window has moved on.
+    ctx->saved_data["total"] = total;
+    if (source.has_value()) {
+      ctx->saved_data["dmean"] = dmean, ctx->saved_data["dvar"] = dvar;
+      ctx->saved_data["shape"] = source->sizes();
+    }
+    const auto wide = [&](const Optional& t) { return t.has_value() ? Optional(t->to(mean.scalar_type())) : t; };
+    return at::batch_norm_elemt(y, wide(gamma), wide(beta), mean, rstd, eps);
+  }
+
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
+                                                 const torch::autograd::variable_list& grads) {
+    torch::autograd::variable_list out(10);  // one for each argument of forward: y, gamma, beta, source, ...
+    {
+      const at::NoGradGuard no_grad;
+      const auto saved = ctx->get_saved_variables();
+      const Tensor &y = saved[0], &mean = saved[1], &rstd = saved[2];
+      const Tensor gamma = saved[3].defined() ? saved[3].to(mean.scalar_type()) : at::ones_like(mean);
+      const Tensor grad = grads[0].contiguous(channels_last(y) ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous);
+      const auto [sum_g, sum_gd, grad_gamma, grad_beta] =
+          at::batch_norm_backward_reduce(grad, y, mean, rstd, gamma, true, true, true);  // sum_gd: of g (y - mean)
+      if (ctx->needs_input_grad(0))
+        out[0] = at::batch_norm_backward_elemt(grad, y, mean, rstd, gamma, sum_g, sum_gd,
+                                               ctx->saved_data["total"].toTensor());
+      if (saved[3].defined()) out[1] = grad_gamma, out[2] = grad_beta;
+      if (ctx->saved_data.count("dmean")) {
+        const Tensor dmean = ctx->saved_data["dmean"].toTensor(), dvar = ctx->saved_data["dvar"].toTensor();
+        const Tensor scale = gamma * rstd, by_mean = (scale * sum_g).view({dmean.size(0), -1, 1}) * dmean.unsqueeze(1);
+        const Tensor by_var = (scale * rstd * grad_gamma).unsqueeze(1) * dvar;
+        out[3] = by_mean.view(dvar.sizes()).add(by_var, 0.5).neg_().view(ctx->saved_data["shape"].toIntVector());
+      }
+    }
+    if (!at::GradMode::is_enabled()) return out;
+    for (auto& t : out)
+      if (t.defined()) t = t.detach().requires_grad_();
+    return torch::autograd::DelayedError("CBN: its gradient has no gradient of its own", static_cast<int64_t>(out.size()))
+        .apply(std::move(out));
+  }
+};
+
+template <typename F>
+auto find(const char* name) {
+  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<F>();
+}
+
+using Slopes = Tensor(const Tensor&, const Tensor&, const Tensor&, IntArrayRef, IntArrayRef, IntArrayRef, IntArrayRef,
+                      int64_t, IntArrayRef, IntArrayRef);
+using Window = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>(
+    const Optional&, const Tensor&, const Tensor&, const Optional&, const Optional&, const Optional&, const Optional&,
+    const Optional&, const Optional&, const Optional&, const Optional&, double, int64_t, int64_t, int64_t, double, bool,
+    bool, double);
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> cbn_train(
+    const Tensor& y, const Optional& weight, const Optional& bias, const Optional& gamma, const Optional& beta,
+    const Optional& x, IntArrayRef kernel, IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation, int64_t groups,
+    IntArrayRef every, IntArrayRef first, const Optional& mean_given, const Optional& var_given,
+    const Optional& slopes_given, const Optional& values, const Optional& dmean, const Optional& dvar,
+    const Optional& running_mean, const Optional& running_var, const Optional& tracked, std::optional<double> momentum,
+    int64_t filled, int64_t slot, double rho, bool root, bool follow, double eps) {
+  const char* op = "cbn_train";
+  TORCH_CHECK_VALUE((y.dim() == 4 || y.dim() == 2) && y.numel() > 0, op, ": y must be (N, C, H, W) or (N, C), got ", y.sizes());
+  TORCH_CHECK_VALUE(mean_given.has_value() == var_given.has_value(), op, ": mean and var come in pairs");
+  static const auto slopes_op = find<Slopes>("mmdet::cbn_slopes");
+  static const auto window_op = find<Window>("mmdet::cbn_window");
+  const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
+  Tensor mean, var, pooled_mean, pooled_var, rstd, total, moved, by_mean, by_var;
+  {
+    const at::AutoDispatchBelowADInplaceOrView no_grad;
+    if (mean_given.has_value()) {
+      mean = *mean_given, var = *var_given;
+    } else {
+      std::tie(mean, var) = at::batch_norm_update_stats(y, {}, {}, 0.);
+    }
+    Optional slopes = slopes_given;
+    if (x.has_value()) {
+      const auto map = [](const Tensor& t) { return t.dim() == 2 ? t.unsqueeze(2).unsqueeze(3) : t; };
+      slopes = slopes_op.call(map(*x), map(y), mean, kernel, stride, padding, dilation, groups, every, first);
+    }
+    if (tracked.has_value()) tracked->add_(1);
+    const Optional kept = weight.has_value() ? Optional(weight->contiguous()) : std::nullopt;
+    std::tie(pooled_mean, pooled_var, rstd, total, moved, by_mean, by_var) = window_op.call(
+        kept, mean, var, bias, values, dmean, dvar, slopes, running_mean, running_var, momentum ? std::nullopt : tracked,
+        momentum.value_or(0.), filled, slot, y.numel() / y.size(1), rho, root, follow, eps);
+  }
+  const Optional source = by_var.numel() ? weight : std::nullopt;
+  const Tensor out = Normalize::apply(y, gamma, beta, source, pooled_mean, rstd, total, by_mean, by_var, eps);
+  return {out, mean_given.has_value() ? at::empty({0}, mean.options()) : mean, pooled_mean, pooled_var, rstd, total, moved};
+}
+
+}  // namespace
+}  // namespace mmdet
+
+TORCH_LIBRARY_IMPL(mmdet, CUDA, m) { m.impl("cbn_train", mmdet::cbn_train); }
+TORCH_LIBRARY_IMPL(mmdet, AutogradCUDA, m) { m.impl("cbn_train", mmdet::cbn_train); }
