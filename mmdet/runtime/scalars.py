@@ -5,6 +5,8 @@ whole step, instead of preparing the next one meanwhile. These work-arounds can 
 OptimWrapper keep tensors.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer, MessageHub
@@ -83,7 +85,7 @@ class Arriving:
         values: one-element tensors and Python numbers.
     """
 
-    def __init__(self, values: list[Tensor | float]):
+    def __init__(self, values: Sequence[Tensor | float]):
         device = next((v.device for v in values if isinstance(v, Tensor) and v.device.type != 'cpu'), 'cpu')
         stacked = torch.stack([torch.as_tensor(value, device=device).detach().reshape(()) for value in values])
         self.event = torch.cuda.Event() if stacked.is_cuda else None

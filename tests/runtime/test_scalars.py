@@ -223,6 +223,20 @@ def test_numbers_arrive(away):
     assert Arriving([1, torch.tensor(2.5)]).tolist() == [1, 2.5]
 
 
+@pytest.mark.cuda
+def test_a_gpu_is_not_waited_for(hub):
+    values = torch.rand(3, device='cuda').unbind()
+    torch.cuda.set_sync_debug_mode('error')
+    try:
+        for value in values:
+            hub.update_scalar('a', value)
+        coming = Arriving(values)
+        coming.arrived()
+    finally:
+        torch.cuda.set_sync_debug_mode('default')
+    assert coming.tolist() == hub.get_scalar('a').data[0].tolist()
+
+
 @pytest.mark.parametrize('kind', ['norm', 'value'])
 def test_the_norm_is_logged_late(away, hub, kind):
     weight = torch.nn.Parameter(torch.ones(3, device=away))
