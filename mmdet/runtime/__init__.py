@@ -6,6 +6,7 @@
 - `checkpoint`: safe and atomic checkpoints, pretrained weights;
 - `launch`: processes on GPUs and without;
 - `seeding`: randomness that survives resuming, any number of workers and processes;
+- `scalars`: numbers of a GPU logged without a wait in every iteration;
 - `run`: the Runner with all of these.
 """
 
