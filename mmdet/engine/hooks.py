@@ -277,7 +277,8 @@ class SyncNormStatsHook(Hook):
 class StopSafelyHook(Hook):
     """On SIGTERM or Ctrl-C: finish the iteration, save ``interrupted.pth``, leave with a clear line.
 
-    A second signal ends the process at once.
+    Several processes finish the next one too: each tells the others after an iteration whether it has had a signal, and
+    takes their answer after the next, when it has long arrived. A second signal ends the process at once.
     """
 
     priority = 'LOWEST'
@@ -285,6 +286,7 @@ class StopSafelyHook(Hook):
 
     def __init__(self):
         self.signum, self.group, self.earlier = 0, None, {}
+        self.asked = None  # the question of the last iteration: its work, and a tensor for the answer
 
     def before_train(self, runner: Runner) -> None:
         if is_distributed():
@@ -303,14 +305,23 @@ class StopSafelyHook(Hook):
 
     def after_train(self, runner: Runner) -> None:
         self._restore()
+        self._agreed()
+
+    def _agreed(self) -> int:
+        """The signal that any process had had in the iteration before, or 0."""
+        if self.asked is None:
+            return 0
+        work, answer = self.asked
+        self.asked = None
+        work.wait()
+        return int(answer)
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs=None) -> None:
         signum = self.signum
         if self.group is not None:
-            agreed = torch.tensor([signum])
-            dist.all_reduce(agreed, op=dist.ReduceOp.MAX, group=self.group)
-            signum = int(agreed)
-        if signum:  # one that came while the others were asked counts in the next iteration
+            signum, own = self._agreed(), torch.tensor([signum])
+            self.asked = dist.all_reduce(own, op=dist.ReduceOp.MAX, group=self.group, async_op=True), own
+        if signum:
             self.signum = signum
             average_norm_statistics(model_of(runner))
             self._leave(runner, epoch=runner.epoch, iteration=runner.iter + 1)
