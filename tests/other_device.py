@@ -15,7 +15,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 DEVICE = torch.device('meta')
 # The result's size or value must be known on the host.
-WAITING = {'_local_scalar_dense', 'nonzero', 'masked_select', 'equal', '_unique2', 'unique_consecutive'}
+WAITING = {'_local_scalar_dense', 'nonzero', 'masked_select', 'equal', '_unique2', 'unique_consecutive', 'nms',
+           'soft_nms'}  # fmt: skip
 # May meet a tensor of the host.
 MIXING = {'_to_copy', 'copy_'}
 
@@ -97,7 +98,8 @@ class OtherDevice(TorchDispatchMode):
         lands = any(there) if target is None else torch.device(target) == DEVICE
         if name == 'copy_':
             lands = there[0]
-        if name in MIXING and len({*there, lands}) == 2:
+        asynchronous = kwargs.get('non_blocking') or (name == 'copy_' and len(args) > 2 and args[2])
+        if name in MIXING and len({*there, lands}) == 2 and not asynchronous:
             self.waits['copy'] += 1
         if target is not None and torch.device(target) == DEVICE:
             kwargs = {**kwargs, 'device': torch.device('cpu')}

@@ -3,10 +3,12 @@
 `mmdet.runtime.run.build_runner` adds those every run needs; a config lists one to set its options.
 """
 
+import math
 import os
 import resource
 import signal
 import sys
+from collections import deque
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,6 +27,7 @@ from mmdet.registry import HOOKS, LOG_PROCESSORS, OPTIM_WRAPPERS
 from mmdet.runtime.checkpoint import fit_weights, remove_unfinished, say, to_plain, weights_of
 from mmdet.runtime.errors import Interrupted, UserError, at_most
 from mmdet.runtime.run import model_of
+from mmdet.runtime.scalars import Arriving
 from mmdet.runtime.schedule import keep_new_schedule
 from mmdet.runtime.seeding import derived_seed, seed_generators
 
@@ -195,7 +198,10 @@ class StepSeedHook(Hook):
 
 @HOOKS.register_module()
 class NonFiniteLossHook(Hook):
-    """End training when the loss is NaN or infinite, before the weights it made are saved.
+    """End training when the loss is NaN or infinite, before the weights it made are evaluated or saved.
+
+    The host does not wait for a GPU to look: there it sees an iteration's losses once they have arrived, as a rule
+    while the next one runs.
 
     Args:
         allowed: iterations in a row that may go wrong (float16 with loss scaling skips such steps).
@@ -205,20 +211,41 @@ class NonFiniteLossHook(Hook):
 
     def __init__(self, allowed: int = 0):
         self.allowed, self.in_a_row = allowed, 0
+        self.coming: deque[tuple[dict, Arriving]] = deque()  # iterations whose losses have not been looked at
 
-    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs: dict | None = None):
-        losses = {k: float(torch.as_tensor(v).detach()) for k, v in (outputs or {}).items() if 'loss' in k}
-        bad = [f'{k}={v}' for k, v in losses.items() if not torch.isfinite(torch.tensor(v))]
-        self.in_a_row = self.in_a_row + 1 if bad else 0
-        if self.in_a_row <= self.allowed:
-            return
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch=None) -> None:
+        self._look(runner)
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs: dict | None = None) -> None:
+        losses = {k: v for k, v in (outputs or {}).items() if 'loss' in k}
         samples = data_batch.get('data_samples') or [] if isinstance(data_batch, dict) else []
-        pictures = at_most(str(sample.get('img_id', '?')) for sample in samples)
-        lr = next(iter(runner.optim_wrapper.get_lr().values()))[0]
-        raise UserError(
-            f'the loss is not finite at epoch {runner.epoch + 1}, iteration {runner.iter + 1}: {at_most(bad)} '
-            f'(pictures {pictures}; learning rate {lr:.3g}). Training is stopped. {_last_good(runner)}. Lower the '
-            'learning rate, lengthen the warm-up, or look at the annotations of these pictures')
+        if losses:
+            about = dict(names=list(losses), epoch=runner.epoch + 1, iteration=runner.iter + 1,
+                         pictures=[str(sample.get('img_id', '?')) for sample in samples],
+                         lr=next(iter(runner.optim_wrapper.get_lr().values()))[0])
+            self.coming.append((about, Arriving(list(losses.values()))))
+        self._look(runner)
+
+    def before_val(self, runner: Runner) -> None:
+        self._look(runner, wait=True)
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        self._look(runner, wait=True)
+
+    def after_train(self, runner: Runner) -> None:
+        self._look(runner, wait=True)
+
+    def _look(self, runner: Runner, wait: bool = False) -> None:
+        while self.coming and (wait or self.coming[0][1].arrived()):
+            about, losses = self.coming.popleft()
+            bad = [f'{k}={v}' for k, v in zip(about['names'], losses.tolist()) if not math.isfinite(v)]
+            self.in_a_row = self.in_a_row + 1 if bad else 0
+            if self.in_a_row > self.allowed:
+                raise UserError(
+                    f'the loss is not finite at epoch {about["epoch"]}, iteration {about["iteration"]}: {at_most(bad)} '
+                    f'(pictures {at_most(about["pictures"])}; learning rate {about["lr"]:.3g}). Training is stopped. '
+                    f'{_last_good(runner)}. Lower the learning rate, lengthen the warm-up, or look at the annotations '
+                    'of these pictures')
 
 
 def average_norm_statistics(model: nn.Module) -> None:
@@ -250,7 +277,8 @@ class SyncNormStatsHook(Hook):
 class StopSafelyHook(Hook):
     """On SIGTERM or Ctrl-C: finish the iteration, save ``interrupted.pth``, leave with a clear line.
 
-    A second signal ends the process at once.
+    Several processes finish the next one too: each tells the others after an iteration whether it has had a signal, and
+    takes their answer after the next, when it has long arrived. A second signal ends the process at once.
     """
 
     priority = 'LOWEST'
@@ -258,6 +286,7 @@ class StopSafelyHook(Hook):
 
     def __init__(self):
         self.signum, self.group, self.earlier = 0, None, {}
+        self.asked = None  # the question of the last iteration: its work, and a tensor for the answer
 
     def before_train(self, runner: Runner) -> None:
         if is_distributed():
@@ -276,14 +305,23 @@ class StopSafelyHook(Hook):
 
     def after_train(self, runner: Runner) -> None:
         self._restore()
+        self._agreed()
+
+    def _agreed(self) -> int:
+        """The signal that any process had had in the iteration before, or 0."""
+        if self.asked is None:
+            return 0
+        work, answer = self.asked
+        self.asked = None
+        work.wait()
+        return int(answer)
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs=None) -> None:
         signum = self.signum
         if self.group is not None:
-            agreed = torch.tensor([signum])
-            dist.all_reduce(agreed, op=dist.ReduceOp.MAX, group=self.group)
-            signum = int(agreed)
-        if signum:  # one that came while the others were asked counts in the next iteration
+            signum, own = self._agreed(), torch.tensor([signum])
+            self.asked = dist.all_reduce(own, op=dist.ReduceOp.MAX, group=self.group, async_op=True), own
+        if signum:
             self.signum = signum
             average_norm_statistics(model_of(runner))
             self._leave(runner, epoch=runner.epoch, iteration=runner.iter + 1)

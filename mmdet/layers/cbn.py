@@ -353,7 +353,7 @@ def batch_moments(y: Tensor, group=None) -> tuple[Tensor, Tensor, int]:
     if group is None:
         return mean, var, count
     first, second = mean.double(), var.double() + mean.double().square()  # the square is subtracted again
-    sums = torch.cat([first * count, second * count, first.new_tensor([count])])
+    sums = torch.cat([first * count, second * count, first.new_full((1,), count)])
     dist.all_reduce(sums, group=group)
     total = int(sums[-1])
     first, second = (sums[:-1] / max(total, 1)).chunk(2)
@@ -816,7 +816,7 @@ class CrossIterBatchNorm2d(_NormBase):
         else:
             slopes = closed_slopes(_as_map(x), _as_map(y), mean, var, weight, geometry, *self._sampling())
         if group is not None:
-            sums = torch.cat([slopes.to(mean.dtype).flatten() * count, mean.new_tensor([count])])
+            sums = torch.cat([slopes.to(mean.dtype).flatten() * count, mean.new_full((1,), count)])
             dist.all_reduce(sums, group=group)
             slopes = (sums[:-1] / sums[-1]).view(slopes.shape)
         return once_per_group(slopes) if geometry is None else slopes

@@ -151,14 +151,14 @@ class ConvFCBBoxHead(nn.Module):
         boxes: Tensor,
         labels: Tensor,
         gt_boxes: Tensor,
+        positive: Tensor,
         weight: Tensor | None = None,
     ) -> dict:
         """Losses averaged over the R sampled RoIs.
 
         boxes (R, 4), labels (R,) with C for background, gt_boxes (R, 4) of which the background's rows are ignored,
-        weight (R,) of each RoI in the classification loss, if any.
+        positive (P,) the other rows, weight (R,) of each RoI in the classification loss, if any.
         """
-        positive = (labels < self.num_classes).nonzero().squeeze(1)
         column = torch.zeros_like(positive) if self.reg_class_agnostic else labels[positive]
         pred, target = self.bbox_coder.compared(
             boxes[positive], deltas[positive, column], gt_boxes[positive], self.reg_decoded_bbox

@@ -19,6 +19,7 @@ from mmdet.models.roi_head import (
     detect,
     mask_targets_of,
     masks_of,
+    positives_on_host,
     sample_rois,
     sampled_loss,
 )
@@ -113,12 +114,13 @@ class CascadeRoIHead(nn.Module):
                     )
                     for i, (boxes, target) in enumerate(zip(proposals, targets))
                 ]
+            positives = positives_on_host(sampled) if self.mask_head is not None else ()
             boxes = [s.boxes for s in sampled]
             logits, deltas = self(features, boxes, stage)
             head = self.bbox_head[stage]
             found = sampled_loss(head, logits, deltas, sampled, self.train_cfg[stage])
             if self.mask_head is not None:
-                found.update(self._mask_loss(features, sampled, targets, stage))
+                found.update(self._mask_loss(features, sampled, positives, targets, stage))
             losses.update({f's{stage}.{k}': v * weight if 'loss' in k else v for k, v in found.items()})
             if stage + 1 < self.num_stages:
                 with torch.no_grad():
@@ -139,12 +141,17 @@ class CascadeRoIHead(nn.Module):
         return moved
 
     def _mask_loss(
-        self, features: tuple[Tensor, ...], sampled: list[Sampled], targets: list[Target], stage: int
+        self,
+        features: tuple[Tensor, ...],
+        sampled: list[Sampled],
+        positives: tuple[Tensor, ...],
+        targets: list[Target],
+        stage: int,
     ) -> dict:
         boxes = [s.boxes[: s.num_positive] for s in sampled]
         labels = torch.cat([s.labels[: s.num_positive] for s in sampled])
-        mask_targets = mask_targets_of(sampled, targets, self.train_cfg[stage]['mask_size'])
         logits = self.mask_head[stage](self.mask_roi_extractor[stage](features, to_rois(boxes)))
+        mask_targets = mask_targets_of(positives, targets, self.train_cfg[stage]['mask_size'], labels.device)
         return self.mask_head[stage].loss(logits, labels, mask_targets)
 
     def predict(self, features: tuple[Tensor, ...], proposals: list[Tensor], metas: list[dict]) -> list[Detections]:

@@ -39,11 +39,6 @@ def trained_anchors(anchors: Tensor, target: Target, allowed_border: float | Non
         height, width = target.image_shape
         trained &= (left >= -allowed_border) & (right < width + allowed_border)
         trained &= (top >= -allowed_border) & (bottom < height + allowed_border)
-        if not trained.any():
-            raise ValueError(
-                f'no anchor lies inside a picture of {height} x {width} pixels with allowed_border='
-                f'{allowed_border}; use larger pictures or allowed_border=-1'
-            )
     return trained
 
 
@@ -59,6 +54,13 @@ def sample_anchors(
         matched, iou = assigner(anchors, target.boxes, target.ignored_boxes)
         matched = matched.where(trained, IGNORED)
     positive, negative = sampler(matched, iou)
+    # asked last, and rarely: the host waits for the answer
+    if trained is not None and allowed_border >= 0 and not len(positive) + len(negative) and not trained.any():
+        height, width = target.image_shape
+        raise ValueError(
+            f'no anchor lies inside a picture of {height} x {width} pixels with allowed_border={allowed_border}; use '
+            'larger pictures or allowed_border=-1'
+        )
     return positive, negative, matched[positive]
 
 

@@ -117,22 +117,16 @@ class BatchFixedSizePad(nn.Module):
 
 
 def to_target(sample: DetDataSample, device: torch.device) -> Target:
-    """The plain tensors of one data sample, on `device`; masks stay on the host.
-
-    The host does not wait for the copies, which would be for all that the GPU has yet to do.
-    """
-
-    def sent(t: Tensor) -> Tensor:
-        return t.to(device, non_blocking=True)
-
+    """The plain tensors of one data sample, sent to `device` without a wait; masks stay on the host."""
     gt = sample.gt_instances
     ignored = sample.get('ignored_instances')
+    ignored_boxes = gt.bboxes.new_zeros((0, 4)) if ignored is None else ignored.bboxes
     pad_shape = sample.get('pad_shape')
     return Target(
-        boxes=sent(gt.bboxes),
-        labels=sent(gt.labels),
+        boxes=gt.bboxes.to(device, non_blocking=True),
+        labels=gt.labels.to(device, non_blocking=True),
         masks=gt.get('masks'),
-        ignored_boxes=gt.bboxes.new_zeros((0, 4), device=device) if ignored is None else sent(ignored.bboxes),
+        ignored_boxes=ignored_boxes.to(device, non_blocking=True),
         image_shape=sample.img_shape[:2],
         pad_shape=None if pad_shape == sample.get('batch_input_shape') else pad_shape,  # nothing lies beyond it
     )

@@ -5,6 +5,7 @@ C classes (C itself is the background); boxes are xyxy in input pixels unless sa
 """
 
 from collections.abc import Callable
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -113,22 +114,34 @@ def candidate_losses(
 def sampled_loss(bbox_head: nn.Module, logits: Tensor, deltas: Tensor, sampled: list[Sampled], train_cfg: dict) -> dict:
     """The box head's losses of its outputs for all sampled RoIs."""
     labels = torch.cat([s.labels for s in sampled])
+    starts = accumulate((len(s.boxes) for s in sampled), initial=0)
+    positive = [torch.arange(start, start + s.num_positive, device=labels.device) for start, s in zip(starts, sampled)]
     return bbox_head.loss(
         logits,
         deltas,
         torch.cat([s.boxes for s in sampled]),
         labels,
         torch.cat([s.gt_boxes for s in sampled]),
+        torch.cat(positive),
         weight_positives(labels < bbox_head.num_classes, train_cfg.get('pos_weight', -1)),
     )
 
 
-def mask_targets_of(sampled: list[Sampled], targets: list[Target], size: int) -> Tensor:
+def positives_on_host(sampled: list[Sampled]) -> tuple[Tensor, ...]:
+    """The box of each positive RoI and the index of its ground truth, (P, 5) of each picture.
+
+    The host waits for them: best at once after sampling, when a GPU has nothing else to do.
+    """
+    rows = [torch.cat([s.boxes, s.gt_index[:, None].to(s.boxes)], dim=1)[: s.num_positive] for s in sampled]
+    return torch.cat(rows).cpu().split([s.num_positive for s in sampled])
+
+
+def mask_targets_of(positives: tuple[Tensor, ...], targets: list[Target], size: int, device: torch.device) -> Tensor:
     """Mask of every positive RoI's ground truth inside the RoI, (R, size, size) in {0, 1}."""
     return torch.cat(
         [
-            target.masks.crop_and_resize(s.boxes[: s.num_positive], s.gt_index[: s.num_positive], size)
-            for s, target in zip(sampled, targets)
+            target.masks.crop_and_resize(rows[:, :4], rows[:, 4].long(), size, device)
+            for rows, target in zip(positives, targets)
         ]
     )
 
@@ -208,17 +221,25 @@ class StandardRoIHead(nn.Module):
 
     def loss_sampled(self, features: tuple[Tensor, ...], sampled: list[Sampled], targets: list[Target]) -> dict:
         """Losses of RoIs already chosen."""
+        positives = positives_on_host(sampled) if self.mask_head is not None else ()
         logits, deltas = self(features, [s.boxes for s in sampled])
         losses = sampled_loss(self.bbox_head, logits, deltas, sampled, self.train_cfg or {})
         if self.mask_head is not None:
-            losses.update(self.mask_loss(features, sampled, targets))
+            losses.update(self.mask_loss(features, sampled, positives, targets))
         return losses
 
-    def mask_loss(self, features: tuple[Tensor, ...], sampled: list[Sampled], targets: list[Target]) -> dict:
+    def mask_loss(
+        self,
+        features: tuple[Tensor, ...],
+        sampled: list[Sampled],
+        positives: tuple[Tensor, ...],
+        targets: list[Target],
+    ) -> dict:
         boxes = [s.boxes[: s.num_positive] for s in sampled]
         labels = torch.cat([s.labels[: s.num_positive] for s in sampled])
-        mask_targets = mask_targets_of(sampled, targets, self.train_cfg['mask_size'])
         logits = self.mask_head(self.mask_roi_extractor(features, to_rois(boxes)))
+        # on the host, while a GPU computes the logits
+        mask_targets = mask_targets_of(positives, targets, self.train_cfg['mask_size'], labels.device)
         return self.mask_head.loss(logits, labels, mask_targets)
 
     def predict(self, features: tuple[Tensor, ...], proposals: list[Tensor], metas: list[dict]) -> list[Detections]:

@@ -135,4 +135,4 @@ class FastRCNN(FasterRCNN):
                     f'FastRCNN: picture {sample.get("img_id")} has no proposals; give the data set a proposal_file and '
                     'the pipeline LoadProposals'
                 )
-        return [sample.proposals.bboxes.to(features[0].device) for sample in data_samples]
+        return [sample.proposals.bboxes.to(features[0].device, non_blocking=True) for sample in data_samples]

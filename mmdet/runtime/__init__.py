@@ -8,6 +8,7 @@
 - `schedule`: resuming with another learning-rate schedule;
 - `command_line`, `launch`: what the tools' options have in common; processes on GPUs and without;
 - `seeding`: randomness that survives resuming, any number of workers and processes;
+- `scalars`: numbers of a GPU logged without a wait in every iteration;
 - `run`: the Runner with all of these.
 """
 

@@ -19,11 +19,13 @@ import torch
 from mmengine import dist
 from mmengine.config import Config, ConfigDict
 from mmengine.model import BaseModel
+from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import Runner
 
 from . import checkpoint as _checkpoint
 from .config import changed_keys, type_places
 from .errors import UserError, at_most, registered_names, suggest, unknown_type
+from .scalars import LateMessageHub, log_norm_late
 from .seeding import seeded_dataloader
 
 # Keys that say how or where a run happens, not what it computes.
@@ -188,6 +190,21 @@ def scale_learning_rate(cfg: Config) -> None:
     cfg.auto_scale_lr.enable = True
 
 
+class _Runner(Runner):
+    """mmengine's, which does not wait for a GPU in every iteration to log it."""
+
+    def build_message_hub(self, message_hub: dict | None = None) -> LateMessageHub:
+        return LateMessageHub.get_instance(**(message_hub or dict(name=self._experiment_name)))
+
+    def build_optim_wrapper(self, optim_wrapper) -> OptimWrapper:
+        built = super().build_optim_wrapper(optim_wrapper)
+        if built is not optim_wrapper:  # mmengine asks again when resuming
+            for wrapper in built.optim_wrappers.values() if isinstance(built, OptimWrapperDict) else [built]:
+                if wrapper.clip_grad_kwargs:
+                    log_norm_late(wrapper)
+        return built
+
+
 def build_runner(cfg: Config, launcher: str = 'none', resume_from: str | None = None,
                  checkpoint: str | None = None) -> Runner:
     """A Runner that saves and loads safely, whatever hooks the config names.
@@ -242,7 +259,7 @@ def build_runner(cfg: Config, launcher: str = 'none', resume_from: str | None = 
                  default_scope=cfg.get('default_scope', 'mmdet'),
                  log_level='WARNING')  # mmengine would log a thousand lines of environment and config
     try:
-        runner = Runner(**parts, cfg=cfg)
+        runner = _Runner(**parts, cfg=cfg)
     except KeyError as error:
         if unknown_type(error) is None:
             raise

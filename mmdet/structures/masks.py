@@ -146,18 +146,21 @@ class PolygonMasks:
         masks = rasterize_polygons(self.polygons, self.height, self.width).numpy()
         return BitmapMasks(masks, self.height, self.width)
 
-    def crop_and_resize(self, boxes: Tensor, indices: Tensor, size: int) -> Tensor:
+    def crop_and_resize(
+        self, boxes: Tensor, indices: Tensor, size: int, device: torch.device | None = None
+    ) -> Tensor:
         """Mask targets: instance ``indices[r]`` seen through ``boxes[r]``, rasterised at size x size.
 
         Args:
-            boxes: (R, 4) x1, y1, x2, y2 in pixels, any device.
+            boxes: (R, 4) x1, y1, x2, y2 in pixels, any device; from the host's nothing is waited for.
             indices: (R,) int64.
             size: side of a target, cells.
+            device: where the result is wanted; by default where `boxes` are.
 
         Returns:
-            (R, size, size) float32 of 0 and 1 on the device of `boxes`.
+            (R, size, size) float32 of 0 and 1.
         """
-        return mask_targets(self.polygons, boxes, size, indices)
+        return _send(mask_targets(self.polygons, boxes, size, indices), boxes.device if device is None else device)
 
 
 class BitmapMasks:
@@ -233,18 +236,28 @@ class BitmapMasks:
     def to_bitmap(self) -> BitmapMasks:
         return self
 
-    def crop_and_resize(self, boxes: Tensor, indices: Tensor, size: int) -> Tensor:
+    def crop_and_resize(
+        self, boxes: Tensor, indices: Tensor, size: int, device: torch.device | None = None
+    ) -> Tensor:
         """Mask targets: instance ``indices[r]`` seen through ``boxes[r]``, averaged by RoIAlign over
         size x size cells and cut at 0.5.
 
         Args and result as in `PolygonMasks.crop_and_resize`.
         """
+        device = boxes.device if device is None else device
         if len(boxes) == 0:
-            return boxes.new_zeros((0, size, size), dtype=torch.float32)
-        used, indices = indices.cpu().unique(return_inverse=True)
-        masks = torch.from_numpy(self.masks[used.numpy()]).to(boxes.device)[:, None].float()
-        rois = torch.cat([indices.to(boxes)[:, None], boxes], dim=1).float()
+            return torch.zeros(0, size, size, device=device)
+        used, indices = np.unique(indices.cpu().numpy(), return_inverse=True)
+        masks = _send(torch.from_numpy(self.masks[used]), device)[:, None].float()
+        rois = torch.cat([_send(torch.from_numpy(indices), device)[:, None], _send(boxes, device)], dim=1).float()
         return (roi_align(masks, rois, size, 1.0, 0, aligned=True)[:, 0] >= 0.5).float()
+
+
+def _send(tensor: Tensor, device: torch.device) -> Tensor:
+    """`tensor` on `device`. A GPU's host does not wait for it: pinned memory is copied later, other memory at once."""
+    if tensor.device.type == 'cpu' and device.type == 'cuda':
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 def masks_from_coco(

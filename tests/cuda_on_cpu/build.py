@@ -71,11 +71,11 @@ def build(sources: dict[str, str], torch: bool = True, sanitize: bool = False) -
         link += ['-fsanitize=address,undefined']
     parts = [(HERE / 'fibers.cpp').read_text()]
     if torch:
-        from torch import __path__, __version__
+        from torch import __path__, __version__, compiled_with_cxx11_abi
 
         include, lib = Path(__path__[0]) / 'include', Path(__path__[0]) / 'lib'
         folders += [f'-isystem{include}', f'-isystem{include}/torch/csrc/api/include']
-        flags += [f'-DTORCH="{__version__}"']
+        flags += [f'-DTORCH="{__version__}"', f'-D_GLIBCXX_USE_CXX11_ABI={compiled_with_cxx11_abi():d}']
         link += [f'-L{lib}', '-ltorch', '-ltorch_cpu', '-lc10']
         parts.append((HERE / 'memory.cpp').read_text())
     parts += [translate(text, name) for name, text in sources.items()]

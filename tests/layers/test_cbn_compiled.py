@@ -115,6 +115,14 @@ def test_every_option(device, options):
     train(*make(device, **options), steps=6, device=device)
 
 
+@pytest.mark.parametrize('missing', ['weight', 'bias'])
+def test_scale_or_shift_alone(device, missing):
+    conv, norm, plain = make(device, full_gradient=True)
+    norm.register_parameter(missing, None)
+    plain.register_parameter(missing, None)
+    train(conv, norm, plain, 3, device)
+
+
 @pytest.mark.parametrize('fraction', [1.0, 1 / 16])
 def test_float32(device, fraction):
     train(*make(device, dtype=torch.float32, derivative_fraction=fraction), 10, device, torch.float32, 1e-3, 1e-4)

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mmdet.models.preprocess import DetDataPreprocessor, to_target
+from mmdet.models.preprocess import DetDataPreprocessor
 from mmdet.structures import DetDataSample
 
 OPTIONS = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], pad_size_divisor=32)
@@ -31,12 +31,3 @@ def test_one_batch_equals_padded_pictures_to_the_bit(options, dtype, device):
 def test_precision_follows_the_model(cast, dtype):
     preprocess = getattr(DetDataPreprocessor(**OPTIONS), cast)()
     assert preprocess(dict(inputs=[torch.zeros(3, 8, 8, dtype=torch.uint8)]))['inputs'].dtype == dtype
-
-
-def test_targets_are_sent_without_a_wait(make_data, monkeypatch):
-    """A copy that blocks waits for all that the GPU has been given before it: the whole backbone."""
-    sent, to = [], torch.Tensor.to
-    monkeypatch.setattr(torch.Tensor, 'to', lambda t, *args, **options: sent.append(options) or to(t, *args, **options))
-    target = to_target(make_data([2], ignored=1)['data_samples'][0], torch.device('meta'))
-    assert {t.device.type for t in (target.boxes, target.labels, target.ignored_boxes)} == {'meta'}
-    assert sent == [dict(non_blocking=True)] * 3

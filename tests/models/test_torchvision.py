@@ -8,7 +8,7 @@ from torchvision.models.detection import roi_heads as tv_roi
 from torchvision.models.detection.image_list import ImageList
 
 from mmdet.checkpoints import convert, to_torchvision
-from mmdet.models.roi_head import Detections, Sampled
+from mmdet.models.roi_head import Detections, Sampled, sampled_loss
 from mmdet.registry import MODELS
 from mmdet.structures import Target
 
@@ -176,10 +176,7 @@ def test_same_training_losses(pair):
         *theirs.roi_heads.box_predictor(theirs.roi_heads.box_head(pooled)), their_labels, regression
     )
     head = ours.roi_head
-    our_losses = head.bbox_head.loss(
-        *head(maps, [s.boxes for s in sampled]),
-        *(torch.cat([getattr(s, field) for s in sampled]) for field in ('boxes', 'labels', 'gt_boxes')),
-    )
+    our_losses = sampled_loss(head.bbox_head, *head(maps, [s.boxes for s in sampled]), sampled, {})
     torch.testing.assert_close(our_losses['loss_cls'], their_losses[0], atol=0, rtol=1e-4)
     torch.testing.assert_close(our_losses['loss_bbox'], their_losses[1], atol=0, rtol=1e-4)
     if ours.roi_head.mask_head is None:

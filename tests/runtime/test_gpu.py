@@ -66,7 +66,7 @@ def test_pictures_go_through_pinned_memory(tmp_path, monkeypatch, gpu):
     set_seed(cfg, seed=0, deterministic=False, resumed=None)
     cfg.val_dataloader.pin_memory = False
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: gpu)
-    monkeypatch.setattr('mmdet.runtime.run.Runner', Built)
+    monkeypatch.setattr('mmdet.runtime.run._Runner', Built)
     parts = build_runner(cfg).parts
     assert parts['train_dataloader'].get('pin_memory', False) == gpu and not parts['val_dataloader']['pin_memory']
     with warnings.catch_warnings(record=True) as seen:

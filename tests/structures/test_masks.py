@@ -144,6 +144,10 @@ def test_targets_of_a_rectangle(device, kind):
     targets = masks.crop_and_resize(boxes, torch.ones(4, dtype=torch.long, device=device), 16)
     assert targets.dtype == torch.float32
     assert targets.device.type == device
+    sent = masks.crop_and_resize(boxes.cpu(), torch.ones(4, dtype=torch.long), 16, boxes.device)
+    assert sent.device == targets.device and torch.equal(sent, targets)
+    none = masks.crop_and_resize(boxes[:0].cpu(), torch.zeros(0, dtype=torch.long), 16, boxes.device)
+    assert none.device == targets.device and none.dtype == torch.float32 and none.shape == (0, 16, 16)
     assert targets[0].eq(1).all()
     assert targets[1, :, :8].eq(0).all() and targets[1, :, 8:].eq(1).all()
     assert targets[2, :8].eq(1).all() and targets[2, 8:].eq(0).all()

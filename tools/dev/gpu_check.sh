@@ -42,10 +42,12 @@ step build 240 env MMDET_CUDA=1 "$python" setup.py build_ext --inplace
 step kernels 60 "$python" -m mmdet.ops
 step tests_ops 120 "${pytest[@]}" tests/ops -m 'not slow' -k cuda
 step tests_cbn 90 "${pytest[@]}" tests/layers -m cuda
+step tests_waits 60 "${pytest[@]}" tests/runtime/test_scalars.py tests/structures -m cuda
 step training 150 "${pytest[@]}" tests/tools/test_gpu_training.py -m cuda
 step bench_cbn 60 "$python" benchmarks/cbn.py layers --device cuda --dtype bfloat16
 step bench_model 60 "$python" benchmarks/cbn.py model --device cuda --size 800 1216 --batch 2
 step bench_whole 90 "$python" benchmarks/detectors.py --device cuda --amp --parts whole --models mask_rcnn --repeats 3
+step bench_last 60 "$python" benchmarks/detectors.py --device cuda --amp --parts whole --models mask_rcnn --repeats 3 --channels-last
 step bench_ops 90 "$python" benchmarks/ops.py --device cuda --repeats 15 --json "$out/ops.json"
 if command -v compute-sanitizer >/dev/null; then
     step memcheck 120 compute-sanitizer --error-exitcode 1 "${pytest[@]}" tests/ops tests/layers/test_cbn_compiled.py \

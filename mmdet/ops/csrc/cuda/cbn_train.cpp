@@ -39,6 +39,7 @@ struct Normalize : torch::autograd::Function<Normalize> {
     ctx->save_for_backward({y, mean, rstd, gamma.value_or(Tensor())});
     // Not saved as tensors, which activation checkpointing would make anew when the window has moved on.
     ctx->saved_data["total"] = total;
+    ctx->saved_data["shifts"] = beta.has_value();
     if (source.has_value()) {
       ctx->saved_data["dmean"] = dmean, ctx->saved_data["dvar"] = dvar;
       ctx->saved_data["shape"] = source->sizes();
@@ -61,7 +62,8 @@ struct Normalize : torch::autograd::Function<Normalize> {
       if (ctx->needs_input_grad(0))
         out[0] = at::batch_norm_backward_elemt(grad, y, mean, rstd, gamma, sum_g, sum_gd,
                                                ctx->saved_data["total"].toTensor());
-      if (saved[3].defined()) out[1] = grad_gamma, out[2] = grad_beta;
+      if (saved[3].defined()) out[1] = grad_gamma;
+      if (ctx->saved_data["shifts"].toBool()) out[2] = grad_beta;
       if (ctx->saved_data.count("dmean")) {
         const Tensor dmean = ctx->saved_data["dmean"].toTensor(), dvar = ctx->saved_data["dvar"].toTensor();
         const Tensor scale = gamma * rstd, by_mean = (scale * sum_g).view({dmean.size(0), -1, 1}) * dmean.unsqueeze(1);
