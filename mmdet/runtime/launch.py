@@ -235,7 +235,8 @@ def _from_slurm() -> None:
         if found.returncode or not found.stdout.strip():
             raise UserError(f'--launcher slurm: scontrol cannot expand SLURM_NODELIST={nodes}; set MASTER_ADDR')
         os.environ['MASTER_ADDR'] = found.stdout.split()[0]
-    os.environ.setdefault('MASTER_PORT', os.environ.get('PORT', str(_DEFAULT_PORT)))
+    own_port = _DEFAULT_PORT + _integer('SLURM_JOB_ID', 0) % 1000  # two jobs may have their first process on one node
+    os.environ.setdefault('MASTER_PORT', os.environ.get('PORT', str(own_port)))
 
 
 def _from_mpi() -> None:
