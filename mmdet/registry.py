@@ -9,16 +9,18 @@ name imports the rooms in ``locations``; nothing is imported before that.
 1.0
 """
 
+from collections.abc import Sequence
+
 from mmengine import registry as _root
 from mmengine.registry import Registry
 
 _MODEL_ROOMS = ['mmdet.layers', 'mmdet.models']
 
 
-def _child(name: str, locations: list[str]) -> Registry:
-    parent = getattr(_root, name)
+def _child(name: str, locations: Sequence[str] = (__name__,)) -> Registry:
     # Without a location mmengine would look for `mmdet.utils.register_all_modules` and warn.
-    return Registry(parent.name, parent=parent, scope='mmdet', locations=locations or [__name__])
+    parent = getattr(_root, name)
+    return Registry(parent.name, parent=parent, scope='mmdet', locations=list(locations))
 
 
 MODELS = _child('MODELS', _MODEL_ROOMS)
@@ -33,18 +35,16 @@ LOG_PROCESSORS = _child('LOG_PROCESSORS', ['mmdet.engine'])
 OPTIM_WRAPPERS = _child('OPTIM_WRAPPERS', ['mmdet.engine'])
 LOOPS = _child('LOOPS', ['mmdet.runtime.seeding'])
 
-# Nothing of ours lives in these; they exist so that a lookup in scope 'mmdet' reaches mmengine's
-# entries. mmengine warns where a registry names no room, so they name this module.
-_NONE = ['mmdet.registry']
-RUNNERS = _child('RUNNERS', _NONE)
-RUNNER_CONSTRUCTORS = _child('RUNNER_CONSTRUCTORS', _NONE)
-MODEL_WRAPPERS = _child('MODEL_WRAPPERS', _NONE)
-WEIGHT_INITIALIZERS = _child('WEIGHT_INITIALIZERS', _NONE)
-OPTIMIZERS = _child('OPTIMIZERS', _NONE)
-OPTIM_WRAPPER_CONSTRUCTORS = _child('OPTIM_WRAPPER_CONSTRUCTORS', _NONE)
-PARAM_SCHEDULERS = _child('PARAM_SCHEDULERS', _NONE)
-EVALUATOR = _child('EVALUATOR', _NONE)
-VISBACKENDS = _child('VISBACKENDS', _NONE)
-FUNCTIONS = _child('FUNCTIONS', _NONE)
-INFERENCERS = _child('INFERENCERS', _NONE)
-STRATEGIES = _child('STRATEGIES', _NONE)
+# Nothing of ours lives in these; they exist so that a lookup in scope 'mmdet' reaches mmengine's entries.
+RUNNERS = _child('RUNNERS')
+RUNNER_CONSTRUCTORS = _child('RUNNER_CONSTRUCTORS')
+MODEL_WRAPPERS = _child('MODEL_WRAPPERS')
+WEIGHT_INITIALIZERS = _child('WEIGHT_INITIALIZERS')
+OPTIMIZERS = _child('OPTIMIZERS')
+OPTIM_WRAPPER_CONSTRUCTORS = _child('OPTIM_WRAPPER_CONSTRUCTORS')
+PARAM_SCHEDULERS = _child('PARAM_SCHEDULERS')
+EVALUATOR = _child('EVALUATOR')
+VISBACKENDS = _child('VISBACKENDS')
+FUNCTIONS = _child('FUNCTIONS')
+INFERENCERS = _child('INFERENCERS')
+STRATEGIES = _child('STRATEGIES')

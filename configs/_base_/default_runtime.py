@@ -10,7 +10,6 @@ custom_hooks = [dict(type='CBNHook')]
 env_cfg = dict(
     cudnn_benchmark=False,
     mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0),
-    dist_cfg=dict(backend='nccl'),
 )
 vis_backends = [dict(type='LocalVisBackend')]
 visualizer = dict(type='DetVisualizer', vis_backends=vis_backends)

@@ -9,7 +9,7 @@ import torch
 from mmengine.evaluator import BaseMetric
 from mmengine.logging import print_log
 
-from mmdet.runtime import UserError, write_atomically
+from mmdet.runtime import write_atomically
 
 
 class DumpPredictions(BaseMetric):
@@ -17,15 +17,10 @@ class DumpPredictions(BaseMetric):
 
     Each holds img_id, img_path, ori_shape (h, w) and pred_instances: a dict of numpy arrays bboxes (D, 4) xyxy
     pixels, scores (D,), labels (D,) and, with a mask head, masks (D RLE dicts).
-
-    Raises:
-        UserError: the file name does not end with .pkl or .pickle.
     """
 
     def __init__(self, out_file: str, collect_device: str = 'cpu'):
         super().__init__(collect_device=collect_device)
-        if not out_file.endswith(('.pkl', '.pickle')):
-            raise UserError(f'--out {out_file}: the file name must end with .pkl')
         self.out_file = out_file
 
     def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:

@@ -46,8 +46,12 @@ class AnchorGenerator:
         centers: list[tuple[float, float]] | None = None,
         use_box_type: bool = False,
     ):
-        only('AnchorGenerator', scale_major=(scale_major, True), centers=(centers, None))
-        only('AnchorGenerator', use_box_type=(use_box_type, False))
+        only(
+            'AnchorGenerator',
+            scale_major=(scale_major, True),
+            centers=(centers, None),
+            use_box_type=(use_box_type, False),
+        )
         if scales is None and octave_base_scale is not None and scales_per_octave is not None:
             scales = [octave_base_scale * 2 ** (i / scales_per_octave) for i in range(scales_per_octave)]
         if (scales is None) == (sizes is None):

@@ -23,6 +23,7 @@ class NonLocal(nn.Module):
         self.phi = ConvModule(channels, channels, 1, **common)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H_r, W_r) -> the same shape."""
         values, queries, keys = (conv(x).flatten(2) for conv in (self.g, self.theta, self.phi))  # (N, C, P)
         likeness = (queries.transpose(1, 2) @ keys).float().softmax(-1).to(values.dtype)  # (N, P, P)
         mixed = (likeness @ values.transpose(1, 2)).transpose(1, 2)
@@ -70,6 +71,7 @@ class BFP(nn.Module):
         apply_init_cfg(self, init_cfg)
 
     def forward(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """L maps -> L maps of the same shapes."""
         if len(inputs) != self.num_levels:
             raise ValueError(f'BFP: {len(inputs)} maps for num_levels={self.num_levels}')
         size = inputs[self.refine_level].shape[-2:]

@@ -77,6 +77,7 @@ class FPN(nn.Module):
         apply_init_cfg(self, init_cfg)
 
     def forward(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """L maps (N, C_l, H_l, W_l) -> `num_outs` maps (N, out_channels, H_l, W_l), fine to coarse."""
         laterals = [conv(x) for conv, x in zip(self.lateral_convs, inputs[self.start_level : self.end_level])]
         for level in range(len(laterals) - 1, 0, -1):
             finer = laterals[level - 1]

@@ -239,6 +239,7 @@ class ResNet(nn.Module):
             module.requires_grad_(False)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Pictures (N, in_channels, H, W) -> the maps of `out_indices`, fine to coarse."""
         x = conv_norm(self.conv1, getattr(self, self.norm1_name), x).relu_()
         x = nn.functional.max_pool2d(x, 3, 2, 1)
         outputs = []

@@ -245,6 +245,7 @@ def _replace_copies(cfg: Config, name: str, before: Any, dotted: str) -> None:
 
 
 def walk(node: Any, path: str = '') -> Iterator[tuple[str, Any]]:
+    """Every dotted path below a dict or list, at any depth, and its value."""
     items = node.items() if isinstance(node, dict) else enumerate(node)
     for key, value in items:
         here = f'{path}.{key}' if path else str(key)
@@ -300,6 +301,7 @@ def _check_type(registry: Registry, value: str, path: str) -> None:
 
 
 def has_mask_head(cfg: Config) -> bool:
+    """Whether the config's model predicts masks."""
     return bool((cfg.model.get('roi_head') or {}).get('mask_head'))
 
 

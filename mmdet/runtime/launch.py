@@ -173,7 +173,7 @@ def _port(nodes: int) -> int:
 
 
 def join_processes(launcher: str, env_cfg: dict | None = None) -> None:
-    """Join the process group that `launcher` (or `spawn`) describes in the environment.
+    """Join the process group that `launcher` (or `spawn`) describes in the environment: nccl with GPUs, gloo without.
 
     Args:
         launcher: none, pytorch (torchrun), slurm or mpi.
