@@ -61,6 +61,7 @@ def main() -> None:
     from mmdet.runtime.run import build_runner, check_writable, on_rank_0
 
     cfg = load_config(args.config, args.cfg_options)
+    check_types(cfg)
     cfg.work_dir = args.work_dir or f'work_dirs/{Path(args.config).stem}/test'
     if cfg.get('test_evaluator') is None or cfg.get('test_dataloader') is None:
         raise UserError(f'{args.config} has no test_dataloader and test_evaluator: nothing to test on')
@@ -69,7 +70,6 @@ def main() -> None:
     if args.show_dir:
         cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), dict(
             type='DetVisualizationHook', out_dir=args.show_dir, score_thr=args.show_score_thr)]
-    check_types(cfg)
     check_values(cfg, training=False)
     join_processes(launcher, cfg.get('env_cfg'))
     folders = {'--work-dir': cfg.work_dir, '--show-dir': args.show_dir, '--out': args.out and Path(args.out).parent}

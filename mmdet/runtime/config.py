@@ -275,7 +275,7 @@ def check_types(cfg: Config) -> None:
     """Check every ``type`` whose registry its place decides, before anything expensive is built.
 
     Raises:
-        UserError: names the type, its place in the config, and the nearest registered names.
+        UserError: names the type, its place in the config, and the nearest registered names; or a part without one.
     """
     from mmdet import registry
 
@@ -284,11 +284,13 @@ def check_types(cfg: Config) -> None:
         for pattern, name in _PLACES:
             if key == 'type' and isinstance(value, str) and re.fullmatch(pattern, parent):
                 _check_type(getattr(registry, name), value, path)
-            needs_type = isinstance(value, dict) and path not in _NEED_NO_TYPE and re.fullmatch(pattern, path)
-            if needs_type and 'type' not in value:
+            if not re.fullmatch(pattern, path):
+                continue
+            if isinstance(value, (str, int, float)):
+                kind = repr(value) if isinstance(value, str) else '...'
+                raise UserError(f'{path}={value!r}: write it as dict(type={kind})')
+            if isinstance(value, dict) and 'type' not in value and path not in _NEED_NO_TYPE:
                 raise UserError(f'{path} has no type; its keys are {at_most(map(str, value))}')
-            if name == 'HOOKS' and isinstance(value, str) and re.fullmatch(pattern, path):
-                raise UserError(f"{path}={value!r}: a hook is given as dict(type={value!r})")
 
 
 def _check_type(registry: Registry, value: str, path: str) -> None:

@@ -26,6 +26,8 @@ def _number(low: float, high: float = math.inf) -> _Check:
 
 
 _VALUES = [
+    (r'(train|val|test)_(dataloader|cfg)|default_hooks', (
+        lambda x: x is None or isinstance(x, dict), 'a dict is needed')),
     (r'(train|val|test)_dataloader\.batch_size', _whole(1)),
     (r'(train|val|test)_dataloader\.num_workers', _whole(0)),
     (r'train_cfg\.(max_epochs|max_iters|val_interval)', _whole(1)),

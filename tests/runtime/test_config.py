@@ -123,7 +123,9 @@ def test_parts_without_a_type(tmp_path):
         cfg = load_config(write_config(tmp_path, base=CONFIG.replace(old, 'length=5' * ('length' in old))))
         assert message(check_types, cfg) == f'{place} has no type; its keys are {keys}'
     cfg = load_config(write_config(tmp_path, text="custom_hooks = ['EMAHook']\n"))
-    assert message(check_types, cfg) == "custom_hooks.0='EMAHook': a hook is given as dict(type='EMAHook')"
+    assert message(check_types, cfg) == "custom_hooks.0='EMAHook': write it as dict(type='EMAHook')"
+    cfg = load_config(write_config(tmp_path), dict(param_scheduler=3))
+    assert message(check_types, cfg) == 'param_scheduler=3: write it as dict(type=...)'
 
 
 @pytest.mark.parametrize(
