@@ -165,7 +165,7 @@ class RetinaHead(nn.Module):
             # The nms_pre best pairs of anchor and class of the level.
             level = logits[start : start + size].flatten()
             candidates = (level > least).nonzero().squeeze(1)
-            level_best, order = level[candidates].topk(at_most(cfg['nms_pre'], len(candidates)))
+            level_best, order = level[candidates].topk(at_most(cfg.get('nms_pre', -1), len(candidates)))
             best.append(level_best)
             index.append(candidates[order] + start * self.num_classes)
             start += size

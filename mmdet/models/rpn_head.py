@@ -134,7 +134,7 @@ class RPNHead(nn.Module):
         best, levels, start = [], [], 0
         for level, level_anchors in enumerate(anchors):
             end = start + len(level_anchors)
-            count = at_most(cfg['nms_pre'], end - start)
+            count = at_most(cfg.get('nms_pre', -1), end - start)
             best.append(logits[:, start:end].topk(count, dim=1).indices + start)
             levels.append(torch.full((count,), level, device=logits.device))
             start = end

@@ -117,6 +117,8 @@ class CombinedSampler(RandomSampler):
         common = dict(num=num, pos_fraction=pos_fraction)
         self.pos_sampler = TASK_UTILS.build({**common, **pos_sampler})
         self.neg_sampler = TASK_UTILS.build({**common, **neg_sampler})
+        if any(getattr(sampler, 'needs_losses', False) for sampler in (self.pos_sampler, self.neg_sampler)):
+            raise ValueError('CombinedSampler: OHEMSampler chooses by losses, which its parts do not get; use it alone')
 
     def choose_positives(self, indices: Tensor, count: int, matched: Tensor) -> Tensor:
         return self.pos_sampler.choose_positives(indices, count, matched)

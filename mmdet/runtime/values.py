@@ -50,6 +50,14 @@ _PARTS = {
     'val': ('val_dataloader', 'val_cfg', 'val_evaluator'),
     'test': ('test_dataloader', 'test_cfg', 'test_evaluator'),
 }
+# What our heads read of train_cfg and test_cfg and have no default for.
+_DETECTIONS = ('score_thr', 'nms', 'max_per_img')
+_NEEDED = {
+    'RPNHead': dict(train_cfg=('assigner',), test_cfg=('nms', 'max_per_img')),
+    'RetinaHead': dict(train_cfg=('assigner',), test_cfg=_DETECTIONS),
+    'StandardRoIHead': dict(train_cfg=('assigner', 'sampler'), test_cfg=_DETECTIONS),
+    'CascadeRoIHead': dict(train_cfg=('assigner', 'sampler'), test_cfg=_DETECTIONS),
+}
 
 
 def check_values(cfg: Config, training: bool) -> None:
@@ -90,13 +98,30 @@ def _check_parts(cfg: dict, phase: str, needed: bool) -> None:
 
 def _check_model(model: dict, places: list[str]) -> None:
     """The heads read their part of train_cfg and test_cfg, late and without saying where it should have been."""
-    needed = {'rpn_head': '.rpn', 'roi_head': '.rcnn', 'bbox_head': ''}
-    for head, part in needed.items():
+    parts = {'rpn_head': '.rpn', 'roi_head': '.rcnn', 'bbox_head': ''}
+    for head, part in parts.items():
         for place in places if model.get(head) else ():
             cfg = model.get(place) or {}
-            if not (cfg.get(part[1:]) if part else cfg):
+            cfg = cfg.get(part[1:]) if part else cfg
+            if not cfg:
                 raise UserError(f'the config has no model.{place}{part}, which model.{head} needs; examples are in '
                                 'configs/_base_/models')
+            needed = _NEEDED.get(str(model[head].get('type')), {}).get(place, ())
+            if needed and model[head].get('mask_head'):
+                needed = *needed, dict(train_cfg='mask_size', test_cfg='mask_thr_binary')[place]
+            for number, stage in enumerate(cfg if isinstance(cfg, (list, tuple)) else [cfg]):  # of a cascade
+                where = f'model.{place}{part}' + (f'.{number}' if stage is not cfg else '')
+                _check_needed(stage, needed, where, head)
+    proposals = (model.get('train_cfg') or {}).get('rpn_proposal')
+    if proposals and 'train_cfg' in places:
+        _check_needed(proposals, ('nms', 'max_per_img'), 'model.train_cfg.rpn_proposal', 'rpn_head')
+
+
+def _check_needed(cfg: dict, names: tuple[str, ...], path: str, head: str) -> None:
+    missing = [name for name in names if name not in cfg]
+    if missing:
+        raise UserError(f'{path} has no {" and no ".join(missing)}, which model.{head} needs; examples are in '
+                        'configs/_base_/models')
 
 
 def _check_metrics(cfg: Config, path: str) -> None:

@@ -51,10 +51,12 @@ ROI_HEAD = dict(
         (dict(ANCHORS, scale_major=False), 'AnchorGenerator: scale_major=False'),
         (dict(type='DeltaXYWHBBoxCoder', add_ctr_clamp=True), 'DeltaXYWHBBoxCoder: add_ctr_clamp=True'),
         (dict(type='OHEMSampler', num=9, pos_fraction=0.5, loss_key='loss_bbox'), "OHEMSampler: loss_key='loss_bbox'"),
+        (dict(type='CombinedSampler', num=9, pos_fraction=0.5, pos_sampler=dict(type='OHEMSampler'),
+              neg_sampler=dict(type='RandomSampler')), 'CombinedSampler: OHEMSampler chooses by losses'),
         (dict(type='MaxIoUAssigner', pos_iou_thr=0.5, neg_iou_thr=0.5, perm_repeat_gt_cfg={}), 'perm_repeat_gt_cfg'),
         (dict(type='DetDataPreprocessor', pad_seg=True), 'DetDataPreprocessor: pad_seg=True'),
     ],
-)
+)  # fmt: skip
 def test_what_cannot_act_is_refused_in_one_line(cfg, message):
     registry = TASK_UTILS if TASK_UTILS.get(cfg['type']) else MODELS
     with pytest.raises(ValueError) as error:
