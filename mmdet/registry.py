@@ -2,7 +2,7 @@
 
 Each is a child of mmengine's registry of the same name: a name is looked up here first and in
 mmengine afterwards, so a type of ours never collides with one that mmcv registers. Looking up a
-name imports the rooms in ``locations``; nothing is imported before that.
+name imports the subpackages that may register it; nothing is imported before that.
 
 >>> from mmdet.registry import MODELS
 >>> MODELS.build(dict(type='SmoothL1Loss', beta=1.0)).beta
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from mmengine import registry as _root
 from mmengine.registry import Registry
 
-_MODEL_ROOMS = ['mmdet.layers', 'mmdet.models']
+_PARTS_OF_MODELS = ['mmdet.layers', 'mmdet.models']
 
 
 def _child(name: str, locations: Sequence[str] = (__name__,)) -> Registry:
@@ -23,8 +23,8 @@ def _child(name: str, locations: Sequence[str] = (__name__,)) -> Registry:
     return Registry(parent.name, parent=parent, scope='mmdet', locations=list(locations))
 
 
-MODELS = _child('MODELS', _MODEL_ROOMS)
-TASK_UTILS = _child('TASK_UTILS', _MODEL_ROOMS)
+MODELS = _child('MODELS', _PARTS_OF_MODELS)
+TASK_UTILS = _child('TASK_UTILS', _PARTS_OF_MODELS)
 DATASETS = _child('DATASETS', ['mmdet.datasets'])
 DATA_SAMPLERS = _child('DATA_SAMPLERS', ['mmdet.datasets'])
 TRANSFORMS = _child('TRANSFORMS', ['mmdet.datasets'])

@@ -17,8 +17,8 @@ class FocalLoss(nn.Module):
     """Sigmoid cross entropy, weighted down where the score is already right (RetinaNet, arXiv 1708.02002, eq. 5).
 
     Args:
-        gamma: how strongly.
-        alpha: weight of the class itself; 1 - alpha that of its absence.
+        gamma: how strongly such scores are weighted down; 0 is plain cross entropy.
+        alpha: weight of the positives of a class; its negatives have 1 - alpha.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class FocalLoss(nn.Module):
 
 
 class _FocalSum(torch.autograd.Function):
-    """Sum of the loss, whose gradient is found on the way: of the many logits only one array is kept, and few made."""
+    """Sum of the loss. The forward pass finds the gradient too, so that only one array of the logits' size is kept."""
 
     @staticmethod
     def forward(ctx, logits: Tensor, target: Tensor, weight: Tensor, gamma: float, alpha: float) -> Tensor:

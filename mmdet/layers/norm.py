@@ -101,7 +101,7 @@ def build_norm_layer(cfg: dict, num_features: int, postfix: int | str = '') -> t
     requires_grad = options.pop('requires_grad', True)
     layer_type = kind if inspect.isclass(kind) else MODELS.module_dict.get(kind)
     if layer_type is None and isinstance(kind, str):
-        layer_type = MODELS.get(kind)  # imports the rooms that may register it
+        layer_type = MODELS.get(kind)  # imports the subpackages that may register it
     if layer_type is None:
         known = {name.lower(): name for name in (*MODELS.module_dict, *NORM_NAMES)}
         near = [known[n] for n in difflib.get_close_matches(str(kind).lower(), known, n=3)] or NORM_NAMES

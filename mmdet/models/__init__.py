@@ -1,4 +1,4 @@
-"""The parts of a detector, one file each, and the detectors built of them."""
+"""The parts of a detector, one file each, and the detectors that are built of them."""
 
 from .anchors import AnchorGenerator
 from .assign import MaxIoUAssigner, PseudoSampler, RandomSampler

@@ -49,7 +49,7 @@ def sample_anchors(
     trained = trained_anchors(anchors, target, allowed_border)
     if trained is None:
         matched, iou = assigner(anchors, target.boxes, target.ignored_boxes)
-    else:  # far away the others overlap nothing; to pick out those trained the host would have to wait for a GPU
+    else:  # the others go far away, where they overlap nothing; to select the trained ones would wait for a GPU
         anchors = anchors.where(trained[:, None], FAR_AWAY)
         matched, iou = assigner(anchors, target.boxes, target.ignored_boxes)
         matched = matched.where(trained, IGNORED)

@@ -1,4 +1,4 @@
-"""What passes between the rooms: data samples, plain targets, and masks."""
+"""What data sets, models and metrics pass to one another: data samples, plain targets, and masks."""
 
 from .masks import BitmapMasks, PolygonMasks, masks_from_coco
 from .sample import DetDataSample, Target

@@ -14,7 +14,7 @@ class DetDataSample(BaseDataElement):
     - ``gt_instances``: bboxes (G, 4) float xyxy pixels, labels (G,) int64, masks (`BitmapMasks` or
       `PolygonMasks`, only when loaded);
     - ``ignored_instances``: bboxes (I, 4) of crowds and ignored objects, labels, masks;
-    - ``proposals``: bboxes (P, 4), scores (P,), for models without an RPN;
+    - ``proposals``: bboxes (P, 4) in input pixels, for models without an RPN;
     - ``pred_instances``: bboxes (D, 4) in pixels of the original picture, scores (D,), labels (D,),
       masks (D RLE dicts of the original size, only for models with a mask head).
 
