@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.dataset import Compose, pseudo_collate
-from mmengine.registry import DefaultScope
+from mmengine.registry import init_default_scope
 from torch import nn
 
 from mmdet.checkpoints import adapt_config, load_checkpoint
@@ -42,8 +42,7 @@ def init_detector(
         config = load_config(config, cfg_options)
     elif cfg_options:
         raise UserError('cfg_options apply to a config file; change the loaded config itself')
-    if not DefaultScope.check_instance_created('mmdet'):
-        DefaultScope.get_instance('mmdet', scope_name='mmdet')
+    init_default_scope('mmdet')
     if checkpoint is not None:
         adapt_config(config, checkpoint)
     model_cfg = config.model.to_dict()
