@@ -63,6 +63,8 @@ def main() -> None:
     from mmdet.runtime.config import has_mask_head
     from mmdet.runtime.run import check_writable
 
+    if args.number < 0:
+        raise UserError(f'--number {args.number}: 0 or more pictures can be drawn')
     cfg = load_config(args.config, args.cfg_options)
     loader = cfg.get(f'{args.split}_dataloader')
     if loader is None:

@@ -82,7 +82,7 @@ class MaxIoUAssigner:
         if self.gt_max_assign_all:
             takes = iou == best.masked_fill(bad, torch.inf)
         else:
-            takes = torch.zeros_like(iou, dtype=torch.bool).scatter_(1, box, ~bad)
+            takes = (torch.arange(iou.shape[1], device=iou.device) == box) & ~bad
         rank = torch.arange(1, len(iou) + 1, dtype=torch.int32, device=iou.device)
         last = (takes * rank[:, None]).amax(dim=0)  # of several ground truths the last one takes the box
         return torch.where(last > 0, last.long() - 1, matched)

@@ -113,3 +113,8 @@ def test_browse_draws_float_pictures(call, folder):
          'data_root=shapes/', 'test_pipeline.0.to_float32=True')  # fmt: skip
     (drawn,) = (folder / 'floats').iterdir()
     assert read_picture(drawn).std() > 10
+
+
+def test_browse_draws_no_negative_number(call):
+    _, err = call('browse.py', CONFIG, '--number', -3, status=2)
+    assert err == 'error: --number -3: 0 or more pictures can be drawn\n'
