@@ -115,6 +115,16 @@ def test_every_option(device, options):
     train(*make(device, **options), steps=6, device=device)
 
 
+@pytest.mark.parametrize('fraction', [1.0, 1 / 16])
+def test_synchronised(device, fraction, monkeypatch):
+    """A group of one process: all that is exchanged stays what it is."""
+    monkeypatch.setattr(cbn, 'process_group', lambda wanted: 'alone' if wanted else None)
+    monkeypatch.setattr(cbn.dist, 'all_reduce', lambda *args, **options: None)
+    conv, norm, plain = make(device, derivative_fraction=fraction, sync=True)
+    plain.sync = False
+    train(conv, norm, plain, 5, device)
+
+
 @pytest.mark.parametrize('missing', ['weight', 'bias'])
 def test_scale_or_shift_alone(device, missing):
     conv, norm, plain = make(device, full_gradient=True)
