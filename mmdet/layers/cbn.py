@@ -176,6 +176,16 @@ def _taps(k: int, stride: int, padding: int, dilation: int, size: int, out: int,
     return ((steps >= 0) & (steps % stride == 0) & (steps < out * stride)).to(dtype)
 
 
+def taps_of(x: Tensor, y: Tensor, geometry: Geometry, dtype: torch.dtype) -> tuple[Tensor | None, Tensor | None]:
+    """Of both axes, (kh, H) and (kw, W); None where one tap meets every position."""
+    if geometry.kernel == [1, 1] and geometry.stride == [1, 1] and geometry.padding == [0, 0]:
+        return None, None
+    return tuple(
+        _taps(*(size[axis] for size in geometry[:4]), x.shape[2 + axis], y.shape[2 + axis], dtype, x.device)
+        for axis in (0, 1)
+    )
+
+
 def mean_slope(x: Tensor, y: Tensor, geometry: Geometry, dtype: torch.dtype) -> Tensor:
     """dmean / dw of a convolution from x to y, (G, K): the mean patch under the kernel, the same for all channels.
 
@@ -183,14 +193,8 @@ def mean_slope(x: Tensor, y: Tensor, geometry: Geometry, dtype: torch.dtype) -> 
     dilation are all one case.
     """
     total = x.sum(0, dtype=dtype)
-    if geometry.kernel == [1, 1] and geometry.stride == [1, 1] and geometry.padding == [0, 0]:
-        total = total.sum((1, 2))
-    else:
-        vertical, horizontal = (
-            _taps(*(size[axis] for size in geometry[:4]), x.shape[2 + axis], y.shape[2 + axis], dtype, x.device)
-            for axis in (0, 1)
-        )
-        total = vertical @ (total @ horizontal.t())
+    vertical, horizontal = taps_of(x, y, geometry, dtype)
+    total = total.sum((1, 2)) if vertical is None else vertical @ (total @ horizontal.t())
     return total.view(geometry.groups, -1) / (y.numel() // y.shape[1])
 
 
@@ -667,27 +671,25 @@ class CrossIterBatchNorm2d(_NormBase):
             raise ValueError(f'CBN: one value per channel (input {tuple(y.shape)}) has no variance to train on')
         active = self._pools()
         enters = record and active
-        mean = var = slopes = source = None
-        every = first = ()
+        source, taps, every, first = (None, None), (None, None), (), ()
         if enters:
             if self.window is None:
                 self.window = Window(self.buffer_num, shape, y)
             keep, phase = self._sampling()
-            maps = _as_map(y)
-            if not shape[2]:
-                slopes = y.new_zeros(shape)
-            elif gathers(geometry, keep):
-                source, (every, first) = x, _lattice(len(y), *maps.shape[2:], keep, phase)
-            else:
-                with torch.no_grad(), _full_precision(y):
-                    mean, var, _ = batch_moments(y)
-                    slopes = closed_slopes(_as_map(x), maps, mean, var, weight, geometry, keep, phase)
+            if shape[2]:
+                source = _as_map(x), _as_map(y)
+                if gathers(geometry, keep):
+                    every, first = _lattice(len(y), *source[1].shape[2:], keep, phase)
+                else:
+                    with torch.no_grad():
+                        *source, geometry = thin(*source, geometry, keep, phase) if keep > 1 else (*source, geometry)
+                    taps = taps_of(*source, geometry, self.window.dvar.dtype)
         window, held, filled, slot = self.window if active else None, (None,) * 3, 0, 0
         if window is not None:
             held, filled, slot = (window.values, window.dmean, window.dvar), window.filled, window.slot
-        out, found, *pooled, dmean = ops.cbn_train(
-            y, weight, bias, self.weight, self.bias, source, *geometry, every, first, mean, var, slopes, *held,
-            running_mean, self.running_var, self.num_batches_tracked, self.momentum, filled, slot, self.rho,
+        out, mean, *pooled, dmean = ops.cbn_train(
+            y, weight, bias, self.weight, self.bias, *source, *geometry, every, first, *taps, *held, running_mean,
+            self.running_var, self.num_batches_tracked, self.momentum, filled, slot, enters, self.rho,
             self.compensation == 'root', self.full_gradient and record and trained, self.eps,
         )  # fmt: skip
         if enters:
@@ -695,7 +697,7 @@ class CrossIterBatchNorm2d(_NormBase):
             window.advance()
         self.steps += record
         pooled = Pooled(*pooled[:2], filled + 1, *pooled[2:])
-        self._recent.append((found if mean is None else mean, pooled, active, record))
+        self._recent.append((mean, pooled, active, record))
         return out
 
     def _statistics(self, y, x, weight, bias, geometry, record, trained, group=None, track=False):
