@@ -684,17 +684,15 @@ class CrossIterBatchNorm2d(_NormBase):
                     with torch.no_grad():
                         *source, geometry = thin(*source, geometry, keep, phase) if keep > 1 else (*source, geometry)
                     taps = taps_of(*source, geometry, self.window.dvar.dtype)
-        window, held, filled, slot = self.window if active else None, (None,) * 3, 0, 0
-        if window is not None:
-            held, filled, slot = (window.values, window.dmean, window.dvar), window.filled, window.slot
+        *held, filled, slot = self._held(active)
         out, mean, *pooled, dmean = ops.cbn_train(
             y, weight, bias, self.weight, self.bias, *source, *geometry, every, first, *taps, *held, running_mean,
             self.running_var, self.num_batches_tracked, self.momentum, filled, slot, enters, self.rho,
             self.compensation == 'root', self.full_gradient and record and trained, self.eps,
         )  # fmt: skip
         if enters:
-            window.dmean = dmean
-            window.advance()
+            self.window.dmean = dmean
+            self.window.advance()
         self.steps += record
         pooled = Pooled(*pooled[:2], filled + 1, *pooled[2:])
         self._recent.append((mean, pooled, active, record))
@@ -756,13 +754,17 @@ class CrossIterBatchNorm2d(_NormBase):
             return 1, self.num_features + 1, 0
         return geometry.groups, self.num_features // geometry.groups + 1, weight.numel() // self.num_features
 
+    def _held(self, active: bool) -> tuple:
+        """What the compiled operators take of the window: three tensors, the batches held, the next one's place."""
+        window = self.window if active else None
+        if window is None:
+            return None, None, None, 0, 0
+        return window.values, window.dmean, window.dvar, window.filled, window.slot
+
     def _pool_compiled(self, ops, mean, var, weight, bias, active, slopes, count, track):
         """Pooled statistics, and ``slopes`` if they have not entered the window, since it does not fit them."""
-        window = self.window if active else None
-        held, filled, slot = (None,) * 3, 0, 0
-        if window is not None:
-            held, filled, slot = (window.values, window.dmean, window.dvar), window.filled, window.slot
-        enters = slopes is not None and window.fits(slopes.shape)
+        *held, filled, slot = self._held(active)
+        enters = slopes is not None and self.window.fits(slopes.shape)
         running, rate, synced = (None,) * 3, 0.0, isinstance(count, Tensor)
         if track and self.running_mean is not None:
             if self.running_mean.dtype != mean.dtype or synced:
@@ -779,8 +781,8 @@ class CrossIterBatchNorm2d(_NormBase):
             rate, filled, slot, 1 if synced else count, self.rho, root, False, self.eps,
         )  # fmt: skip
         if enters:
-            window.dmean = dmean
-            window.advance()
+            self.window.dmean = dmean
+            self.window.advance()
         pooled_mean, pooled_var, rstd, total = pooled
         pooled = Pooled(pooled_mean, pooled_var, filled + 1, rstd, (filled + 1) * count if synced else total)
         return pooled, None if enters else slopes
