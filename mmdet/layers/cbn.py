@@ -176,6 +176,16 @@ def _taps(k: int, stride: int, padding: int, dilation: int, size: int, out: int,
     return ((steps >= 0) & (steps % stride == 0) & (steps < out * stride)).to(dtype)
 
 
+def taps_of(x: Tensor, y: Tensor, geometry: Geometry, dtype: torch.dtype) -> tuple[Tensor | None, Tensor | None]:
+    """Of both axes, (kh, H) and (kw, W); None where one tap meets every position."""
+    if geometry.kernel == [1, 1] and geometry.stride == [1, 1] and geometry.padding == [0, 0]:
+        return None, None
+    return tuple(
+        _taps(*(size[axis] for size in geometry[:4]), x.shape[2 + axis], y.shape[2 + axis], dtype, x.device)
+        for axis in (0, 1)
+    )
+
+
 def mean_slope(x: Tensor, y: Tensor, geometry: Geometry, dtype: torch.dtype) -> Tensor:
     """dmean / dw of a convolution from x to y, (G, K): the mean patch under the kernel, the same for all channels.
 
@@ -183,14 +193,8 @@ def mean_slope(x: Tensor, y: Tensor, geometry: Geometry, dtype: torch.dtype) -> 
     dilation are all one case.
     """
     total = x.sum(0, dtype=dtype)
-    if geometry.kernel == [1, 1] and geometry.stride == [1, 1] and geometry.padding == [0, 0]:
-        total = total.sum((1, 2))
-    else:
-        vertical, horizontal = (
-            _taps(*(size[axis] for size in geometry[:4]), x.shape[2 + axis], y.shape[2 + axis], dtype, x.device)
-            for axis in (0, 1)
-        )
-        total = vertical @ (total @ horizontal.t())
+    vertical, horizontal = taps_of(x, y, geometry, dtype)
+    total = total.sum((1, 2)) if vertical is None else vertical @ (total @ horizontal.t())
     return total.view(geometry.groups, -1) / (y.numel() // y.shape[1])
 
 
@@ -338,10 +342,11 @@ def process_group(wanted: bool):
     return None
 
 
-def batch_moments(y: Tensor, group=None) -> tuple[Tensor, Tensor, int]:
+def batch_moments(y: Tensor, group=None) -> tuple[Tensor, Tensor, int | Tensor]:
     """Mean and biased variance (C,) of this batch over all processes of ``group``, and its positions M.
 
-    At least float32, whatever the type of y.
+    At least float32, whatever the type of y. M stays a tensor where y alone has several positions, so that the host
+    does not wait for a GPU to learn what it need not know.
     """
     count, wide = y.numel() // y.shape[1], torch.promote_types(y.dtype, torch.float32)
     if count:
@@ -355,13 +360,13 @@ def batch_moments(y: Tensor, group=None) -> tuple[Tensor, Tensor, int]:
     first, second = mean.double(), var.double() + mean.double().square()  # the square is subtracted again
     sums = torch.cat([first * count, second * count, first.new_full((1,), count)])
     dist.all_reduce(sums, group=group)
-    total = int(sums[-1])
-    first, second = (sums[:-1] / max(total, 1)).chunk(2)
+    total = sums[-1] if count > 1 else int(sums[-1])
+    first, second = (sums[:-1] / sums[-1].clamp(min=1)).chunk(2)
     return first.to(mean.dtype), (second - first.square()).clamp(min=0).to(mean.dtype), total
 
 
 @torch.no_grad()
-def track_running_stats(norm: _NormBase, mean: Tensor, var: Tensor, count: int) -> None:
+def track_running_stats(norm: _NormBase, mean: Tensor, var: Tensor, count: int | Tensor) -> None:
     """BatchNorm's rule: a moving average of the batch's mean and unbiased variance; cumulative for momentum None."""
     if norm.running_mean is None:
         return
@@ -666,35 +671,31 @@ class CrossIterBatchNorm2d(_NormBase):
             raise ValueError(f'CBN: one value per channel (input {tuple(y.shape)}) has no variance to train on')
         active = self._pools()
         enters = record and active
-        mean = var = slopes = source = None
-        every = first = ()
+        source, taps, every, first = (None, None), (None, None), (), ()
         if enters:
             if self.window is None:
                 self.window = Window(self.buffer_num, shape, y)
             keep, phase = self._sampling()
-            maps = _as_map(y)
-            if not shape[2]:
-                slopes = y.new_zeros(shape)
-            elif gathers(geometry, keep):
-                source, (every, first) = x, _lattice(len(y), *maps.shape[2:], keep, phase)
-            else:
-                with torch.no_grad(), _full_precision(y):
-                    mean, var, _ = batch_moments(y)
-                    slopes = closed_slopes(_as_map(x), maps, mean, var, weight, geometry, keep, phase)
-        window, held, filled, slot = self.window if active else None, (None,) * 3, 0, 0
-        if window is not None:
-            held, filled, slot = (window.values, window.dmean, window.dvar), window.filled, window.slot
-        out, found, *pooled, dmean = ops.cbn_train(
-            y, weight, bias, self.weight, self.bias, source, *geometry, every, first, mean, var, slopes, *held,
-            running_mean, self.running_var, self.num_batches_tracked, self.momentum, filled, slot, self.rho,
+            if shape[2]:
+                source = _as_map(x), _as_map(y)
+                if gathers(geometry, keep):
+                    every, first = _lattice(len(y), *source[1].shape[2:], keep, phase)
+                else:
+                    with torch.no_grad():
+                        *source, geometry = thin(*source, geometry, keep, phase) if keep > 1 else (*source, geometry)
+                    taps = taps_of(*source, geometry, self.window.dvar.dtype)
+        *held, filled, slot = self._held(active)
+        out, mean, *pooled, dmean = ops.cbn_train(
+            y, weight, bias, self.weight, self.bias, *source, *geometry, every, first, *taps, *held, running_mean,
+            self.running_var, self.num_batches_tracked, self.momentum, filled, slot, enters, self.rho,
             self.compensation == 'root', self.full_gradient and record and trained, self.eps,
         )  # fmt: skip
         if enters:
-            window.dmean = dmean
-            window.advance()
+            self.window.dmean = dmean
+            self.window.advance()
         self.steps += record
         pooled = Pooled(*pooled[:2], filled + 1, *pooled[2:])
-        self._recent.append((found if mean is None else mean, pooled, active, record))
+        self._recent.append((mean, pooled, active, record))
         return out
 
     def _statistics(self, y, x, weight, bias, geometry, record, trained, group=None, track=False):
@@ -704,7 +705,8 @@ class CrossIterBatchNorm2d(_NormBase):
         batch alike. ``track``: the running statistics, too.
         """
         mean, var, count = batch_moments(y, group)
-        if count == 1:
+        several = isinstance(count, Tensor) or count > 1
+        if not several and count:
             raise ValueError(f'CBN: one value per channel (input {tuple(y.shape)}) has no variance to train on')
         again = self._repeats()
         if again:
@@ -713,7 +715,7 @@ class CrossIterBatchNorm2d(_NormBase):
         else:
             active = self._pools()
             entries = 1 + (self.window.filled if active and self.window else 0)
-        record = record and count > 1
+        record = record and several
         through = slopes = None
         if self.full_gradient and record and trained and entries > 1 and self.window.dvar.shape[2]:
             through = self.window.gradient(_rows(weight, mean), self.rho, self.compensation, _less(mean, bias))
@@ -724,7 +726,7 @@ class CrossIterBatchNorm2d(_NormBase):
                 slopes = mean.new_zeros(1, len(mean) + 1, 0)
             if self.window is None:
                 self.window = Window(self.buffer_num, slopes.shape, slopes)
-        ops = compiled(y) if count and not (again and slopes is None) else None
+        ops = compiled(y) if several and not (again and slopes is None) else None
         if ops is not None:
             track = track and not again
             found, slopes = self._pool_compiled(ops, mean, var, weight, bias, active, slopes, count, track)
@@ -735,7 +737,7 @@ class CrossIterBatchNorm2d(_NormBase):
                 past = self.window.under(_rows(weight, mean), self.rho, self.compensation)
                 pooled_mean, pooled_var = _pool(_less(mean, bias), var, *past)
                 pooled = Pooled(pooled_mean if bias is None else pooled_mean + bias, pooled_var, entries)
-            if track and count:
+            if track and several:
                 track_running_stats(self, mean, var, count)
         if slopes is not None:
             if not self.window.fits(slopes.shape):
@@ -752,16 +754,20 @@ class CrossIterBatchNorm2d(_NormBase):
             return 1, self.num_features + 1, 0
         return geometry.groups, self.num_features // geometry.groups + 1, weight.numel() // self.num_features
 
+    def _held(self, active: bool) -> tuple:
+        """What the compiled operators take of the window: three tensors, the batches held, the next one's place."""
+        window = self.window if active else None
+        if window is None:
+            return None, None, None, 0, 0
+        return window.values, window.dmean, window.dvar, window.filled, window.slot
+
     def _pool_compiled(self, ops, mean, var, weight, bias, active, slopes, count, track):
         """Pooled statistics, and ``slopes`` if they have not entered the window, since it does not fit them."""
-        window = self.window if active else None
-        held, filled, slot = (None,) * 3, 0, 0
-        if window is not None:
-            held, filled, slot = (window.values, window.dmean, window.dvar), window.filled, window.slot
-        enters = slopes is not None and window.fits(slopes.shape)
-        running, rate = (None,) * 3, 0.0
+        *held, filled, slot = self._held(active)
+        enters = slopes is not None and self.window.fits(slopes.shape)
+        running, rate, synced = (None,) * 3, 0.0, isinstance(count, Tensor)
         if track and self.running_mean is not None:
-            if self.running_mean.dtype != mean.dtype:
+            if self.running_mean.dtype != mean.dtype or synced:
                 track_running_stats(self, mean, var, count)
             else:
                 self.num_batches_tracked.add_(1)
@@ -772,12 +778,14 @@ class CrossIterBatchNorm2d(_NormBase):
         weight = None if weight is None else weight.detach().contiguous()
         *pooled, dmean, _, _ = ops.cbn_window(
             weight, mean, var, bias, *held, slopes if enters else None, *running,
-            rate, filled, slot, count, self.rho, root, False, self.eps,
+            rate, filled, slot, 1 if synced else count, self.rho, root, False, self.eps,
         )  # fmt: skip
         if enters:
-            window.dmean = dmean
-            window.advance()
-        return Pooled(*pooled[:2], filled + 1, *pooled[2:]), None if enters else slopes
+            self.window.dmean = dmean
+            self.window.advance()
+        pooled_mean, pooled_var, rstd, total = pooled
+        pooled = Pooled(pooled_mean, pooled_var, filled + 1, rstd, (filled + 1) * count if synced else total)
+        return pooled, None if enters else slopes
 
     def _pools(self) -> bool:
         """Whether past batches count in this forward."""

@@ -20,12 +20,15 @@ without gradient:
 
 A whole training forward with its gradient is
 
-    cbn_train(y, weight, bias, gamma, beta, x, kernel, stride, padding, dilation, groups, every, first, mean, var,
-              slopes, values, dmean, dvar, running_mean, running_var, tracked, momentum, filled, slot, rho, root,
-              follow, eps)
-        -> y normalised; mean of this batch, if none was given; pooled mean, var, 1 / sqrt(var + eps); number of values;
-        dmean. It takes this batch's statistics, unless they are given, calls ``cbn_slopes`` if x is given, then
-        ``cbn_window``, and normalises. Its gradient reaches y, gamma, beta and, if ``follow``, weight.
+    cbn_train(y, weight, bias, gamma, beta, x, sample, kernel, stride, padding, dilation, groups, every, first,
+              vertical, horizontal, values, dmean, dvar, running_mean, running_var, tracked, momentum, filled, slot,
+              enters, rho, root, follow, eps)
+        -> y normalised; mean of this batch; pooled mean, var, 1 / sqrt(var + eps); number of values; dmean.
+
+It takes this batch's statistics, finds their derivatives from x and ``sample`` (y, or some positions of it: by
+``cbn_slopes`` where ``every`` and ``first`` are given, else from all, with the 0/1 matrices of ``_taps`` for kernels
+that have more than one), calls ``cbn_window``, and normalises. Its gradient reaches y, gamma, beta and, if ``follow``,
+weight.
 """
 
 import torch

@@ -115,6 +115,16 @@ def test_every_option(device, options):
     train(*make(device, **options), steps=6, device=device)
 
 
+@pytest.mark.parametrize('fraction', [1.0, 1 / 16])
+def test_synchronised(device, fraction, monkeypatch):
+    """A group of one process: all that is exchanged stays what it is."""
+    monkeypatch.setattr(cbn, 'process_group', lambda wanted: 'alone' if wanted else None)
+    monkeypatch.setattr(cbn.dist, 'all_reduce', lambda *args, **options: None)
+    conv, norm, plain = make(device, derivative_fraction=fraction, sync=True)
+    plain.sync = False
+    train(conv, norm, plain, 5, device)
+
+
 @pytest.mark.parametrize('missing', ['weight', 'bias'])
 def test_scale_or_shift_alone(device, missing):
     conv, norm, plain = make(device, full_gradient=True)
@@ -245,18 +255,16 @@ def test_opcheck(device):
 
 
 @pytest.mark.parametrize('follow', [False, True])
-@pytest.mark.parametrize('given', [False, True])
-def test_opcheck_of_the_whole_forward(device, follow, given):
-    conv, norm, x, y, (mean, var, _), geometry = after_three_steps(device)
-    lattice = [1, 4, 4], [0, 2, 3]
-    slopes = torch.ops.mmdet.cbn_slopes(x, y, mean, *geometry, *lattice)
+@pytest.mark.parametrize('lattice', [((), ()), ((1, 4, 4), (0, 2, 3))])
+def test_opcheck_of_the_whole_forward(device, follow, lattice):
+    conv, norm, x, y, (mean, *_), geometry = after_three_steps(device)
     window = norm.window
     held = [t.clone() for t in (window.values, window.dmean, window.dvar)]
     running = [t.clone() for t in (norm.running_mean, norm.running_var, norm.num_batches_tracked)]
-    batch = (None, *geometry, [], [], mean, var, slopes) if given else (x, *geometry, *lattice, None, None, None)
+    taps = cbn.taps_of(x, y, cbn.Geometry(*geometry), mean.dtype)
     arguments = (
-        y.requires_grad_(), conv.weight, None, norm.weight, norm.bias, *batch, *held, *running, 0.1, 3, 1, 1.0, True,
-        follow, 1e-5,
+        y.requires_grad_(), conv.weight, None, norm.weight, norm.bias, x, y.detach(), *geometry, *lattice, *taps,
+        *held, *running, 0.1, 3, 1, True, 1.0, True, follow, 1e-5,
     )  # fmt: skip
     checks = ('test_schema', 'test_autograd_registration', 'test_faketensor')
     opcheck(torch.ops.mmdet.cbn_train, arguments, test_utils=checks)
@@ -277,11 +285,11 @@ def test_what_does_not_fit_is_refused(device):
     window = norm.window
     slopes, step = torch.ops.mmdet.cbn_slopes, torch.ops.mmdet.cbn_window
 
-    def whole(y, mean=None):
+    def whole(y, x=None, enters=False):
         nothing = (None,) * 3
         return torch.ops.mmdet.cbn_train(
-            y, None, None, None, None, None, [], [], [], [], 1, [], [], mean, None, None, *nothing, *nothing, 0.1, 0, 0,
-            1.0, False, False, 1e-5,
+            y, None, None, None, None, x, None, [], [], [], [], 1, [], [], None, None, *nothing, *nothing, 0.1, 0, 0,
+            enters, 1.0, False, False, 1e-5,
         )  # fmt: skip
 
     with pytest.raises(ValueError, match='do not fit'):
@@ -303,8 +311,10 @@ def test_what_does_not_fit_is_refused(device):
         step(conv.weight, mean, var, None, *held, new, None, None, None, 0.1, 4, 0, count, 1.0, False, False, 1e-5)
     with pytest.raises(ValueError, match='must be .N, C'):
         whole(y[:0])
-    with pytest.raises(ValueError, match='pairs'):
-        whole(y, mean)
+    with pytest.raises(ValueError, match='come together'):
+        whole(y, x)
+    with pytest.raises(ValueError, match='enters a window'):
+        whole(y, enters=True)
 
 
 class Counter(TorchDispatchMode):

@@ -10,8 +10,9 @@ import torch.multiprocessing as mp
 from like_cuda import LikeCuda
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from mmdet.layers import BATCH_NORMS, ConvModule, CrossIterBatchNorm2d, SyncBN, build_norm_layer
+from mmdet.layers import BATCH_NORMS, ConvModule, CrossIterBatchNorm2d, SyncBN, build_norm_layer, cbn
 from mmdet.registry import MODELS
 
 
@@ -202,6 +203,30 @@ def test_two_processes_equal_one(two_processes, kind, even):
         for got, want in zip(part['windows'], alone['windows']):
             torch.testing.assert_close(got['dvar'], want['dvar'], rtol=1e-8, atol=1e-9)
             torch.testing.assert_close(got['values'], want['values'], rtol=1e-8, atol=1e-9)
+
+
+class Waits(TorchDispatchMode):
+    """Counts numbers that the host reads from a tensor."""
+
+    seen = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.seen += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize('like_cuda', [False, True])
+def test_synchronised_cbn_does_not_wait_for_a_gpu(monkeypatch, like_cuda):
+    monkeypatch.setattr(cbn, 'process_group', lambda wanted: 'two processes')
+    monkeypatch.setattr(cbn.dist, 'all_reduce', lambda sums, **options: sums.mul_(2))
+    norm, conv = CrossIterBatchNorm2d(8, sync=True), nn.Conv2d(4, 8, 3)
+    with LikeCuda() if like_cuda else contextlib.nullcontext(), Waits() as waits:
+        for _ in range(3):
+            norm.after(conv, torch.randn(2, 4, 9, 9)).square().sum().backward()
+    assert norm.window.filled == 3 and waits.seen == 0
+    with Waits() as waits:
+        norm.after(conv, torch.randn(1, 4, 3, 3))  # one value a channel here: whether there are more must be known
+    assert waits.seen == 1
 
 
 def test_processes_without_sync_have_windows_of_their_own(two_processes):

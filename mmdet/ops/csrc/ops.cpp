@@ -63,9 +63,10 @@ TORCH_LIBRARY(mmdet, m) {
       "Tensor? tracked, float momentum, int filled, int slot, int count, float rho, bool root, bool follow, float eps) "
       "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def(
-      "cbn_train(Tensor y, Tensor? weight, Tensor? bias, Tensor? gamma, Tensor? beta, Tensor? x, int[] kernel, "
-      "int[] stride, int[] padding, int[] dilation, int groups, int[] every, int[] first, Tensor? mean, Tensor? var, "
-      "Tensor? slopes, Tensor(a!)? values, Tensor? dmean, Tensor(b!)? dvar, Tensor(c!)? running_mean, "
-      "Tensor(d!)? running_var, Tensor(e!)? tracked, float? momentum, int filled, int slot, float rho, bool root, "
-      "bool follow, float eps) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+      "cbn_train(Tensor y, Tensor? weight, Tensor? bias, Tensor? gamma, Tensor? beta, Tensor? x, Tensor? sample, "
+      "int[] kernel, int[] stride, int[] padding, int[] dilation, int groups, int[] every, int[] first, "
+      "Tensor? vertical, Tensor? horizontal, Tensor(a!)? values, Tensor? dmean, Tensor(b!)? dvar, "
+      "Tensor(c!)? running_mean, Tensor(d!)? running_var, Tensor(e!)? tracked, float? momentum, int filled, int slot, "
+      "bool enters, float rho, bool root, bool follow, float eps) "
+      "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
 }

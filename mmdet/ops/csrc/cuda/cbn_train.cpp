@@ -2,15 +2,20 @@
 // host's time in Python would be longer than the GPU's. The arithmetic is that of mmdet/layers/cbn.py, which says what
 // the numbers mean; the operators called here are PyTorch's of SyncBatchNorm and those of cbn_cuda.cu.
 
+#include <ATen/Context.h>
 #include <ATen/TensorOperators.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/ops/batch_norm.h>
 #include <ATen/ops/batch_norm_backward_elemt.h>
 #include <ATen/ops/batch_norm_backward_reduce.h>
 #include <ATen/ops/batch_norm_elemt.h>
 #include <ATen/ops/batch_norm_update_stats.h>
-#include <ATen/ops/empty.h>
+#include <ATen/ops/cat.h>
+#include <ATen/ops/convolution_backward.h>
+#include <ATen/ops/matmul.h>
 #include <ATen/ops/ones_like.h>
+#include <ATen/ops/sqrt.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/csrc/autograd/functions/basic_ops.h>
 #include <torch/library.h>
@@ -79,6 +84,34 @@ struct Normalize : torch::autograd::Function<Normalize> {
   }
 };
 
+// What a convolution does to positions, and of which of its outputs (all, or a lattice) the derivatives are taken
+struct Geometry {
+  IntArrayRef kernel, stride, padding, dilation;
+  int64_t groups;
+};
+
+// dvar / dw and dmean / dw (G, C / G + 1, K) from all positions of y: mean_slope and variance_slope of cbn.py
+Tensor slopes_of_all(const Tensor& x, const Tensor& y, const Tensor& mean, const Tensor& var, const Tensor& weight,
+                     const Geometry& g, const Optional& vertical, const Optional& horizontal) {
+  const int64_t channels = y.size(1), positions = y.numel() / channels;
+  Tensor patch = x.sum({0}, false, mean.scalar_type());
+  patch = vertical.has_value() ? at::matmul(*vertical, at::matmul(patch, horizontal->t())) : patch.sum({1, 2});
+  const Tensor dmean = patch.reshape({g.groups, 1, -1}) / static_cast<double>(positions);
+  const double eps = 1e-12;
+  Tensor y_hat = at::batch_norm(y, {}, {}, mean, var, false, 0., eps, at::globalContext().userEnabledCuDNN());
+  const auto like_y = [&](const Tensor& t) { return t.scalar_type() == y.scalar_type() ? t : t.to(y.scalar_type()); };
+  Tensor input = like_y(x), scale = at::sqrt(var + eps) * (2. / static_cast<double>(positions));
+  if (y.scalar_type() == at::kHalf) {  // so that the sums stay within its range
+    const Tensor largest = input.abs().amax().clamp_min(1e-4);
+    input = input / largest, y_hat = y_hat / 32., scale = scale * largest.to(at::kFloat) * 32.;
+  }
+  const Tensor kernels = like_y(weight).reshape({channels, -1, g.kernel[0], g.kernel[1]});
+  const Tensor slope = std::get<1>(at::convolution_backward(y_hat, input, kernels, at::OptionalIntArrayRef(), g.stride, g.padding,
+                                                            g.dilation, false, {0, 0}, g.groups, {false, true, false}));
+  const Tensor dvar = slope.flatten(1) * scale.unsqueeze(1);
+  return at::cat({dvar.unflatten(0, {g.groups, -1}), dmean}, 1);
+}
+
 template <typename F>
 auto find(const char* name) {
   return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<F>();
@@ -93,29 +126,32 @@ using Window = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> cbn_train(
     const Tensor& y, const Optional& weight, const Optional& bias, const Optional& gamma, const Optional& beta,
-    const Optional& x, IntArrayRef kernel, IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation, int64_t groups,
-    IntArrayRef every, IntArrayRef first, const Optional& mean_given, const Optional& var_given,
-    const Optional& slopes_given, const Optional& values, const Optional& dmean, const Optional& dvar,
+    const Optional& x, const Optional& sample, IntArrayRef kernel, IntArrayRef stride, IntArrayRef padding,
+    IntArrayRef dilation, int64_t groups, IntArrayRef every, IntArrayRef first, const Optional& vertical,
+    const Optional& horizontal, const Optional& values, const Optional& dmean, const Optional& dvar,
     const Optional& running_mean, const Optional& running_var, const Optional& tracked, std::optional<double> momentum,
-    int64_t filled, int64_t slot, double rho, bool root, bool follow, double eps) {
+    int64_t filled, int64_t slot, bool enters, double rho, bool root, bool follow, double eps) {
   const char* op = "cbn_train";
   TORCH_CHECK_VALUE((y.dim() == 4 || y.dim() == 2) && y.numel() > 0, op, ": y must be (N, C, H, W) or (N, C), got ", y.sizes());
-  TORCH_CHECK_VALUE(mean_given.has_value() == var_given.has_value(), op, ": mean and var come in pairs");
+  TORCH_CHECK_VALUE(x.has_value() == sample.has_value() && (!x.has_value() || (x->dim() == 4 && sample->dim() == 4)), op,
+                    ": x and sample come together, as (N, C, H, W)");
+  TORCH_CHECK_VALUE(!enters || (values.has_value() && (x.has_value() || dvar->size(2) == 0)), op,
+                    ": a batch enters a window with its derivatives");
   static const auto slopes_op = find<Slopes>("mmdet::cbn_slopes");
   static const auto window_op = find<Window>("mmdet::cbn_window");
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
-  Tensor mean, var, pooled_mean, pooled_var, rstd, total, moved, by_mean, by_var;
+  Tensor mean, pooled_mean, pooled_var, rstd, total, moved, by_mean, by_var;
   {
     const at::AutoDispatchBelowADInplaceOrView no_grad;
-    if (mean_given.has_value()) {
-      mean = *mean_given, var = *var_given;
-    } else {
-      std::tie(mean, var) = at::batch_norm_update_stats(y, {}, {}, 0.);
-    }
-    Optional slopes = slopes_given;
-    if (x.has_value()) {
-      const auto map = [](const Tensor& t) { return t.dim() == 2 ? t.unsqueeze(2).unsqueeze(3) : t; };
-      slopes = slopes_op.call(map(*x), map(y), mean, kernel, stride, padding, dilation, groups, every, first);
+    Tensor var;
+    std::tie(mean, var) = at::batch_norm_update_stats(y, {}, {}, 0.);
+    Optional slopes;
+    if (enters && !x.has_value()) {  // nothing to compensate for
+      slopes = mean.new_empty({1, mean.numel() + 1, 0});
+    } else if (enters && !every.empty()) {
+      slopes = slopes_op.call(*x, *sample, mean, kernel, stride, padding, dilation, groups, every, first);
+    } else if (enters) {
+      slopes = slopes_of_all(*x, *sample, mean, var, *weight, {kernel, stride, padding, dilation, groups}, vertical, horizontal);
     }
     if (tracked.has_value()) tracked->add_(1);
     const Optional kept = weight.has_value() ? Optional(weight->contiguous()) : std::nullopt;
@@ -125,7 +161,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> cbn_train(
   }
   const Optional source = by_var.numel() ? weight : std::nullopt;
   const Tensor out = Normalize::apply(y, gamma, beta, source, pooled_mean, rstd, total, by_mean, by_var, eps);
-  return {out, mean_given.has_value() ? at::empty({0}, mean.options()) : mean, pooled_mean, pooled_var, rstd, total, moved};
+  return {out, mean, pooled_mean, pooled_var, rstd, total, moved};
 }
 
 }  // namespace
