@@ -56,6 +56,7 @@ def load_coco_file(path: str, backend_args: dict | None = None, need_annotations
             wrong = _wrong(entry, fields)
             if wrong:
                 raise ValueError(f'annotation file {path}: an entry of {key} {wrong}: {entry}'[:300])
+    _check_ids(content, path)
     for key in ('images', 'categories'):
         seen = Counter(entry['id'] for entry in content[key])
         if len(seen) < len(content[key]):
@@ -79,11 +80,25 @@ def _wrong(entry: dict, fields: Sequence[str]) -> str | None:
             return 'has a bbox that is not four numbers x, y, width, height'
         if entry.get('iscrowd', 0) not in (0, 1):
             return f'has iscrowd={entry["iscrowd"]!r}, which is neither 0 nor 1'
+        if not isinstance(entry.get('area', 0), (int, float)):
+            return f'has area={entry["area"]!r}, which is no number'
+    if 'file_name' in fields and not isinstance(entry['file_name'], str):
+        return 'has a file_name that is no text'
     if 'width' in fields:
         sides = entry['width'], entry['height']
         if not all(isinstance(side, (int, float)) and side > 0 for side in sides):
             return 'has a width or height that is no positive number'
     return None
+
+
+def _check_ids(content: dict, path: str) -> None:
+    """Raise ValueError where an id or a category's name is a list or an object, which nothing can be looked up by."""
+    for key, fields in _FIELDS.items():
+        for field in set(fields) & {'id', 'image_id', 'category_id', 'name'}:
+            try:
+                {entry[field] for entry in content.get(key, ())}
+            except TypeError:
+                raise ValueError(f'annotation file {path}: in {key}, {field} must be a number or a text') from None
 
 
 def doubts(content: dict) -> list[str]:

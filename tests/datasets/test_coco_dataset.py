@@ -170,6 +170,13 @@ def without(key):
         (dict(CONTENT, annotations=[dict(image_id=7, category_id=2)]), {}, ValueError, 'annotations lacks bbox'),
         (dict(CONTENT, images=['a.png']), {}, ValueError, 'an entry of images is no JSON object: a'),
         (dict(CONTENT, images='a.png'), {}, ValueError, 'its images is no list'),
+        (dict(CONTENT, images=[CONTENT['images'][0] | dict(id=[7])]), {}, ValueError, 'in images, id must be a number'),
+        (dict(CONTENT, images=[CONTENT['images'][0] | dict(file_name=7)]), {}, ValueError, 'file_name that is no text'),
+        (dict(CONTENT, categories=[dict(id=2, name={})]), {}, ValueError, 'in categories, name must be a number or'),
+        *(
+            (dict(CONTENT, annotations=[CONTENT['annotations'][0] | {key: [7]}]), {}, ValueError, f'{key} must be a n')
+            for key in ('image_id', 'category_id')
+        ),
         (dict(CONTENT, annotations=5), {}, ValueError, 'its annotations is no list'),
         (BOXES, dict(pipeline=[LoadAnnotations(with_mask=True)]), ValueError, 'no object of .*ann.json has a segment'),
         *(
@@ -177,6 +184,7 @@ def without(key):
             for box in ([1, 2, 3], [1, 2, 'a', 4], [1, 2, 3, float('nan')], 5)
         ),
         (dict(CONTENT, annotations=[CONTENT['annotations'][0] | dict(iscrowd='0')]), {}, ValueError, "iscrowd='0'"),
+        (dict(CONTENT, annotations=[CONTENT['annotations'][0] | dict(area=None)]), {}, ValueError, 'area=None, which'),
         (dict(CONTENT, categories=CONTENT['categories'] + [dict(id=2, name='pig')]), {}, ValueError, 's of id 2'),
         (dict(CONTENT, annotations=None), {}, ValueError, 'it lacks annotations'),
         (dict(CONTENT, categories=CONTENT['categories'] + [dict(id=5, name='dog')]), {}, ValueError, "called 'dog'"),
