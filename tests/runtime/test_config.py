@@ -1,5 +1,7 @@
 """Configs: every mistake ends in one line that names the file, the place and the nearest name."""
 
+import sys
+
 import pytest
 from toy_task import CONFIG, write_config
 
@@ -35,6 +37,7 @@ def test_error_while_running_names_file_and_line(tmp_path):
 
 def test_custom_imports(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, 'my_norm', raising=False)  # another test's
     path = write_config(tmp_path, base="custom_imports = dict(imports=['my_norm'])\n")
     assert "toy.py: custom_imports: No module named 'my_norm'. Python looks in" in message(load_config, path)
     (tmp_path / 'my_norm.py').write_text('import torch\nx = tourch\n')
