@@ -899,6 +899,7 @@ def _slope_shapes(weight, groups, follow):
 
 
 def cbn_layers(model: nn.Module) -> dict[str, CrossIterBatchNorm2d]:
+    """All CBN layers of ``model`` by their names."""
     return {name: m for name, m in model.named_modules() if isinstance(m, CrossIterBatchNorm2d)}
 
 

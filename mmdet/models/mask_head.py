@@ -17,7 +17,8 @@ class FCNMaskHead(nn.Module):
 
     Args:
         class_agnostic: one mask per RoI instead of one per class.
-        upsample_cfg: dict(type='deconv', scale_factor=2), the only kind there is.
+        roi_feat_size: accepted for configs written for mmdet 3; any S will do.
+        upsample_cfg: dict(type='deconv', scale_factor=2), the only type there is.
     """
 
     def __init__(
@@ -29,11 +30,11 @@ class FCNMaskHead(nn.Module):
         conv_out_channels: int = 256,
         num_classes: int = 80,
         class_agnostic: bool = False,
-        upsample_cfg: dict = dict(type='deconv', scale_factor=2),  # noqa: B006
+        upsample_cfg: dict = dict(type='deconv', scale_factor=2),
         conv_cfg: dict | None = None,
         norm_cfg: dict | None = None,
-        loss_mask: dict = dict(type='CrossEntropyLoss', use_mask=True),  # noqa: B006
-        predictor_cfg: dict = dict(type='Conv'),  # noqa: B006
+        loss_mask: dict = dict(type='CrossEntropyLoss', use_mask=True),
+        predictor_cfg: dict = dict(type='Conv'),
         init_cfg: dict | list[dict] | None = None,
     ):
         super().__init__()

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmdet.models.dense import weight_positives
+from mmdet.models.dense import at_most, weight_positives
 from mmdet.models.mask_paste import resized_masks_to_rle
 from mmdet.models.options import apply_init_cfg, check_keys, only
 from mmdet.models.roi_extractor import to_rois
@@ -94,9 +94,8 @@ def detect(
         large = (bbox_coder.sides(boxes) >= cfg['min_bbox_size']).all(dim=1).nonzero().squeeze(1)
         boxes, scores, label = boxes[large], scores[large], label[large]
     keep, kept_scores = apply_nms(boxes, scores, label, cfg['nms'])
-    if cfg['max_per_img'] > 0:
-        keep, kept_scores = keep[: cfg['max_per_img']], kept_scores[: cfg['max_per_img']]
-    return Detections(boxes[keep], kept_scores, label[keep])
+    count = at_most(cfg['max_per_img'], len(keep))
+    return Detections(boxes[keep[:count]], kept_scores[:count], label[keep[:count]])
 
 
 def candidate_losses(

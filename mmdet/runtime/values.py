@@ -43,6 +43,7 @@ _VALUES = [
     (r'model\.(train|test)_cfg(\.\w+)*\.(score_thr|mask_thr_binary|iou_threshold)', _number(0, 1)),
     (r'model\.(train|test)_cfg(\.\w+)*\.nms\.type', (
         lambda x: x in ('nms', 'soft_nms'), "'nms' or 'soft_nms' is needed")),
+    (r'model\.test_cfg\.rcnn\.mask_paste', (lambda x: x == 'resize', "'resize' is all it can be")),
 ]  # fmt: skip
 _REMEDIES = {'val_interval': '. To train without validation set val_dataloader=None val_cfg=None val_evaluator=None'}
 _PARTS = {

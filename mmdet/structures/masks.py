@@ -316,11 +316,16 @@ def check_segmentation(segmentation: list | dict, height: int, width: int) -> No
 
 
 def _check_rle(rle: dict, height: int, width: int) -> None:
-    if tuple(rle['size']) != (height, width):
-        raise ValueError(f"RLE mask is of size {tuple(rle['size'])} (h, w), its picture {(height, width)}")
-    if isinstance(rle['counts'], list) and sum(rle['counts']) != height * width:
-        raise ValueError(f'the counts of an RLE mask sum to {sum(rle["counts"])}, its picture has {height * width} '
-                         'pixels')
+    size, counts = rle.get('size'), rle.get('counts')
+    known = isinstance(counts, (str, bytes)) or isinstance(counts, list) and all(isinstance(c, int) for c in counts)
+    if not known or not isinstance(size, (list, tuple)):
+        text = str(rle)
+        raise ValueError('an RLE mask is dict(size=[h, w], counts=whole numbers or a text), not '
+                         f'{text[:80]}{"..." * (len(text) > 80)}')
+    if tuple(size) != (height, width):
+        raise ValueError(f'RLE mask is of size {tuple(size)} (h, w), its picture {(height, width)}')
+    if isinstance(counts, list) and sum(counts) != height * width:
+        raise ValueError(f'the counts of an RLE mask sum to {sum(counts)}, its picture has {height * width} pixels')
 
 
 def _decode_rle(rle: dict, height: int, width: int) -> np.ndarray:

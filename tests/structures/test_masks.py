@@ -8,6 +8,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from mmdet.structures import BitmapMasks, PolygonMasks, masks_from_coco
+from mmdet.structures.masks import check_segmentation
 
 HEIGHT, WIDTH = 48, 64
 
@@ -239,6 +240,14 @@ def test_coco_segmentations():
 def test_segmentations_of_no_known_form(wrong):
     with pytest.raises(ValueError, match=r'a segmentation is a list of polygons \[\[x1, y1, x2, y2, ...\], ...\] or'):
         masks_from_coco([None, wrong], 6, 8)
+
+
+@pytest.mark.parametrize('wrong', [dict(size=[6, 8]), dict(counts=[48]), dict(size=48, counts=[48]),
+                                   dict(size=[6, 8], counts=48), dict(size=[6, 8], counts=['7', 41])])  # fmt: skip
+def test_run_lengths_of_no_known_form(wrong):
+    for read in (lambda: masks_from_coco([None, wrong], 6, 8), lambda: check_segmentation(wrong, 6, 8)):
+        with pytest.raises(ValueError, match=r'an RLE mask is dict\(size=\[h, w\], counts=whole numbers or'):
+            read()
 
 
 @pytest.mark.parametrize(
