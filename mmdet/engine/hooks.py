@@ -52,8 +52,10 @@ class CheckpointGuardHook(Hook):
             remove_unfinished(runner.work_dir)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        for name, weight in model_of(runner).named_parameters():
-            if not torch.isfinite(weight).all():
+        weights = dict(model_of(runner).named_parameters())
+        whole = torch.stack([torch.isfinite(weight).all() for weight in weights.values()])
+        for name, finite in zip(weights, whole.tolist()):  # together: a GPU is waited for once
+            if not finite:
                 raise UserError(f'{name} holds NaN or infinity at iteration {runner.iter}: no checkpoint is '
                                 f'written. {_last_good(runner)}')
         checkpoint['meta']['iterations_per_epoch'] = len(runner.train_dataloader)
