@@ -1,5 +1,6 @@
 """A user's mistake ends in one clear line; this is where that line is made and printed."""
 
+import atexit
 import difflib
 import errno
 import inspect
@@ -90,6 +91,10 @@ def run_main(main: Callable[[], None]) -> None:
             text = traceback.format_exc() + text
         _report(text, _lost_peer(error))
         _leave(EXIT_USER_ERROR if explained else 1)
+    if int(os.environ.get('WORLD_SIZE', 1)) > 1:
+        # Now and then a thread of gloo outlives its group, and aborts when it meets an interpreter that is going down.
+        atexit._run_exitfuncs()
+        _leave(0)
 
 
 def _report(text: str, lost: bool) -> None:
