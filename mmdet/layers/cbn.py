@@ -668,7 +668,7 @@ class CrossIterBatchNorm2d(_NormBase):
         if running_mean is not None and running_mean.dtype != torch.promote_types(y.dtype, torch.float32):
             return None
         if y.numel() == self.num_features:
-            raise ValueError(f'CBN: one value per channel (input {tuple(y.shape)}) has no variance to train on')
+            raise _one_value(y)
         active = self._pools()
         enters = record and active
         source, taps, every, first = (None, None), (None, None), (), ()
@@ -707,7 +707,7 @@ class CrossIterBatchNorm2d(_NormBase):
         mean, var, count = batch_moments(y, group)
         several = isinstance(count, Tensor) or count > 1
         if not several and count:
-            raise ValueError(f'CBN: one value per channel (input {tuple(y.shape)}) has no variance to train on')
+            raise _one_value(y)
         again = self._repeats()
         if again:
             pooled, active, recorded = self._recall(mean)
@@ -776,16 +776,16 @@ class CrossIterBatchNorm2d(_NormBase):
                 rate = 0.0 if cumulative else self.momentum
         root = self.compensation == 'root'
         weight = None if weight is None else weight.detach().contiguous()
-        *pooled, dmean, _, _ = ops.cbn_window(
+        pooled_mean, pooled_var, rstd, total, dmean, _, _ = ops.cbn_window(
             weight, mean, var, bias, *held, slopes if enters else None, *running,
             rate, filled, slot, 1 if synced else count, self.rho, root, False, self.eps,
         )  # fmt: skip
         if enters:
             self.window.dmean = dmean
             self.window.advance()
-        pooled_mean, pooled_var, rstd, total = pooled
-        pooled = Pooled(pooled_mean, pooled_var, filled + 1, rstd, (filled + 1) * count if synced else total)
-        return pooled, None if enters else slopes
+        if synced:
+            total = (filled + 1) * count
+        return Pooled(pooled_mean, pooled_var, filled + 1, rstd, total), None if enters else slopes
 
     def _pools(self) -> bool:
         """Whether past batches count in this forward."""
@@ -828,6 +828,10 @@ class CrossIterBatchNorm2d(_NormBase):
             dist.all_reduce(sums, group=group)
             slopes = (sums[:-1] / sums[-1]).view(slopes.shape)
         return once_per_group(slopes) if geometry is None else slopes
+
+
+def _one_value(y: Tensor) -> ValueError:
+    return ValueError(f'CBN: one value per channel (input {tuple(y.shape)}) has no variance to train on')
 
 
 def _less(mean: Tensor, bias: Tensor | None) -> Tensor:

@@ -17,8 +17,8 @@ from mmdet.models.roi_head import (
     Sampled,
     candidate_losses,
     detect,
-    mask_targets_of,
     masks_of,
+    positives_mask_loss,
     positives_on_host,
     sample_rois,
     sampled_loss,
@@ -120,7 +120,9 @@ class CascadeRoIHead(nn.Module):
             head = self.bbox_head[stage]
             found = sampled_loss(head, logits, deltas, sampled, self.train_cfg[stage])
             if self.mask_head is not None:
-                found.update(self._mask_loss(features, sampled, positives, targets, stage))
+                parts = self.mask_head[stage], self.mask_roi_extractor[stage]
+                size = self.train_cfg[stage]['mask_size']
+                found.update(positives_mask_loss(*parts, features, sampled, positives, targets, size))
             losses.update({f's{stage}.{k}': v * weight if 'loss' in k else v for k, v in found.items()})
             if stage + 1 < self.num_stages:
                 with torch.no_grad():
@@ -139,20 +141,6 @@ class CascadeRoIHead(nn.Module):
             boxes = refine(head, s.boxes, labels, image_deltas, target.image_shape)
             moved.append(boxes[~_is_ground_truth(s)])
         return moved
-
-    def _mask_loss(
-        self,
-        features: tuple[Tensor, ...],
-        sampled: list[Sampled],
-        positives: tuple[Tensor, ...],
-        targets: list[Target],
-        stage: int,
-    ) -> dict:
-        boxes = [s.boxes[: s.num_positive] for s in sampled]
-        labels = torch.cat([s.labels[: s.num_positive] for s in sampled])
-        logits = self.mask_head[stage](self.mask_roi_extractor[stage](features, to_rois(boxes)))
-        mask_targets = mask_targets_of(positives, targets, self.train_cfg[stage]['mask_size'], labels.device)
-        return self.mask_head[stage].loss(logits, labels, mask_targets)
 
     def predict(self, features: tuple[Tensor, ...], proposals: list[Tensor], metas: list[dict]) -> list[Detections]:
         """Detections of each picture, without masks: scores of all stages, boxes of the last one."""

@@ -69,7 +69,7 @@ def batch_rows(rows: list[Tensor], num_anchors: int) -> Tensor:
     return torch.cat([image * num_anchors + r for image, r in enumerate(rows)])
 
 
-def at_most(limit: int, count: int) -> int:
+def number_kept(limit: int, count: int) -> int:
     """How many of `count` to keep for ``nms_pre`` or ``max_per_img``: all where `limit` is 0 or negative."""
     return min(limit, count) if limit > 0 else count
 

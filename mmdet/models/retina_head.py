@@ -13,9 +13,9 @@ from mmdet.layers import ConvModule
 from mmdet.models.dense import (
     TEST_KEYS,
     TRAIN_KEYS,
-    at_most,
     batch_rows,
     flatten_levels,
+    number_kept,
     sample_anchors,
     weight_positives,
 )
@@ -165,7 +165,7 @@ class RetinaHead(nn.Module):
             # The nms_pre best pairs of anchor and class of the level.
             level = logits[start : start + size].flatten()
             candidates = (level > least).nonzero().squeeze(1)
-            level_best, order = level[candidates].topk(at_most(cfg.get('nms_pre', -1), len(candidates)))
+            level_best, order = level[candidates].topk(number_kept(cfg.get('nms_pre', -1), len(candidates)))
             best.append(level_best)
             index.append(candidates[order] + start * self.num_classes)
             start += size
@@ -178,7 +178,7 @@ class RetinaHead(nn.Module):
             large = (self.bbox_coder.sides(boxes) > min_size).all(dim=1).nonzero().squeeze(1)
             boxes, scores, labels = boxes[large], scores[large], labels[large]
         keep, kept_scores = apply_nms(boxes, scores, labels, cfg['nms'])
-        count = at_most(cfg['max_per_img'], len(keep))
+        count = number_kept(cfg['max_per_img'], len(keep))
         return Detections(boxes[keep[:count]], kept_scores[:count], labels[keep[:count]])
 
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmdet.models.dense import at_most, weight_positives
+from mmdet.models.dense import number_kept, weight_positives
 from mmdet.models.mask_paste import resized_masks_to_rle
 from mmdet.models.options import apply_init_cfg, check_keys, only
 from mmdet.models.roi_extractor import to_rois
@@ -94,7 +94,7 @@ def detect(
         large = (bbox_coder.sides(boxes) >= cfg['min_bbox_size']).all(dim=1).nonzero().squeeze(1)
         boxes, scores, label = boxes[large], scores[large], label[large]
     keep, kept_scores = apply_nms(boxes, scores, label, cfg['nms'])
-    count = at_most(cfg['max_per_img'], len(keep))
+    count = number_kept(cfg['max_per_img'], len(keep))
     return Detections(boxes[keep[:count]], kept_scores[:count], label[keep[:count]])
 
 
@@ -143,6 +143,24 @@ def mask_targets_of(positives: tuple[Tensor, ...], targets: list[Target], size: 
             for rows, target in zip(positives, targets)
         ]
     )
+
+
+def positives_mask_loss(
+    mask_head: nn.Module,
+    roi_extractor: nn.Module,
+    features: tuple[Tensor, ...],
+    sampled: list[Sampled],
+    positives: tuple[Tensor, ...],
+    targets: list[Target],
+    size: int,
+) -> dict:
+    """The mask head's loss on the positive RoIs; ``positives`` are those of `positives_on_host`."""
+    boxes = [s.boxes[: s.num_positive] for s in sampled]
+    labels = torch.cat([s.labels[: s.num_positive] for s in sampled])
+    logits = mask_head(roi_extractor(features, to_rois(boxes)))
+    # on the host, while a GPU computes the logits
+    mask_targets = mask_targets_of(positives, targets, size, labels.device)
+    return mask_head.loss(logits, labels, mask_targets)
 
 
 def masks_of(probabilities: Tensor, detections: list[Detections], metas: list[dict], cfg: dict) -> list[list[dict]]:
@@ -224,22 +242,9 @@ class StandardRoIHead(nn.Module):
         logits, deltas = self(features, [s.boxes for s in sampled])
         losses = sampled_loss(self.bbox_head, logits, deltas, sampled, self.train_cfg or {})
         if self.mask_head is not None:
-            losses.update(self.mask_loss(features, sampled, positives, targets))
+            head, extractor, size = self.mask_head, self.mask_roi_extractor, self.train_cfg['mask_size']
+            losses.update(positives_mask_loss(head, extractor, features, sampled, positives, targets, size))
         return losses
-
-    def mask_loss(
-        self,
-        features: tuple[Tensor, ...],
-        sampled: list[Sampled],
-        positives: tuple[Tensor, ...],
-        targets: list[Target],
-    ) -> dict:
-        boxes = [s.boxes[: s.num_positive] for s in sampled]
-        labels = torch.cat([s.labels[: s.num_positive] for s in sampled])
-        logits = self.mask_head(self.mask_roi_extractor(features, to_rois(boxes)))
-        # on the host, while a GPU computes the logits
-        mask_targets = mask_targets_of(positives, targets, self.train_cfg['mask_size'], labels.device)
-        return self.mask_head.loss(logits, labels, mask_targets)
 
     def predict(self, features: tuple[Tensor, ...], proposals: list[Tensor], metas: list[dict]) -> list[Detections]:
         """Detections of each picture, without masks."""

@@ -12,9 +12,9 @@ from mmdet.layers import ConvModule
 from mmdet.models.dense import (
     TEST_KEYS,
     TRAIN_KEYS,
-    at_most,
     batch_rows,
     flatten_levels,
+    number_kept,
     sample_anchors,
     weight_positives,
 )
@@ -134,7 +134,7 @@ class RPNHead(nn.Module):
         best, levels, start = [], [], 0
         for level, level_anchors in enumerate(anchors):
             end = start + len(level_anchors)
-            count = at_most(cfg.get('nms_pre', -1), end - start)
+            count = number_kept(cfg.get('nms_pre', -1), end - start)
             best.append(logits[:, start:end].topk(count, dim=1).indices + start)
             levels.append(torch.full((count,), level, device=logits.device))
             start = end
@@ -149,6 +149,6 @@ class RPNHead(nn.Module):
             valid = (self.bbox_coder.sides(image_boxes) > cfg.get('min_bbox_size', 0)).all(dim=1).nonzero().squeeze(1)
             image_boxes, image_scores = image_boxes[valid], image_scores[valid]
             keep, kept_scores = apply_nms(image_boxes, image_scores, levels[valid], cfg['nms'])
-            count = at_most(cfg['max_per_img'], len(keep))
+            count = number_kept(cfg['max_per_img'], len(keep))
             proposals.append((image_boxes[keep[:count]], kept_scores[:count]))
         return proposals

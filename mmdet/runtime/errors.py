@@ -91,7 +91,7 @@ def run_main(main: Callable[[], None]) -> None:
             text = traceback.format_exc() + text
         _report(text, _lost_peer(error))
         _leave(EXIT_USER_ERROR if explained else 1)
-    if int(os.environ.get('WORLD_SIZE', 1)) > 1:
+    if _has_peers():
         # Now and then a thread of gloo outlives its group, and aborts when it meets an interpreter that is going down.
         atexit._run_exitfuncs()
         _leave(0)
@@ -111,6 +111,10 @@ def _report(text: str, lost: bool) -> None:
 def report_name(pid: int, lost: bool) -> str:
     """File in which a process leaves its last words; `lost`: another process's end was the reason."""
     return f'{pid}.lost' if lost else str(pid)
+
+
+def _has_peers() -> bool:
+    return int(os.environ.get('WORLD_SIZE', 1)) > 1
 
 
 def _rank() -> int:
@@ -229,6 +233,6 @@ def _leave(status: int) -> None:
     """Exit without waiting for other ranks or worker threads (a barrier would never be reached)."""
     sys.stdout.flush()
     sys.stderr.flush()
-    if int(os.environ.get('WORLD_SIZE', 1)) > 1:
+    if _has_peers():
         os._exit(status)
     sys.exit(status)

@@ -84,7 +84,7 @@ struct Normalize : torch::autograd::Function<Normalize> {
   }
 };
 
-// What a convolution does to positions, and of which of its outputs (all, or a lattice) the derivatives are taken
+// What a convolution does to positions
 struct Geometry {
   IntArrayRef kernel, stride, padding, dilation;
   int64_t groups;
