@@ -237,11 +237,8 @@ def build_runner(cfg: Config, launcher: str = 'none', resume_from: str | None = 
         for key in ('train_dataloader', 'train_cfg', 'optim_wrapper', 'param_scheduler', 'val_dataloader',
                     'val_cfg', 'val_evaluator'):
             parts.pop(key, None)
-    if launcher != 'none' and not torch.cuda.is_available():
-        # mmengine would pass a GPU number to DistributedDataParallel.
-        wrapper = dict(type='MMDistributedDataParallel', broadcast_buffers=False,
-                       find_unused_parameters=cfg.get('find_unused_parameters', False))
-        cfg.model_wrapper_cfg = {**wrapper, **(cfg.get('model_wrapper_cfg') or {}), 'device_ids': None}
+    if launcher != 'none':
+        cfg.model_wrapper_cfg = wrapper_cfg(cfg)
     parts.custom_hooks = _with_essential(
         parts.get('custom_hooks'), dict(type='CheckpointGuardHook', source=source, resuming=bool(resume_from),
                                         strict=checkpoint is not None))
@@ -307,6 +304,16 @@ def _quieten(logger: logging.Logger, level: str) -> None:
 def _tidy(record: logging.LogRecord) -> bool:
     text = record.getMessage()
     return not text.startswith(_NOISE) and ' - torch.Size(' not in text
+
+
+def wrapper_cfg(cfg: Config) -> dict:
+    """The config's `model_wrapper_cfg`; DistributedDataParallel gets defaults and, without a GPU, none to run on."""
+    asked = dict(cfg.get('model_wrapper_cfg') or {})
+    if asked.setdefault('type', 'MMDistributedDataParallel') != 'MMDistributedDataParallel':
+        return asked
+    defaults = dict(broadcast_buffers=False, find_unused_parameters=cfg.get('find_unused_parameters', False),
+                    gradient_as_bucket_view=True)  # without it each gradient is held, and copied, twice
+    return {**defaults, **asked, **({} if torch.cuda.is_available() else dict(device_ids=None))}
 
 
 def drop_pretrained(model: dict) -> None:
