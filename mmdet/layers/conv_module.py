@@ -93,16 +93,16 @@ class _ScaledConv(torch.autograd.Function):
         stride, padding, dilation, groups = ctx.geometry
         scale = scale[:, None, None, None]
         of_x, _, _, of_shift, *_ = ctx.needs_input_grad
-        # Under autocast the convolution was computed, and its gradient has come, in half precision.
-        x_grad, grad_scaled, shift_grad = torch.ops.aten.convolution_backward(
+        half = grad.dtype != weight.dtype  # under autocast, where the convolution was computed in half precision
+        x_grad, scaled_grad, shift_grad = torch.ops.aten.convolution_backward(
             grad, x.to(grad.dtype), (weight * scale).to(grad.dtype), [len(weight)], stride, padding, dilation, False,
-            [0, 0], groups, [of_x, True, of_shift],
+            [0, 0], groups, [of_x, True, of_shift and not half],
         )  # fmt: skip
-        grad_scaled = grad_scaled.to(weight.dtype)
-        return (
-            x_grad.to(x.dtype) if of_x else None, grad_scaled * scale, (grad_scaled * weight).sum((1, 2, 3)),
-            shift_grad.to(weight.dtype) if of_shift else None, *[None] * 4,
-        )  # fmt: skip
+        if of_shift and half:  # a sum over all positions, too large for float16 when the loss is scaled
+            shift_grad = grad.sum((0, 2, 3), dtype=weight.dtype)
+        scaled_grad = scaled_grad.to(weight.dtype)
+        scale_grad = (scaled_grad * weight).sum((1, 2, 3))
+        return x_grad.to(x.dtype) if of_x else None, scaled_grad * scale, scale_grad, shift_grad, *[None] * 4
 
 
 _HOOKS = '_forward_pre_hooks', '_forward_hooks', '_backward_pre_hooks', '_backward_hooks'

@@ -69,6 +69,16 @@ def test_autocast_computes_in_half_precision_and_gives_float32_gradients():
         assert (folded - full).abs().max() < 2 * (plain - full).abs().max()
 
 
+def test_a_float16_gradient_of_a_scaled_loss_does_not_overflow():
+    conv, norm, _ = pair()
+    conv, norm, x = conv.float(), norm.float(), torch.rand(2, 4, 40, 40)
+    with torch.autocast('cpu', torch.float16):
+        out = conv_norm(conv, norm, x)
+    out.backward(torch.full_like(out, 100.0))
+    assert out.dtype == torch.float16
+    torch.testing.assert_close(norm.bias.grad, torch.full((6,), 100.0 * 2 * 38 * 38))  # past float16's 65504
+
+
 def test_what_folding_does_not_fit_goes_the_plain_way():
     conv, norm, x = pair()
     plain = norm(conv(x))
