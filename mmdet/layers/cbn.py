@@ -791,7 +791,7 @@ class CrossIterBatchNorm2d(_NormBase):
     def _pools(self, y: Tensor) -> bool:
         """Whether past batches count in this forward."""
         if y.is_cuda and torch.cuda.is_current_stream_capturing():
-            raise ValueError('CBN: a CUDA graph would write to one place of the window for ever; do not capture training')
+            raise ValueError('CBN: a CUDA graph would always write to one place of the window; do not capture training')
         if self.burnin and self.epoch is None:
             self.epoch = 0
             warnings.warn(
