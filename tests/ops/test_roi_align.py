@@ -204,6 +204,21 @@ def test_a_picture_outside_the_batch(device, cuda_kernels):
                 roi_align(feature, rois, 7)
 
 
+def test_a_map_too_long_for_shared_memory(device, cuda_kernels):
+    """CUDA kernels list the cells that an adaptive grid may touch; a fixed one touches few."""
+    feature = torch.ones(1, 1, 1, 29500, device=device)
+    rois = torch.tensor([[0.0, 0, 0, 29500, 1]], device=device)
+    assert roi_align(feature, rois, 7, 1.0, 2).max() == pytest.approx(1)
+    if cuda_kernels:
+        with pytest.raises(ValueError, match='bytes of shared memory, this GPU has .*; use a sampling_ratio above 0'):
+            roi_align(feature, rois, 7)
+    else:
+        assert roi_align(feature, rois, 7).max() == pytest.approx(1, rel=1e-3)
+    feature = feature[..., :8000].requires_grad_()  # beyond what is granted without a request
+    (grad,) = torch.autograd.grad(roi_align(feature, rois * 0.2, (1, 7)).sum(), feature)
+    assert grad.sum() == pytest.approx(7, rel=1e-3)
+
+
 def test_non_contiguous_and_empty(device):
     torch.manual_seed(5)
     base = torch.randn(2, 60, 16, 24, device=device)
