@@ -45,6 +45,7 @@ step kernels 60 "$python" -m mmdet.ops
 step tests_ops 120 "${pytest[@]}" tests/ops -m 'not slow' -k cuda
 step tests_cbn 120 "${pytest[@]}" tests/layers -m cuda
 step tests_rest 60 "${pytest[@]}" tests/runtime/test_scalars.py tests/structures tests/models/test_preprocess.py -m cuda
+step detectors 90 "${pytest[@]}" tests/models/test_like_cuda.py -m cuda
 step training 150 "${pytest[@]}" tests/tools/test_gpu_training.py -m cuda
 if command -v compute-sanitizer >/dev/null; then
     # Of this project's kernels alone. Without torch's cache of memory, in which one tensor's end is another's start.
