@@ -130,6 +130,18 @@ def test_multiscale_equals_loop_over_levels(device, memory_format, sampling_rati
         torch.testing.assert_close(a.grad, b.grad, **tolerance)
 
 
+@pytest.mark.cuda
+def test_a_gpu_is_not_waited_for():
+    features = [torch.randn(2, 40, int(400 * s), int(608 * s), device='cuda', requires_grad=True) for s in SCALES]
+    rois = random_rois(80, side=600, device='cuda')
+    torch.cuda.set_sync_debug_mode('error')
+    try:
+        multiscale_roi_align(features, rois, 7, SCALES).sum().backward()
+    finally:
+        torch.cuda.set_sync_debug_mode('default')
+    assert features[0].grad.any()
+
+
 def test_level_rule_at_its_edges(device):
     sides = torch.tensor([0.0, 1, 55.9, 56, 111.9, 112, 223.9, 224, 447, 448, 1e6])
     rois = torch.stack([sides * 0, sides * 0, sides * 0, sides, sides], 1).to(device)
