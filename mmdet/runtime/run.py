@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from mmengine import dist
 from mmengine.config import Config, ConfigDict
+from mmengine.device import get_device
 from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import Runner
@@ -190,8 +191,16 @@ def scale_learning_rate(cfg: Config) -> None:
     cfg.auto_scale_lr.enable = True
 
 
+def fast_layout(model: torch.nn.Module, device: str) -> torch.nn.Module:
+    """On the CPU let convolutions work on channels_last maps: a detector is up to a tenth faster there."""
+    return model.to(memory_format=torch.channels_last) if torch.device(device).type == 'cpu' else model
+
+
 class _Runner(Runner):
     """mmengine's, which does not wait for a GPU in every iteration to log it."""
+
+    def wrap_model(self, model_wrapper_cfg: dict | None, model: BaseModel) -> torch.nn.Module:
+        return super().wrap_model(model_wrapper_cfg, fast_layout(model, get_device()))
 
     def build_message_hub(self, message_hub: dict | None = None) -> LateMessageHub:
         return LateMessageHub.get_instance(**(message_hub or dict(name=self._experiment_name)))
