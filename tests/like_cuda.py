@@ -33,9 +33,12 @@ class LikeCuda:
             for name, policy in autocast_policies().items():
                 self.library.impl(name, policy, 'AutocastCPU')
         Tensor.is_cuda = property(lambda tensor: True)  # before the attribute of its base class
+        self.capturing = torch.cuda.is_current_stream_capturing
+        torch.cuda.is_current_stream_capturing = lambda: False  # it asks the driver
         return self
 
     def __exit__(self, *error):
+        torch.cuda.is_current_stream_capturing = self.capturing
         del Tensor.is_cuda
         self.library._destroy()
 

@@ -47,10 +47,10 @@ def run(model, data, dtype: torch.dtype | None = None, scale: float = 1.0) -> tu
 
     With a `dtype` under autocast, the loss times `scale` as half precision wants it.
     """
-    optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9)
+    optimizer, device = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9), next(model.parameters()).device.type
     for seed in range(3):
         torch.manual_seed(seed)
-        with contextlib.nullcontext() if dtype is None else torch.autocast('cpu', dtype):
+        with contextlib.nullcontext() if dtype is None else torch.autocast(device, dtype):
             losses = model.train()(**model.data_preprocessor(data, True), mode='loss')
             loss, log = model.parse_losses(losses)
         optimizer.zero_grad()

@@ -409,7 +409,8 @@ class NormalizeWithPooled(torch.autograd.Function):
         n, wanted = ctx.entries, [ctx.needs_input_grad[i] for i in (0, 3, 4)]
         sums = [wanted[0], *([True, True] if ctx.slopes else wanted[1:])]
         gamma = torch.ones_like(mean) if weight is None else weight.detach().to(mean.dtype)
-        if y.is_cuda or ctx.group is not None:
+        # A compiled graph takes plain BatchNorm's gradient, which it can fuse and trace with sizes that change.
+        if ctx.group is not None or (y.is_cuda and not torch.compiler.is_compiling()):
             total = n * ctx.count if ctx.total is None else ctx.total
             grads = _backward_by_sums(grad, y, mean, rstd, gamma, total, ctx.group, sums, y.is_cuda)
         else:
@@ -669,7 +670,7 @@ class CrossIterBatchNorm2d(_NormBase):
             return None
         if y.numel() == self.num_features:
             raise _one_value(y)
-        active = self._pools()
+        active = self._pools(y)
         enters = record and active
         source, taps, every, first = (None, None), (None, None), (), ()
         if enters:
@@ -713,7 +714,7 @@ class CrossIterBatchNorm2d(_NormBase):
             pooled, active, recorded = self._recall(mean)
             entries, record = pooled.entries, record and not recorded
         else:
-            active = self._pools()
+            active = self._pools(y)
             entries = 1 + (self.window.filled if active and self.window else 0)
         record = record and several
         through = slopes = None
@@ -787,8 +788,10 @@ class CrossIterBatchNorm2d(_NormBase):
             total = (filled + 1) * count
         return Pooled(pooled_mean, pooled_var, filled + 1, rstd, total), None if enters else slopes
 
-    def _pools(self) -> bool:
+    def _pools(self, y: Tensor) -> bool:
         """Whether past batches count in this forward."""
+        if y.is_cuda and torch.cuda.is_current_stream_capturing():
+            raise ValueError('CBN: a CUDA graph would always write to one place of the window; do not capture training')
         if self.burnin and self.epoch is None:
             self.epoch = 0
             warnings.warn(
@@ -856,9 +859,14 @@ _LAYERS: weakref.WeakValueDictionary[int, CrossIterBatchNorm2d] = weakref.WeakVa
 _NUMBERS = itertools.count(1)
 
 
+# torch.compile's CUDA graphs leave it out, where torch (2.8 and newer) can: a replay runs no Python.
+_TAGS = dict(tags=(torch.Tag.cudagraph_unsafe,)) if hasattr(torch.Tag, 'cudagraph_unsafe') else {}
+
+
 @torch.library.custom_op(
     'mmdet::cbn_statistics',
     mutates_args=(),
+    **_TAGS,
     # spelled out because torch 2.4 cannot read it off list[int]
     schema='(Tensor y, Tensor x, Tensor weight, Tensor? bias, int[] kernel, int[] stride, int[] padding, '
     'int[] dilation, int groups, bool record, bool trained, bool follow, int handle) '

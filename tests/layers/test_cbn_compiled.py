@@ -317,6 +317,21 @@ def test_what_does_not_fit_is_refused(device):
         whole(y, enters=True)
 
 
+@pytest.mark.cuda
+@pytest.mark.parametrize('fraction', [1.0, 1 / 16])
+def test_a_gpu_is_not_waited_for(fraction):
+    conv, norm, _ = make('cuda', dtype=torch.float32, derivative_fraction=fraction, full_gradient=True)
+    first, *others = (batch(step, 'cuda', torch.float32) for step in range(4))
+    norm.after(conv, first).square().sum().backward()  # what is loaded once
+    torch.cuda.set_sync_debug_mode('error')
+    try:
+        for x in others:
+            norm.after(conv, x).square().sum().backward()
+    finally:
+        torch.cuda.set_sync_debug_mode('default')
+    assert norm.window.filled == 3 and conv.weight.grad.isfinite().all()
+
+
 class Counter(TorchDispatchMode):
     """Operators that read or write memory: views, metadata and allocations do not count."""
 

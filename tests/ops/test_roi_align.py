@@ -13,6 +13,8 @@ from mmdet.ops.roi_align import _plain_roi_align, map_levels
 
 compiled = pytest.mark.skipif(not COMPILED, reason='the compiled ops are missing')
 SCALES = [1 / 4, 1 / 8, 1 / 16, 1 / 32]
+# torchvision's CUDA kernel fuses multiply and add: its samples stand up to 1e-5 cells from ours.
+BESIDE_TORCHVISION = dict(cpu=dict(atol=1e-5, rtol=1e-5), cuda=dict(atol=1e-4, rtol=1e-4))
 
 
 def random_rois(count, pictures=2, side=60.0, dtype=torch.float32, device='cpu'):
@@ -81,7 +83,7 @@ def test_equals_torchvision(device, memory_format, dtype, aligned, sampling_rati
     rois = random_rois(count, dtype=dtype, device=device, side=120)
     ours = feature.clone(memory_format=memory_format).requires_grad_()
     theirs = feature.clone().requires_grad_()
-    tolerance = dict(atol=1e-5, rtol=1e-5) if dtype == torch.float32 else dict(atol=1e-10, rtol=1e-10)
+    tolerance = dict(BESIDE_TORCHVISION[device]) if dtype == torch.float32 else dict(atol=1e-10, rtol=1e-10)
     output = roi_align(ours, rois, size, 0.25, sampling_ratio, aligned)
     expected = torchvision.ops.roi_align(theirs, rois, size, 0.25, sampling_ratio, aligned)
     torch.testing.assert_close(output, expected, **tolerance)
@@ -118,12 +120,26 @@ def test_multiscale_equals_loop_over_levels(device, memory_format, sampling_rati
     output = multiscale_roi_align(ours, rois, 7, SCALES, sampling_ratio)
     expected = looped_multiscale(theirs, rois, 7, SCALES, sampling_ratio)
     assert map_levels(rois, 4, 56.0).unique().numel() == 4
-    torch.testing.assert_close(output, expected, atol=1e-5, rtol=1e-5)
+    tolerance = dict(BESIDE_TORCHVISION[device])
+    torch.testing.assert_close(output, expected, **tolerance)
     gradient = torch.randn_like(expected)
     output.backward(gradient)
     expected.backward(gradient)
+    tolerance['atol'] *= 10
     for a, b in zip(ours, theirs):
-        torch.testing.assert_close(a.grad, b.grad, atol=1e-4, rtol=1e-5)
+        torch.testing.assert_close(a.grad, b.grad, **tolerance)
+
+
+@pytest.mark.cuda
+def test_a_gpu_is_not_waited_for():
+    features = [torch.randn(2, 40, int(400 * s), int(608 * s), device='cuda', requires_grad=True) for s in SCALES]
+    rois = random_rois(80, side=600, device='cuda')
+    torch.cuda.set_sync_debug_mode('error')
+    try:
+        multiscale_roi_align(features, rois, 7, SCALES).sum().backward()
+    finally:
+        torch.cuda.set_sync_debug_mode('default')
+    assert features[0].grad.any()
 
 
 def test_level_rule_at_its_edges(device):
@@ -200,6 +216,21 @@ def test_a_picture_outside_the_batch(device, cuda_kernels):
                 roi_align(feature, rois, 7)
 
 
+def test_a_map_too_long_for_shared_memory(device, cuda_kernels):
+    """CUDA kernels list the cells that an adaptive grid may touch; a fixed one touches few."""
+    feature = torch.ones(1, 1, 1, 29500, device=device)
+    rois = torch.tensor([[0.0, 0, 0, 29500, 1]], device=device)
+    assert roi_align(feature, rois, 7, 1.0, 2).max() == pytest.approx(1)
+    if cuda_kernels:
+        with pytest.raises(ValueError, match='bytes of shared memory, this GPU has .*; use a sampling_ratio above 0'):
+            roi_align(feature, rois, 7)
+    else:
+        assert roi_align(feature, rois, 7).max() == pytest.approx(1, rel=1e-3)
+    feature = feature[..., :8000].requires_grad_()  # beyond what is granted without a request
+    (grad,) = torch.autograd.grad(roi_align(feature, rois * 0.2, (1, 7)).sum(), feature)
+    assert grad.sum() == pytest.approx(7, rel=1e-3)
+
+
 def test_non_contiguous_and_empty(device):
     torch.manual_seed(5)
     base = torch.randn(2, 60, 16, 24, device=device)
@@ -225,7 +256,7 @@ def test_list_of_boxes_and_module(device):
     feature = torch.randn(2, 4, 10, 10, device=device)
     boxes = [torch.rand(3, 4, device=device) * 9, torch.zeros(0, 4, device=device)]
     expected = torchvision.ops.roi_align(feature, boxes, (2, 3), 0.5, 2, True)
-    torch.testing.assert_close(RoIAlign((2, 3), 0.5, 2, True)(feature, boxes), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(RoIAlign((2, 3), 0.5, 2, True)(feature, boxes), expected, **BESIDE_TORCHVISION[device])
     assert 'sampling_ratio=2' in repr(RoIAlign(7, 0.5, 2))
 
 

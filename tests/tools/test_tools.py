@@ -200,3 +200,9 @@ def test_the_gpu_check_goes_on_and_names_what_failed(tmp_path):
     assert 'build        ok' in table and 'kernels      FAILED (no end within its time)' in table
     assert 'tests_cbn    NOT RUN: no time left' in table and out.count(table) == 1
     assert f'{process.returncode} failed: ' in out.splitlines()[-1] and 'kernels' in out.splitlines()[-1]
+    chosen = start(ROOT / 'tools' / 'dev' / 'gpu_check.sh', tmp_path / 'out', PYTHON=str(python), ONLY='build|_cbn')
+    out, _ = chosen.communicate(timeout=60)
+    table = (tmp_path / 'out' / 'summary.txt').read_text().splitlines()
+    assert [line.split(' after')[0] for line in table if 'not run' not in line] == [
+        'build        ok', 'tests_cbn    FAILED (3)', 'bench_cbn    ok']
+    assert chosen.returncode == 1 and out.splitlines()[-1] == '1 failed: tests_cbn'

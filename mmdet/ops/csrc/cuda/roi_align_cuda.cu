@@ -28,7 +28,6 @@ namespace {
 constexpr int kMaxLevels = 8;
 constexpr int kThreads = 256;
 constexpr int kHalf = kThreads / 2;  // builds the lists of one axis
-constexpr int kMostShared = 227 * 1024;
 
 template <typename S>
 struct Maps {
@@ -340,8 +339,6 @@ struct Launch {
     launch.groups = static_cast<int>((channels + launch.group - 1) / launch.group);
     const int64_t room_y = room_for(h, largest_y, sampling_ratio), room_x = room_for(w, largest_x, sampling_ratio);
     launch.shared = Axis<T>::bytes(h, room_y, backward) + Axis<T>::bytes(w, room_x, backward);
-    TORCH_CHECK_VALUE(launch.shared <= kMostShared, "roi_align: ", h, " x ", w, " bins on a map of ", largest_y, " x ",
-                      largest_x, " cells take more shared memory than a GPU has; use a sampling_ratio above 0");
     launch.room_y = static_cast<int>(room_y);
     launch.room_x = static_cast<int>(room_x);
     return launch;
@@ -349,8 +346,13 @@ struct Launch {
 
   template <typename Kernel>
   void allow(Kernel kernel) const {  // more than 48 KiB of shared memory is granted on request only
-    if (shared > 48 * 1024)
-      C10_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)));
+    if (shared <= 48 * 1024) return;
+    int device, most;  // 64 to 227 KiB
+    C10_CUDA_CHECK(cudaGetDevice(&device));
+    C10_CUDA_CHECK(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+    TORCH_CHECK_VALUE(shared <= static_cast<size_t>(most), "roi_align: bins and a map this large take ", shared,
+                      " bytes of shared memory, this GPU has ", most, "; use a sampling_ratio above 0");
+    C10_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)));
   }
 };
 
