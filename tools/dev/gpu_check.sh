@@ -7,8 +7,9 @@
 #   SECONDS_IN_ALL=1800 tools/dev/gpu_check.sh    other time than 570 s
 #   ONLY='build|bench' tools/dev/gpu_check.sh     the steps whose names hold this regular expression
 #
-# Each step goes on when the one before fails, within what is left of the time. The last lines name the steps that
-# failed; the exit status is their number. OUTPUT_FOLDER/summary.txt has the table, STEP.txt each step's output.
+# The steps stand in the order of what one wants to know first, each at most within what is left of the time; where that
+# runs out, a second call with ONLY has the rest. A step goes on when the one before fails. The last lines name the steps
+# that failed; the exit status is their number. OUTPUT_FOLDER/summary.txt has the table, STEP.txt each step's output.
 set -uo pipefail
 cd "$(dirname "$0")/../.."
 out=${1:-${OUT:-work_dirs/gpu_check}}
@@ -45,9 +46,13 @@ step kernels 60 "$python" -c 'import torch, mmdet.ops as ops; print(ops.describe
 assert torch.cuda.is_available() and ops.BUILD.get("cuda") == "1", "every test would be skipped"'
 step tests_ops 120 "${pytest[@]}" tests/ops -m 'not slow' -k cuda
 step tests_cbn 120 "${pytest[@]}" tests/layers -m cuda
-step tests_rest 60 "${pytest[@]}" tests/runtime/test_scalars.py tests/structures tests/models/test_preprocess.py -m cuda
-step detectors 90 "${pytest[@]}" tests/models/test_like_cuda.py -m cuda
+step bench_cbn 60 "$python" benchmarks/cbn.py layers --device cuda --dtype bfloat16
+step bench_ops 90 "$python" benchmarks/ops.py --device cuda --repeats 15 --json "$out/ops.json"
 step training 150 "${pytest[@]}" tests/tools/test_gpu_training.py -m cuda
+step bench_model 60 "$python" benchmarks/cbn.py model --device cuda --size 800 1216 --batch 2
+step detectors 90 "${pytest[@]}" tests/models/test_like_cuda.py -m cuda
+step bench_whole 90 "$python" benchmarks/detectors.py --device cuda --amp --parts whole --models mask_rcnn --repeats 3
+step tests_rest 60 "${pytest[@]}" tests/runtime/test_scalars.py tests/structures tests/models/test_preprocess.py -m cuda
 if command -v compute-sanitizer >/dev/null; then
     # Of this project's kernels alone. Without torch's cache of memory, in which one tensor's end is another's start.
     check=(env PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --kernel-name kns=mmdet --report-api-errors no --error-exitcode 1)
@@ -58,10 +63,6 @@ if command -v compute-sanitizer >/dev/null; then
 else
     echo 'memcheck     not run: compute-sanitizer is not installed' | tee -a "$out/summary.txt"
 fi
-step bench_cbn 60 "$python" benchmarks/cbn.py layers --device cuda --dtype bfloat16
-step bench_ops 90 "$python" benchmarks/ops.py --device cuda --repeats 15 --json "$out/ops.json"
-step bench_model 60 "$python" benchmarks/cbn.py model --device cuda --size 800 1216 --batch 2
-step bench_whole 90 "$python" benchmarks/detectors.py --device cuda --amp --parts whole --models mask_rcnn --repeats 3
 step bench_last 60 "$python" benchmarks/detectors.py --device cuda --amp --parts whole --models mask_rcnn --repeats 3 --channels-last
 
 printf '\n%s, %d s in all:\n' "$(date '+%F %T')" $SECONDS
