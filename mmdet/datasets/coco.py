@@ -87,7 +87,7 @@ class CocoDataset(BaseDataset):
         with DefaultScope.overwrite_default_scope('mmdet'):
             pipeline = [TRANSFORMS.build(t) if isinstance(t, dict) else t for t in pipeline]
         if any(isinstance(t, CenterCrop) for t in pipeline):
-            raise ValueError("CenterCrop of mmcv leaves masks and emptied boxes behind; use RandomCrop, or Resize alone")
+            raise ValueError("mmcv's CenterCrop leaves masks and emptied boxes behind; use RandomCrop, or Resize")
         super().__init__(
             ann_file=ann_file,
             metainfo=metainfo,

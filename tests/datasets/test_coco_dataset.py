@@ -203,7 +203,7 @@ def without(key):
         (None, dict(data_prefix=dict(img='img/')), FileNotFoundError, 'no image folder .*img/'),
         (None, dict(data_prefix=dict(img='')), FileNotFoundError, 'no picture .*a.png'),
         (None, dict(data_prefix=dict(img='empty')), ValueError, 'image folder .*empty is empty'),
-        (None, dict(pipeline=[dict(type='CenterCrop', crop_size=9)]), ValueError, 'CenterCrop of mmcv leaves masks'),
+        (None, dict(pipeline=[dict(type='CenterCrop', crop_size=9)]), ValueError, "mmcv's CenterCrop leaves"),
         (None, dict(filter_cfg=dict(min_size=999)), ValueError, 'no picture of .*ann.json is left'),
         (None, dict(filter_cfg=dict(filter_empty=True)), ValueError, 'filter_empty'),
     ],
