@@ -48,8 +48,10 @@ class DetDataPreprocessor(BaseDataPreprocessor):
         only('DetDataPreprocessor', pad_seg=(pad_seg, False), boxtype2tensor=(boxtype2tensor, True))
         if rgb_to_bgr and bgr_to_rgb:
             raise ValueError('DetDataPreprocessor: bgr_to_rgb and rgb_to_bgr exclude each other; set one of them')
-        self.register_buffer('mean', torch.tensor(mean or [0.0, 0.0, 0.0]).view(-1, 1, 1), persistent=False)
-        self.register_buffer('std', torch.tensor(std or [1.0, 1.0, 1.0]).view(-1, 1, 1), persistent=False)
+        if mean and std and len(mean) != len(std):
+            raise ValueError(f'DetDataPreprocessor: {len(mean)} values of mean, {len(std)} of std; give as many')
+        self.register_buffer('mean', torch.tensor(mean or [0.0]).view(-1, 1, 1), persistent=False)
+        self.register_buffer('std', torch.tensor(std or [1.0]).view(-1, 1, 1), persistent=False)
         self.flip_channels = bgr_to_rgb or rgb_to_bgr
         self.pad_size_divisor = pad_size_divisor
         self.pad_value = pad_value
@@ -75,6 +77,11 @@ class DetDataPreprocessor(BaseDataPreprocessor):
         return dict(inputs=batch, data_samples=samples)
 
     def _normalise(self, image: Tensor, out: Tensor) -> None:
+        if len(image) < len(self.mean):  # the first would be taken for all
+            raise ValueError(
+                f'DetDataPreprocessor: mean has {len(self.mean)} values, a picture {len(image)} channels: give as many '
+                "or leave LoadImageFromFile its color_type='color'"
+            )
         if self.flip_channels:
             image = image.flip(0)
         torch.sub(image.float(), self.mean, out=out).div_(self.std)

@@ -31,3 +31,11 @@ def test_one_batch_equals_padded_pictures_to_the_bit(options, dtype, device):
 def test_precision_follows_the_model(cast, dtype):
     preprocess = getattr(DetDataPreprocessor(**OPTIONS), cast)()
     assert preprocess(dict(inputs=[torch.zeros(3, 8, 8, dtype=torch.uint8)]))['inputs'].dtype == dtype
+
+
+def test_a_grey_picture_needs_a_mean_of_one_value():
+    grey = dict(inputs=[torch.full((1, 2, 2), 9, dtype=torch.uint8)], data_samples=None)
+    assert (DetDataPreprocessor([1.0], [2.0])(grey)['inputs'] == 4).all()
+    assert (DetDataPreprocessor()(grey)['inputs'] == 9).all()
+    with pytest.raises(ValueError, match='mean has 3 values, a picture 1 channels'):
+        DetDataPreprocessor([1.0, 2, 3], [2.0, 2, 2])(grey)
