@@ -225,3 +225,15 @@ def test_bfp_refuses_what_it_cannot_do():
         MODELS.build(dict(cfg, backbone=dict(cfg['backbone'], out_indices=(0, 1))))(torch.zeros(1, 3, 64, 64))
     with pytest.raises(ValueError, match="refine_type='local'"):
         MODELS.build(dict(type='BFP', in_channels=8, num_levels=3, refine_type='local'))
+
+
+@pytest.mark.parametrize('norm_cfg', [None, dict(type='BN')])
+def test_bfp_starts_with_the_plain_mean(norm_cfg):
+    """mmdetection's initial values: the non-local block adds nothing yet. Wide values would blur all levels at once."""
+    torch.manual_seed(0)
+    plain = MODELS.build(dict(type='BFP', in_channels=64, num_levels=3))
+    neck = MODELS.build(dict(type='BFP', in_channels=64, num_levels=3, refine_type='non_local', norm_cfg=norm_cfg))
+    maps = tuple(torch.randn(2, 64, size, size) for size in (16, 8, 4))
+    for found, expected in zip(neck(maps), plain(maps)):
+        torch.testing.assert_close(found, expected)
+    assert [round(conv.conv.weight.std().item(), 3) for conv in (neck.refine.g, neck.refine.theta)] == [0.01, 0.01]
