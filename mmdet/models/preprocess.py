@@ -12,6 +12,8 @@ from mmdet.models.options import only
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample, Target
 
+_NEEDED = ('img_shape', 'ori_shape', 'scale_factor')  # to give detections in pixels of the original picture
+
 
 @MODELS.register_module()
 class DetDataPreprocessor(BaseDataPreprocessor):
@@ -71,6 +73,9 @@ class DetDataPreprocessor(BaseDataPreprocessor):
             self._normalise(image, out=padded[:, : image.shape[-2], : image.shape[-1]])
         samples = data.get('data_samples')
         for sample, shape in zip(samples or [], shapes):
+            missing = [key for key in (('img_shape',) if training else _NEEDED) if key not in sample]
+            if missing:
+                raise ValueError(f'a data sample lacks {", ".join(missing)}; name it in meta_keys of PackDetInputs')
             sample.set_metainfo(dict(batch_input_shape=(height, width), pad_shape=shape))
         for augment in self.batch_augments if training else ():
             batch, samples = augment(batch, samples)

@@ -128,6 +128,11 @@ def test_pipeline_without_a_default_scope(root):
     assert len(dataset[2]['data_samples'].gt_instances) == 0
 
 
+def test_a_pipeline_without_resize_has_scale_factor_1(root):
+    sample = build(root, pipeline=[dict(type='LoadImageFromFile'), dict(type='PackDetInputs')])[0]['data_samples']
+    assert sample.scale_factor == (1.0, 1.0)
+
+
 def test_nested_steps_without_a_default_scope_move_masks_too(root):
     choice = dict(type='RandomChoice', transforms=[[dict(type='Resize', scale=(30, 20))]])
     steps = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', with_mask=True), choice]
