@@ -10,6 +10,7 @@ outputs spread so that dozens of objects are found), pictures and objects. Next 
 configs/torchvision, with its rules and numbers; next to mmdetection the recipe of the same name.
 
 - training: pictures in; preprocessing, losses, gradients, SGD step.
+- memory: what the forward pass of a training step keeps for its backward pass, weights not counted.
 - inference: pictures in; boxes, scores, labels and, of Mask R-CNN, what each library gives: torchvision float pictures
   (D, 1, H, W), mmdetection bool pictures, ours COCO run lengths. `+ RLE` brings the others' to run lengths too.
 
@@ -18,9 +19,10 @@ Two parts: `whole` is R-50-FPN; `detection` has given maps of 256 channels in th
 and post-processing remain. Of it are also counted the operators called (each is a launch on a GPU; views are not
 counted), those that make the host wait for a GPU, and the tensors made from numbers on the host (each a copy to a GPU).
 
-Where the sides differ: torchvision freezes its norms' scale and shift (`FrozenBatchNorm2d`), the others train them in
-eval mode; torchvision gets float pictures and its resizing inside the model is taken out; mask targets come from
-polygons here, from bitmaps in the others, as their pipelines give them.
+Where the sides differ: on the CPU ours works on channels_last maps, as its Runner does; torchvision freezes its norms'
+scale and shift (`FrozenBatchNorm2d`), the others train them in eval mode; torchvision gets float pictures and its
+resizing inside the model is taken out; mask targets come from polygons here, from bitmaps in the others, as their
+pipelines give them.
 """
 
 import argparse
@@ -248,6 +250,32 @@ class Side:
         self.wait()
         return (now() - start) * 1e3
 
+    def memory(self) -> dict[str, float]:
+        """Megabytes (2**20 bytes) that a training step's forward pass keeps for its backward pass; on CUDA also what
+        the whole step needs at its peak, beyond what it begins with."""
+        own = {t.untyped_storage().data_ptr() for t in (*self.net.parameters(), *self.net.buffers())}
+        kept = {}  # holding the tensors, so that no address is given out twice
+
+        def note(tensor: Tensor) -> Tensor:
+            if tensor.untyped_storage().data_ptr() not in own:
+                kept[tensor.untyped_storage().data_ptr()] = tensor
+            return tensor
+
+        self.net.train()
+        torch.manual_seed(0)
+        amp = torch.autocast(self.args.device, enabled=self.args.amp)
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), amp:
+            self.losses()
+        megabytes = {'kept for the backward pass': sum(t.untyped_storage().nbytes() for t in kept.values()) / 2**20}
+        if self.args.device == 'cuda':
+            kept.clear()
+            self.run('training')
+            before = torch.cuda.memory_allocated()
+            torch.cuda.reset_peak_memory_stats()
+            self.run('training')
+            megabytes['peak of a step'] = (torch.cuda.max_memory_allocated() - before) / 2**20
+        return megabytes
+
     def found(self) -> int:
         """How many detections inference gives."""
         return sum(len(self.labels_of(x)) for x in self.run('inference'))
@@ -465,6 +493,10 @@ def build_ours(file: Path, part: str, state: dict, args) -> nn.Module:
     missing, unexpected = net.load_state_dict(state, strict=False)
     missing = [key for key in missing if 'num_batches' not in key]
     assert not missing and not unexpected, (missing, unexpected)
+    if not SERVING:
+        from mmdet.runtime.run import fast_layout
+
+        net = fast_layout(net, args.device)
     return net
 
 
@@ -619,7 +651,14 @@ def measure(model: str, part: str, peer: Mmdetection | None, args) -> dict:
     for job, ms in medians.items():
         ratios = [f'{ms[peer] / ms[own]:.2f}' for peer, own in heads.items() if peer in ms]
         rows.append([f'{model} {part} {job}', *(f'{value:.0f}' for value in ms.values()), *ratios])
-    table(['', *(f'{n} ms' for n in sides), *(f'{p} / {o}' for p, o in heads.items() if p in sides)], rows)
+    if rows:
+        table(['', *(f'{n} ms' for n in sides), *(f'{p} / {o}' for p, o in heads.items() if p in sides)], rows)
+    if 'memory' in args.jobs:
+        report['memory'] = by_side = {n: s.memory() for n, s in sides.items()}
+        table(
+            [f'{model} {part} training, MB', *sides],
+            [[kind, *(f'{megabytes[kind]:.0f}' for megabytes in by_side.values())] for kind in by_side['ours']],
+        )
     if part == 'detection':
         report['counts'] = {job: {n: s.count(job) for n, s in sides.items()} for job in jobs}
         table(
@@ -643,7 +682,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--models', nargs='+', default=list(MODELS), choices=list(MODELS))
     parser.add_argument('--parts', nargs='+', default=['whole', 'detection'], choices=['whole', 'detection'])
-    parser.add_argument('--jobs', nargs='+', default=['training', 'inference', '+ RLE'])
+    parser.add_argument('--jobs', nargs='+', default=['training', 'inference', '+ RLE', 'memory'],
+                        choices=['training', 'inference', '+ RLE', 'memory'])
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--amp', action='store_true', help='autocast: float16 on CUDA, bfloat16 on CPU')
     parser.add_argument('--channels-last', action='store_true', help='all models in channels_last')

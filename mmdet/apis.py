@@ -13,7 +13,7 @@ from torch import nn
 from mmdet.checkpoints import adapt_config, load_checkpoint
 from mmdet.registry import DATASETS, MODELS
 from mmdet.runtime import UserError, load_config
-from mmdet.runtime.run import drop_pretrained
+from mmdet.runtime.run import drop_pretrained, fast_layout
 from mmdet.structures import DetDataSample
 
 
@@ -53,7 +53,7 @@ def init_detector(
         meta = (load_checkpoint(model, checkpoint).get('meta') or {}).get('dataset_meta')
     model.cfg = config
     model.dataset_meta = meta or _classes_of(config)
-    return model.to(device).eval()
+    return fast_layout(model, device).to(device).eval()
 
 
 def _check_device(device: str) -> None:

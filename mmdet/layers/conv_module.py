@@ -3,11 +3,14 @@
 N, C, H, W    pictures (or RoIs), channels, height, width
 """
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from ..registry import MODELS
 from .cbn import CrossIterBatchNorm2d
-from .norm import build_norm_layer
+from .norm import SyncBN, build_norm_layer
 
 _ACTIVATIONS = {
     'ReLU': nn.ReLU,
@@ -58,8 +61,66 @@ def build_conv_layer(cfg: dict | None, *args, **kwargs) -> nn.Conv2d:
 
 
 def conv_norm(conv: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
-    """``norm(conv(x))``; Cross-Iteration Batch Normalization also gets what it needs for its closed forms."""
+    """``norm(conv(x))``, x (N, C_in, H, W).
+
+    Cross-Iteration Batch Normalization also gets what it needs for its closed forms. A norm in eval mode after a
+    convolution that learns, as in a backbone with `norm_eval`, is folded into the weight, which spares memory.
+    """
+    if torch.is_grad_enabled() and isinstance(x, Tensor) and _folds(conv, norm):  # torch.fx has to see the modules
+        scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+        shift = torch.addcmul(norm.bias, norm.running_mean, scale, value=-1)
+        return _ScaledConv.apply(x, conv.weight, scale, shift, conv.stride, conv.padding, conv.dilation, conv.groups)
     return norm.after(conv, x) if isinstance(norm, CrossIterBatchNorm2d) else norm(conv(x))
+
+
+class _ScaledConv(torch.autograd.Function):
+    """Convolution of x with ``weight * scale``, scale (C,), and with the bias ``shift`` (C,).
+
+    Only x is kept for the backward pass. The norm of a convolution's output would keep that output too, to find the
+    gradient of its scale, which is had from the gradient of the scaled weight instead; that weight is made anew.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, *geometry) -> Tensor:
+        ctx.save_for_backward(x, weight, scale)
+        ctx.geometry = geometry
+        return F.conv2d(x, weight * scale[:, None, None, None], shift, *geometry)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple:
+        x, weight, scale = ctx.saved_tensors
+        stride, padding, dilation, groups = ctx.geometry
+        scale = scale[:, None, None, None]
+        of_x, _, _, of_shift, *_ = ctx.needs_input_grad
+        # Under autocast the convolution was computed, and its gradient has come, in half precision.
+        x_grad, grad_scaled, shift_grad = torch.ops.aten.convolution_backward(
+            grad, x.to(grad.dtype), (weight * scale).to(grad.dtype), [len(weight)], stride, padding, dilation, False,
+            [0, 0], groups, [of_x, True, of_shift],
+        )  # fmt: skip
+        grad_scaled = grad_scaled.to(weight.dtype)
+        return (
+            x_grad.to(x.dtype) if of_x else None, grad_scaled * scale, (grad_scaled * weight).sum((1, 2, 3)),
+            shift_grad.to(weight.dtype) if of_shift else None, *[None] * 4,
+        )  # fmt: skip
+
+
+_HOOKS = '_forward_pre_hooks', '_forward_hooks', '_backward_pre_hooks', '_backward_hooks'
+
+
+def _folds(conv: nn.Module, norm: nn.Module) -> bool:
+    """Whether ``norm(conv(x))`` is one convolution that learns, and no hook looks at what lies between."""
+    if type(norm) not in (nn.BatchNorm2d, SyncBN, CrossIterBatchNorm2d) or norm.training:
+        return False
+    if any(tensor is None for tensor in (norm.weight, norm.bias, norm.running_var)):
+        return False
+    if type(conv) is not nn.Conv2d or conv.bias is not None or not conv.weight.requires_grad:
+        return False
+    if conv.padding_mode != 'zeros' or isinstance(conv.padding, str):
+        return False
+    if conv.weight.dtype not in (torch.float32, torch.float64):  # in half precision BatchNorm computes in float32
+        return False
+    return not any(getattr(module, hooks) for module in (conv, norm) for hooks in _HOOKS)
 
 
 @MODELS.register_module()

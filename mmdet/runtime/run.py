@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from mmengine import dist
 from mmengine.config import Config, ConfigDict
+from mmengine.device import get_device
 from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import Runner
@@ -190,8 +191,16 @@ def scale_learning_rate(cfg: Config) -> None:
     cfg.auto_scale_lr.enable = True
 
 
+def fast_layout(model: torch.nn.Module, device: str) -> torch.nn.Module:
+    """On the CPU let convolutions work on channels_last maps: a detector is up to a tenth faster there."""
+    return model.to(memory_format=torch.channels_last) if torch.device(device).type == 'cpu' else model
+
+
 class _Runner(Runner):
     """mmengine's, which does not wait for a GPU in every iteration to log it."""
+
+    def wrap_model(self, model_wrapper_cfg: dict | None, model: BaseModel) -> torch.nn.Module:
+        return super().wrap_model(model_wrapper_cfg, fast_layout(model, get_device()))
 
     def build_message_hub(self, message_hub: dict | None = None) -> LateMessageHub:
         return LateMessageHub.get_instance(**(message_hub or dict(name=self._experiment_name)))
@@ -237,11 +246,8 @@ def build_runner(cfg: Config, launcher: str = 'none', resume_from: str | None = 
         for key in ('train_dataloader', 'train_cfg', 'optim_wrapper', 'param_scheduler', 'val_dataloader',
                     'val_cfg', 'val_evaluator'):
             parts.pop(key, None)
-    if launcher != 'none' and not torch.cuda.is_available():
-        # mmengine would pass a GPU number to DistributedDataParallel.
-        wrapper = dict(type='MMDistributedDataParallel', broadcast_buffers=False,
-                       find_unused_parameters=cfg.get('find_unused_parameters', False))
-        cfg.model_wrapper_cfg = {**wrapper, **(cfg.get('model_wrapper_cfg') or {}), 'device_ids': None}
+    if launcher != 'none':
+        cfg.model_wrapper_cfg = wrapper_cfg(cfg)
     parts.custom_hooks = _with_essential(
         parts.get('custom_hooks'), dict(type='CheckpointGuardHook', source=source, resuming=bool(resume_from),
                                         strict=checkpoint is not None))
@@ -307,6 +313,16 @@ def _quieten(logger: logging.Logger, level: str) -> None:
 def _tidy(record: logging.LogRecord) -> bool:
     text = record.getMessage()
     return not text.startswith(_NOISE) and ' - torch.Size(' not in text
+
+
+def wrapper_cfg(cfg: Config) -> dict:
+    """The config's `model_wrapper_cfg`; DistributedDataParallel gets defaults and, without a GPU, none to run on."""
+    asked = dict(cfg.get('model_wrapper_cfg') or {})
+    if asked.setdefault('type', 'MMDistributedDataParallel') != 'MMDistributedDataParallel':
+        return asked
+    defaults = dict(broadcast_buffers=False, find_unused_parameters=cfg.get('find_unused_parameters', False),
+                    gradient_as_bucket_view=True)  # without it each gradient is held, and copied, twice
+    return {**defaults, **asked, **({} if torch.cuda.is_available() else dict(device_ids=None))}
 
 
 def drop_pretrained(model: dict) -> None:

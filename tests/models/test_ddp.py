@@ -20,7 +20,8 @@ def one_process(rank: int, init_file: str, cfg: dict, batches: list[dict], resul
     dist.init_process_group('gloo', init_method=f'file://{init_file}', rank=rank, world_size=len(batches))
     RandomSampler._choose = staticmethod(lambda indices, count: indices[:count])
     torch.manual_seed(0)
-    model = DistributedDataParallel(MODELS.build(cfg).train().double(), broadcast_buffers=False)
+    model = MODELS.build(cfg).train().double()
+    model = DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
     for _ in range(2):  # the second forward is where DDP reports parameters without a gradient
         model.zero_grad()
         total(model(**model.module.data_preprocessor(dict(batches[rank]), True), mode='loss')).backward()

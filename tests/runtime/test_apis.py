@@ -1,5 +1,6 @@
 """Detecting from Python: a model from a config and a checkpoint, pictures as files or arrays."""
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,15 @@ def test_files_arrays_and_lists_give_the_same(model, picture, tmp_path):
         assert torch.equal(other.pred_instances.scores, instances.scores)
     assert instances.masks[0]['size'] == [120, 200]
     assert instances.bboxes[:, 2].max() <= 200 and instances.bboxes[:, 3].max() <= 120
+
+
+def test_the_layout_on_the_cpu_changes_only_the_speed(model, picture):
+    weight = model.backbone.conv1.weight
+    assert weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
+    plain = copy.deepcopy(model).to(memory_format=torch.contiguous_format)
+    found, expected = (inference_detector(net, picture).pred_instances for net in (model, plain))
+    torch.testing.assert_close(found.bboxes, expected.bboxes, atol=1e-2, rtol=0)
+    torch.testing.assert_close(found.scores, expected.scores, atol=1e-4, rtol=0)
 
 
 def test_classes_come_from_the_data_set_or_the_checkpoint(model, tmp_path):

@@ -20,7 +20,7 @@ from mmengine.logging import HistoryBuffer
 from torch import nn
 from toy_task import ENVIRONMENT, ToyDetector, ToyMetric, write_config
 
-from mmdet.engine import hooks
+from mmdet.engine import checkpoint_hooks
 from mmdet.runtime import UserError, fit_weights, load_pretrained, read_checkpoint
 from mmdet.runtime.checkpoint import (
     AtomicLocalBackend,
@@ -289,13 +289,13 @@ def test_a_download_without_a_place_fails_in_all_processes(tmp_path, monkeypatch
 
 def test_classes_in_another_order_are_refused_in_testing(monkeypatch):
     said = []
-    monkeypatch.setattr(hooks, 'say', said.append)
+    monkeypatch.setattr(checkpoint_hooks, 'say', said.append)
     dataset = SimpleNamespace(metainfo=dict(classes=('cat', 'dog')))
     for classes in (('cat', 'dog'), None):
-        hooks.compare_classes(dict(dataset_meta=dict(classes=classes)), dataset, 'x.pth')
-    hooks.compare_classes({}, dataset, 'x.pth')
+        checkpoint_hooks.compare_classes(dict(dataset_meta=dict(classes=classes)), dataset, 'x.pth')
+    checkpoint_hooks.compare_classes({}, dataset, 'x.pth')
     with pytest.raises(UserError, match=r'x.pth was trained on the classes dog, cat, the test .* cat, dog: give'):
-        hooks.compare_classes(dict(dataset_meta=dict(classes=['dog', 'cat'])), dataset, 'x.pth')
+        checkpoint_hooks.compare_classes(dict(dataset_meta=dict(classes=['dog', 'cat'])), dataset, 'x.pth')
     assert said == []
-    hooks.compare_classes(dict(dataset_meta=dict(classes=['Katze', 'Hund'])), dataset, 'x.pth')
+    checkpoint_hooks.compare_classes(dict(dataset_meta=dict(classes=['Katze', 'Hund'])), dataset, 'x.pth')
     assert len(said) == 1 and 'the classes Katze, Hund, the test data set has cat, dog' in said[0]

@@ -4,12 +4,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.hooks import Hook
 from test_resume import Record, equal, weights
 from toy_task import ToyDataset, write_config
 
 from mmdet.registry import DATASETS
 from mmdet.runtime import UserError, read_checkpoint
+from mmdet.runtime.run import wrapper_cfg
 
 
 @DATASETS.register_module(force=True)
@@ -67,6 +69,20 @@ def test_gradients_of_several_iterations(tmp_path, train):
     train(write_config(tmp_path), 'a', options, hooks=[hook])
     changed = [not torch.equal(a, b) for a, b in zip(hook.seen, hook.seen[1:])]
     assert changed == [True, False, True]
+
+
+@pytest.mark.parametrize('gpu', [True, False])
+def test_several_processes_hold_each_gradient_once_unless_the_config_says_otherwise(monkeypatch, gpu):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: gpu)
+    places = {} if gpu else dict(device_ids=None)  # mmengine adds the process's GPU
+    plain = dict(type='MMDistributedDataParallel', broadcast_buffers=False, find_unused_parameters=False,
+                 gradient_as_bucket_view=True, **places)  # fmt: skip
+    assert wrapper_cfg(Config()) == plain
+    asked = dict(static_graph=True, gradient_as_bucket_view=False)
+    assert wrapper_cfg(Config(dict(model_wrapper_cfg=asked))) == {**plain, **asked}
+    assert wrapper_cfg(Config(dict(find_unused_parameters=True)))['find_unused_parameters']
+    other = dict(type='MMFullyShardedDataParallel', mixed_precision=True)
+    assert wrapper_cfg(Config(dict(model_wrapper_cfg=other))) == other
 
 
 def test_tensorboard_has_losses_and_metrics(tmp_path, train):
