@@ -82,9 +82,9 @@ class DetDataPreprocessor(BaseDataPreprocessor):
         return dict(inputs=batch, data_samples=samples)
 
     def _normalise(self, image: Tensor, out: Tensor) -> None:
-        if len(image) < len(self.mean):  # the first would be taken for all
+        if len(self.mean) not in (1, len(image)):  # of a grey picture the first would be taken for all
             raise ValueError(
-                f'DetDataPreprocessor: mean has {len(self.mean)} values, a picture {len(image)} channels: give as many '
+                f'DetDataPreprocessor: mean has {len(self.mean)} values, a picture {len(image)} channel(s); set as many '
                 "or leave LoadImageFromFile its color_type='color'"
             )
         if self.flip_channels:
