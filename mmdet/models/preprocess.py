@@ -84,7 +84,7 @@ class DetDataPreprocessor(BaseDataPreprocessor):
     def _normalise(self, image: Tensor, out: Tensor) -> None:
         if len(self.mean) not in (1, len(image)):  # of a grey picture the first would be taken for all
             raise ValueError(
-                f'DetDataPreprocessor: mean has {len(self.mean)} values, a picture {len(image)} channel(s); set as many '
+                f'DetDataPreprocessor: {len(self.mean)} values of mean, a picture has {len(image)} channels; set as many '
                 "or leave LoadImageFromFile its color_type='color'"
             )
         if self.flip_channels:

@@ -38,9 +38,9 @@ def test_a_grey_picture_needs_a_mean_of_one_value():
     grey = dict(inputs=[torch.full((1, 2, 2), 9, dtype=torch.uint8)], data_samples=None)
     assert (DetDataPreprocessor([1.0], [2.0])(grey)['inputs'] == 4).all()
     assert (DetDataPreprocessor()(grey)['inputs'] == 9).all()
-    with pytest.raises(ValueError, match='mean has 3 values, a picture 1 channel'):
+    with pytest.raises(ValueError, match='3 values of mean, a picture has 1 channel'):
         DetDataPreprocessor([1.0, 2, 3], [2.0, 2, 2])(grey)
-    with pytest.raises(ValueError, match='mean has 3 values, a picture 4 channel'):
+    with pytest.raises(ValueError, match='3 values of mean, a picture has 4 channel'):
         DetDataPreprocessor([1.0, 2, 3], [2.0, 2, 2])(dict(inputs=[torch.zeros(4, 2, 2)], data_samples=None))
 
 
