@@ -84,8 +84,8 @@ class DetDataPreprocessor(BaseDataPreprocessor):
     def _normalise(self, image: Tensor, out: Tensor) -> None:
         if len(self.mean) not in (1, len(image)):  # of a grey picture the first would be taken for all
             raise ValueError(
-                f'DetDataPreprocessor: {len(self.mean)} values of mean, a picture has {len(image)} channels; set as many '
-                "or leave LoadImageFromFile its color_type='color'"
+                f'DetDataPreprocessor: {len(self.mean)} values of mean, a picture has {len(image)} channels; set as '
+                "many, or leave LoadImageFromFile its color_type='color'"
             )
         if self.flip_channels:
             image = image.flip(0)
