@@ -7,7 +7,9 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 import mmengine.fileio as fileio
+from mmcv.transforms import CenterCrop
 from mmengine.dataset import BaseDataset
+from mmengine.registry import DefaultScope
 
 from mmdet.registry import DATASETS, TRANSFORMS
 from mmdet.runtime import say
@@ -81,14 +83,18 @@ class CocoDataset(BaseDataset):
                 {'proposal_file': file, **t} if isinstance(t, dict) and t['type'] == 'LoadProposals' else t
                 for t in pipeline
             ]
+        # ours, also where no default scope is set, and inside a RandomChoice: mmcv has transforms of the same names
+        with DefaultScope.overwrite_default_scope('mmdet'):
+            pipeline = [TRANSFORMS.build(t) if isinstance(t, dict) else t for t in pipeline]
+        if any(isinstance(t, CenterCrop) for t in pipeline):
+            raise ValueError("mmcv's CenterCrop leaves masks and emptied boxes behind; use RandomCrop, or Resize")
         super().__init__(
             ann_file=ann_file,
             metainfo=metainfo,
             data_root=data_root or '',
             data_prefix=dict(img='') if data_prefix is None else data_prefix,
             filter_cfg=filter_cfg,
-            # ours, also where no default scope is set: mmcv has transforms of the same names
-            pipeline=[TRANSFORMS.build(t) if isinstance(t, dict) else t for t in pipeline],
+            pipeline=pipeline,
             **kwargs,
         )
 

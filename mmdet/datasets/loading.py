@@ -64,6 +64,7 @@ class LoadImageFromFile(BaseTransform):
         results['img'] = img.astype(np.float32) if self.to_float32 else img
         results['img_shape'] = shape
         results['ori_shape'] = shape
+        results['scale_factor'] = (1.0, 1.0)  # until a Resize
         return results
 
     def _read(self, path: str) -> np.ndarray:

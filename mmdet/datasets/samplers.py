@@ -43,7 +43,7 @@ class AspectRatioBatchSampler(BatchSampler):
             if len(groups[upright]) == self.batch_size:
                 yield groups[upright]
                 groups[upright] = []
-        rest = groups[False] + groups[True]
+        rest = groups[True] + groups[False]
         for start in range(0, len(rest), self.batch_size):
             batch = rest[start : start + self.batch_size]
             if len(batch) == self.batch_size or not self.drop_last:

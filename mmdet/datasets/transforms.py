@@ -127,8 +127,8 @@ class RandomResize(BaseTransform):
     """Resize to a random scale.
 
     Args:
-        scale: (w, h), multiplied by a factor drawn from `ratio_range`; or two of them: one is then drawn
-            between them, long and short side each for itself.
+        scale: (w, h), multiplied by a factor drawn from `ratio_range`; or two of them: w and h are then each
+            drawn between the two.
         ratio_range: smallest and largest factor, needed with a single scale.
         keep_ratio: keep the shape of the picture.
         resize_type: 'Resize'.
@@ -139,7 +139,7 @@ class RandomResize(BaseTransform):
         self,
         scale: tuple[int, int] | Sequence[tuple[int, int]],
         ratio_range: tuple[float, float] | None = None,
-        keep_ratio: bool = True,
+        keep_ratio: bool = False,
         resize_type: str = 'Resize',
         **resize_kwargs,
     ) -> None:
@@ -154,11 +154,7 @@ class RandomResize(BaseTransform):
 
     def transform(self, results: dict) -> dict:
         if self.pair:
-            long_sides, short_sides = sorted(map(max, self.scale)), sorted(map(min, self.scale))
-            scale = (
-                np.random.randint(long_sides[0], long_sides[1] + 1),
-                np.random.randint(short_sides[0], short_sides[1] + 1),
-            )
+            scale = tuple(np.random.randint(min(sides), max(sides) + 1) for sides in zip(*self.scale))
         else:
             ratio = np.random.uniform(*self.ratio_range)
             scale = (int(self.scale[0] * ratio), int(self.scale[1] * ratio))
@@ -248,8 +244,8 @@ class RandomCrop(BaseTransform):
 
     Args:
         crop_size: (w, h) in pixels ('absolute'), or as shares of the picture ('relative'), or the
-            smallest and largest side ('absolute_range': both sides between them) or the smallest shares
-            ('relative_range': up to 1).
+            smallest and largest side ('absolute_range': both sides between them) or the smallest shares of
+            height and width, in this order as in mmdetection ('relative_range': up to 1).
         crop_type: 'absolute', 'absolute_range', 'relative' or 'relative_range'.
         allow_negative_crop: keep a window without objects; otherwise the picture is rejected (None).
         recompute_bbox: take boxes from the cropped masks; an object without a pixel of its mask left is dropped.
@@ -271,6 +267,8 @@ class RandomCrop(BaseTransform):
             raise ValueError(f'crop_type={crop_type!r}; use one of {", ".join(self._TYPES)}')
         if min(crop_size) <= 0 or (crop_type.startswith('relative') and max(crop_size) > 1):
             raise ValueError(f'crop_size={crop_size} is out of range for crop_type={crop_type!r}')
+        if crop_type.startswith('absolute') and not all(isinstance(side, int) for side in crop_size):
+            raise ValueError(f'crop_size={crop_size} must be whole pixels for crop_type={crop_type!r}')
         if crop_type == 'absolute_range' and crop_size[0] > crop_size[1]:
             raise ValueError(f"crop_size={crop_size}: 'absolute_range' takes (smallest, largest)")
         self.crop_size = crop_size
@@ -288,7 +286,8 @@ class RandomCrop(BaseTransform):
             sides = [np.random.randint(min(side, first), min(side, second) + 1) for side in (height, width)]
             return sides[0], sides[1]
         if self.crop_type == 'relative_range':
-            first, second = np.array([first, second]) + np.random.rand(2) * (1 - np.array([first, second]))
+            smallest = np.array(self.crop_size)
+            second, first = smallest + np.random.rand(2) * (1 - smallest)
         return max(int(height * second + 0.5), 1), max(int(width * first + 0.5), 1)
 
     def transform(self, results: dict) -> dict | None:
@@ -321,7 +320,7 @@ class FilterAnnotations(BaseTransform):
     """Drop objects that are too small to learn from.
 
     Args:
-        min_gt_bbox_wh: smallest width and height of a box, pixels.
+        min_gt_bbox_wh: width and height that a box must exceed, pixels.
         min_gt_mask_area: smallest area of a mask, square pixels.
         by_box, by_mask: which of the two to look at.
         keep_empty: **reject** (return None) a picture that loses its last object; with False it goes on
@@ -351,8 +350,10 @@ class FilterAnnotations(BaseTransform):
         keep = np.ones(len(boxes), dtype=bool)
         if self.by_box:
             size = boxes[:, 2:] - boxes[:, :2]
-            keep &= (size >= np.array(self.min_gt_bbox_wh, dtype=np.float32)).all(axis=1)
-        if self.by_mask and 'gt_masks' in results:
+            keep &= (size > np.array(self.min_gt_bbox_wh, dtype=np.float32)).all(axis=1)
+        if self.by_mask:
+            if 'gt_masks' not in results:
+                raise ValueError('FilterAnnotations: by_mask=True needs masks; set with_mask=True of LoadAnnotations')
             keep &= results['gt_masks'].areas() >= self.min_gt_mask_area
         if self.keep_empty and not keep.any():
             return None

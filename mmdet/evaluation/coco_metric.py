@@ -36,11 +36,12 @@ class CocoMetric(BaseMetric):
     Args:
         ann_file: annotation file of the data set. With `format_only` it may lack 'annotations'.
         metric: 'bbox', 'segm', 'proposal', or a list of them; 'proposal_fast' of mmdet 3 counts as 'proposal'.
-        classwise: log a table of the classes' AP.
+        classwise: log a table of the classes' AP; True returns them as well, 'coco/person_precision' (with 'bbox' and
+            'segm' the latter's). Default: the table alone.
         proposal_nums: numbers of proposals per picture at which 'proposal' gives the recall.
         iou_thrs: IoU thresholds; default 0.50, 0.55, ..., 0.95.
-        metric_items: names to return of those computed, such as ['mAP', 'mAP_50', 'AR@100']; default: the
-            six mAP for bbox and segm, all recalls for proposal.
+        metric_items: names to return of those computed, such as ['mAP', 'mAP_50', 'AR@100'] ('coco/bbox_mAP', for
+            proposals 'coco/mAP'); default: the six mAP for bbox and segm, all recalls for proposal.
         format_only: write the result files and compute nothing; needs `outfile_prefix`.
         outfile_prefix: write ``PREFIX.bbox.json`` and so on, in COCO's result format.
         backend: 'faster-coco-eval' or 'pycocotools'.
@@ -64,7 +65,7 @@ class CocoMetric(BaseMetric):
         self,
         ann_file: str | None = None,
         metric: str | Sequence[str] = 'bbox',
-        classwise: bool = True,
+        classwise: bool | None = None,
         proposal_nums: Sequence[int] = (100, 300, 1000),
         iou_thrs: float | Sequence[float] | None = None,
         metric_items: Sequence[str] | None = None,
@@ -233,14 +234,15 @@ class CocoMetric(BaseMetric):
         if metric == 'proposal':
             lines = [line for line in lines if 'Recall' in line]
         logger.info(f'Evaluation of {metric}, {len(ids)} pictures:\n' + '\n'.join(lines))
-        if self.classwise and metric != 'proposal':
+        values = {}
+        if self.classwise is not False and metric != 'proposal':
             logger.info(f'{metric} by class:\n' + self._class_table(precision, ids))
-
-        if metric == 'proposal':
-            names = [n for n in summary if n.startswith('AR')]
-            return {n: summary[n] for n in names if self.metric_items is None or n in self.metric_items}
-        names = self.metric_items or [n for n in summary if n.startswith('mAP')]
-        return {f'{metric}_{n}': summary[n] for n in names if n in summary}
+            if self.classwise:
+                values = {f'{c}_precision': _mean(precision[:, :, k, 0, -1]) for k, c in enumerate(self._classes())}
+        names, prefix = self.metric_items, '' if metric == 'proposal' else f'{metric}_'
+        if names is None:
+            names = [n for n in summary if n.startswith('AR' if metric == 'proposal' else 'mAP')]
+        return values | {f'{prefix}{n}': summary[n] for n in names if n in summary}
 
     def _classes(self) -> tuple[str, ...]:
         if not self.dataset_meta or 'classes' not in self.dataset_meta:

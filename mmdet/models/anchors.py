@@ -52,7 +52,11 @@ class AnchorGenerator:
             centers=(centers, None),
             use_box_type=(use_box_type, False),
         )
-        if scales is None and octave_base_scale is not None and scales_per_octave is not None:
+        if not all(isinstance(stride, (int, float)) for stride in strides):
+            raise ValueError(f'AnchorGenerator: strides={strides} must be numbers, each for both directions')
+        if octave_base_scale is not None and scales_per_octave is not None:
+            if scales is not None:
+                raise ValueError('AnchorGenerator: scales exclude octave_base_scale and scales_per_octave; give one')
             scales = [octave_base_scale * 2 ** (i / scales_per_octave) for i in range(scales_per_octave)]
         if (scales is None) == (sizes is None):
             raise ValueError('AnchorGenerator: give scales, or octave_base_scale and scales_per_octave, or sizes')

@@ -57,24 +57,30 @@ class MaxIoUAssigner:
         self.offset = offset
 
     def __call__(self, boxes: Tensor, gt_boxes: Tensor, ignored_boxes: Tensor) -> tuple[Tensor, Tensor]:
-        """Index of the ground truth of each box, NEGATIVE or IGNORED, (B,) int64; and its largest IoU, (B,)."""
+        """Index of each box's ground truth, NEGATIVE or IGNORED, (B,) int64; and its largest IoU (B,), 0 if covered."""
+        covered = self._covered(boxes, ignored_boxes)
         if len(gt_boxes):
             iou = box_iou(gt_boxes, boxes, self.offset)
+            if covered is not None:
+                iou.masked_fill_(covered, -1)  # neither positive nor negative, and nobody's best box
             best, index = iou.max(dim=0)
             negative = (best >= self.neg_range[0]) & (best < self.neg_range[1])
             matched = torch.where(best >= self.pos_iou_thr, index, torch.where(negative, NEGATIVE, IGNORED))
             if self.match_low_quality and len(boxes):
                 matched = self._match_low_quality(iou, matched)
-        else:
-            matched = torch.full((len(boxes),), NEGATIVE, device=boxes.device)
-            best = boxes.new_zeros(len(boxes))
-        if self.ignore_iof_thr > 0 and len(ignored_boxes) and len(boxes):
-            if self.ignore_wrt_candidates:
-                covered = box_iof(boxes, ignored_boxes, self.offset).amax(dim=1)
-            else:
-                covered = box_iof(ignored_boxes, boxes, self.offset).amax(dim=0)
-            matched = matched.masked_fill(covered > self.ignore_iof_thr, IGNORED)
-        return matched, best
+            return matched, best.clamp(min=0)
+        matched = torch.full((len(boxes),), NEGATIVE, device=boxes.device)
+        if covered is not None:
+            matched = matched.masked_fill(covered, IGNORED)
+        return matched, boxes.new_zeros(len(boxes))
+
+    def _covered(self, boxes: Tensor, ignored_boxes: Tensor) -> Tensor | None:
+        """Which boxes are too much covered by an ignored one, (B,) bool; None for none."""
+        if self.ignore_iof_thr <= 0 or not len(ignored_boxes) or not len(boxes):
+            return None
+        if self.ignore_wrt_candidates:
+            return box_iof(boxes, ignored_boxes, self.offset).amax(dim=1) > self.ignore_iof_thr
+        return box_iof(ignored_boxes, boxes, self.offset).amax(dim=0) > self.ignore_iof_thr
 
     def _match_low_quality(self, iou: Tensor, matched: Tensor) -> Tensor:
         best, box = iou.max(dim=1, keepdim=True)

@@ -12,7 +12,10 @@ from mmdet.registry import MODELS
 
 
 class NonLocal(nn.Module):
-    """Every position plus a mixture of all positions, weighted by their likeness (arXiv 1711.07971, section 3.2)."""
+    """Every position plus a mixture of all positions, weighted by their likeness (arXiv 1711.07971, section 3.2).
+
+    It starts as the identity (section 4.1).
+    """
 
     def __init__(self, channels: int, conv_cfg: dict | None = None, norm_cfg: dict | None = None):
         super().__init__()
@@ -21,6 +24,10 @@ class NonLocal(nn.Module):
         self.conv_out = ConvModule(channels, channels, 1, norm_cfg=norm_cfg, **common)
         self.theta = ConvModule(channels, channels, 1, **common)
         self.phi = ConvModule(channels, channels, 1, **common)
+        for conv in (self.g, self.theta, self.phi):
+            nn.init.normal_(conv.conv.weight, std=0.01)
+        nn.init.xavier_uniform_(self.conv_out.conv.weight)
+        nn.init.zeros_((self.conv_out.conv if norm_cfg is None else self.conv_out.norm).weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H_r, W_r) -> the same shape."""
@@ -65,9 +72,6 @@ class BFP(nn.Module):
             self.refine = ConvModule(in_channels, in_channels, 3, padding=1, **common)
         elif refine_type == 'non_local':
             self.refine = NonLocal(in_channels, **common)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.xavier_uniform_(module.weight)
         apply_init_cfg(self, init_cfg)
 
     def forward(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -42,6 +42,7 @@ class FPN(nn.Module):
         init_cfg: dict | list[dict] | None = None,
     ):
         super().__init__()
+        self.num_inputs = len(in_channels)
         self.start_level = start_level
         self.end_level = len(in_channels) if end_level == -1 else end_level + 1
         used = in_channels[self.start_level : self.end_level]
@@ -78,6 +79,8 @@ class FPN(nn.Module):
 
     def forward(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """L maps (N, C_l, H_l, W_l) -> `num_outs` maps (N, out_channels, H_l, W_l), fine to coarse."""
+        if len(inputs) != self.num_inputs:
+            raise ValueError(f'FPN: {self.num_inputs} entries of in_channels for {len(inputs)} maps of the backbone')
         laterals = [conv(x) for conv, x in zip(self.lateral_convs, inputs[self.start_level : self.end_level])]
         for level in range(len(laterals) - 1, 0, -1):
             finer = laterals[level - 1]

@@ -38,9 +38,13 @@ class FCNMaskHead(nn.Module):
         init_cfg: dict | list[dict] | None = None,
     ):
         super().__init__()
-        only('FCNMaskHead', predictor_cfg=(predictor_cfg, dict(type='Conv')))
-        if upsample_cfg.get('type') != 'deconv':
-            raise ValueError(f"FCNMaskHead: upsample_cfg type must be 'deconv', got {upsample_cfg.get('type')!r}")
+        only(
+            'FCNMaskHead',
+            predictor_cfg=(predictor_cfg, dict(type='Conv')),
+            **{'loss_mask.class_weight': (loss_mask.get('class_weight'), None)},
+        )
+        if (upsample_cfg or {}).get('type') != 'deconv':
+            raise ValueError(f"FCNMaskHead: upsample_cfg={upsample_cfg} must be of type 'deconv'")
         self.num_classes = num_classes
         self.class_agnostic = class_agnostic
         self.loss_mask = MODELS.build(loss_mask)

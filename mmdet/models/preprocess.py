@@ -12,6 +12,8 @@ from mmdet.models.options import only
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample, Target
 
+_NEEDED = ('img_shape', 'ori_shape', 'scale_factor')  # to give detections in pixels of the original picture
+
 
 @MODELS.register_module()
 class DetDataPreprocessor(BaseDataPreprocessor):
@@ -48,8 +50,10 @@ class DetDataPreprocessor(BaseDataPreprocessor):
         only('DetDataPreprocessor', pad_seg=(pad_seg, False), boxtype2tensor=(boxtype2tensor, True))
         if rgb_to_bgr and bgr_to_rgb:
             raise ValueError('DetDataPreprocessor: bgr_to_rgb and rgb_to_bgr exclude each other; set one of them')
-        self.register_buffer('mean', torch.tensor(mean or [0.0, 0.0, 0.0]).view(-1, 1, 1), persistent=False)
-        self.register_buffer('std', torch.tensor(std or [1.0, 1.0, 1.0]).view(-1, 1, 1), persistent=False)
+        if mean and std and len(mean) != len(std):
+            raise ValueError(f'DetDataPreprocessor: {len(mean)} values of mean, {len(std)} of std; give as many')
+        self.register_buffer('mean', torch.tensor(mean or [0.0]).view(-1, 1, 1), persistent=False)
+        self.register_buffer('std', torch.tensor(std or [1.0]).view(-1, 1, 1), persistent=False)
         self.flip_channels = bgr_to_rgb or rgb_to_bgr
         self.pad_size_divisor = pad_size_divisor
         self.pad_value = pad_value
@@ -69,12 +73,20 @@ class DetDataPreprocessor(BaseDataPreprocessor):
             self._normalise(image, out=padded[:, : image.shape[-2], : image.shape[-1]])
         samples = data.get('data_samples')
         for sample, shape in zip(samples or [], shapes):
+            missing = [key for key in (('img_shape',) if training else _NEEDED) if key not in sample]
+            if missing:
+                raise ValueError(f'a data sample lacks {", ".join(missing)}; name it in meta_keys of PackDetInputs')
             sample.set_metainfo(dict(batch_input_shape=(height, width), pad_shape=shape))
         for augment in self.batch_augments if training else ():
             batch, samples = augment(batch, samples)
         return dict(inputs=batch, data_samples=samples)
 
     def _normalise(self, image: Tensor, out: Tensor) -> None:
+        if len(self.mean) not in (1, len(image)):  # of a grey picture the first would be taken for all
+            raise ValueError(
+                f'DetDataPreprocessor: {len(self.mean)} values of mean, a picture has {len(image)} channels; set as '
+                "many, or leave LoadImageFromFile its color_type='color'"
+            )
         if self.flip_channels:
             image = image.flip(0)
         torch.sub(image.float(), self.mean, out=out).div_(self.std)

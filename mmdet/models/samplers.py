@@ -48,9 +48,10 @@ class IoUBalancedNegSampler(RandomSampler):
     """Negatives spread evenly over their IoU with the ground truth (Libra R-CNN, arXiv 1904.02701, section 3.1).
 
     Args:
-        floor_thr: negatives below this IoU form a group of their own; negative for no such group.
-        floor_fraction: their share of the negatives.
-        num_bins: intervals of equal length from `floor_thr` to the largest IoU, which share the others.
+        floor_thr: negatives below this IoU form a group of their own; for 0 or less those of IoU 0 do.
+        floor_fraction: their share of the negatives; more of them are taken only where others lack.
+        num_bins: intervals of equal length from `floor_thr` to the largest IoU of any box, positives included (1 where
+            the ground truth joins), which share the others.
     """
 
     def __init__(
@@ -75,21 +76,18 @@ class IoUBalancedNegSampler(RandomSampler):
     def choose_negatives(self, indices: Tensor, count: int, iou: Tensor) -> Tensor:
         if len(indices) <= count:
             return indices
-        iou = iou[indices]
+        top, iou = float(iou.max()), iou[indices]
         start = max(self.floor_thr, 0.0)
-        if self.floor_thr > 0:
-            is_floor = iou < self.floor_thr
-        else:
-            is_floor = (iou == 0) & (self.floor_thr == 0)
+        is_floor = iou < start if start > 0 else iou == 0
         upper = indices[~is_floor]
-        chosen = [self._spread(upper, iou[~is_floor], int(count * (1 - self.floor_fraction)), start)]
+        chosen = [self._spread(upper, iou[~is_floor], int(count * (1 - self.floor_fraction)), start, top)]
         chosen.append(self._choose(indices[is_floor], count - len(chosen[0])))
         return self._fill(torch.cat(chosen), indices, count)
 
-    def _spread(self, indices: Tensor, iou: Tensor, count: int, start: float) -> Tensor:
+    def _spread(self, indices: Tensor, iou: Tensor, count: int, start: float, top: float) -> Tensor:
         if len(indices) <= count:
             return indices
-        edges = torch.linspace(start, float(iou.max()), self.num_bins + 1, device=iou.device)[1:-1]
+        edges = torch.linspace(start, top, self.num_bins + 1, device=iou.device)[1:-1]
         interval = torch.bucketize(iou, edges, right=True)
         chosen = [self._choose(indices[interval == i], count // self.num_bins) for i in range(self.num_bins)]
         return self._fill(torch.cat(chosen), indices, count)

@@ -72,6 +72,8 @@ def apply_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, nms_cfg: Mapping) -> 
     >>> apply_nms(boxes, torch.tensor([.9, .8, .7]), torch.tensor([0, 0, 1]), dict(type='nms', iou_threshold=.5))
     (tensor([0, 2]), tensor([0.9000, 0.7000]))
     """
+    if nms_cfg is None:
+        raise ValueError('nms=None is not supported; nms=dict(type="nms", iou_threshold=1.0) keeps every box')
     cfg = dict(nms_cfg)
     kind = cfg.pop('type', 'nms')
     if 'iou_thr' in cfg:

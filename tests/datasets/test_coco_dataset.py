@@ -128,6 +128,18 @@ def test_pipeline_without_a_default_scope(root):
     assert len(dataset[2]['data_samples'].gt_instances) == 0
 
 
+def test_a_pipeline_without_resize_has_scale_factor_1(root):
+    sample = build(root, pipeline=[dict(type='LoadImageFromFile'), dict(type='PackDetInputs')])[0]['data_samples']
+    assert sample.scale_factor == (1.0, 1.0)
+
+
+def test_nested_steps_without_a_default_scope_move_masks_too(root):
+    choice = dict(type='RandomChoice', transforms=[[dict(type='Resize', scale=(30, 20))]])
+    steps = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', with_mask=True), choice]
+    masks = build(root, pipeline=steps)[0]['gt_masks']
+    assert (masks.height, masks.width) == (20, 30)
+
+
 def test_wrappers(root):
     dataset = build(root)
     assert len(ConcatDataset([dataset, build(root)])) == 8
@@ -196,6 +208,7 @@ def without(key):
         (None, dict(data_prefix=dict(img='img/')), FileNotFoundError, 'no image folder .*img/'),
         (None, dict(data_prefix=dict(img='')), FileNotFoundError, 'no picture .*a.png'),
         (None, dict(data_prefix=dict(img='empty')), ValueError, 'image folder .*empty is empty'),
+        (None, dict(pipeline=[dict(type='CenterCrop', crop_size=9)]), ValueError, "mmcv's CenterCrop leaves"),
         (None, dict(filter_cfg=dict(min_size=999)), ValueError, 'no picture of .*ann.json is left'),
         (None, dict(filter_cfg=dict(filter_empty=True)), ValueError, 'filter_empty'),
     ],

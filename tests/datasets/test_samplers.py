@@ -44,6 +44,12 @@ def test_every_picture_once_and_batches_of_a_kind(count, batch_size, drop_last):
     assert dataset.asked <= count
 
 
+def test_the_last_pictures_share_a_batch_upright_ones_first():
+    """As in mmdetection, so that the same seed gives the same batches."""
+    batches = AspectRatioBatchSampler(DefaultSampler(Sizes([0, 1, 0, 0, 1, 1]), shuffle=False), 2)
+    assert list(batches) == [[0, 2], [1, 4], [5, 3]]
+
+
 def test_all_processes_make_the_same_number_of_batches(monkeypatch):
     dataset = Sizes(np.random.default_rng(0).random(37) < 0.5)
     counts, seen = [], set()

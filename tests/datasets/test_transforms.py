@@ -157,6 +157,22 @@ def test_random_scales_stay_in_range():
     assert shapes == {(20, 40), (32, 32)}
 
 
+@pytest.mark.parametrize(
+    'step, shapes',
+    [
+        (RandomResize([(400, 600), (600, 800)]), [(687, 579), (724, 439), (629, 567)]),
+        (RandomResize([(400, 600), (600, 800)], keep_ratio=True), [(434, 687), (439, 696), (397, 629)]),
+        (RandomResize((1333, 800), (0.5, 2.0)), [(1184, 1973), (535, 891), (1367, 2277)]),
+        (RandomCrop((0.3, 0.6), 'relative_range', allow_negative_crop=True), [(228, 308), (114, 462), (260, 373)]),
+    ],
+)
+def test_draws_are_those_of_mmdetection(step, shapes):
+    """Recorded with mmdetection 3.3: sizes of a picture of 301 x 477 after np.random.seed(1000), 1017, 1034."""
+    for seed, shape in zip((1000, 1017, 1034), shapes):
+        np.random.seed(seed)
+        assert step(dict(img=np.zeros((301, 477, 3), np.uint8)))['img_shape'] == shape
+
+
 def test_crop_drops_and_clips():
     np.random.seed(3)
     step = RandomCrop((40, 30))
@@ -221,6 +237,9 @@ def test_filter():
     rectangles = [(0, 0, 30, 30), (40, 40, 42, 50), (60, 10, 75, 25)]
     results = FilterAnnotations(min_gt_bbox_wh=(4, 4))(scene(rectangles))
     assert results['gt_bboxes_labels'].tolist() == [0, 2] and len(results['gt_masks']) == 2
+    assert FilterAnnotations(min_gt_bbox_wh=(2, 9.9))(scene(rectangles))['gt_bboxes_labels'].tolist() == [0, 2]
+    with pytest.raises(ValueError, match='with_mask=True'):
+        FilterAnnotations(by_mask=True)(dict(gt_bboxes=np.zeros((1, 4), np.float32)))
     results = FilterAnnotations(min_gt_mask_area=300, by_box=False, by_mask=True)(scene(rectangles))
     assert results['gt_bboxes_labels'].tolist() == [0]
     assert FilterAnnotations((99, 99))(scene(rectangles)) is None
@@ -285,6 +304,7 @@ def test_load_annotations():
         (lambda: RandomResize((9, 9), (1, 2), resize_type='ResizeShortestEdge'), 'ResizeShortestEdge'),
         (lambda: RandomCrop((10, 10), 'square'), 'square'),
         (lambda: RandomCrop((1.5, 0.5), 'relative'), 'out of range'),
+        (lambda: RandomCrop((0.5, 0.5)), 'whole pixels'),
         (lambda: RandomCrop((20, 10), 'absolute_range'), 'smallest, largest'),
         (lambda: FilterAnnotations(by_box=False), 'by_mask'),
         (lambda: Pad(), 'size_divisor'),

@@ -302,6 +302,10 @@ def test_thresholds_and_items(tiny):
     assert got == pytest.approx(
         {'coco/bbox_mAP': 0.75, 'coco/bbox_mAP_50': 1, 'coco/bbox_mAP_75': 0.5, 'coco/bbox_AR@10': 0.75}
     )
+    got = ours(tiny, found, ('cat', 'dog'), metric=['bbox', 'proposal'], metric_items=['mAP', 'AR@100'])
+    assert list(got) == ['coco/bbox_mAP', 'coco/bbox_AR@100', 'coco/mAP', 'coco/AR@100']
+    got = ours(tiny, found, ('cat', 'dog'), classwise=True, metric_items=['mAP'])
+    assert got == pytest.approx({'coco/cat_precision': 0.5, 'coco/dog_precision': 1, 'coco/bbox_mAP': 0.75})
     assert ours(tiny, found, ('cat', 'dog'), iou_thrs=0.9, prefix='val')['val/bbox_mAP'] == pytest.approx(0.5)
 
 

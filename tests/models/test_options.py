@@ -45,15 +45,21 @@ ROI_HEAD = dict(
         (dict(BOX_HEAD, loss_bbox=dict(type='L1Loss', reduction='sum')), "L1Loss: reduction='sum'"),
         (dict(BOX_HEAD, loss_cls=dict(type='CrossEntropyLoss', ignore_index=5)), 'ignore_index'),
         (dict(MASK_HEAD, predictor_cfg=dict(type='DCN')), 'FCNMaskHead: predictor_cfg'),
-        (dict(MASK_HEAD, upsample_cfg=dict(type='carafe')), "upsample_cfg type must be 'deconv'"),
+        (dict(MASK_HEAD, upsample_cfg=dict(type='carafe')), "upsample_cfg={'type': 'carafe'} must be of type 'deconv'"),
+        (dict(MASK_HEAD, upsample_cfg=None), "upsample_cfg=None must be of type 'deconv'"),
+        (dict(MASK_HEAD, loss_mask=dict(type='CrossEntropyLoss', use_mask=True, class_weight=[0.5])),
+         'FCNMaskHead: loss_mask.class_weight=[0.5] is not supported'),
         (dict(ROI_HEAD, shared_head=dict(type='ResLayer')), 'StandardRoIHead: shared_head'),
         (dict(ROI_HEAD, test_cfg=dict(score_thr=0.1, mask_thr=0.5)), "test_cfg.rcnn has no key 'mask_thr'"),
+        (dict(ANCHORS, strides=[(4, 8)]), 'AnchorGenerator: strides=[(4, 8)] must be numbers'),
+        (dict(ANCHORS, octave_base_scale=4, scales_per_octave=3), 'AnchorGenerator: scales exclude octave_base_scale'),
         (dict(ANCHORS, scale_major=False), 'AnchorGenerator: scale_major=False'),
         (dict(type='DeltaXYWHBBoxCoder', add_ctr_clamp=True), 'DeltaXYWHBBoxCoder: add_ctr_clamp=True'),
         (dict(type='OHEMSampler', num=9, pos_fraction=0.5, loss_key='loss_bbox'), "OHEMSampler: loss_key='loss_bbox'"),
         (dict(type='CombinedSampler', num=9, pos_fraction=0.5, pos_sampler=dict(type='OHEMSampler'),
               neg_sampler=dict(type='RandomSampler')), 'CombinedSampler: OHEMSampler chooses by losses'),
         (dict(type='MaxIoUAssigner', pos_iou_thr=0.5, neg_iou_thr=0.5, perm_repeat_gt_cfg={}), 'perm_repeat_gt_cfg'),
+        (dict(type='DetDataPreprocessor', mean=[1.0], std=[1.0, 2.0]), '1 values of mean, 2 of std'),
         (dict(type='DetDataPreprocessor', pad_seg=True), 'DetDataPreprocessor: pad_seg=True'),
     ],
 )  # fmt: skip
@@ -219,3 +225,15 @@ def test_bfp_refuses_what_it_cannot_do():
         MODELS.build(dict(cfg, backbone=dict(cfg['backbone'], out_indices=(0, 1))))(torch.zeros(1, 3, 64, 64))
     with pytest.raises(ValueError, match="refine_type='local'"):
         MODELS.build(dict(type='BFP', in_channels=8, num_levels=3, refine_type='local'))
+
+
+@pytest.mark.parametrize('norm_cfg', [None, dict(type='BN')])
+def test_bfp_starts_with_the_plain_mean(norm_cfg):
+    """mmdetection's initial values: the non-local block adds nothing yet. Wide values would blur all levels at once."""
+    torch.manual_seed(0)
+    plain = MODELS.build(dict(type='BFP', in_channels=64, num_levels=3))
+    neck = MODELS.build(dict(type='BFP', in_channels=64, num_levels=3, refine_type='non_local', norm_cfg=norm_cfg))
+    maps = tuple(torch.randn(2, 64, size, size) for size in (16, 8, 4))
+    for found, expected in zip(neck(maps), plain(maps)):
+        torch.testing.assert_close(found, expected)
+    assert [round(conv.conv.weight.std().item(), 3) for conv in (neck.refine.g, neck.refine.theta)] == [0.01, 0.01]

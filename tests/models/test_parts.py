@@ -99,6 +99,8 @@ def test_extra_levels_of_fpn():
     model = FPN([8, 16], 12, num_outs=4, start_level=1, add_extra_convs='on_input', relu_before_extra_convs=True)
     sizes = [tuple(y.shape[1:]) for y in model((torch.rand(1, 8, 32, 32), torch.rand(1, 16, 16, 16)))]
     assert sizes == [(12, 16, 16), (12, 8, 8), (12, 4, 4), (12, 2, 2)]
+    with pytest.raises(ValueError, match='FPN: 2 entries of in_channels for 3 maps'):
+        model(tuple(torch.rand(1, c, 8, 8) for c in (8, 16, 32)))
 
 
 def test_rounded_anchors_equal_torchvision():
@@ -159,11 +161,13 @@ def test_iou_equals_torchvision_and_known_inclusive_values():
 def slow_assign(boxes, gt, ignored, pos, neg, low, ignore_iof, assign_all):
     """One box at a time, from the definition."""
     iou = box_iou(gt, boxes)
+    covered = [ignore_iof > 0 and len(ignored) > 0 and box_iof(box[None], ignored).max() > ignore_iof for box in boxes]
+    iou[:, covered] = 0  # a ground truth then takes the best of the others
     result = []
     for i in range(len(boxes)):
         best = max(range(len(gt)), key=lambda g: (iou[g, i].item(), -g))
         value = iou[best, i].item()
-        result.append(best if value >= pos else NEGATIVE if value < neg else IGNORED)
+        result.append(IGNORED if covered[i] or neg <= value < pos else best if value >= pos else NEGATIVE)
     if low is not None:
         for g in range(len(gt)):
             top = iou[g].max().item()
@@ -171,11 +175,7 @@ def slow_assign(boxes, gt, ignored, pos, neg, low, ignore_iof, assign_all):
                 ties = [i for i in range(len(boxes)) if iou[g, i].item() == top]
                 for i in ties if assign_all else ties[:1]:
                     result[i] = g
-    if ignore_iof > 0 and len(ignored):
-        for i in range(len(boxes)):
-            if box_iof(boxes[i : i + 1], ignored).max() > ignore_iof:
-                result[i] = IGNORED
-    return result
+    return result, iou.amax(0)
 
 
 @settings(max_examples=40, deadline=None)
@@ -195,8 +195,18 @@ def test_assigner_equals_slow_loop(seed, num_gt, low, ignore, assign_all):
         gt_max_assign_all=assign_all,
     )  # fmt: skip
     matched, iou = assigner(boxes, gt, ignored)
-    assert matched.tolist() == slow_assign(boxes, gt, ignored, 0.5, 0.3, low, 0.5, assign_all)
-    torch.testing.assert_close(iou, box_iou(gt, boxes).amax(0))
+    expected, expected_iou = slow_assign(boxes, gt, ignored, 0.5, 0.3, low, 0.5, assign_all)
+    assert matched.tolist() == expected
+    torch.testing.assert_close(iou, expected_iou)
+
+
+def test_a_ground_truth_takes_no_box_that_a_crowd_covers():
+    """The best of the others instead, as in mmdetection."""
+    assigner = MaxIoUAssigner(0.7, 0.3, min_pos_iou=0.1, ignore_iof_thr=0.5)
+    boxes = torch.tensor([[0.0, 0, 10, 10], [6, 0, 16, 10], [90, 0, 99, 9]])
+    gt, crowd = torch.tensor([[2.0, 0, 12, 10]]), torch.tensor([[-50.0, 0, 9, 10]])
+    assert assigner(boxes, gt, crowd)[0].tolist() == [IGNORED, 0, NEGATIVE]
+    assert assigner(boxes, gt[:0], crowd)[0].tolist() == [IGNORED, NEGATIVE, NEGATIVE]
 
 
 class DistinctWrites(TorchDispatchMode):

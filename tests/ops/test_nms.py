@@ -189,6 +189,7 @@ def test_empty_and_non_contiguous(device):
     (lambda b, s, c: batched_nms(b, s, c[1:], 0.5), r'idxs must be \(3,\)'),
     (lambda b, s, c: soft_nms(b, s, method='cubic'), "got 'cubic'"),
     (lambda b, s, c: soft_nms(b, s, sigma=0), 'sigma must be above 0'),
+    (lambda b, s, c: apply_nms(b, s, c, None), 'nms=None is not supported'),
     (lambda b, s, c: apply_nms(b, s, c, dict(type='fast_nms')), "got 'fast_nms'"),
     (lambda b, s, c: apply_nms(b, s, c, dict(type='nms')), 'iou_threshold is missing'),
     (lambda b, s, c: apply_nms(b, s, c, dict(type='nms', iou_treshold=0.5)), 'does not know iou_treshold'),
