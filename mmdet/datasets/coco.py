@@ -113,6 +113,7 @@ class CocoDataset(BaseDataset):
         cat_ids = category_ids(content, self._metainfo['classes'], self.ann_file)
         self.cat_ids = cat_ids
         self.cat2label = {cat_id: label for label, cat_id in enumerate(cat_ids)}
+        self.order_in_file = tuple(c['name'] for c in content['categories'] if c['id'] in self.cat2label)
 
         for doubt in doubts(content):
             say(f'{self.ann_file}: {doubt}')

@@ -135,6 +135,10 @@ def compare_classes(meta: dict, dataset, source: str, kind: str = 'test') -> Non
     """Raise UserError where a checkpoint has the data set's classes in another order; say where it has others."""
     trained = tuple((meta.get('dataset_meta') or {}).get('classes') or ())
     given = tuple((getattr(dataset, 'metainfo', None) or {}).get('classes') or ())
+    in_file = getattr(dataset, 'order_in_file', given)
+    if in_file != given and 'iterations_per_epoch' not in meta:  # not saved by a training with this toolbox
+        say(f'{source}: labels have the order of metainfo.classes here, in mmdetection that of the annotation file '
+            f'({at_most(in_file, 8)}): if it was trained there, list the classes so')
     if not trained or not given or trained == given:
         return
     text = f'{source} was trained on the classes {at_most(trained, 8)}, the {kind} data set has {at_most(given, 8)}'

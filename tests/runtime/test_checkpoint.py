@@ -1,5 +1,6 @@
 """Checkpoints: no pickled code, never half written, and a misfit is named."""
 
+import json
 import os
 import pickle
 import signal
@@ -20,6 +21,7 @@ from mmengine.logging import HistoryBuffer
 from torch import nn
 from toy_task import ENVIRONMENT, ToyDetector, ToyMetric, write_config
 
+from mmdet.datasets import CocoDataset
 from mmdet.engine import checkpoint_hooks
 from mmdet.runtime import UserError, fit_weights, load_pretrained, read_checkpoint
 from mmdet.runtime.checkpoint import (
@@ -285,6 +287,26 @@ def test_a_download_without_a_place_fails_in_all_processes(tmp_path, monkeypatch
     with pytest.raises(UserError, match='cannot be downloaded'):
         load_pretrained('torchvision://resnet50')
     assert len(told) == 1 and 'file' in told[0]
+
+
+def test_labels_in_another_order_than_mmdetections_are_said(tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(checkpoint_hooks, 'say', said.append)
+    (tmp_path / 'x.jpg').touch()
+    content = dict(images=[dict(id=1, file_name='x.jpg', width=9, height=9)],
+                   categories=[dict(id=i, name=name) for i, name in ((7, 'dog'), (3, 'bird'), (5, 'cat'))])  # fmt: skip
+    (tmp_path / 'a.json').write_text(json.dumps(content))
+
+    def compare(classes, **meta):
+        dataset = CocoDataset(ann_file='a.json', data_root=str(tmp_path), metainfo=dict(classes=classes),
+                              pipeline=[], test_mode=True)  # fmt: skip
+        checkpoint_hooks.compare_classes(dict(dataset_meta=dict(classes=classes), **meta), dataset, 'x.pth')
+
+    compare(('dog', 'cat'))
+    compare(('cat', 'dog'), iterations_per_epoch=9)
+    assert said == []
+    compare(('cat', 'dog'))
+    assert len(said) == 1 and 'in mmdetection that of the annotation file (dog, cat)' in said[0]
 
 
 def test_classes_in_another_order_are_refused_in_testing(monkeypatch):
