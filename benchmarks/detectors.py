@@ -19,10 +19,9 @@ Two parts: `whole` is R-50-FPN; `detection` has given maps of 256 channels in th
 and post-processing remain. Of it are also counted the operators called (each is a launch on a GPU; views are not
 counted), those that make the host wait for a GPU, and the tensors made from numbers on the host (each a copy to a GPU).
 
-Where the sides differ: on the CPU our whole detectors work on channels_last maps, as the Runner lets them; torchvision
-freezes its norms' scale and shift (`FrozenBatchNorm2d`), the others train them in eval mode; torchvision gets float
-pictures and its resizing inside the model is taken out; mask targets come from polygons here, from bitmaps in the
-others, as their pipelines give them.
+Where the sides differ: torchvision freezes its norms' scale and shift (`FrozenBatchNorm2d`), the others train them in
+eval mode; torchvision gets float pictures and its resizing inside the model is taken out; mask targets come from
+polygons here, from bitmaps in the others, as their pipelines give them.
 """
 
 import argparse
@@ -493,10 +492,6 @@ def build_ours(file: Path, part: str, state: dict, args) -> nn.Module:
     missing, unexpected = net.load_state_dict(state, strict=False)
     missing = [key for key in missing if 'num_batches' not in key]
     assert not missing and not unexpected, (missing, unexpected)
-    if not SERVING and part == 'whole':  # the narrow heads of the other part would not profit
-        from mmdet.runtime.run import fast_layout
-
-        net = fast_layout(net, args.device)
     return net
 
 

@@ -191,16 +191,8 @@ def scale_learning_rate(cfg: Config) -> None:
     cfg.auto_scale_lr.enable = True
 
 
-def fast_layout(model: torch.nn.Module, device: str) -> torch.nn.Module:
-    """On the CPU let convolutions work on channels_last maps: a detector is up to a tenth faster there."""
-    return model.to(memory_format=torch.channels_last) if torch.device(device).type == 'cpu' else model
-
-
 class _Runner(Runner):
     """mmengine's, which does not wait for a GPU in every iteration to log it."""
-
-    def wrap_model(self, model_wrapper_cfg: dict | None, model: BaseModel) -> torch.nn.Module:
-        return super().wrap_model(model_wrapper_cfg, fast_layout(model, get_device()))
 
     def build_message_hub(self, message_hub: dict | None = None) -> LateMessageHub:
         return LateMessageHub.get_instance(**(message_hub or dict(name=self._experiment_name)))
@@ -272,6 +264,8 @@ def build_runner(cfg: Config, launcher: str = 'none', resume_from: str | None = 
         name, registry = unknown_type(error)
         raise UserError(f'unknown type {name!r} at {at_most(type_places(cfg, name), 3)}.'
                         f'{suggest(name, registered_names(registry))}') from error
+    if checkpoint is not None:
+        fast_layout(runner.model, get_device())
     _quieten(runner.logger, level)
     return runner
 
@@ -323,6 +317,11 @@ def wrapper_cfg(cfg: Config) -> dict:
     defaults = dict(broadcast_buffers=False, find_unused_parameters=cfg.get('find_unused_parameters', False),
                     gradient_as_bucket_view=True)  # without it each gradient is held, and copied, twice
     return {**defaults, **asked, **({} if torch.cuda.is_available() else dict(device_ids=None))}
+
+
+def fast_layout(model: torch.nn.Module, device: str) -> torch.nn.Module:
+    """On the CPU let convolutions work on channels_last maps: inference is up to a tenth faster there."""
+    return model.to(memory_format=torch.channels_last) if torch.device(device).type == 'cpu' else model
 
 
 def drop_pretrained(model: dict) -> None:
