@@ -320,7 +320,10 @@ def wrapper_cfg(cfg: Config) -> dict:
 
 
 def fast_layout(model: torch.nn.Module, device: str) -> torch.nn.Module:
-    """On the CPU let convolutions work on channels_last maps: inference is up to a tenth faster there."""
+    """For inference on the CPU: channels_last maps, up to a tenth faster in convolutions.
+
+    Not for training: the batch statistics that PyTorch's CPU kernels take of such maps lose two digits.
+    """
     return model.to(memory_format=torch.channels_last) if torch.device(device).type == 'cpu' else model
 
 
