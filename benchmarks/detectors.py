@@ -260,15 +260,11 @@ class Side:
                 kept[tensor.untyped_storage().data_ptr()] = tensor
             return tensor
 
-        self.net.train()
-        torch.manual_seed(0)
-        amp = torch.autocast(self.args.device, enabled=self.args.amp)
-        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), amp:
-            self.losses()
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            self.run('training')
         megabytes = {'kept for the backward pass': sum(t.untyped_storage().nbytes() for t in kept.values()) / 2**20}
         if self.args.device == 'cuda':
             kept.clear()
-            self.run('training')
             before = torch.cuda.memory_allocated()
             torch.cuda.reset_peak_memory_stats()
             self.run('training')

@@ -53,7 +53,7 @@ def init_detector(
         meta = (load_checkpoint(model, checkpoint).get('meta') or {}).get('dataset_meta')
     model.cfg = config
     model.dataset_meta = meta or _classes_of(config)
-    return fast_layout(model, device).to(device).eval()
+    return fast_layout(model.to(device)).eval()
 
 
 def _check_device(device: str) -> None:

@@ -7,7 +7,6 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 import mmengine.fileio as fileio
-from mmcv.transforms import CenterCrop
 from mmengine.dataset import BaseDataset
 from mmengine.registry import DefaultScope
 
@@ -86,8 +85,6 @@ class CocoDataset(BaseDataset):
         # ours, also where no default scope is set, and inside a RandomChoice: mmcv has transforms of the same names
         with DefaultScope.overwrite_default_scope('mmdet'):
             pipeline = [TRANSFORMS.build(t) if isinstance(t, dict) else t for t in pipeline]
-        if any(isinstance(t, CenterCrop) for t in pipeline):
-            raise ValueError("mmcv's CenterCrop leaves masks and emptied boxes behind; use RandomCrop, or Resize")
         super().__init__(
             ann_file=ann_file,
             metainfo=metainfo,

@@ -316,6 +316,14 @@ class RandomCrop(BaseTransform):
 
 
 @TRANSFORMS.register_module()
+class CenterCrop:
+    """Refused, wherever a pipeline has it: what else stands behind this name is mmcv's."""
+
+    def __init__(self, *args, **options) -> None:
+        raise ValueError("mmcv's CenterCrop leaves masks and emptied boxes behind; use RandomCrop, or Resize")
+
+
+@TRANSFORMS.register_module()
 class FilterAnnotations(BaseTransform):
     """Drop objects that are too small to learn from.
 

@@ -132,7 +132,8 @@ class SafeCheckpointHook(CheckpointHook):
 
 
 def compare_classes(meta: dict, dataset, source: str, kind: str = 'test') -> None:
-    """Raise UserError where a checkpoint has the data set's classes in another order; say where it has others."""
+    """Raise UserError where a checkpoint has the data set's classes in another order; say where it has others, or may
+    count them in mmdetection's order."""
     trained = tuple((meta.get('dataset_meta') or {}).get('classes') or ())
     given = tuple((getattr(dataset, 'metainfo', None) or {}).get('classes') or ())
     in_file = getattr(dataset, 'order_in_file', given)

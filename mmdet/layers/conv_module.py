@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ..registry import MODELS
-from .cbn import CrossIterBatchNorm2d
+from .cbn import CrossIterBatchNorm2d, Geometry
 from .norm import SyncBN, build_norm_layer
 
 _ACTIVATIONS = {
@@ -66,10 +66,12 @@ def conv_norm(conv: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
     Cross-Iteration Batch Normalization also gets what it needs for its closed forms. A norm in eval mode after a
     convolution that learns, as in a backbone with `norm_eval`, is folded into the weight, which spares memory.
     """
-    if torch.is_grad_enabled() and isinstance(x, Tensor) and _folds(conv, norm):  # torch.fx has to see the modules
+    traced = not isinstance(x, Tensor)  # torch.fx has to see the modules
+    geometry = _folded(conv, norm) if torch.is_grad_enabled() and not traced else None
+    if geometry is not None:
         scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
         shift = torch.addcmul(norm.bias, norm.running_mean, scale, value=-1)
-        return _ScaledConv.apply(x, conv.weight, scale, shift, conv.stride, conv.padding, conv.dilation, conv.groups)
+        return _ScaledConv.apply(x, conv.weight, scale, shift, *geometry[1:])
     return norm.after(conv, x) if isinstance(norm, CrossIterBatchNorm2d) else norm(conv(x))
 
 
@@ -108,19 +110,19 @@ class _ScaledConv(torch.autograd.Function):
 _HOOKS = '_forward_pre_hooks', '_forward_hooks', '_backward_pre_hooks', '_backward_hooks'
 
 
-def _folds(conv: nn.Module, norm: nn.Module) -> bool:
-    """Whether ``norm(conv(x))`` is one convolution that learns, and no hook looks at what lies between."""
+def _folded(conv: nn.Module, norm: nn.Module) -> Geometry | None:
+    """``norm(conv(x))`` as one convolution that learns; None where it is none, or a hook looks at what lies between."""
     if type(norm) not in (nn.BatchNorm2d, SyncBN, CrossIterBatchNorm2d) or norm.training:
-        return False
+        return None
     if any(tensor is None for tensor in (norm.weight, norm.bias, norm.running_var)):
-        return False
+        return None
     if type(conv) is not nn.Conv2d or conv.bias is not None or not conv.weight.requires_grad:
-        return False
-    if conv.padding_mode != 'zeros' or isinstance(conv.padding, str):
-        return False
+        return None
     if conv.weight.dtype not in (torch.float32, torch.float64):  # in half precision BatchNorm computes in float32
-        return False
-    return not any(getattr(module, hooks) for module in (conv, norm) for hooks in _HOOKS)
+        return None
+    if any(getattr(module, hooks) for module in (conv, norm) for hooks in _HOOKS):
+        return None
+    return Geometry.of(conv)
 
 
 @MODELS.register_module()

@@ -63,7 +63,7 @@ def test_intervals_reach_to_the_largest_iou_and_iou_0_comes_last():
     of 48 was recorded there (200 draws; ground truth of IoU 0.7): none of IoU 0, 15, 4, 4.5, 6.1, 9.3, 9.1."""
     random = torch.Generator().manual_seed(0)
     matched = torch.cat([torch.zeros(60), torch.full((600,), float(NEGATIVE))]).long()
-    torch.randint(0, 5, (60,), generator=random)
+    torch.randint(0, 5, (60,), generator=random)  # labels, which the recording drew before the IoUs
     iou = torch.rand(660, generator=random) ** 3 * 0.5
     iou[360:], iou[:60] = 0, 0.7
     torch.manual_seed(0)

@@ -66,6 +66,8 @@ def test_paste_equals_grid_sample(device):
         surely, perhaps = (_plain_paste(masks, boxes, height, width, 0.5 + eps) for eps in (1e-4, -1e-4))
         assert not (surely & ~pasted).any() and not (pasted & ~perhaps).any(), case  # last bits may cross it
         assert (surely != perhaps).float().mean() < 0.01
+        if device == 'cpu':
+            assert (pasted != _plain_paste(masks.double(), boxes, height, width, 0.5)).float().mean() < 1e-5, case
 
 
 def test_paste_by_hand():

@@ -16,8 +16,8 @@ from mmdet.runtime.run import wrapper_cfg
 
 @DATASETS.register_module(force=True)
 class WholeToyDataset(ToyDataset):
-    def full_init(self):  # the wrappers ask for it
-        pass
+    def full_init(self):
+        """There is nothing to load; the wrappers ask all the same."""
 
 
 EMA = "custom_hooks = [dict(type='EMAHook', momentum=0.5)]\n"
