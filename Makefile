@@ -28,7 +28,7 @@ $(INSTALLED): $(SOURCES)
 # Train on two processes, evaluate on two, draw detections and curves. A demo that was interrupted goes on.
 # On a machine with one GPU it is one process, with the pictures of both.
 demo: install
-	$(RUN) python -m mmdet.datasets.shapes data/shapes
+	$(RUN) python -m projects.demo.shapes data/shapes
 	processes=$$($(RUN) python -c 'import torch; print(min(torch.cuda.device_count() or 2, 2))') && \
 	$(RUN) ./tools/dist_train.sh $(DEMO_CONFIG) $$processes --work-dir $(DEMO_DIR) --seed 0 --resume \
 		--cfg-options train_dataloader.batch_size=$$((4 / processes)) && \
@@ -45,9 +45,9 @@ test-all: install
 
 # The norm study on sklearn's digits at a small scale; docs/norm_study.md has the larger ones.
 norm-study-quick: install
-	$(RUN) python -m benchmarks.norm_study.classify --regimes digits-one digits-fc --batches 2 8 --seeds 4 \
+	$(RUN) python -m projects.norm_study.classify --regimes digits-one digits-fc --batches 2 8 --seeds 4 \
 		--samples 1024 --out work_dirs/norm_study/classify.json
-	$(RUN) python -m benchmarks.norm_study.report --print --results work_dirs/norm_study
+	$(RUN) python -m projects.norm_study.report --print --results work_dirs/norm_study
 
 lint: install
 	$(RUN) ruff check .

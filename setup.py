@@ -133,7 +133,7 @@ def main() -> None:
         description='Object detection with Cross-Iteration Batch Normalization',
         license='Apache-2.0',
         python_requires='>=3.10',
-        packages=find_packages(include=['mmdet', 'mmdet.*']),
+        packages=find_packages(include=["mmdet", "mmdet.*"]),
         package_data={'mmdet.ops': ['csrc/*', 'csrc/*/*']},
         install_requires=Path('requirements.txt').read_text().split(),
         extras_require={'test': ['pytest', 'hypothesis']},

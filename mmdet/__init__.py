@@ -1,5 +1,5 @@
 """Object detection with Cross-Iteration Batch Normalization (arXiv 2002.05712)."""
 
-from .version import __version__
+from mmdet.version import __version__
 
 __all__ = ['__version__']

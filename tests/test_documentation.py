@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from mmdet.config.load import load_config
 from mmdet.datasets.coco import COCO_CLASSES
-from mmdet.datasets.shapes import write_shapes
 from mmdet.registry import METRICS, MODELS
-from mmdet.runtime import load_config
+from projects.demo.shapes import write_shapes
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [ROOT / 'README.md', ROOT / 'INSTALL.md', ROOT / 'CONTRIBUTING.md', *sorted(ROOT.glob('docs/*.md'))]

@@ -7,8 +7,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from mmdet.runtime.command_line import Parser
-from mmdet.runtime.errors import UserError, run_main
+from mmdet.cli.parser import Parser
+from mmdet.config.errors import UserError, run_main
 
 SIDES = {'small': 32, 'medium': 96, 'large': float('inf')}  # pixels, where COCO's metric draws the lines
 
@@ -57,11 +57,10 @@ def main() -> None:
     from mmengine.registry import init_default_scope
     from mmengine.runner import set_random_seed
 
-    from mmdet.engine.visualizer import draw_instances, write_picture
+    from mmdet.config.load import check_types, has_mask_head, load_config
+    from mmdet.config.output import check_writable
     from mmdet.registry import DATASETS
-    from mmdet.runtime import check_types, load_config
-    from mmdet.runtime.config import has_mask_head
-    from mmdet.runtime.run import check_writable
+    from mmdet.visualization.visualizer import draw_instances, write_picture
 
     if args.number < 0:
         raise UserError(f'--number {args.number}: 0 or more pictures can be drawn')

@@ -8,8 +8,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from mmdet.runtime.command_line import Parser
-from mmdet.runtime.errors import UserError, run_main
+from mmdet.cli.parser import Parser
+from mmdet.config.errors import UserError, run_main
 
 
 def parse_args() -> argparse.Namespace:
@@ -48,8 +48,8 @@ def main() -> None:
     import torch
 
     from mmdet.checkpoints import convert, meta_of, plain_meta, to_torchvision
-    from mmdet.runtime.checkpoint import WEIGHTS_KEYS, read_checkpoint, read_trusted, write_atomically
-    from mmdet.runtime.run import check_writable
+    from mmdet.checkpoints.files import WEIGHTS_KEYS, read_checkpoint, read_trusted
+    from mmdet.config.output import check_writable, write_atomically
 
     if Path(args.output).exists():
         raise UserError(f'{args.output} exists; remove it or choose another name')

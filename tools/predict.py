@@ -8,8 +8,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from mmdet.runtime.command_line import Parser
-from mmdet.runtime.errors import UserError, at_most, one_line, run_main
+from mmdet.cli.parser import Parser
+from mmdet.config.errors import UserError, at_most, one_line, run_main
 
 PICTURES = {'.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff'}
 
@@ -59,8 +59,8 @@ def main() -> None:
     import torch
 
     from mmdet.apis import inference_detector, init_detector
-    from mmdet.engine.visualizer import class_name, draw_file
-    from mmdet.runtime.run import check_writable
+    from mmdet.config.output import check_writable
+    from mmdet.visualization.visualizer import class_name, draw_file
 
     check_writable(args.out_dir, '--out-dir')
     device = args.device or ('cuda:0' if torch.cuda.is_available() else 'cpu')

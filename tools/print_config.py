@@ -5,8 +5,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from mmdet.runtime.command_line import Parser
-from mmdet.runtime.errors import run_main
+from mmdet.cli.parser import Parser
+from mmdet.config.errors import run_main
 
 
 def main() -> None:
@@ -14,7 +14,7 @@ def main() -> None:
     parser.add_config_arguments('model.backbone.depth=101')
     args = parser.parse_args()
 
-    from mmdet.runtime import check_types, load_config
+    from mmdet.config.load import check_types, load_config
 
     cfg = load_config(args.config, args.cfg_options)
     check_types(cfg)

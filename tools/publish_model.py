@@ -7,8 +7,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from mmdet.runtime.command_line import Parser
-from mmdet.runtime.errors import UserError, run_main
+from mmdet.cli.parser import Parser
+from mmdet.config.errors import UserError, run_main
 
 
 def main() -> None:
@@ -19,9 +19,8 @@ def main() -> None:
     import torch
 
     from mmdet.checkpoints import meta_of, plain_meta
-    from mmdet.runtime import read_checkpoint, write_atomically
-    from mmdet.runtime.checkpoint import weights_of
-    from mmdet.runtime.run import check_writable
+    from mmdet.checkpoints.files import read_checkpoint, weights_of
+    from mmdet.config.output import check_writable, write_atomically
 
     if args.output.endswith('/'):
         raise UserError(f'{args.output} is a folder; the name of a file is needed')

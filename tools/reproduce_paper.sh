@@ -47,4 +47,4 @@ for model in faster mask; do
     done
 done
 [ $chosen -gt 0 ] || { echo "--only $only: none of the eight configs has that in its name" >&2; exit 2; }
-"${PYTHON:-python}" "$root/benchmarks/norm_study/paper_table.py" "$out"
+"${PYTHON:-python}" "$root/projects/norm_study/paper_table.py" "$out"

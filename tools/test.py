@@ -6,9 +6,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from mmdet.runtime.command_line import Parser, start_processes
-from mmdet.runtime.errors import UserError, run_main
-from mmdet.runtime.launch import join_processes, leave_processes
+from mmdet.cli.parser import Parser, start_processes
+from mmdet.config.errors import UserError, run_main
+from mmdet.engine.launch import join_processes, leave_processes
 
 
 def parse_args() -> argparse.Namespace:
@@ -29,7 +29,7 @@ def parse_args() -> argparse.Namespace:
 
 def set_metrics(cfg, metrics: list[str] | None, format_only: bool) -> None:
     """Tell the config's CocoMetric what to compute."""
-    from mmdet.runtime.config import has_mask_head
+    from mmdet.config.load import has_mask_head
 
     evaluators = cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]
     coco = [e for e in evaluators if e.get('type') == 'CocoMetric']
@@ -56,9 +56,11 @@ def main() -> None:
     launcher = start_processes(args)
 
     from mmdet.checkpoints import adapt_config, needs_legacy_options
-    from mmdet.engine.predictions import DumpPredictions
-    from mmdet.runtime import check_types, check_values, load_config
-    from mmdet.runtime.run import build_runner, check_writable, on_rank_0
+    from mmdet.config.check import check_values
+    from mmdet.config.load import check_types, load_config
+    from mmdet.config.output import check_writable
+    from mmdet.engine.runner import build_runner, on_rank_0
+    from mmdet.evaluation.predictions import DumpPredictions
 
     cfg = load_config(args.config, args.cfg_options)
     check_types(cfg)

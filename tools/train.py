@@ -6,9 +6,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from mmdet.runtime.command_line import Parser, start_processes
-from mmdet.runtime.errors import run_main
-from mmdet.runtime.launch import join_processes, leave_processes
+from mmdet.cli.parser import Parser, start_processes
+from mmdet.config.errors import run_main
+from mmdet.engine.launch import join_processes, leave_processes
 
 
 def parse_args() -> argparse.Namespace:
@@ -31,8 +31,9 @@ def main() -> None:
     args = parse_args()
     launcher = start_processes(args)
 
-    from mmdet.runtime import check_types, check_values, load_config
-    from mmdet.runtime.run import (
+    from mmdet.config.check import check_values
+    from mmdet.config.load import check_types, load_config
+    from mmdet.engine.runner import (
         build_runner,
         enter_work_dir,
         on_rank_0,

@@ -15,10 +15,9 @@ from mmdet.checkpoints.classes import (
     background_last,
     drop_background_column,
 )
+from mmdet.checkpoints.files import to_plain, weights_of
 from mmdet.checkpoints.names import rename, reverse
-from mmdet.runtime import UserError
-from mmdet.runtime.checkpoint import to_plain, weights_of
-from mmdet.runtime.errors import at_most
+from mmdet.config.errors import UserError, at_most
 
 
 class UnknownFormat(UserError):
@@ -74,7 +73,7 @@ def convert(checkpoint: dict[str, Any], num_classes: int | None = None) -> Conve
     """The weights of a checkpoint of any known format, under our names and in our class order.
 
     Args:
-        checkpoint: what the file holds (see `mmdet.runtime.read_checkpoint`).
+        checkpoint: what the file holds (see `mmdet.checkpoints.read_checkpoint`).
         num_classes: classes of the model to be filled; needed only where COCO's 91 outputs shall not become 80.
 
     Raises:

@@ -11,8 +11,8 @@ from mmengine.config import Config
 from torch import Tensor
 
 from mmdet.checkpoints.names import Table
+from mmdet.config.load import has_mask_head
 from mmdet.registry import MODELS
-from mmdet.runtime.config import has_mask_head
 
 TABLE: Table = [
     ('bbox_head.{rest}', 'roi_head.bbox_head.{rest}'),

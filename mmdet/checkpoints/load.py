@@ -6,9 +6,9 @@ from mmengine.config import Config
 from torch import Tensor, nn
 
 from mmdet.checkpoints import legacy
+from mmdet.checkpoints.files import fit_weights, read_checkpoint, weights_of
 from mmdet.checkpoints.formats import Converted, UnknownFormat, convert, meta_of
-from mmdet.runtime import UserError, fit_weights, read_checkpoint
-from mmdet.runtime.checkpoint import say, weights_of
+from mmdet.config.errors import UserError, say
 
 
 def num_classes_of(model: nn.Module) -> int | None:

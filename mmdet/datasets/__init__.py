@@ -1,9 +1,8 @@
 """CocoDataset, the transforms of its pipeline, and batches of pictures that lie the same way."""
 
-from .coco import CocoDataset
-from .loading import LoadAnnotations, LoadImageFromFile, LoadProposals, ProposalBroadcaster
-from .samplers import AspectRatioBatchSampler
-from .transforms import (
+from mmdet.datasets.coco import CocoDataset
+from mmdet.datasets.samplers import AspectRatioBatchSampler
+from mmdet.datasets.transforms.geometry import (
     FilterAnnotations,
     PackDetInputs,
     Pad,
@@ -13,6 +12,7 @@ from .transforms import (
     RandomResize,
     Resize,
 )
+from mmdet.datasets.transforms.loading import LoadAnnotations, LoadImageFromFile, LoadProposals, ProposalBroadcaster
 
 __all__ = [
     'AspectRatioBatchSampler',

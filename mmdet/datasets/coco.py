@@ -10,8 +10,8 @@ import mmengine.fileio as fileio
 from mmengine.dataset import BaseDataset
 from mmengine.registry import DefaultScope
 
+from mmdet.config.errors import say
 from mmdet.registry import DATASETS, TRANSFORMS
-from mmdet.runtime import say
 from mmdet.structures.coco_file import category_ids, doubts, garbage_kept, load_coco_file
 
 COCO_CLASSES = (

@@ -1,5 +1,5 @@
 """The COCO metric."""
 
-from .coco_metric import CocoMetric
+from mmdet.evaluation.coco import CocoMetric
 
 __all__ = ['CocoMetric']

@@ -1,17 +1,17 @@
 """Building blocks: convolution with a norm, the norms by name, and Cross-Iteration Batch Normalization."""
 
-from ..ops import COMPILED
-from . import cbn
-from .batch_renorm import BatchRenorm
-from .cbn import CrossIterBatchNorm2d, cbn_state, load_cbn_state, set_cbn_epoch
-from .conv_module import ConvModule, ConvWS2d, build_conv_layer, conv_norm
-from .convert import convert_cbn, plan_cbn, revert_cbn
-from .focal_loss import FocalLoss
-from .iou_losses import BoundedIoULoss, CIoULoss, DIoULoss, GIoULoss, IoULoss
-from .losses import BalancedL1Loss, CrossEntropyLoss, L1Loss, SmoothL1Loss
-from .norm import BATCH_NORMS, SyncBN, build_norm_layer
+from mmdet.layers import cbn
+from mmdet.layers.batch_renorm import BatchRenorm
+from mmdet.layers.cbn.convert import convert_cbn, plan_cbn, revert_cbn
+from mmdet.layers.cbn.layer import CrossIterBatchNorm2d, cbn_state, load_cbn_state, set_cbn_epoch
+from mmdet.layers.conv import ConvModule, ConvWS2d, build_conv_layer, conv_norm
+from mmdet.layers.losses.basic import BalancedL1Loss, CrossEntropyLoss, L1Loss, SmoothL1Loss
+from mmdet.layers.losses.focal import FocalLoss
+from mmdet.layers.losses.iou import BoundedIoULoss, CIoULoss, DIoULoss, GIoULoss, IoULoss
+from mmdet.layers.norm import BATCH_NORMS, SyncBN, build_norm_layer
+from mmdet.ops import COMPILED
 
-cbn.COMPILED = COMPILED  # that file stands alone and cannot ask
+cbn.layer.COMPILED = COMPILED  # that file stands alone and cannot ask
 
 __all__ = [
     'BATCH_NORMS',

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.modules.batchnorm import _NormBase
 
-from ..registry import MODELS
-from .cbn import batch_moments
+from mmdet.layers.cbn.layer import batch_moments
+from mmdet.registry import MODELS
 
 
 @MODELS.register_module()

@@ -9,15 +9,15 @@ import inspect
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
-from ..registry import MODELS
-from .batch_renorm import BatchRenorm
-from .cbn import (
+from mmdet.layers.batch_renorm import BatchRenorm
+from mmdet.layers.cbn.layer import (
     CrossIterBatchNorm2d,
     NormalizeWithPooled,
     batch_moments,
     process_group,
     track_running_stats,
 )
+from mmdet.registry import MODELS
 
 
 class SyncBN(_BatchNorm):

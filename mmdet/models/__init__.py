@@ -1,22 +1,30 @@
-"""The parts of a detector, one file each, and the detectors that are built of them."""
+"""The parts of a detector, one file each, and the detectors built from them."""
 
-from .anchors import AnchorGenerator
-from .assign import MaxIoUAssigner, PseudoSampler, RandomSampler
-from .bbox_head import ConvFCBBoxHead, Shared2FCBBoxHead, Shared4Conv1FCBBoxHead
-from .bfp import BFP
-from .box_coder import DeltaXYWHBBoxCoder
-from .cascade_roi_head import CascadeRoIHead
-from .fpn import FPN
-from .mask_head import FCNMaskHead
-from .one_stage import RPN, RetinaNet
-from .preprocess import BatchFixedSizePad, DetDataPreprocessor
-from .resnet import ResNet, ResNeXt
-from .retina_head import RetinaHead
-from .roi_extractor import SingleRoIExtractor
-from .roi_head import StandardRoIHead
-from .rpn_head import RPNHead
-from .samplers import CombinedSampler, InstanceBalancedPosSampler, IoUBalancedNegSampler, OHEMSampler
-from .two_stage import CascadeRCNN, FasterRCNN, FastRCNN, MaskRCNN
+from mmdet.models.backbones import ResNet, ResNeXt
+from mmdet.models.data_preprocessor import BatchFixedSizePad, DetDataPreprocessor
+from mmdet.models.dense_heads import RetinaHead, RPNHead
+from mmdet.models.detectors import RPN, CascadeRCNN, FasterRCNN, FastRCNN, MaskRCNN, RetinaNet
+from mmdet.models.necks import BFP, FPN
+from mmdet.models.roi_heads import (
+    CascadeRoIHead,
+    ConvFCBBoxHead,
+    FCNMaskHead,
+    Shared2FCBBoxHead,
+    Shared4Conv1FCBBoxHead,
+    SingleRoIExtractor,
+    StandardRoIHead,
+)
+from mmdet.models.task_modules import (
+    AnchorGenerator,
+    CombinedSampler,
+    DeltaXYWHBBoxCoder,
+    InstanceBalancedPosSampler,
+    IoUBalancedNegSampler,
+    MaxIoUAssigner,
+    OHEMSampler,
+    PseudoSampler,
+    RandomSampler,
+)
 
 __all__ = [
     'AnchorGenerator',

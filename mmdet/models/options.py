@@ -7,8 +7,8 @@ from mmengine.model import initialize
 from torch import nn
 
 from mmdet.checkpoints import load_checkpoint
+from mmdet.config.errors import suggest
 from mmdet.registry import MODELS
-from mmdet.runtime.errors import suggest
 
 
 def only(owner: str, **options: tuple[Any, Any]) -> None:

@@ -1,10 +1,10 @@
 """Operators: compiled where the extension is built, torchvision's and plain torch's elsewhere."""
 
-from . import cbn as _cbn  # noqa: F401  registers its fake kernels
-from .library import BUILD, COMPILED, describe
-from .masks import mask_targets, masks_to_rle, paste_masks, rasterize_polygons
-from .nms import apply_nms, batched_nms, nms, soft_nms
-from .roi_align import RoIAlign, multiscale_roi_align, roi_align
+from mmdet.ops import cbn as _cbn  # noqa: F401  registers its fake kernels
+from mmdet.ops.library import BUILD, COMPILED, describe
+from mmdet.ops.masks import mask_targets, masks_to_rle, paste_masks, rasterize_polygons
+from mmdet.ops.nms import apply_nms, batched_nms, nms, soft_nms
+from mmdet.ops.roi_align import RoIAlign, multiscale_roi_align, roi_align
 
 __all__ = [
     'BUILD', 'COMPILED', 'RoIAlign', 'apply_nms', 'batched_nms', 'describe', 'mask_targets', 'masks_to_rle',

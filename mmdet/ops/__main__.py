@@ -1,5 +1,5 @@
 """`python -m mmdet.ops`: what is compiled and which kernels serve."""
 
-from .library import describe
+from mmdet.ops.library import describe
 
 print(describe())

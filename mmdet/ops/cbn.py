@@ -33,7 +33,7 @@ weight.
 
 import torch
 
-from .library import COMPILED
+from mmdet.ops.library import COMPILED
 
 if COMPILED:
 

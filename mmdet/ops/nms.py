@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from .library import COMPILED, serves
+from mmdet.ops.library import COMPILED, serves
 
 _METHODS = {'naive': 0, 'linear': 1, 'gaussian': 2}
 

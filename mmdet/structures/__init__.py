@@ -1,6 +1,6 @@
 """What data sets, models and metrics pass to one another: data samples, plain targets, and masks."""
 
-from .masks import BitmapMasks, PolygonMasks, masks_from_coco
-from .sample import DetDataSample, Target
+from mmdet.structures.masks import BitmapMasks, PolygonMasks, masks_from_coco
+from mmdet.structures.sample import DetDataSample, Target
 
 __all__ = ['BitmapMasks', 'DetDataSample', 'PolygonMasks', 'Target', 'masks_from_coco']

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import mmengine.fileio as fileio
 
-from mmdet.runtime.errors import at_most
+from mmdet.config.errors import at_most
 
 _FIELDS = dict(
     images=('id', 'file_name', 'width', 'height'),

@@ -13,9 +13,10 @@ from pycocotools import mask as coco_mask
 
 from mmdet.apis import inference_detector, init_detector
 from mmdet.checkpoints import convert, load_checkpoint
+from mmdet.checkpoints.files import read_checkpoint
 from mmdet.checkpoints.load import backbone_weights
+from mmdet.config.errors import UserError
 from mmdet.registry import MODELS
-from mmdet.runtime import UserError, read_checkpoint
 
 CLASSES = 5
 SCALE = (200, 120)

@@ -16,8 +16,9 @@ from torchvision.models import resnet50
 
 from mmdet.checkpoints import convert, load_checkpoint, needs_legacy_options, to_torchvision
 from mmdet.checkpoints.classes import COCO_IDS
+from mmdet.checkpoints.files import read_checkpoint
+from mmdet.config.errors import UserError
 from mmdet.registry import MODELS
-from mmdet.runtime import UserError, read_checkpoint
 
 
 def model_cfg(name: str) -> dict:

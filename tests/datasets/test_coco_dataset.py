@@ -9,10 +9,10 @@ from mmengine.dataset import ClassBalancedDataset, ConcatDataset, RepeatDataset
 from mmengine.registry import init_default_scope
 from torch.utils.data import DataLoader
 
+from mmdet.config.errors import one_line
 from mmdet.datasets import CocoDataset, LoadAnnotations
 from mmdet.datasets.coco import COCO_CLASSES
 from mmdet.registry import DATASETS
-from mmdet.runtime.errors import one_line
 from mmdet.structures import BitmapMasks, PolygonMasks
 
 SQUARE = [[10, 10, 30, 10, 30, 30, 10, 30]]

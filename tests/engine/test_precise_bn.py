@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from mmdet.engine import PreciseBNHook, precise_statistics
+from mmdet.engine.hooks import PreciseBNHook, precise_statistics
 from mmdet.layers import BatchRenorm, CrossIterBatchNorm2d, conv_norm
 from mmdet.registry import HOOKS
 

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from mmengine.structures import InstanceData
 
-from mmdet.engine.hooks import DetVisualizationHook
-from mmdet.engine.visualizer import read_picture, write_picture
+from mmdet.engine.hooks.run import DetVisualizationHook
 from mmdet.structures import DetDataSample
+from mmdet.visualization.visualizer import read_picture, write_picture
 
 
 class Pictures(list):

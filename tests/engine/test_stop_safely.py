@@ -5,7 +5,7 @@ import signal
 import pytest
 import torch
 
-from mmdet.engine import hooks
+from mmdet.engine.hooks import run as hooks
 
 
 class Runner:

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from mmdet.layers import ConvModule, CrossIterBatchNorm2d, cbn
+from mmdet.layers import ConvModule, CrossIterBatchNorm2d
+from mmdet.layers.cbn import layer as cbn
 
 from .reference import KINDS, PlainCBN
 

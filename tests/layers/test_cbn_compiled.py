@@ -14,7 +14,8 @@ from torch import nn
 from torch.library import opcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mmdet.layers import CrossIterBatchNorm2d, cbn
+from mmdet.layers import CrossIterBatchNorm2d
+from mmdet.layers.cbn import layer as cbn
 
 from .reference import KINDS
 

@@ -12,7 +12,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mmdet.layers import BATCH_NORMS, ConvModule, CrossIterBatchNorm2d, SyncBN, build_norm_layer, cbn
+from mmdet.layers import BATCH_NORMS, ConvModule, CrossIterBatchNorm2d, SyncBN, build_norm_layer
+from mmdet.layers.cbn import layer as cbn
 from mmdet.registry import MODELS
 
 

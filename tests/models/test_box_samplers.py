@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from mmdet.models.assign import NEGATIVE
-from mmdet.models.samplers import (
+from mmdet.models.task_modules.assigners import NEGATIVE
+from mmdet.models.task_modules.samplers import (
     CombinedSampler,
     InstanceBalancedPosSampler,
     IoUBalancedNegSampler,

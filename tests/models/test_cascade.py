@@ -9,7 +9,7 @@ import torch
 from mmengine.config import Config
 from mmengine.structures import InstanceData
 
-from mmdet.models.cascade_roi_head import refine
+from mmdet.models.roi_heads.cascade_roi_head import refine
 from mmdet.registry import DATASETS, MODELS, TRANSFORMS
 
 
@@ -100,7 +100,7 @@ def test_refine_uses_the_deltas_of_the_label():
 
 def test_ground_truth_is_not_carried_to_the_next_stage(make_data, monkeypatch):
     """It joins the proposals of each stage anew; a moved copy of it would be a proposal too good to be true."""
-    from mmdet.models import cascade_roi_head
+    from mmdet.models.roi_heads import cascade_roi_head
 
     seen = []
     sample = cascade_roi_head.sample_rois

@@ -6,7 +6,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 
-from mmdet.models.assign import RandomSampler
+from mmdet.models.task_modules.assigners import RandomSampler
 from mmdet.registry import MODELS
 
 

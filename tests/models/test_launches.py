@@ -5,9 +5,9 @@ import torch
 from mmengine.config import Config
 
 from benchmarks.detectors import Calls
-from mmdet.models.assign import IGNORED, NEGATIVE, MaxIoUAssigner, RandomSampler
-from mmdet.models.box_coder import DeltaXYWHBBoxCoder
-from mmdet.models.dense import flatten_levels, sample_anchors
+from mmdet.models.dense_heads.common import flatten_levels, sample_anchors
+from mmdet.models.task_modules.assigners import IGNORED, NEGATIVE, MaxIoUAssigner, RandomSampler
+from mmdet.models.task_modules.box_coder import DeltaXYWHBBoxCoder
 from mmdet.registry import MODELS
 from mmdet.structures import Target
 from mmdet.structures.boxes import scale_boxes, unscale_boxes

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from like_cuda import LikeCuda
 from thin_detectors import KINDS, build, run
 
-from mmdet.layers import FocalLoss, cbn
+from mmdet.layers import FocalLoss
+from mmdet.layers.cbn import layer as cbn
 
 NORMS = {
     'mask_rcnn': dict(type='CBN', buffer_num=2, derivative_fraction=1 / 16),

@@ -7,9 +7,9 @@ import torch
 from mmengine.config import Config
 from torch import nn
 
+from mmdet.config.errors import UserError
 from mmdet.layers import ConvModule, ConvWS2d
 from mmdet.registry import METRICS, MODELS, TASK_UTILS
-from mmdet.runtime import UserError
 
 FPN = dict(type='FPN', in_channels=[8, 16], out_channels=8, num_outs=2)
 RPN = dict(type='RPNHead', in_channels=8, feat_channels=8)

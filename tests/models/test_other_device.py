@@ -7,7 +7,7 @@ import torch
 from other_device import DEVICE, DeviceTensor, OtherDevice
 from thin_detectors import KINDS, build, run
 
-from mmdet.layers import cbn
+from mmdet.layers.cbn import layer as cbn
 from mmdet.structures.masks import PolygonMasks
 
 

@@ -7,12 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mmdet.models.anchors import AnchorGenerator
-from mmdet.models.assign import IGNORED, NEGATIVE, MaxIoUAssigner, RandomSampler
-from mmdet.models.box_coder import DeltaXYWHBBoxCoder
-from mmdet.models.fpn import FPN
-from mmdet.models.resnet import ResNet, ResNeXt
-from mmdet.models.roi_extractor import to_rois
+from mmdet.models.backbones.resnet import ResNet, ResNeXt
+from mmdet.models.necks.fpn import FPN
+from mmdet.models.roi_heads.roi_extractor import to_rois
+from mmdet.models.task_modules.anchors import AnchorGenerator
+from mmdet.models.task_modules.assigners import IGNORED, NEGATIVE, MaxIoUAssigner, RandomSampler
+from mmdet.models.task_modules.box_coder import DeltaXYWHBBoxCoder
 from mmdet.structures.boxes import box_area, box_iof, box_iou
 
 

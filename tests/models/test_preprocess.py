@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mmdet.models.preprocess import DetDataPreprocessor
+from mmdet.models.data_preprocessor import DetDataPreprocessor
 from mmdet.structures import DetDataSample
 
 OPTIONS = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], pad_size_divisor=32)

@@ -8,7 +8,7 @@ from torchvision.models.detection import roi_heads as tv_roi
 from torchvision.models.detection.image_list import ImageList
 
 from mmdet.checkpoints import convert, to_torchvision
-from mmdet.models.roi_head import Detections, Sampled, sampled_loss
+from mmdet.models.roi_heads.standard_roi_head import Detections, Sampled, sampled_loss
 from mmdet.registry import MODELS
 from mmdet.structures import Target
 

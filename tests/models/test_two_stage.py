@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mmdet.models.assign import RandomSampler
+from mmdet.models.task_modules.assigners import RandomSampler
 
 NORMS = [None, dict(type='BN'), dict(type='GN', num_groups=8), dict(type='CBN', buffer_num=3)]
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmdet.datasets.shapes import write_shapes
-from mmdet.runtime import read_checkpoint
+from mmdet.checkpoints.files import read_checkpoint
+from projects.demo.shapes import write_shapes
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = f"""

@@ -11,8 +11,8 @@ import torch
 from pycocotools.coco import COCO
 
 from mmdet.apis import inference_detector, init_detector
-from mmdet.datasets.shapes import write_shapes
-from mmdet.engine.visualizer import read_picture
+from mmdet.visualization.visualizer import read_picture
+from projects.demo.shapes import write_shapes
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / 'configs' / 'demo' / 'mask_rcnn_r18_fpn_cbn_shapes.py'

@@ -12,11 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from toy_task import ENVIRONMENT, write_config
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / 'tests' / 'runtime'))
-
-from toy_task import ENVIRONMENT, write_config  # noqa: E402
 
 
 def start(*command, **environment) -> subprocess.Popen:

@@ -12,8 +12,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from mmdet.runtime.command_line import Parser
-from mmdet.runtime.errors import explain, one_line, run_main
+from mmdet.cli.parser import Parser
+from mmdet.config.errors import explain, one_line, run_main
 
 # Stands in for the model while the other parts are built: they do not depend on it.
 SMALL_MODEL = dict(
@@ -27,9 +27,9 @@ SMALL_MODEL = dict(
 def check(path: str, data_root: str | None, work_dir: str) -> None:
     import torch
 
+    from mmdet.config.load import check_types, load_config
+    from mmdet.engine.runner import build_runner, drop_pretrained, set_seed
     from mmdet.registry import DATASETS, MODELS, TRANSFORMS
-    from mmdet.runtime import check_types, load_config
-    from mmdet.runtime.run import build_runner, drop_pretrained, set_seed
 
     cfg = load_config(path)
     check_types(cfg)

@@ -52,7 +52,7 @@ step training 150 "${pytest[@]}" tests/tools/test_gpu_training.py -m cuda
 step bench_model 60 "$python" benchmarks/cbn.py model --device cuda --size 800 1216 --batch 2
 step detectors 90 "${pytest[@]}" tests/models/test_like_cuda.py -m cuda
 step bench_whole 90 "$python" benchmarks/detectors.py --device cuda --amp --parts whole --models mask_rcnn --repeats 3
-step tests_rest 60 "${pytest[@]}" tests/runtime/test_scalars.py tests/structures tests/models/test_preprocess.py -m cuda
+step tests_rest 60 "${pytest[@]}" tests/engine/test_scalars.py tests/structures tests/models/test_preprocess.py -m cuda
 if command -v compute-sanitizer >/dev/null; then
     # Of this project's kernels alone. Without torch's cache of memory, in which one tensor's end is another's start.
     check=(env PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --kernel-name kns=mmdet --report-api-errors no --error-exitcode 1)

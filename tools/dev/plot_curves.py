@@ -6,8 +6,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from mmdet.runtime.command_line import Parser
-from mmdet.runtime.errors import UserError, run_main
+from mmdet.cli.parser import Parser
+from mmdet.config.errors import UserError, run_main
 
 
 def read_log(work_dir: Path) -> tuple[dict[int, dict], dict[int, dict]]:

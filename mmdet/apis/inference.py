@@ -1,0 +1,120 @@
+"""Detect from Python: ``init_detector`` once, ``inference_detector`` for each picture."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.dataset import Compose, pseudo_collate
+from mmengine.registry import init_default_scope
+from torch import nn
+
+from mmdet.checkpoints import adapt_config, load_checkpoint
+from mmdet.config.errors import UserError
+from mmdet.config.load import load_config
+from mmdet.engine.runner import drop_pretrained, fast_layout
+from mmdet.registry import DATASETS, MODELS
+from mmdet.structures import DetDataSample
+
+
+def init_detector(
+    config: str | Path | Config,
+    checkpoint: str | None = None,
+    device: str = 'cpu',
+    cfg_options: dict | None = None,
+) -> nn.Module:
+    """Build a detector in evaluation mode.
+
+    Args:
+        config: a config file or a loaded config.
+        checkpoint: weights; every one must have its place in the model. None keeps random weights.
+        device: 'cpu' or 'cuda:0'.
+        cfg_options: dotted keys of the config and their new values.
+
+    Returns:
+        the model, with `cfg` and `dataset_meta` (classes) as attributes.
+
+    Raises:
+        UserError, FileNotFoundError: config or checkpoint missing, damaged or not fitting, or no such device.
+    """
+    _check_device(device)
+    if not isinstance(config, Config):
+        config = load_config(config, cfg_options)
+    elif cfg_options:
+        raise UserError('cfg_options apply to a config file; change the loaded config itself')
+    init_default_scope('mmdet')
+    if checkpoint is not None:
+        adapt_config(config, checkpoint)
+    model_cfg = config.model.to_dict()
+    drop_pretrained(model_cfg)
+    model = MODELS.build(model_cfg)
+    meta = None
+    if checkpoint is not None:
+        meta = (load_checkpoint(model, checkpoint).get('meta') or {}).get('dataset_meta')
+    model.cfg = config
+    model.dataset_meta = meta or _classes_of(config)
+    return fast_layout(model.to(device)).eval()
+
+
+def _check_device(device: str) -> None:
+    try:
+        wanted = torch.device(device)
+    except RuntimeError:
+        raise UserError(f"no device is called {device!r}; use 'cpu', or 'cuda:0' for the first GPU") from None
+    if wanted.type == 'cuda' and (wanted.index or 0) >= torch.cuda.device_count():
+        raise UserError(f'device {device}: PyTorch finds {torch.cuda.device_count()} GPUs here')
+
+
+def _classes_of(config: Config) -> dict:
+    dataset = config.test_dataloader.dataset
+    defaults = getattr(DATASETS.get(dataset.get('type', '')), 'METAINFO', None) or {}
+    return {**defaults, **dataset.get('metainfo', {})}
+
+
+def inference_detector(
+    model: nn.Module,
+    imgs: str | Path | np.ndarray | Sequence[str | Path | np.ndarray],
+    batch_size: int = 1,
+) -> DetDataSample | list[DetDataSample]:
+    """Detect objects in one picture or several.
+
+    Args:
+        model: of `init_detector`.
+        imgs: a file, an array (H, W, 3) uint8 BGR as OpenCV reads it, or a list of these.
+        batch_size: pictures that go through the model at a time.
+
+    Returns:
+        one data sample, or a list; `pred_instances` holds bboxes (D, 4) xyxy in pixels of the picture,
+        scores (D,), labels (D,) and, with a mask head, masks (D RLE dicts); all on the CPU.
+
+    Raises:
+        UserError, FileNotFoundError, ValueError: a picture that is not there, is damaged or has another layout.
+    """
+    single = isinstance(imgs, (str, Path, np.ndarray))
+    pictures = [imgs] if single else list(imgs)
+    steps = model.cfg.test_dataloader.dataset.pipeline
+    steps = [step for step in steps if step['type'] not in ('LoadAnnotations', 'LoadPanopticAnnotations')]
+    if not steps or not steps[0]['type'].startswith('LoadImage'):
+        raise UserError('the test pipeline of the config does not begin with LoadImageFromFile')
+    load, rest = Compose(steps[:1]), Compose(steps[1:])
+    device = next(model.parameters()).device
+    found = []
+    for start in range(0, len(pictures), batch_size):
+        data = [rest(_loaded(load, picture, start + i))
+                for i, picture in enumerate(pictures[start:start + batch_size])]
+        with torch.inference_mode():
+            batch = model.data_preprocessor(pseudo_collate(data), False)
+            found += [sample.to('cpu') if device.type != 'cpu' else sample
+                      for sample in model(**batch, mode='predict')]
+    return found[0] if single else found
+
+
+def _loaded(load: Compose, picture: str | Path | np.ndarray, img_id: int) -> dict:
+    if not isinstance(picture, np.ndarray):
+        return load(dict(img_path=str(picture), img_id=img_id))
+    if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8:
+        raise UserError(f'a picture must be (height, width, 3) uint8, got {picture.shape} {picture.dtype}')
+    shape = picture.shape[:2]
+    return dict(img=picture, img_path=None, img_id=img_id, img_shape=shape, ori_shape=shape,
+                height=shape[0], width=shape[1])

@@ -1,0 +1,247 @@
+"""A user's mistake ends in one clear line; this is where that line is made and printed."""
+
+import atexit
+import difflib
+import errno
+import inspect
+import logging
+import os
+import re
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from types import FrameType
+
+EXIT_USER_ERROR = 2
+SPAWNED = 'MMDET_SPAWNED'  # set in processes that `launch.spawn` started: the folder for their reports
+
+# What a person's input can cause: shown as one line. Anything else is our bug and keeps its traceback.
+_USER_ERRORS = (ValueError, FileNotFoundError)
+# What the system says in full without naming a file.
+_SPEAKING = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EROFS)
+
+
+class UserError(ValueError):
+    """Something the user asked for cannot be done; the message names the value, the place and the remedy."""
+
+
+class Interrupted(Exception):
+    """The run was stopped by a signal after saving its state; `signum` becomes the exit status."""
+
+    def __init__(self, message: str, signum: int):
+        super().__init__(message)
+        self.signum = signum
+
+
+def suggest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """'' or ' Did you mean ...?' with the known names nearest to `name`.
+
+    >>> suggest('MaskRCN', ['MaskRCNN', 'FasterRCNN', 'FPN'])
+    ' Did you mean MaskRCNN?'
+    """
+    lower = {k.lower(): k for k in sorted(known)}
+    near = difflib.get_close_matches(name.lower(), lower, n=3, cutoff=cutoff)
+    if near and difflib.SequenceMatcher(None, name.lower(), near[0]).ratio() > 0.85:
+        near = near[:1]
+    return f' Did you mean {" or ".join(lower[n] for n in near)}?' if near else ''
+
+
+def at_most(names: Iterable[str], limit: int = 10) -> str:
+    """Join names for a message: at most `limit` of them, then how many more there are."""
+    names = list(names)
+    more = f' and {len(names) - limit} more' if len(names) > limit else ''
+    return ', '.join(names[:limit]) + more
+
+
+def one_line(error: BaseException) -> str:
+    """The error's message without line breaks (and without the quotes that KeyError adds)."""
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    # a data loader's worker sends its whole traceback as the message
+    text = re.sub(r'^Caught \w+ in DataLoader worker.*\n[\w.]+: ', '', text, flags=re.DOTALL)
+    return ' '.join(text.split()) or type(error).__name__
+
+
+def say(text: str) -> None:
+    """One line on rank 0, in the run's log where there is one."""
+    if _rank() == 0:
+        from mmengine.logging import print_log
+
+        print_log(text, logger='current', level=logging.WARNING)
+
+
+def run_main(main: Callable[[], None]) -> None:
+    """Run a tool's main(); a user's mistake becomes ``error: ...`` on stderr and exit status 2.
+
+    Of several processes one is heard, whether all meet a mistake or rank 3 alone: `launch.spawn` chooses among their
+    reports. Under another launcher rank 0 speaks at once and the others a few seconds later, when that launcher will
+    have ended them. MMDET_DEBUG=1 adds the traceback.
+    """
+    try:
+        main()
+    except Interrupted as stop:
+        if _rank() == 0:
+            print(stop, file=sys.stderr, flush=True)
+        _leave(128 + stop.signum)
+    except KeyboardInterrupt:
+        if _rank() == 0:
+            print('interrupted', file=sys.stderr, flush=True)
+        _leave(128 + signal.SIGINT)
+    except BrokenPipeError:  # the reader of our output went away, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
+    except Exception as error:
+        explained = explain(error)
+        text = f'error: {explained or one_line(error)}'
+        if explained is None or os.environ.get('MMDET_DEBUG') == '1':
+            text = traceback.format_exc() + text
+        _report(text, _lost_peer(error))
+        _leave(EXIT_USER_ERROR if explained else 1)
+    if _has_peers():
+        # Now and then a thread of gloo outlives its group, and aborts when it meets an interpreter that is going down.
+        atexit._run_exitfuncs()
+        _leave(0)
+
+
+def _report(text: str, lost: bool) -> None:
+    if SPAWNED in os.environ:
+        Path(os.environ[SPAWNED], report_name(os.getpid(), lost)).write_text(text)
+        return
+    if lost:
+        time.sleep(8)  # the process that failed explains itself
+    elif _rank() > 0:
+        time.sleep(3)
+    print(text, file=sys.stderr, flush=True)
+
+
+def report_name(pid: int, lost: bool) -> str:
+    """File in which a process leaves its last words; `lost`: another process's end was the reason."""
+    return f'{pid}.lost' if lost else str(pid)
+
+
+def _has_peers() -> bool:
+    return int(os.environ.get('WORLD_SIZE', 1)) > 1
+
+
+def _rank() -> int:
+    return int(os.environ.get('RANK', 0))
+
+
+def _lost_peer(error: BaseException) -> bool:
+    return isinstance(error, RuntimeError) and bool(
+        re.search(r'Connection (closed|reset|refused)|[Gg]loo|NCCL|Broken pipe', str(error)))
+
+
+def explain(error: BaseException) -> str | None:
+    """One line for a user's mistake, None for what looks like a bug."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return _system_error(error)
+    if isinstance(error, _USER_ERRORS):
+        return _foreign_class(error) + one_line(error)
+    if unknown_type(error):
+        name, registry = unknown_type(error)
+        return f'unknown type {name!r} ({registry}).{suggest(name, registered_names(registry))}'
+    if isinstance(error, (TypeError, KeyError, AttributeError, AssertionError)) and _built(error):
+        return _wrong_config(error, *_built(error))
+    if isinstance(error, ImportError) and _built(error):  # TensorBoard, Weights & Biases
+        return f'{_built(error)[0].__name__}: {one_line(error)}'
+    if _lost_peer(error):
+        return f'lost the connection to another process, which has ended: {one_line(error)[:200]}'
+    if isinstance(error, RuntimeError) and 'DataLoader worker (pid' in str(error):
+        return (f'{one_line(error).split(". ")[0].rstrip(".")}. Often the machine ran out of memory: lower num_workers '
+                'or batch_size of the dataloader; --resume continues from the last checkpoint')
+    if isinstance(error, RuntimeError) and re.search(r'expected input.* channels|mat1 and mat2 shapes', str(error)):
+        return f'{_model_part(error)} gets features of another size than its options say: {one_line(error)}'
+    if isinstance(error, MemoryError):
+        return f'out of memory: {one_line(error)}'
+    if type(error).__name__ == 'OutOfMemoryError':
+        return (f'out of GPU memory: {one_line(error).split(". ")[0]}. Use a smaller '
+                'train_dataloader.batch_size or smaller pictures')
+    if isinstance(error, RuntimeError) and _built(error):
+        return _wrong_config(error, *_built(error))
+    return None
+
+
+def _system_error(error: OSError) -> str | None:
+    """What the system refused, and for which file; None where neither it nor the reason tells a person anything."""
+    if error.filename is not None or error.errno in _SPEAKING:
+        return ': '.join(map(str, filter(None, (error.strerror, error.filename))))
+    if any(frame.f_code.co_name == 'rebuild_storage_fd' for frame in _frames(error)):  # torch.multiprocessing
+        return (f"the connection to a data loader's worker is lost ({error.strerror}): it has ended, or its files in "
+                f'{tempfile.gettempdir()} were removed. --resume continues from the last checkpoint')
+    return None
+
+
+def _foreign_class(error: BaseException) -> str:
+    """'SGD: ' where a library's class refused an option without saying whose; ours do."""
+    *_, frame = _frames(error) if error.__traceback__ else [None]
+    ours = frame is None or isinstance(error, UserError) or frame.f_globals.get('__name__', '').startswith('mmdet.')
+    return '' if ours or not _built(error) else f'{_built(error)[0].__name__}: '
+
+
+def _frames(error: BaseException) -> Iterator[FrameType]:
+    trace = error.__traceback__
+    while trace is not None:
+        yield trace.tb_frame
+        trace = trace.tb_next
+
+
+def _model_part(error: BaseException) -> str:
+    """'model > FPN': the outermost and the innermost part of a model in which the error was raised."""
+    parts = [type(frame.f_locals.get('self')) for frame in _frames(error)]
+    names = [part.__name__ for part in parts if part.__module__.startswith('mmdet.models.')]
+    return ' > '.join(dict.fromkeys((names[0], names[-1]))) if names else 'the model'
+
+
+def _built(error: BaseException) -> tuple[Callable, dict] | None:
+    """The innermost class that was being built from the config when the error was raised, and its options."""
+    # mmengine's function
+    builds = [frame.f_locals for frame in _frames(error) if frame.f_code.co_name == 'build_from_cfg']
+    return (builds[-1]['obj_cls'], builds[-1]['args']) if builds and 'obj_cls' in builds[-1] else None
+
+
+def _wrong_config(error: BaseException, built: Callable, options: dict) -> str:
+    wrong_call = r'.*__init__\(\) (got an unexpected keyword argument|missing \d+ required .*:) (.*)'
+    option = re.match(wrong_call, one_line(error))
+    if option is None:
+        given = [f'{k}={v!r}' for k, v in options.items() if isinstance(v, (bool, int, float, str, list, tuple))]
+        return (f'{built.__name__} cannot be built from these options: {type(error).__name__}: {one_line(error)}. '
+                f'Given were {at_most((text for text in given if len(text) < 60), 8)}')
+    what, which = option.groups()
+    if what.startswith('missing'):
+        return f'{built.__name__}: the config lacks {which}'
+    hint = suggest(which.strip("'"), inspect.signature(built).parameters)
+    return f'{built.__name__}: the config gives an unknown option {which}' + (f'.{hint}' if hint else '')
+
+
+def unknown_type(error: BaseException) -> tuple[str, str] | None:
+    """(type, registry) of mmengine's KeyError about a type that no registry holds."""
+    missing = re.match(r'(\S+) is not in the \S+?::(\S+) registry', one_line(error))
+    return missing.groups() if isinstance(error, KeyError) and missing else None
+
+
+def registered_names(registry_name: str | None = None) -> set[str]:
+    """All names that a config may use in the registry called `registry_name`, or in any (ours and mmengine's)."""
+    from mmengine import registry as root
+
+    from mmdet import registry as ours
+
+    names = set()
+    for module in (ours, root):
+        for candidate in vars(module).values():
+            if isinstance(candidate, root.Registry) and registry_name in (None, candidate.name):
+                candidate.import_from_location()
+                names |= set(candidate.module_dict)
+    return names
+
+
+def _leave(status: int) -> None:
+    """Exit without waiting for other ranks or worker threads (a barrier would never be reached)."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if _has_peers():
+        os._exit(status)
+    sys.exit(status)

@@ -1,0 +1,334 @@
+"""Loading a config with errors a person can act on.
+
+mmengine accepts a misspelt key silently, reports a syntax error without its file, takes a config that
+imports ``os`` for its other, lazy kind, and ignores an override of a variable whose value was already
+copied elsewhere. Everything here can go when ``Config.fromfile`` does these checks itself.
+"""
+
+import ast
+import difflib
+import inspect
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.registry import Registry
+from mmengine.runner import Runner
+
+from mmdet.config.errors import UserError, at_most, one_line, suggest
+
+# Read by the Runner besides its parameters, or by our tools.
+_TOOL_KEYS = {
+    'activation_checkpointing', 'compile', 'custom_imports', 'default_scope', 'efficient_conv_bn_eval',
+    'find_unused_parameters', 'model_wrapper_cfg', 'sync_bn', 'tta_model', 'tta_pipeline',
+}  # fmt: skip
+# Variables that configs of this vocabulary define for themselves.
+_HELPER_KEYS = {
+    'backend_args', 'base_batch_size', 'classes', 'data_root', 'dataset_type', 'img_norm_cfg', 'img_scale',
+    'img_scales', 'max_epochs', 'metainfo', 'norm_cfg', 'num_classes', 'test_pipeline', 'train_pipeline',
+    'val_pipeline', 'vis_backends',
+}  # fmt: skip
+# mmdetection 2.x's keys, which nothing reads, and what took their place. Some may be variables of a config.
+_KEYS_OF_2X = {
+    'data': 'train_dataloader, val_dataloader and test_dataloader', 'optimizer': 'optim_wrapper',
+    'checkpoint_config': 'default_hooks.checkpoint', 'dist_params': 'env_cfg.dist_cfg',
+    'evaluation': 'val_evaluator and train_cfg.val_interval', 'log_config': 'default_hooks.logger',
+    'lr_config': 'param_scheduler', 'optimizer_config': 'optim_wrapper.clip_grad', 'resume_from': '--resume',
+    'runner': 'train_cfg', 'total_epochs': 'train_cfg.max_epochs', 'workflow': 'train_cfg and val_cfg',
+}  # fmt: skip
+RUN_KEYS = (set(inspect.signature(Runner.__init__).parameters) - {'self', 'cfg'}) | _TOOL_KEYS
+
+
+def load_config(path: str | Path, cfg_options: dict[str, Any] | None = None) -> Config:
+    """Read a config with its bases, apply ``--cfg-options``, and check its top-level keys.
+
+    Args:
+        path: a .py, .json or .yaml file.
+        cfg_options: dotted paths into the config and their new values, as `DictAction` parses them.
+            ``data_root`` and dict or list variables such as ``norm_cfg`` are replaced wherever the
+            config file used them.
+
+    Raises:
+        UserError: missing file, syntax error, unknown base, misspelt key, or an option whose place does
+            not exist; the message names the file and line or the key and the nearest known name.
+    """
+    path = str(path)
+    _check_files(path)
+    try:
+        # lazy_import=False: mmengine takes any config that imports os or math for a lazy one.
+        cfg = Config.fromfile(path, lazy_import=False)
+    except ImportError as error:
+        first: BaseException = error
+        while first.__context__ is not None:
+            first = first.__context__
+        raise UserError(f'{path}: custom_imports: {one_line(first)}. Python looks in the folder of this project and in '
+                        'those of PYTHONPATH') from error
+    except Exception as error:
+        place = _place(error) or f'{path}: '
+        raise UserError(f'{place}{type(error).__name__}: {one_line(error)}') from error
+    _check_keys(cfg, path)
+    if cfg_options:
+        _apply_options(cfg, cfg_options)
+    cfg.setdefault('default_scope', 'mmdet')
+    return cfg
+
+
+def _place(error: BaseException) -> str:
+    """'FILE line N: ' of the config, or of the file it imports, in which the error was raised."""
+    trace, place = error.__traceback__, ''
+    while trace is not None:
+        if trace.tb_frame.f_code.co_name == '<module>':
+            place = f'{trace.tb_frame.f_code.co_filename} line {trace.tb_lineno}: '
+        trace = trace.tb_next
+    return place
+
+
+def _check_files(path: str, chain: tuple[str, ...] = ()) -> None:
+    """Check that a config and all its bases exist and parse, before mmengine copies them about."""
+    named_in = f' (a _base_ of {chain[-1]})' if chain else ''
+    if os.path.isdir(path):
+        raise UserError(f'{path} is a folder; a config file is needed{named_in}')
+    if not os.path.isfile(path):
+        folder = os.path.dirname(path) or '.'
+        siblings = os.listdir(folder) if os.path.isdir(folder) else []
+        hint = suggest(os.path.basename(path), [s for s in siblings if s.endswith('.py')])
+        raise UserError(f'config file {path} not found{named_in}.{hint}')
+    resolved = os.path.abspath(path)
+    if resolved in chain:
+        raise UserError(f'{path}: the _base_ files form a circle: {" -> ".join((*chain, resolved))}')
+    if not path.endswith('.py'):
+        if not path.endswith(('.json', '.yml', '.yaml')):
+            raise UserError(f'{path}: a config is a .py, .json or .yaml file')
+        return
+    try:
+        tree = ast.parse(Path(path).read_text(encoding='utf-8'), filename=path)
+    except SyntaxError as error:
+        text = (error.text or '').strip()
+        raise UserError(f'{path} line {error.lineno}: {error.msg}: {text}') from error
+    except UnicodeDecodeError as error:
+        raise UserError(f'{path} is no text in UTF-8: {error.reason} at byte {error.start}') from error
+    for base in _bases(tree, path):
+        if '::' in base:
+            raise UserError(f'{path}: _base_ {base!r} names a config of another package; copy that config '
+                            'into this project and give a relative path')
+        _check_files(os.path.normpath(os.path.join(os.path.dirname(path), base)), (*chain, resolved))
+
+
+def _bases(tree: ast.Module, path: str) -> list[str]:
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], 'id', None) == '_base_':
+            try:
+                value = ast.literal_eval(node.value)
+            except ValueError:
+                return []  # computed: left to mmengine
+            bases = list(value) if isinstance(value, (list, tuple)) else [value]
+            if not all(isinstance(base, str) for base in bases):
+                raise UserError(f'{path} line {node.lineno}: _base_ must be a path or a list of paths')
+            return bases
+        if isinstance(node, ast.With) and 'read_base' in ast.dump(node.items[0]):
+            raise UserError(f'{path} line {node.lineno}: `with read_base()` configs are not supported; '
+                            "use _base_ = ['relative/path.py']")
+    return []
+
+
+def _near(key: str, known: set[str]) -> str | None:
+    """The known name that `key` most likely misspells, or None where it is a name of its own."""
+    if key in known or any(key.startswith(k + '_') or key.endswith('_' + k) for k in known):
+        return None
+    best = difflib.get_close_matches(key, known, n=1, cutoff=0.85)
+    return best[0] if best else None
+
+
+def _check_keys(cfg: Config, path: str) -> None:
+    old = [key for key in _KEYS_OF_2X if key in cfg and not _is_used(cfg.to_dict(), key)]
+    if old:
+        raise UserError(f'{path}: the top-level key {old[0]!r} is of mmdetection 2.x; configs here are those of 3.x, '
+                        f'which has {_KEYS_OF_2X[old[0]]} instead')
+    for key in cfg:
+        near = _near(key, RUN_KEYS | _HELPER_KEYS)
+        if near:
+            raise UserError(f'{path}: unknown top-level key {key!r}. Did you mean {near}?')
+
+
+def _is_used(cfg: dict, key: str) -> bool:
+    """Whether a top-level value appears elsewhere too, as that of a config file's own variable does."""
+    return any(value == cfg[key] for path, value in walk(cfg) if path.split('.')[0] != key)
+
+
+def _apply_options(cfg: Config, options: dict[str, Any]) -> None:
+    for dotted, value in options.items():
+        _check_option(cfg, dotted)
+        top = dotted.split('.')[0]
+        helper = top not in RUN_KEYS and top in cfg
+        before = cfg.to_dict().get(top) if helper else None
+        if isinstance(value, dict) and dict(walk(cfg.to_dict())).get(dotted, '') is None:
+            value = {**value, '_delete_': True}  # mmengine merges a dict into a dict alone
+        try:
+            cfg.merge_from_dict({dotted: value})
+        except (KeyError, TypeError) as error:
+            raise UserError(f'--cfg-options {dotted}={value}: {one_line(error)}') from error
+        if helper:
+            _replace_copies(cfg, top, before, dotted)
+
+
+def _check_option(cfg: Config, dotted: str) -> None:
+    node: Any = cfg
+    *parents, leaf = dotted.split('.')
+    if parents and parents[0] not in cfg and parents[0] in RUN_KEYS:
+        return  # a new part, as randomness.seed may be
+    for depth, key in enumerate(parents):
+        here = '.'.join(parents[:depth]) or 'the config'
+        if isinstance(node, dict) and node.get(key, '') is None:
+            whole = f"{here}.{key}={{'{leaf}': ...}}"
+            raise UserError(f'--cfg-options {dotted}: {here}.{key} is None and has no keys; give it whole: "{whole}"')
+        node = _step(node, key, here, dotted)
+        if node is None:
+            return
+    if isinstance(node, (list, tuple)):
+        _step(node, leaf, '.'.join(parents), dotted)
+    elif isinstance(node, (dict, Config)):
+        keys = set(node) | (RUN_KEYS if node is cfg else set())
+        if node is cfg and leaf not in keys:
+            raise UserError(f'--cfg-options {dotted}: no such top-level key.{suggest(leaf, keys)}')
+        near = None if leaf.startswith('_') else _near(leaf, keys)
+        if near:
+            raise UserError(f'--cfg-options {dotted}: {".".join(parents)} has no key {leaf!r}. Did you mean '
+                            f'{near}? (A new key with so near a name can be added in a config file.)')
+    else:
+        raise UserError(f'--cfg-options {dotted}: {".".join(parents)} is {node!r}, which has no keys')
+
+
+def _step(node: Any, key: str, here: str, dotted: str) -> Any:
+    if isinstance(node, (list, tuple)):
+        if not key.isdigit() or int(key) >= len(node):
+            raise UserError(f'--cfg-options {dotted}: {here} is a list of {len(node)}; '
+                            f'{key!r} is no index of it')
+        return node[int(key)]
+    if not isinstance(node, (dict, Config)):
+        raise UserError(f'--cfg-options {dotted}: {here} is {node!r}, which has no key {key!r}')
+    if key not in node:
+        hint = suggest(key, node, cutoff=0.7)
+        if isinstance(node, dict) and not hint:
+            return None  # a new part, as train_dataloader.dataset.metainfo.classes may be
+        raise UserError(f'--cfg-options {dotted}: {here} has no key {key!r}.{hint}')
+    return node[key]
+
+
+def _replace_copies(cfg: Config, name: str, before: Any, dotted: str) -> None:
+    """Carry a changed variable of the config file to the places that were given its old value."""
+    after = cfg.to_dict()[name]
+
+    def replaced(value: Any) -> Any:
+        if value == before and isinstance(value, type(before)):
+            return after
+        if isinstance(value, dict):
+            return {k: replaced(v) for k, v in value.items()}
+        if isinstance(value, (list, tuple)):
+            return type(value)(replaced(v) for v in value)
+        if name == 'data_root' and isinstance(value, str) and value.startswith(before):
+            return os.path.join(after, value[len(before):].lstrip('/'))
+        return value
+
+    whole = cfg.to_dict()
+    if not isinstance(before, (dict, list, tuple, str)) or not before:
+        users = [p for p, v in walk(whole) if v == before and p.split('.')[0] in RUN_KEYS
+                 and type(v) is type(before) and p.split('.')[-1] == name]
+        hint = f'; set {at_most(users, 3)} instead' if users else ''
+        raise UserError(f'--cfg-options {dotted}: {name} is a variable of the config file whose value was '
+                        f'already used, changing it has no effect{hint}')
+    for key, value in whole.items():
+        if key != name:
+            cfg[key] = replaced(value)
+
+
+def walk(node: Any, path: str = '') -> Iterator[tuple[str, Any]]:
+    """Every dotted path below a dict or list, at any depth, and its value."""
+    items = node.items() if isinstance(node, dict) else enumerate(node)
+    for key, value in items:
+        here = f'{path}.{key}' if path else str(key)
+        yield here, value
+        if isinstance(value, (dict, list, tuple)):
+            yield from walk(value, here)
+
+
+# Which registry the `type` at a place of the config belongs to: the last pattern part is the parent key.
+_PLACES = [
+    (r'model(\.(data_preprocessor|backbone|neck|rpn_head|roi_head|roi_head\.\w+_head))?', 'MODELS'),
+    (r'(train|val|test)_dataloader(\.dataset)+(\.datasets\.\d+)?', 'DATASETS'),
+    (r'(train|val|test)_dataloader(\.dataset)+(\.datasets\.\d+)?\.pipeline\.\d+', 'TRANSFORMS'),
+    (r'(train|val|test)_dataloader\.(batch_)?sampler', 'DATA_SAMPLERS'),
+    (r'(val|test)_evaluator(\.\d+)?', 'METRICS'),
+    (r'optim_wrapper', 'OPTIM_WRAPPERS'),
+    (r'optim_wrapper\.optimizer', 'OPTIMIZERS'),
+    (r'param_scheduler(\.\d+)?', 'PARAM_SCHEDULERS'),
+    (r'default_hooks\.\w+|custom_hooks\.\d+', 'HOOKS'),
+    (r'visualizer', 'VISUALIZERS'),
+    (r'visualizer\.vis_backends\.\d+', 'VISBACKENDS'),
+]
+_NEED_NO_TYPE = ('optim_wrapper', 'visualizer')  # they have a default
+
+
+def check_types(cfg: Config) -> None:
+    """Check every ``type`` whose registry its place decides, before anything expensive is built.
+
+    Raises:
+        UserError: names the type, its place in the config, and the nearest registered names; or a part without one.
+    """
+    from mmdet import registry
+
+    for path, value in walk(cfg.to_dict()):
+        parent, _, key = path.rpartition('.')
+        for pattern, name in _PLACES:
+            if key == 'type' and isinstance(value, str) and re.fullmatch(pattern, parent):
+                _check_type(getattr(registry, name), value, path)
+            if not re.fullmatch(pattern, path):
+                continue
+            if isinstance(value, (str, int, float)):
+                kind = repr(value) if isinstance(value, str) else '...'
+                raise UserError(f'{path}={value!r}: write it as dict(type={kind})')
+            if isinstance(value, dict) and 'type' not in value and path not in _NEED_NO_TYPE:
+                raise UserError(f'{path} has no type; its keys are {at_most(map(str, value))}')
+
+
+def _check_type(registry: Registry, value: str, path: str) -> None:
+    if registry.get(value) is not None:
+        return
+    known = set(registry.module_dict)
+    if registry.parent is not None:
+        known |= set(registry.parent.module_dict)
+    raise UserError(f'unknown type {value!r} at {path}.{suggest(value, known)}')
+
+
+def has_mask_head(cfg: Config) -> bool:
+    """Whether the config's model predicts masks."""
+    return bool((cfg.model.get('roi_head') or {}).get('mask_head'))
+
+
+def type_places(cfg: Config, name: str) -> list[str]:
+    """Paths of the config at which ``type`` is `name`."""
+    return [path for path, value in walk(cfg.to_dict()) if path.endswith('type') and value == name]
+
+
+def changed_keys(old: dict, new: dict, ignore: set[str]) -> list[str]:
+    """Dotted keys at which two resolved configs differ, at their deepest common place."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, (list, tuple)):
+            return [plain(v) for v in value]
+        return {k: plain(v) for k, v in value.items()} if isinstance(value, dict) else value
+
+    def differences(a: Any, b: Any, path: str) -> Iterator[str]:
+        if isinstance(a, dict) and isinstance(b, dict):
+            for key in sorted(set(a) | set(b), key=str):
+                if path or key not in ignore:
+                    yield from differences(a.get(key), b.get(key), f'{path}.{key}' if path else str(key))
+        elif isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
+            for index, (left, right) in enumerate(zip(a, b)):
+                yield from differences(left, right, f'{path}.{index}')
+        elif a != b:
+            yield path
+
+    return list(differences(plain(old), plain(new), ''))

@@ -1,0 +1,6 @@
+"""Heads that look at every position of the feature maps."""
+
+from mmdet.models.dense_heads.retina_head import RetinaHead
+from mmdet.models.dense_heads.rpn_head import RPNHead
+
+__all__ = ['RPNHead', 'RetinaHead']

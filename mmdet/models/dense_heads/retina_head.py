@@ -1,0 +1,186 @@
+"""RetinaNet's head: classes and boxes at every position of every level.
+
+N images, L levels, A anchors per position, M anchors of a picture, C classes (C itself is the background), G
+ground-truth boxes; boxes are xyxy in pixels of the padded input.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from mmdet.layers import ConvModule
+from mmdet.models.dense_heads.common import (
+    TEST_KEYS,
+    TRAIN_KEYS,
+    batch_rows,
+    flatten_levels,
+    number_kept,
+    sample_anchors,
+    weight_positives,
+)
+from mmdet.models.options import apply_init_cfg, check_keys, only
+from mmdet.models.roi_heads.standard_roi_head import Detections
+from mmdet.ops import apply_nms
+from mmdet.registry import MODELS, TASK_UTILS
+from mmdet.structures import Target
+from mmdet.structures.boxes import unscale_boxes
+
+
+@MODELS.register_module()
+class RetinaHead(nn.Module):
+    """Two towers of convolutions, shared by the levels, for class scores and box deltas (arXiv 1708.02002).
+
+    Args:
+        stacked_convs: 3x3 convolutions of each tower.
+        reg_decoded_bbox: `loss_bbox` compares boxes in pixels (IoU losses) instead of deltas.
+        train_cfg: dict(assigner[, sampler=dict(type='PseudoSampler'), allowed_border, pos_weight]), see
+            `trained_anchors`.
+        test_cfg: dict(score_thr, nms_pre, nms, max_per_img[, min_bbox_size]).
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        in_channels: int,
+        stacked_convs: int = 4,
+        feat_channels: int = 256,
+        conv_cfg: dict | None = None,
+        norm_cfg: dict | None = None,
+        anchor_generator: dict = dict(
+            type='AnchorGenerator',
+            octave_base_scale=4,
+            scales_per_octave=3,
+            ratios=[0.5, 1.0, 2.0],
+            strides=[8, 16, 32, 64, 128],
+        ),
+        bbox_coder: dict = dict(type='DeltaXYWHBBoxCoder'),
+        loss_cls: dict = dict(type='FocalLoss'),
+        loss_bbox: dict = dict(type='L1Loss'),
+        reg_decoded_bbox: bool = False,
+        init_cfg: dict | list[dict] | None = None,
+        train_cfg: dict | None = None,
+        test_cfg: dict | None = None,
+    ):
+        super().__init__()
+        uses_sigmoid = loss_cls.get('use_sigmoid', loss_cls['type'] == 'FocalLoss')
+        only('RetinaHead', use_sigmoid=(uses_sigmoid, True))
+        check_keys('train_cfg', train_cfg, TRAIN_KEYS)
+        check_keys('test_cfg', test_cfg, (*TEST_KEYS, 'score_thr'))
+        self.train_cfg = train_cfg or {}
+        self.num_classes = num_classes
+        self.reg_decoded_bbox = reg_decoded_bbox
+        self.anchor_generator = TASK_UTILS.build(anchor_generator)
+        self.bbox_coder = TASK_UTILS.build(bbox_coder)
+        self.loss_cls = MODELS.build(loss_cls)
+        self.loss_bbox = MODELS.build(loss_bbox)
+        self.test_cfg = test_cfg
+        if train_cfg is not None:
+            self.assigner = TASK_UTILS.build(train_cfg['assigner'])
+            self.sampler = TASK_UTILS.build(train_cfg.get('sampler', dict(type='PseudoSampler')))
+
+        def tower() -> nn.ModuleList:
+            return nn.ModuleList(
+                ConvModule(
+                    in_channels if i == 0 else feat_channels,
+                    feat_channels,
+                    3,
+                    padding=1,
+                    conv_cfg=conv_cfg,
+                    norm_cfg=norm_cfg,
+                )
+                for i in range(stacked_convs)
+            )
+
+        num_anchors = self.anchor_generator.num_base_anchors
+        channels = feat_channels if stacked_convs else in_channels
+        self.cls_convs = tower()
+        self.reg_convs = tower()
+        self.retina_cls = nn.Conv2d(channels, num_anchors * num_classes, 3, padding=1)
+        self.retina_reg = nn.Conv2d(channels, num_anchors * 4, 3, padding=1)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.normal_(module.weight, std=0.01)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        # Every anchor starts at score 0.01, else the many negatives' loss would drown everything.
+        nn.init.constant_(self.retina_cls.bias, -math.log(99))
+        apply_init_cfg(self, init_cfg)
+
+    def forward(self, features: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Logits (N, M, C), deltas (N, M, 4) and the anchors of each level."""
+        logits, deltas = [], []
+        for x in features:
+            cls = reg = x
+            for conv in self.cls_convs:
+                cls = conv(cls)
+            for conv in self.reg_convs:
+                reg = conv(reg)
+            logits.append(self.retina_cls(cls))
+            deltas.append(self.retina_reg(reg))
+        anchors = self.anchor_generator([x.shape[-2:] for x in features], features[0].device)
+        return flatten_levels(logits, self.num_classes), flatten_levels(deltas, 4), anchors
+
+    def loss(self, logits: Tensor, deltas: Tensor, anchors: list[Tensor], targets: list[Target]) -> dict:
+        """Both losses, divided by the number of positive anchors of the batch."""
+        anchors = torch.cat(anchors)
+        sampled = [self.sample(anchors, target) for target in targets]
+        positive = batch_rows([rows for rows, _, _ in sampled], len(anchors))
+        negative = batch_rows([rows for _, rows, _ in sampled], len(anchors))
+        gt_labels = torch.cat([target.labels[index] for (_, _, index), target in zip(sampled, targets)])
+        gt_boxes = torch.cat([target.boxes[index] for (_, _, index), target in zip(sampled, targets)])
+        # All anchors, with weight 0 for those not sampled: nearly all are, and to pick them out is a copy.
+        logits = logits.flatten(0, 1)
+        labels = gt_labels.new_full((len(logits),), self.num_classes).index_copy(0, positive, gt_labels)
+        is_sampled = logits.new_zeros(len(logits)).index_fill(0, torch.cat([positive, negative]), 1.0)
+        weight = weight_positives(labels < self.num_classes, self.train_cfg.get('pos_weight', -1))
+        boxes = anchors[positive % len(anchors)]
+        deltas = deltas.flatten(0, 1).index_select(0, positive)
+        pred, box_targets = self.bbox_coder.compared(boxes, deltas, gt_boxes, self.reg_decoded_bbox)
+        weight = is_sampled if weight is None else is_sampled * weight
+        return dict(
+            loss_cls=self.loss_cls(logits, labels, weight, avg_factor=len(positive)),
+            loss_bbox=self.loss_bbox(pred, box_targets, avg_factor=len(positive)),
+        )
+
+    @torch.no_grad()
+    def sample(self, anchors: Tensor, target: Target) -> tuple[Tensor, Tensor, Tensor]:
+        """Indices of the positive and negative anchors, and the ground truth of each positive."""
+        return sample_anchors(anchors, target, self.assigner, self.sampler, self.train_cfg.get('allowed_border'))
+
+    @torch.no_grad()
+    def predict(self, logits: Tensor, deltas: Tensor, anchors: list[Tensor], metas: list[dict]) -> list[Detections]:
+        """Detections of each picture in its original pixels."""
+        sizes = [len(a) for a in anchors]
+        anchors = torch.cat(anchors)
+        return [self._predict_image(*image, anchors, sizes, meta) for *image, meta in zip(logits, deltas, metas)]
+
+    def _predict_image(
+        self, logits: Tensor, deltas: Tensor, anchors: Tensor, sizes: list[int], meta: dict
+    ) -> Detections:
+        cfg = self.test_cfg
+        least = _logit(cfg['score_thr'])  # no need of all scores
+        best, index, start = [], [], 0
+        for size in sizes:
+            # The nms_pre best pairs of anchor and class of the level.
+            level = logits[start : start + size].flatten()
+            candidates = (level > least).nonzero().squeeze(1)
+            level_best, order = level[candidates].topk(number_kept(cfg.get('nms_pre', -1), len(candidates)))
+            best.append(level_best)
+            index.append(candidates[order] + start * self.num_classes)
+            start += size
+        scores, index = torch.cat(best).float().sigmoid(), torch.cat(index)
+        anchor, labels = index // self.num_classes, index % self.num_classes
+        boxes = self.bbox_coder.decode(anchors[anchor], deltas[anchor].float(), meta['img_shape'][:2])
+        boxes = unscale_boxes(boxes, meta['scale_factor'])
+        min_size = cfg.get('min_bbox_size', 0)
+        if min_size >= 0:
+            large = (self.bbox_coder.sides(boxes) > min_size).all(dim=1).nonzero().squeeze(1)
+            boxes, scores, labels = boxes[large], scores[large], labels[large]
+        keep, kept_scores = apply_nms(boxes, scores, labels, cfg['nms'])
+        count = number_kept(cfg['max_per_img'], len(keep))
+        return Detections(boxes[keep[:count]], kept_scores[:count], labels[keep[:count]])
+
+
+def _logit(score: float) -> float:
+    return math.log(score / (1 - score)) if 0 < score < 1 else math.copysign(math.inf, score - 0.5)

@@ -1,0 +1,154 @@
+"""Region proposal network.
+
+N images, L levels, A anchors per position, M = sum over levels of H_l * W_l * A anchors of a picture, G ground-truth
+boxes; boxes are xyxy in pixels of the padded input.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmdet.layers import ConvModule
+from mmdet.models.dense_heads.common import (
+    TEST_KEYS,
+    TRAIN_KEYS,
+    batch_rows,
+    flatten_levels,
+    number_kept,
+    sample_anchors,
+    weight_positives,
+)
+from mmdet.models.options import apply_init_cfg, check_keys, only
+from mmdet.ops import apply_nms
+from mmdet.registry import MODELS, TASK_UTILS
+from mmdet.structures import Target
+
+
+@MODELS.register_module()
+class RPNHead(nn.Module):
+    """Objectness and box deltas for every anchor (Faster R-CNN, section 3.1).
+
+    Args:
+        num_convs: 3x3 convolutions before the two 1x1 outputs.
+        reg_decoded_bbox: `loss_bbox` compares boxes in pixels (IoU losses) instead of deltas.
+        train_cfg: dict(assigner, sampler[, allowed_border, pos_weight]); see `trained_anchors`.
+        test_cfg: dict(nms_pre, nms, max_per_img, min_bbox_size), used for the proposals in training too unless
+            the detector's train_cfg has rpn_proposal.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        feat_channels: int = 256,
+        num_convs: int = 1,
+        anchor_generator: dict = dict(
+            type='AnchorGenerator', scales=[8, 16, 32], ratios=[0.5, 1.0, 2.0], strides=[4, 8, 16, 32, 64]
+        ),
+        bbox_coder: dict = dict(type='DeltaXYWHBBoxCoder'),
+        loss_cls: dict = dict(type='CrossEntropyLoss', use_sigmoid=True),
+        loss_bbox: dict = dict(type='SmoothL1Loss', beta=1 / 9),
+        reg_decoded_bbox: bool = False,
+        num_classes: int = 1,
+        init_cfg: dict | list[dict] | None = None,
+        train_cfg: dict | None = None,
+        test_cfg: dict | None = None,
+    ):
+        super().__init__()
+        only('RPNHead', num_classes=(num_classes, 1), use_sigmoid=(loss_cls.get('use_sigmoid', False), True))
+        check_keys('train_cfg.rpn', train_cfg, TRAIN_KEYS)
+        check_keys('test_cfg.rpn', test_cfg, TEST_KEYS)
+        self.reg_decoded_bbox = reg_decoded_bbox
+        self.train_cfg = train_cfg or {}
+        self.anchor_generator = TASK_UTILS.build(anchor_generator)
+        self.bbox_coder = TASK_UTILS.build(bbox_coder)
+        self.loss_cls = MODELS.build(loss_cls)
+        self.loss_bbox = MODELS.build(loss_bbox)
+        self.test_cfg = test_cfg
+        if train_cfg is not None:
+            self.assigner = TASK_UTILS.build(train_cfg['assigner'])
+            self.sampler = TASK_UTILS.build(train_cfg.get('sampler') or dict(type='PseudoSampler'))
+        if num_convs == 1:
+            self.rpn_conv = nn.Conv2d(in_channels, feat_channels, 3, padding=1)
+        else:
+            self.rpn_conv = nn.Sequential(
+                *(
+                    ConvModule(in_channels if i == 0 else feat_channels, feat_channels, 3, padding=1)
+                    for i in range(num_convs)
+                )
+            )
+        num_anchors = self.anchor_generator.num_base_anchors
+        self.rpn_cls = nn.Conv2d(feat_channels, num_anchors, 1)
+        self.rpn_reg = nn.Conv2d(feat_channels, num_anchors * 4, 1)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.normal_(module.weight, std=0.01)
+                nn.init.zeros_(module.bias)
+        apply_init_cfg(self, init_cfg)
+
+    def forward(self, features: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Logits (N, M), deltas (N, M, 4) and the anchors of each level."""
+        hidden = [F.relu(self.rpn_conv(x)) for x in features]
+        logits = flatten_levels([self.rpn_cls(x) for x in hidden], 1).squeeze(-1)
+        deltas = flatten_levels([self.rpn_reg(x) for x in hidden], 4)
+        anchors = self.anchor_generator([x.shape[-2:] for x in features], features[0].device)
+        return logits, deltas, anchors
+
+    def loss(self, logits: Tensor, deltas: Tensor, anchors: list[Tensor], targets: list[Target]) -> dict:
+        """Both losses, averaged over all sampled anchors of the batch."""
+        anchors = torch.cat(anchors)
+        sampled = [self.sample(anchors, target) for target in targets]
+        positive = batch_rows([rows for rows, _, _ in sampled], len(anchors))
+        negative = batch_rows([rows for _, rows, _ in sampled], len(anchors))
+        matched_boxes = torch.cat([boxes for _, _, boxes in sampled])
+        logits = logits.flatten().index_select(0, torch.cat([positive, negative]))[:, None]
+        deltas = deltas.flatten(0, 1).index_select(0, positive)
+        boxes = anchors[positive % len(anchors)]
+        pred, box_targets = self.bbox_coder.compared(boxes, deltas, matched_boxes, self.reg_decoded_bbox)
+        labels = (torch.arange(len(logits), device=logits.device) < len(positive)).to(logits.dtype)[:, None]
+        weight = weight_positives(labels > 0, self.train_cfg.get('pos_weight', -1))
+        return dict(
+            loss_rpn_cls=self.loss_cls(logits, labels, weight, avg_factor=len(logits)),
+            loss_rpn_bbox=self.loss_bbox(pred, box_targets, avg_factor=len(logits)),
+        )
+
+    @torch.no_grad()
+    def sample(self, anchors: Tensor, target: Target) -> tuple[Tensor, Tensor, Tensor]:
+        """Indices of the positive and negative anchors trained on, and the positives' ground-truth boxes."""
+        positive, negative, gt_index = sample_anchors(
+            anchors, target, self.assigner, self.sampler, self.train_cfg.get('allowed_border')
+        )
+        return positive, negative, target.boxes[gt_index]
+
+    @torch.no_grad()
+    def predict(
+        self,
+        logits: Tensor,
+        deltas: Tensor,
+        anchors: list[Tensor],
+        image_shapes: list[tuple[int, int]],
+        cfg: dict | None = None,
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Proposals (P, 4) and their scores (P,) of each picture, best first, P <= max_per_img."""
+        cfg = cfg or self.test_cfg
+        # The nms_pre best of each level, for the whole batch at once.
+        best, levels, start = [], [], 0
+        for level, level_anchors in enumerate(anchors):
+            end = start + len(level_anchors)
+            count = number_kept(cfg.get('nms_pre', -1), end - start)
+            best.append(logits[:, start:end].topk(count, dim=1).indices + start)
+            levels.append(torch.full((count,), level, device=logits.device))
+            start = end
+        best, levels = torch.cat(best, dim=1), torch.cat(levels)
+        scores = logits.gather(1, best).float().sigmoid()
+        deltas = deltas.gather(1, best[..., None].expand(-1, -1, 4)).float()
+        boxes = self.bbox_coder.decode(torch.cat(anchors)[best], deltas)
+        proposals = []
+        for image_boxes, image_scores, shape in zip(boxes, scores, image_shapes):
+            image_boxes = self.bbox_coder.clip(image_boxes, shape)
+            # Boxes clipped to nothing are dropped; a diverged (NaN) delta is, too.
+            valid = (self.bbox_coder.sides(image_boxes) > cfg.get('min_bbox_size', 0)).all(dim=1).nonzero().squeeze(1)
+            image_boxes, image_scores = image_boxes[valid], image_scores[valid]
+            keep, kept_scores = apply_nms(image_boxes, image_scores, levels[valid], cfg['nms'])
+            count = number_kept(cfg['max_per_img'], len(keep))
+            proposals.append((image_boxes[keep[:count]], kept_scores[:count]))
+        return proposals

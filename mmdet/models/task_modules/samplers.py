@@ -1,0 +1,125 @@
+"""Samplers that prefer hard boxes.
+
+B boxes (anchors or proposals) of a picture; `matched` and `iou` (B,) are an assigner's.
+"""
+
+import torch
+from torch import Tensor
+
+from mmdet.models.options import only
+from mmdet.models.task_modules.assigners import NEGATIVE, RandomSampler
+from mmdet.registry import TASK_UTILS
+
+
+@TASK_UTILS.register_module()
+class OHEMSampler(RandomSampler):
+    """The boxes with the highest classification loss (online hard example mining, arXiv 1604.03540).
+
+    The RoI head sees `needs_losses`, and passes the loss (B,) of every candidate.
+    """
+
+    needs_losses = True
+
+    def __init__(
+        self,
+        num: int,
+        pos_fraction: float,
+        neg_pos_ub: float = -1,
+        add_gt_as_proposals: bool = True,
+        loss_key: str = 'loss_cls',
+    ):
+        super().__init__(num, pos_fraction, neg_pos_ub, add_gt_as_proposals)
+        only('OHEMSampler', loss_key=(loss_key, 'loss_cls'))
+
+    def __call__(self, matched: Tensor, iou: Tensor, losses: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        if losses is None:
+            raise ValueError('OHEMSampler works in the RoI head only: an RPN has no losses before sampling')
+        positive = self._hardest((matched >= 0).nonzero().squeeze(1), self.num_positive, losses)
+        negative = (matched == NEGATIVE).nonzero().squeeze(1)
+        return positive, self._hardest(negative, self.num_negative(len(positive)), losses)
+
+    @staticmethod
+    def _hardest(indices: Tensor, count: int, losses: Tensor) -> Tensor:
+        return indices[losses[indices].topk(min(count, len(indices))).indices]
+
+
+@TASK_UTILS.register_module()
+class IoUBalancedNegSampler(RandomSampler):
+    """Negatives spread evenly over their IoU with the ground truth (Libra R-CNN, arXiv 1904.02701, section 3.1).
+
+    Args:
+        floor_thr: negatives below this IoU form a group of their own; for 0 or less those of IoU 0 do.
+        floor_fraction: their share of the negatives; more of them are taken only where others lack.
+        num_bins: intervals of equal length from `floor_thr` to the largest IoU of any box, positives included (1 where
+            the ground truth joins), which share the others.
+    """
+
+    def __init__(
+        self,
+        num: int,
+        pos_fraction: float,
+        neg_pos_ub: float = -1,
+        add_gt_as_proposals: bool = True,
+        floor_thr: float = -1,
+        floor_fraction: float = 0,
+        num_bins: int = 3,
+    ):
+        super().__init__(num, pos_fraction, neg_pos_ub, add_gt_as_proposals)
+        if not 0 <= floor_fraction <= 1 or num_bins < 1:
+            raise ValueError(
+                f'IoUBalancedNegSampler: floor_fraction={floor_fraction} must be in [0, 1], num_bins={num_bins} >= 1'
+            )
+        self.floor_thr = floor_thr
+        self.floor_fraction = floor_fraction
+        self.num_bins = num_bins
+
+    def choose_negatives(self, indices: Tensor, count: int, iou: Tensor) -> Tensor:
+        if len(indices) <= count:
+            return indices
+        top, iou = float(iou.max()), iou[indices]
+        start = max(self.floor_thr, 0.0)
+        is_floor = iou < start if start > 0 else iou == 0
+        upper = indices[~is_floor]
+        chosen = [self._spread(upper, iou[~is_floor], int(count * (1 - self.floor_fraction)), start, top)]
+        chosen.append(self._choose(indices[is_floor], count - len(chosen[0])))
+        return self._fill(torch.cat(chosen), indices, count)
+
+    def _spread(self, indices: Tensor, iou: Tensor, count: int, start: float, top: float) -> Tensor:
+        if len(indices) <= count:
+            return indices
+        edges = torch.linspace(start, top, self.num_bins + 1, device=iou.device)[1:-1]
+        interval = torch.bucketize(iou, edges, right=True)
+        chosen = [self._choose(indices[interval == i], count // self.num_bins) for i in range(self.num_bins)]
+        return self._fill(torch.cat(chosen), indices, count)
+
+
+@TASK_UTILS.register_module()
+class InstanceBalancedPosSampler(RandomSampler):
+    """As many positives for each ground-truth box as for any other (Libra R-CNN)."""
+
+    def choose_positives(self, indices: Tensor, count: int, matched: Tensor) -> Tensor:
+        if len(indices) <= count:
+            return indices
+        instances = matched[indices].unique()
+        share = round(count / len(instances)) + 1
+        chosen = torch.cat([self._choose(indices[matched[indices] == i], share) for i in instances])
+        return self._choose(chosen, count) if len(chosen) >= count else self._fill(chosen, indices, count)
+
+
+@TASK_UTILS.register_module()
+class CombinedSampler(RandomSampler):
+    """One sampler's positives and another's negatives."""
+
+    def __init__(self, pos_sampler: dict, neg_sampler: dict, num: int, pos_fraction: float, **kwargs):
+        super().__init__(num, pos_fraction, **kwargs)
+        common = dict(num=num, pos_fraction=pos_fraction)
+        self.pos_sampler = TASK_UTILS.build({**common, **pos_sampler})
+        self.neg_sampler = TASK_UTILS.build({**common, **neg_sampler})
+        if any(getattr(sampler, 'needs_losses', False) for sampler in (self.pos_sampler, self.neg_sampler)):
+            raise ValueError('CombinedSampler: OHEMSampler chooses by losses, which its parts do not get; use it alone')
+
+    def choose_positives(self, indices: Tensor, count: int, matched: Tensor) -> Tensor:
+        return self.pos_sampler.choose_positives(indices, count, matched)
+
+    def choose_negatives(self, indices: Tensor, count: int, iou: Tensor) -> Tensor:
+        return self.neg_sampler.choose_negatives(indices, count, iou)

@@ -1,0 +1,5 @@
+"""Drawing of data samples."""
+
+from mmdet.visualization.visualizer import DetVisualizer
+
+__all__ = ['DetVisualizer']

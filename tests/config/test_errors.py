@@ -1,0 +1,130 @@
+"""A mistake ends in one line and a non-zero status; a bug of ours keeps its traceback."""
+
+import pytest
+import torch
+
+from mmdet.config import errors
+from mmdet.config.errors import Interrupted, UserError, run_main, suggest
+from mmdet.registry import MODELS
+
+
+def ended(call, capsys) -> tuple[int, str]:
+    with pytest.raises(SystemExit) as stop:
+        run_main(call)
+    return stop.value.code, capsys.readouterr().err
+
+
+def raising(error):
+    def main():
+        raise error
+
+    return main
+
+
+def test_users_mistakes_are_one_line(capsys):
+    for error, text in [
+        (UserError('--out x: must end\nwith .pkl'), 'error: --out x: must end with .pkl\n'),
+        (FileNotFoundError(2, 'No such file or directory', 'a.json'),
+         'error: No such file or directory: a.json\n'),
+        (PermissionError(13, 'Permission denied', 'run'), 'error: Permission denied: run\n'),
+        (OSError(28, 'No space left on device'), 'error: No space left on device\n'),
+    ]:  # fmt: skip
+        assert ended(raising(error), capsys) == (2, text)
+
+
+def test_bugs_keep_their_traceback(capsys):
+    status, text = ended(raising(RuntimeError('shapes')), capsys)
+    assert status == 1 and 'Traceback' in text and text.endswith('error: shapes\n')
+
+
+def test_debug_shows_the_traceback_of_mistakes_too(capsys, monkeypatch):
+    monkeypatch.setenv('MMDET_DEBUG', '1')
+    status, text = ended(raising(UserError('no')), capsys)
+    assert status == 2 and 'Traceback' in text and text.endswith('error: no\n')
+
+
+def test_stopped_by_a_signal(capsys):
+    assert ended(raising(Interrupted('stopped by SIGTERM', 15)), capsys) == (143, 'stopped by SIGTERM\n')
+    assert ended(raising(KeyboardInterrupt()), capsys) == (130, 'interrupted\n')
+
+
+def test_unknown_types_deep_in_a_model(capsys):
+    def main():
+        MODELS.build(dict(type='ResNett', depth=50))
+
+    status, text = ended(main, capsys)
+    assert status == 2 and text == "error: unknown type 'ResNett' (model). Did you mean ResNet?\n"
+
+
+def test_unknown_options_of_a_type(capsys):
+    def main():
+        MODELS.build(dict(type='FPN', in_channels=[8], out_channels=8, num_outs=1, colour='x'))
+
+    status, text = ended(main, capsys)
+    assert (status, text) == (2, "error: FPN: the config gives an unknown option 'colour'\n")
+    status, text = ended(lambda: MODELS.build(dict(type='FPN', in_channels=[8])), capsys)
+    assert (status, text) == (2, "error: FPN: the config lacks 'out_channels' and 'num_outs'\n")
+
+
+def test_options_that_no_constructor_takes(capsys):
+    status, text = ended(lambda: MODELS.build(dict(type='ResNet', dept=50)), capsys)
+    assert (status, text) == (2, "error: ResNet: the config gives an unknown option 'dept'. Did you mean depth?\n")
+    status, text = ended(lambda: MODELS.build(dict(type='FPN', in_channels=3, out_channels=8, num_outs=1)), capsys)
+    assert status == 2 and text.startswith('error: FPN cannot be built from these options: TypeError: ')
+    assert text.endswith('Given were in_channels=3, out_channels=8, num_outs=1\n')
+
+
+def test_a_librarys_class_is_named(capsys):
+    from mmdet.registry import PARAM_SCHEDULERS
+
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1)
+    scheduler = dict(type='LinearLR', optimizer=optimizer, begin=3, end=1)
+    status, text = ended(lambda: PARAM_SCHEDULERS.build(scheduler), capsys)
+    assert status == 2 and text.startswith('error: LinearLR: end should be larger than begin')
+
+
+def test_a_library_that_is_not_installed(capsys, monkeypatch):
+    def missing(self):
+        raise ImportError('Please run "pip install xyz"')
+
+    monkeypatch.setattr('mmdet.models.backbones.resnet.ResNet.__init__', missing)
+    status, text = ended(lambda: MODELS.build(dict(type='ResNet')), capsys)
+    assert (status, text) == (2, 'error: ResNet: Please run "pip install xyz"\n')
+
+
+def test_system_errors_without_a_file_are_no_users_mistakes(capsys):
+    status, text = ended(raising(FileNotFoundError(2, 'No such file or directory')), capsys)
+    assert status == 1 and 'Traceback' in text
+
+    def rebuild_storage_fd():  # torch.multiprocessing's
+        raise ConnectionRefusedError(111, 'Connection refused')
+
+    status, text = ended(rebuild_storage_fd, capsys)
+    assert status == 2 and "data loader's worker is lost (Connection refused)" in text and '--resume' in text
+
+
+def test_features_of_another_size(capsys):
+    neck = MODELS.build(dict(type='FPN', in_channels=[8], out_channels=8, num_outs=1))
+    status, text = ended(lambda: neck([torch.zeros(1, 4, 8, 8)]), capsys)
+    assert status == 2 and text.startswith('error: FPN gets features of another size than its options say: ')
+
+
+def test_a_lost_worker(capsys):
+    error = RuntimeError('DataLoader worker (pid 7) is killed by signal: Killed. Extra text')
+    status, text = ended(raising(error), capsys)
+    assert status == 2 and text.startswith('error: DataLoader worker (pid 7) is killed by signal: Killed. Often')
+
+
+def test_later_ranks_let_the_first_speak(capsys, monkeypatch):
+    waited = []
+    monkeypatch.setenv('RANK', '1')
+    monkeypatch.setattr(errors.time, 'sleep', waited.append)
+    assert ended(raising(UserError('no')), capsys) == (2, 'error: no\n') and waited == [3]
+    assert ended(raising(Interrupted('stopped', 15)), capsys) == (143, '')
+    status, text = ended(raising(RuntimeError('[gloo] Connection closed by peer [127.0.0.1]:1')), capsys)
+    assert status == 2 and 'lost the connection to another process' in text and waited[-1] == 8
+
+
+def test_suggest():
+    assert suggest('mask_rcn', ['mask_rcnn', 'faster_rcnn']) == ' Did you mean mask_rcnn?'
+    assert suggest('xyz', ['mask_rcnn']) == ''

@@ -1,0 +1,98 @@
+"""mmengine's own parts do in a run here what they say: averaged weights, early stop, data set wrappers, TensorBoard."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from test_resume import Record, equal, weights
+from toy_task import ToyDataset, write_config
+
+from mmdet.checkpoints.files import read_checkpoint
+from mmdet.config.errors import UserError
+from mmdet.engine.runner import wrapper_cfg
+from mmdet.registry import DATASETS
+
+
+@DATASETS.register_module(force=True)
+class WholeToyDataset(ToyDataset):
+    def full_init(self):
+        """There is nothing to load; the wrappers ask all the same."""
+
+
+EMA = "custom_hooks = [dict(type='EMAHook', momentum=0.5)]\n"
+
+
+def test_averaged_weights_are_evaluated_saved_and_resumed(tmp_path, train):
+    config = write_config(tmp_path, text=EMA)
+    whole = train(config, 'whole', {'train_cfg.max_epochs': 4})
+    train(config, 'half')
+    resumed = train(config, 'half', {'train_cfg.max_epochs': 4}, resume=True)
+    assert equal(weights(resumed), weights(whole))
+    saved = read_checkpoint('whole/epoch_4.pth')
+    averaged, own = saved['state_dict'], saved['ema_state_dict']
+    assert torch.equal(own['module.stem.weight'], whole.model.stem.weight)
+    assert not torch.equal(averaged['stem.weight'], own['module.stem.weight'])
+    assert equal(read_checkpoint('half/epoch_4.pth')['state_dict'], averaged)
+    with pytest.raises(UserError, match='whole/epoch_4.pth is of a run with EMAHook'):
+        train(write_config(tmp_path), 'other', {'train_cfg.max_epochs': 5}, resume='whole/epoch_4.pth')
+
+
+def test_an_early_stop_ends_like_any_run(tmp_path, train):
+    stop = "custom_hooks = [dict(type='EarlyStoppingHook', monitor='mAP', patience=1, rule='greater', min_delta=9)]\n"
+    runner = train(write_config(tmp_path, text=stop), 'a', {'train_cfg.max_epochs': 9})
+    assert runner.epoch == 2 and Path('a/epoch_2.pth').exists() and not Path('a/epoch_3.pth').exists()
+    with pytest.raises(UserError, match="EarlyStoppingHook: monitor='AP' is none of the metrics: mAP"):
+        train(write_config(tmp_path, text=stop.replace("'mAP'", "'AP'")), 'b')
+
+
+@pytest.mark.parametrize('kind, iterations', [('Repeat', 8), ('Concat', 8)])
+def test_wrapped_data_sets(tmp_path, train, kind, iterations):
+    inner = dict(Repeat="times=2, dataset=dict(type='WholeToyDataset')",
+                 Concat="datasets=[dict(type='WholeToyDataset'), dict(type='WholeToyDataset')]")[kind]  # fmt: skip
+    text = f"train_dataloader['dataset'] = dict(type='{kind}Dataset', {inner})\n"
+    record = Record()
+    train(write_config(tmp_path, text=text), 'a', {'train_cfg.max_epochs': 1}, hooks=[record])
+    assert len(record.losses) == iterations
+    assert sorted(sum(record.batches, [])) == sorted([*range(100, 108)] * 2)
+
+
+def test_gradients_of_several_iterations(tmp_path, train):
+    class Weights(Hook):
+        seen = []
+
+        def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+            self.seen.append(runner.model.stem.weight.detach().clone())
+
+    hook = Weights()
+    options = {'optim_wrapper.accumulative_counts': 2, 'train_cfg.max_epochs': 1}
+    train(write_config(tmp_path), 'a', options, hooks=[hook])
+    changed = [not torch.equal(a, b) for a, b in zip(hook.seen, hook.seen[1:])]
+    assert changed == [True, False, True]
+
+
+@pytest.mark.parametrize('gpu', [True, False])
+def test_several_processes_hold_each_gradient_once_unless_the_config_says_otherwise(monkeypatch, gpu):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: gpu)
+    places = {} if gpu else dict(device_ids=None)  # mmengine adds the process's GPU
+    plain = dict(type='MMDistributedDataParallel', broadcast_buffers=False, find_unused_parameters=False,
+                 gradient_as_bucket_view=True, **places)  # fmt: skip
+    assert wrapper_cfg(Config()) == plain
+    asked = dict(static_graph=True, gradient_as_bucket_view=False)
+    assert wrapper_cfg(Config(dict(model_wrapper_cfg=asked))) == {**plain, **asked}
+    assert wrapper_cfg(Config(dict(find_unused_parameters=True)))['find_unused_parameters']
+    other = dict(type='MMFullyShardedDataParallel', mixed_precision=True)
+    assert wrapper_cfg(Config(dict(model_wrapper_cfg=other))) == other
+
+
+def test_tensorboard_has_losses_and_metrics(tmp_path, train):
+    pytest.importorskip('tensorboard')
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train(write_config(tmp_path), 'a')
+    events = EventAccumulator(str(next(Path('a').glob('*/vis_data/events*'))))
+    events.Reload()
+    assert {'loss', 'lr', 'mAP', 'memory'} <= set(events.Tags()['scalars'])
+
+
