@@ -38,16 +38,16 @@ class Parser(argparse.ArgumentParser):
                 if text.startswith(('{', '[', '(')):
                     try:
                         return ast.literal_eval(text)
-                    except (SyntaxError, ValueError):
+                    except (SyntaxError, ValueError, MemoryError, RecursionError):
                         if '{' in text:
-                            raise ValueError(f'{text} is no Python value (strings in it need quotes)') from None
+                            raise ValueError(f'{text} is not a Python value (strings in it need quotes)') from None
                 return DictAction._parse_iterable(text)  # [a,b] without quotes, numbers, words
 
             def __call__(self, parser, namespace, values, option_string=None):
                 for pair in values:
                     try:
                         super().__call__(parser, namespace, [pair], option_string)
-                    except (AssertionError, SyntaxError, ValueError) as error:
+                    except (AssertionError, SyntaxError, ValueError, RecursionError) as error:
                         reason = one_line(error) if '=' in pair else 'KEY=VALUE is needed'
                         parser.error(f'--cfg-options {pair}: {reason}')
 

@@ -143,7 +143,7 @@ def explain(error: BaseException) -> str | None:
         return _foreign_class(error) + one_line(error)
     if unknown_type(error):
         name, registry = unknown_type(error)
-        return f'unknown type {name!r} ({registry}).{suggest(name, registered_names(registry))}'
+        return unknown_type_text(name, f' ({registry})', registered_names(registry))
     if isinstance(error, (TypeError, KeyError, AttributeError, AssertionError)) and _built(error):
         return _wrong_config(error, *_built(error))
     if isinstance(error, ImportError) and _built(error):  # TensorBoard, Weights & Biases
@@ -219,8 +219,18 @@ def _wrong_config(error: BaseException, built: Callable, options: dict) -> str:
 
 def unknown_type(error: BaseException) -> tuple[str, str] | None:
     """(type, registry) of mmengine's KeyError about a type that no registry holds."""
-    missing = re.match(r'(\S+) is not in the \S+?::(\S+) registry', one_line(error))
+    missing = re.match(r'(\S+) is not in the \S+?::(.+?) registry', one_line(error))
     return missing.groups() if isinstance(error, KeyError) and missing else None
+
+
+def unknown_type_text(name: str, place: str, known: Iterable[str]) -> str:
+    """A line about a type that no registry holds."""
+    from mmdet.registry import came_from_data
+
+    if '.' in name and came_from_data(name):
+        return (f'unknown type {name!r}{place}: JSON and YAML configs and --cfg-options name registered types alone; a '
+                'Python config may name any class')
+    return f'unknown type {name!r}{place}.{suggest(name, known)}'
 
 
 def registered_names(registry_name: str | None = None) -> set[str]:

@@ -18,7 +18,8 @@ from mmengine.config import Config
 from mmengine.registry import Registry
 from mmengine.runner import Runner
 
-from mmdet.config.errors import UserError, at_most, one_line, suggest
+from mmdet.config.data_files import SUFFIXES, check_data, check_placeholders, configs_are_read
+from mmdet.config.errors import UserError, at_most, one_line, suggest, unknown_type_text
 
 # Read by the Runner besides its parameters, or by our tools.
 _TOOL_KEYS = {
@@ -58,8 +59,11 @@ def load_config(path: str | Path, cfg_options: dict[str, Any] | None = None) -> 
     path = str(path)
     _check_files(path)
     try:
-        # lazy_import=False: mmengine takes any config that imports os or math for a lazy one.
-        cfg = Config.fromfile(path, lazy_import=False)
+        with configs_are_read():
+            # lazy_import=False: mmengine takes any config that imports os or math for a lazy one.
+            cfg = Config.fromfile(path, lazy_import=False, use_environment_variables=not path.endswith(SUFFIXES))
+    except UserError as error:
+        raise UserError(f'{path}: {error}') from error
     except ImportError as error:
         first: BaseException = error
         while first.__context__ is not None:
@@ -99,17 +103,18 @@ def _check_files(path: str, chain: tuple[str, ...] = ()) -> None:
     resolved = os.path.abspath(path)
     if resolved in chain:
         raise UserError(f'{path}: the _base_ files form a circle: {" -> ".join((*chain, resolved))}')
-    if not path.endswith('.py'):
-        if not path.endswith(('.json', '.yml', '.yaml')):
-            raise UserError(f'{path}: a config is a .py, .json or .yaml file')
-        return
+    if not path.endswith(('.py', *SUFFIXES)):
+        raise UserError(f'{path}: a config is a .py, .json or .yaml file')
     try:
-        tree = ast.parse(Path(path).read_text(encoding='utf-8'), filename=path)
+        text = Path(path).read_text(encoding='utf-8')
+        if not path.endswith('.py'):
+            return check_placeholders(path, text) if chain else None
+        tree = ast.parse(text, filename=path)
     except SyntaxError as error:
-        text = (error.text or '').strip()
-        raise UserError(f'{path} line {error.lineno}: {error.msg}: {text}') from error
+        line = (error.text or '').strip()
+        raise UserError(f'{path} line {error.lineno}: {error.msg}: {line}') from error
     except UnicodeDecodeError as error:
-        raise UserError(f'{path} is no text in UTF-8: {error.reason} at byte {error.start}') from error
+        raise UserError(f'{path} is not a text in UTF-8: {error.reason} at byte {error.start}') from error
     for base in _bases(tree, path):
         if '::' in base:
             raise UserError(f'{path}: _base_ {base!r} names a config of another package; copy that config '
@@ -159,6 +164,7 @@ def _is_used(cfg: dict, key: str) -> bool:
 
 
 def _apply_options(cfg: Config, options: dict[str, Any]) -> None:
+    check_data(options, '--cfg-options')
     for dotted, value in options.items():
         _check_option(cfg, dotted)
         top = dotted.split('.')[0]
@@ -260,6 +266,7 @@ _PLACES = [
     (r'(train|val|test)_dataloader(\.dataset)+(\.datasets\.\d+)?', 'DATASETS'),
     (r'(train|val|test)_dataloader(\.dataset)+(\.datasets\.\d+)?\.pipeline\.\d+', 'TRANSFORMS'),
     (r'(train|val|test)_dataloader\.(batch_)?sampler', 'DATA_SAMPLERS'),
+    (r'(train|val|test)_dataloader\.(collate_fn|worker_init_fn)', 'FUNCTIONS'),
     (r'(val|test)_evaluator(\.\d+)?', 'METRICS'),
     (r'optim_wrapper', 'OPTIM_WRAPPERS'),
     (r'optim_wrapper\.optimizer', 'OPTIMIZERS'),
@@ -299,7 +306,7 @@ def _check_type(registry: Registry, value: str, path: str) -> None:
     known = set(registry.module_dict)
     if registry.parent is not None:
         known |= set(registry.parent.module_dict)
-    raise UserError(f'unknown type {value!r} at {path}.{suggest(value, known)}')
+    raise UserError(unknown_type_text(value, f' at {path}', known))
 
 
 def has_mask_head(cfg: Config) -> bool:

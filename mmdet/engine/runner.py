@@ -22,7 +22,7 @@ from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import Runner
 
 from mmdet.checkpoints import files as _checkpoint
-from mmdet.config.errors import UserError, at_most, registered_names, say, suggest, unknown_type
+from mmdet.config.errors import UserError, at_most, registered_names, say, unknown_type, unknown_type_text
 from mmdet.config.load import changed_keys, type_places
 from mmdet.config.output import check_writable
 from mmdet.engine.scalars import LateMessageHub, log_norm_late
@@ -251,8 +251,8 @@ def build_runner(cfg: Config, launcher: str = 'none', resume_from: str | None = 
         if unknown_type(error) is None:
             raise
         name, registry = unknown_type(error)
-        raise UserError(f'unknown type {name!r} at {at_most(type_places(cfg, name), 3)}.'
-                        f'{suggest(name, registered_names(registry))}') from error
+        place = f' at {at_most(type_places(cfg, name), 3)}'
+        raise UserError(unknown_type_text(name, place, registered_names(registry))) from error
     if checkpoint is not None:
         fast_layout(runner.model)
     _quieten(runner.logger, level)

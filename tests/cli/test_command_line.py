@@ -30,7 +30,7 @@ def test_values_of_options():
         (['--cfg-options'], 'argument --cfg-options: expected at least one argument'),
         (['--cfg-options', 'a'], '--cfg-options a: KEY=VALUE is needed'),
         (['--cfg-options', 'a=[1,2'], '--cfg-options a=[1,2: Imbalanced brackets'),
-        (['--cfg-options', 'a={b: 1}'], '{b: 1} is no Python value'),
+        (['--cfg-options', 'a={b: 1}'], '{b: 1} is not a Python value'),
     ],
 )
 def test_mistakes(words, expected):

@@ -76,7 +76,7 @@ def test_bases_of_other_packages_lazy_bases_and_circles(tmp_path):
 def test_another_encoding_names_the_file(tmp_path):
     path = tmp_path / 'latin.py'
     path.write_bytes('# café\nx = 1\n'.encode('latin1'))
-    assert message(load_config, path) == f'{path} is no text in UTF-8: invalid continuation byte at byte 5'
+    assert message(load_config, path) == f'{path} is not a text in UTF-8: invalid continuation byte at byte 5'
 
 
 def test_misspelt_top_level_key(tmp_path):
