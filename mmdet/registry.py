@@ -65,9 +65,9 @@ TRANSFORMS = _child('TRANSFORMS', ['mmdet.datasets'])
 METRICS = _child('METRICS', ['mmdet.evaluation'])
 HOOKS = _child('HOOKS', ['mmdet.engine.hooks'])
 VISUALIZERS = _child('VISUALIZERS', ['mmdet.visualization'])
-LOG_PROCESSORS = _child('LOG_PROCESSORS', ['mmdet.engine.cpu'])
-OPTIM_WRAPPERS = _child('OPTIM_WRAPPERS', ['mmdet.engine.cpu'])
-LOOPS = _child('LOOPS', ['mmdet.engine.seeding'])
+LOG_PROCESSORS = _child('LOG_PROCESSORS', ['mmdet.engine.log'])
+OPTIM_WRAPPERS = _child('OPTIM_WRAPPERS', ['mmdet.engine.amp'])
+LOOPS = _child('LOOPS', ['mmdet.engine.loops'])
 
 # Nothing of ours lives in these; they exist so that a lookup in scope 'mmdet' reaches mmengine's entries.
 RUNNERS = _child('RUNNERS')

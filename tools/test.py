@@ -8,7 +8,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from mmdet.cli.parser import Parser, start_processes
 from mmdet.config.errors import UserError, run_main
-from mmdet.engine.launch import join_processes, leave_processes
+from mmdet.engine.launch import join_processes, leave_processes, on_rank_0
 
 
 def parse_args() -> argparse.Namespace:
@@ -59,7 +59,7 @@ def main() -> None:
     from mmdet.config.check import check_values
     from mmdet.config.load import check_types, load_config
     from mmdet.config.output import check_writable
-    from mmdet.engine.runner import build_runner, on_rank_0
+    from mmdet.engine.runner import build_runner
     from mmdet.evaluation.predictions import DumpPredictions
 
     cfg = load_config(args.config, args.cfg_options)

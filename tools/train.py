@@ -8,7 +8,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from mmdet.cli.parser import Parser, start_processes
 from mmdet.config.errors import run_main
-from mmdet.engine.launch import join_processes, leave_processes
+from mmdet.engine.launch import join_processes, leave_processes, on_rank_0
 
 
 def parse_args() -> argparse.Namespace:
@@ -33,14 +33,11 @@ def main() -> None:
 
     from mmdet.config.check import check_values
     from mmdet.config.load import check_types, load_config
-    from mmdet.engine.runner import (
-        build_runner,
-        enter_work_dir,
-        on_rank_0,
-        scale_learning_rate,
-        set_seed,
-        use_amp,
-    )
+    from mmdet.engine.amp import use_amp
+    from mmdet.engine.runner import build_runner
+    from mmdet.engine.schedule import scale_learning_rate
+    from mmdet.engine.seeding import set_seed
+    from mmdet.engine.work_dir import enter_work_dir
 
     cfg = load_config(args.config, args.cfg_options)
     check_types(cfg)

@@ -13,7 +13,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from mmdet.config.errors import SPAWNED, UserError, report_name
 
@@ -250,6 +252,22 @@ def _from_mpi() -> None:
             raise UserError('--launcher mpi on several machines: set MASTER_ADDR to the first one')
         os.environ['MASTER_ADDR'] = '127.0.0.1'
     os.environ.setdefault('MASTER_PORT', os.environ.get('PORT', str(_DEFAULT_PORT)))
+
+
+def on_rank_0(function: Callable[[], Any]) -> Any:
+    """Run a function on rank 0 alone; all ranks get its result, or raise the UserError it raised."""
+    from mmengine import dist
+
+    answer: list = [None, None]
+    if dist.get_rank() == 0:
+        try:
+            answer[0] = function()
+        except (UserError, FileNotFoundError) as error:
+            answer[1] = str(error)
+    dist.broadcast_object_list(answer)
+    if answer[1] is not None:
+        raise UserError(answer[1])
+    return answer[0]
 
 
 def leave_processes() -> None:

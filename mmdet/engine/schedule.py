@@ -7,10 +7,11 @@ what the config says now. Can go when it applies the config's, or says that it d
 from collections import Counter
 from typing import Any
 
+from mmengine.config import Config
 from mmengine.optim import OptimWrapper, _ParamScheduler
 from mmengine.runner import Runner
 
-from mmdet.config.errors import at_most, say
+from mmdet.config.errors import UserError, at_most, say
 
 _PROGRESS = {'last_step', '_global_step', '_last_value', 'verbose', 'base_values'}
 
@@ -74,3 +75,11 @@ def _replay(schedulers: list[_ParamScheduler], epochs: int, iterations: int) -> 
     for scheduler in schedulers:
         for _ in range(epochs if scheduler.by_epoch else iterations):
             scheduler.step()
+
+
+def scale_learning_rate(cfg: Config) -> None:
+    """Let the Runner scale the learning rate by (batch of all processes) / ``base_batch_size``."""
+    if not (cfg.get('auto_scale_lr') or {}).get('base_batch_size'):
+        raise UserError('--auto-scale-lr: the config has no auto_scale_lr=dict(base_batch_size=N), the batch '
+                        'size its learning rate is meant for')
+    cfg.auto_scale_lr.enable = True

@@ -149,7 +149,8 @@ def run_cell(cell: dict, root: Path, processes: int, full: bool, out: Path) -> N
     from mmengine.dist import get_rank
 
     from mmdet.engine.launch import is_spawned, join_processes, leave_processes
-    from mmdet.engine.runner import build_runner, set_seed
+    from mmdet.engine.runner import build_runner
+    from mmdet.engine.seeding import set_seed
 
     if processes == 1:
         import torch

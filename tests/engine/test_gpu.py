@@ -15,7 +15,8 @@ from toy_task import write_config
 from mmdet.checkpoints import files as checkpoint
 from mmdet.config.load import load_config
 from mmdet.engine import launch
-from mmdet.engine.runner import build_runner, set_seed
+from mmdet.engine.runner import build_runner
+from mmdet.engine.seeding import set_seed
 from mmdet.registry import DATASETS, TRANSFORMS
 
 VARIABLES = ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'LOCAL_WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT', 'GLOO_SOCKET_IFNAME')

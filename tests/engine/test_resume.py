@@ -184,7 +184,7 @@ def test_earlier_runs_are_kept(tmp_path, train, capsys):
 
 def test_one_run_at_a_time_in_a_folder(tmp_path, train):
     config = write_config(tmp_path)
-    hold = ('import sys; from mmdet.engine.runner import _lock\n'
+    hold = ('import sys; from mmdet.engine.work_dir import _lock\n'
             '_lock("a"); print("held", flush=True); sys.stdin.read()')
     Path('a').mkdir()
     with subprocess.Popen([sys.executable, '-c', hold], env=ENVIRONMENT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,

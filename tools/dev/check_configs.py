@@ -28,7 +28,8 @@ def check(path: str, data_root: str | None, work_dir: str) -> None:
     import torch
 
     from mmdet.config.load import check_types, load_config
-    from mmdet.engine.runner import build_runner, drop_pretrained, set_seed
+    from mmdet.engine.runner import build_runner, drop_pretrained
+    from mmdet.engine.seeding import set_seed
     from mmdet.registry import DATASETS, MODELS, TRANSFORMS
 
     cfg = load_config(path)

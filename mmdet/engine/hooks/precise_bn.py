@@ -68,7 +68,7 @@ def precise_statistics(
     - ``variance='population'``: the variance of all positions of all batches, that between the batches' means
       included. It does not depend on how the positions were divided into batches.
     - ``variance='batch'``: the average over batches of each batch's own variance: where BatchNorm2d's running
-      average tends to. It is the smaller one where pictures differ in their means.
+      average tends to. It is the smaller one where images differ in their means.
 
     Args:
         forward: called with each of ``batches``; runs the model as training does.

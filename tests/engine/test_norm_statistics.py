@@ -6,7 +6,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 
-from mmdet.engine.hooks.run import average_norm_statistics
+from mmdet.engine.hooks.norm_statistics import average_norm_statistics
 from mmdet.layers import build_norm_layer
 
 NORMS = ('BN', 'CBN', 'BatchRenorm')

@@ -5,7 +5,7 @@ import signal
 import pytest
 import torch
 
-from mmdet.engine.hooks import run as hooks
+from mmdet.engine.hooks import stopping as hooks
 
 
 class Runner:

@@ -14,7 +14,7 @@ from mmengine.optim import OptimWrapper
 from torch import Tensor
 
 
-class LateMessageHub(MessageHub):
+class DeferredMessageHub(MessageHub):
     """mmengine's hub, which keeps the numbers of a device as tensors until their history is asked for.
 
     All are read at once then. A history somebody holds gets its latest values when the hub is asked for any.
@@ -63,10 +63,10 @@ class LateMessageHub(MessageHub):
 
 
 # One register for both: whoever asks mmengine for the current hub (OptimWrapper does) gets this one.
-LateMessageHub._instance_dict = MessageHub._instance_dict
+DeferredMessageHub._instance_dict = MessageHub._instance_dict
 
 
-def log_norm_late(wrapper: OptimWrapper) -> None:
+def defer_grad_norm(wrapper: OptimWrapper) -> None:
     """Let `wrapper` log the gradient's norm as a tensor."""
     clip = wrapper.clip_func
 
@@ -78,7 +78,7 @@ def log_norm_late(wrapper: OptimWrapper) -> None:
     wrapper.clip_func = clip_and_log
 
 
-class Arriving:
+class AsyncCopy:
     """Numbers on their way to the host, which need not wait for them.
 
     Args:

@@ -17,8 +17,8 @@ from toy_task import write_config
 from mmdet.checkpoints.files import read_checkpoint
 from mmdet.config.errors import UserError
 from mmdet.engine import runner as run
-from mmdet.engine.hooks.run import NonFiniteLossHook
-from mmdet.engine.scalars import Arriving, LateMessageHub, log_norm_late
+from mmdet.engine.hooks.non_finite import NonFiniteLossHook
+from mmdet.engine.message_hub import AsyncCopy, DeferredMessageHub, defer_grad_norm
 
 CLOCKS = ('time', 'data_time', 'memory', 'eta')
 CONFIG = """
@@ -92,7 +92,7 @@ def test_the_log_is_mmengines_own(tmp_path, train, monkeypatch, request, epochs)
     train(config, 'ours')
     if epochs > 2:
         runner = train(config, 'ours', options, resume=True)
-        assert type(runner.message_hub) is LateMessageHub is type(runner.optim_wrapper.message_hub)
+        assert type(runner.message_hub) is DeferredMessageHub is type(runner.optim_wrapper.message_hub)
     ours, theirs = logged('ours'), logged('theirs')
     assert ours == theirs and len(ours) == 3 * epochs
     assert [key for key, _ in ours[0]] == ['lr', 'grad_norm', 'loss', 'loss_toy', 'loss_zero', 'smooth', 'epoch',
@@ -138,7 +138,7 @@ def test_a_loss_found_late_is_found_before_a_checkpoint(tmp_path, train, acceler
     with pytest.raises(UserError) as caught:
         train(write_config(tmp_path, text=text), 'a', options, hooks=[hook])
     assert re.match(r'the loss is not finite at epoch 1, iteration 4: loss=nan, loss_toy=nan, loss_zero=nan '
-                    r'\(pictures 103; learning rate 0.1\). Training is stopped. '
+                    r'\(images 103; learning rate 0.1\). Training is stopped. '
                     + (r'The last good checkpoint is .*iter_3.pth' if saved else 'No checkpoint had been saved'),
                     str(caught.value))  # fmt: skip
     assert len(hook.seen) == (6 if saved else 8)  # iterations begun
@@ -153,9 +153,9 @@ def test_a_loss_found_late_is_found_before_evaluation_and_the_end(tmp_path, trai
         train(config, 'a', BAD, hooks=[hook])
     assert len(hook.seen) == 8 and not any('mAP' in dict(line) for line in logged('a'))
     hook = NonFiniteLossHook()
-    about = dict(names=['loss'], epoch=1, iteration=4, pictures=['103'], lr=0.1)
-    hook.coming.append((about, Arriving([torch.tensor(float('inf'), device=DEVICE)])))
-    with pytest.raises(UserError, match='iteration 4: loss=inf .pictures 103;'):
+    about = dict(names=['loss'], epoch=1, iteration=4, images=['103'], lr=0.1)
+    hook.coming.append((about, AsyncCopy([torch.tensor(float('inf'), device=DEVICE)])))
+    with pytest.raises(UserError, match='iteration 4: loss=inf .images 103;'):
         hook.after_train(SimpleNamespace(work_dir=tmp_path))
 
 
@@ -186,8 +186,8 @@ def away(request) -> torch.device:
 
 @pytest.fixture
 def hub():
-    yield LateMessageHub.get_instance('late')
-    del LateMessageHub._instance_dict['late']
+    yield DeferredMessageHub.get_instance('late')
+    del DeferredMessageHub._instance_dict['late']
 
 
 def test_the_hub_has_what_mmengines_has(away, hub):
@@ -211,18 +211,18 @@ def test_the_hub_has_what_mmengines_has(away, hub):
 
 
 def test_the_hub_reads_when_a_history_is_asked_for_or_too_long(away, hub):
-    for value in range(LateMessageHub.most + 2):
+    for value in range(DeferredMessageHub.most + 2):
         hub.update_scalar('a', torch.tensor(float(value), device=away))
     assert len(hub._late['a']) == 2
-    assert hub.state_dict()['log_scalars']['a'].data[0].tolist() == list(range(LateMessageHub.most + 2))
+    assert hub.state_dict()['log_scalars']['a'].data[0].tolist() == list(range(DeferredMessageHub.most + 2))
     hub.update_scalar('a', torch.tensor(0.5, device=away))
-    assert hub.log_scalars['a'].mean(2) == (LateMessageHub.most + 1.5) / 2
+    assert hub.log_scalars['a'].mean(2) == (DeferredMessageHub.most + 1.5) / 2
 
 
 def test_numbers_arrive(away):
-    coming = Arriving([torch.tensor([1.5], device=away), 2, torch.tensor(float('nan'), device=away), 0.25])
+    coming = AsyncCopy([torch.tensor([1.5], device=away), 2, torch.tensor(float('nan'), device=away), 0.25])
     assert str(coming.tolist()) == '[1.5, 2.0, nan, 0.25]' and coming.arrived() and coming.numbers.device.type == 'cpu'
-    assert Arriving([1, torch.tensor(2.5)]).tolist() == [1, 2.5]
+    assert AsyncCopy([1, torch.tensor(2.5)]).tolist() == [1, 2.5]
 
 
 @pytest.mark.cuda
@@ -232,7 +232,7 @@ def test_a_gpu_is_not_waited_for(hub):
     try:
         for value in values:
             hub.update_scalar('a', value)
-        coming = Arriving(values)
+        coming = AsyncCopy(values)
         coming.arrived()
     finally:
         torch.cuda.set_sync_debug_mode('default')
@@ -244,7 +244,7 @@ def test_the_norm_is_logged_late(away, hub, kind):
     weight = torch.nn.Parameter(torch.ones(3, device=away))
     limit = dict(max_norm=1.0) if kind == 'norm' else dict(clip_value=1.0)
     wrapper = OptimWrapper(torch.optim.SGD([weight], 0.1), clip_grad=dict(type=kind, **limit))
-    log_norm_late(wrapper)
+    defer_grad_norm(wrapper)
     wrapper.update_params((weight * 4).sum())
     assert list(hub._late) == (['train/grad_norm'] if kind == 'norm' else [])
     assert [history.current() for history in hub.log_scalars.values()] == ([pytest.approx(48**0.5)] * (kind == 'norm'))

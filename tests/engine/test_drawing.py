@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from mmengine.structures import InstanceData
 
-from mmdet.engine.hooks.run import DetVisualizationHook
+from mmdet.engine.hooks.drawing import DetVisualizationHook
 from mmdet.structures import DetDataSample
 from mmdet.visualization.visualizer import read_picture, write_picture
 
