@@ -17,6 +17,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 from mmdet.config.errors import Interrupted, UserError, at_most
+from mmdet.config.output import output_files
 from mmdet.engine.hooks.checkpoint import last_good
 from mmdet.engine.runner import model_of
 from mmdet.engine.scalars import Arriving
@@ -246,13 +247,17 @@ def check_classes(model: nn.Module, dataset) -> None:
                         f"heads' num_classes={len(classes)}, or the data set's metainfo=dict(classes=...)")
 
 
+def _identity(image) -> tuple:
+    """Two entries of an annotation file may name one image."""
+    return str(image.get('img_path')), image.get('img_id')
+
+
 @HOOKS.register_module()
 class DetVisualizationHook(Hook):
     """Draw the detections of a test run.
 
     Args:
-        out_dir: folder for the pictures, under their own names (and folders, where they come from several); None
-            draws nothing.
+        out_dir: folder for the drawings, placed by `output_files`; None draws nothing.
         score_thr: least score of a drawn detection.
         draw, test_out_dir: mmdet 3's way to name the folder; its other options change nothing here.
     """
@@ -263,13 +268,13 @@ class DetVisualizationHook(Hook):
         if show or (draw and not (out_dir or test_out_dir)):
             raise ValueError('DetVisualizationHook draws into files: give test_out_dir=FOLDER (or --show-dir), no show')
         self.out_dir, self.score_thr = out_dir or (test_out_dir if draw else None), score_thr
-        self.root = ''
+        self.places: dict[tuple, Path] = {}
 
     def before_test(self, runner: Runner) -> None:
         if self.out_dir is not None:
             dataset = runner.test_dataloader.dataset
-            folders = {Path(dataset.get_data_info(i)['img_path']).absolute().parent for i in range(len(dataset))}
-            self.root = os.path.commonpath(folders)
+            images = [_identity(dataset.get_data_info(i)) for i in range(len(dataset))]
+            self.places = dict(zip(images, output_files([path for path, _ in images], self.out_dir)))
 
     def after_test_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs=None) -> None:
         if self.out_dir is None:
@@ -277,8 +282,7 @@ class DetVisualizationHook(Hook):
         # not the visualizer's: mmengine gives its meta to rank 0 alone
         classes = runner.test_dataloader.dataset.metainfo.get('classes') or ()
         for sample in outputs:
-            path = Path(sample.img_path).absolute()
-            draw_file(path, sample, Path(self.out_dir) / path.relative_to(self.root), classes, self.score_thr)
+            draw_file(sample.img_path, sample, self.places[_identity(sample)], classes, self.score_thr)
 
     @master_only
     def after_test(self, runner: Runner) -> None:
