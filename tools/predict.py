@@ -10,8 +10,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from mmdet.cli.parser import Parser
 from mmdet.config.errors import UserError, at_most, one_line, run_main
-
-PICTURES = {'.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff'}
+from mmdet.config.output import IMAGE_SUFFIXES, output_files
 
 
 def parse_args() -> argparse.Namespace:
@@ -25,36 +24,32 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def find_pictures(given: list[str], out_dir: Path) -> dict[Path, Path]:
-    """Where each picture's drawing goes; pictures of a folder keep their places below it.
+def find_images(given: list[str], out_dir: Path) -> dict[Path, Path]:
+    """Where each image's drawing goes, see `output_files`.
 
     Raises:
-        UserError: no such file, no picture in a folder, or two drawings in one place.
+        UserError: no such file, no image in a folder, or an image would be overwritten.
     """
-    places: dict[Path, Path] = {}
+    images: dict[Path, None] = {}
     for name in given:
         path = Path(name)
         if not path.exists():
             raise UserError(f'{path}: no such file or folder')
         found, earlier = [path], {out_dir} - {path, *path.parents}  # drawings of an earlier call
         if path.is_dir():
-            found = sorted(p for p in path.rglob('*') if p.suffix.lower() in PICTURES and not earlier & {*p.parents})
+            found = sorted(
+                p for p in path.rglob('*') if p.suffix.lower() in IMAGE_SUFFIXES and not earlier & {*p.parents}
+            )
             if not found:
-                raise UserError(f'{path}: no picture in this folder ({", ".join(sorted(PICTURES))})')
-        for picture in found:
-            place = out_dir / (picture.relative_to(path) if path.is_dir() else picture.name)
-            if places.setdefault(place, picture) != picture:
-                raise UserError(f'{places[place]} and {picture} would both be drawn to {place}: name them in two calls '
-                                'with an --out-dir each')
-            if place.resolve() == picture.resolve():
-                raise UserError(f'{place} would be overwritten by its drawing: choose another --out-dir')
-    return {picture: place for place, picture in places.items()}
+                raise UserError(f'{path}: no image in this folder ({", ".join(sorted(IMAGE_SUFFIXES))})')
+        images.update(dict.fromkeys(found))
+    return dict(zip(images, output_files(images, out_dir)))
 
 
 def main() -> None:
     args = parse_args()
     out_dir = Path(args.out_dir)
-    places = find_pictures(args.pictures, out_dir)
+    places = find_images(args.pictures, out_dir)
 
     import torch
 

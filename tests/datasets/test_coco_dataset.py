@@ -259,7 +259,7 @@ def test_a_bad_picture_met_by_a_worker_is_still_one_line(root):
     with pytest.raises(ValueError) as raised:
         list(loader)
     path = root / 'images' / 'b.png'
-    assert one_line(raised.value) == f'picture {path} is an empty file; fetch it again or drop it from the set'
+    assert one_line(raised.value) == f'image {path} is an empty file; fetch it again or drop it from the set'
 
 
 def test_the_registry_passes_the_message_on(root):

@@ -81,9 +81,8 @@ def test_unreadable_pictures_are_left_out_and_named(call, folder):
 
 @pytest.mark.parametrize('arguments, message', [
     (['nowhere'], 'nowhere: no such file or folder'),
-    (['shapes/annotations'], 'shapes/annotations: no picture in this folder'),
-    (['shapes/val', '--out-dir', 'shapes/val'], 'would be overwritten by its drawing: choose another --out-dir'),
-    (['shapes/val', 'shapes/train'], 'would both be drawn to predictions'),
+    (['shapes/annotations'], 'shapes/annotations: no image in this folder'),
+    (['shapes/val', '--out-dir', 'shapes/val'], 'would overwrite the image'),
     (['shapes/val', '--device', 'gpu'], "no device is called 'gpu'; use 'cpu', or 'cuda:0' for the first GPU"),
     (['shapes/val', '--device', 'cuda:99'], 'device cuda:99: PyTorch finds'),
 ])  # fmt: skip

@@ -6,14 +6,14 @@ import json
 import os
 from collections.abc import Sequence
 
-import cv2
-import mmcv
 import mmengine.fileio as fileio
 import numpy as np
 from mmcv.transforms import BaseTransform
 
+from mmdet.config.errors import UserError
 from mmdet.registry import TRANSFORMS
 from mmdet.structures import BitmapMasks, PolygonMasks, masks_from_coco
+from mmdet.structures.image_file import MAX_MEGAPIXELS, decode_image
 from mmdet.structures.masks import outline
 
 
@@ -25,12 +25,12 @@ class LoadImageFromFile(BaseTransform):
         to_float32: give float32 values (0 to 255) instead of uint8.
         color_type: mmcv's flag; 'color' obeys an EXIF orientation, 'color_ignore_orientation' does not.
         imdecode_backend: mmcv's decoder, 'cv2' or 'pillow'.
-        ignore_empty: reject a picture that cannot be read (return None) instead of raising.
+        ignore_empty: reject an image that cannot be read (return None) instead of raising.
         backend_args: mmengine's file backend.
+        max_megapixels: refuse an image of more pixels, as its header says, before it is decoded; None for no limit.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: an empty, damaged or cut-off file, or one whose size is not the annotated one.
+        UserError: no such file; an empty, damaged, cut-off or oversized one; another size than the annotated one.
     """
 
     def __init__(
@@ -40,12 +40,14 @@ class LoadImageFromFile(BaseTransform):
         imdecode_backend: str = 'cv2',
         ignore_empty: bool = False,
         backend_args: dict | None = None,
+        max_megapixels: float | None = MAX_MEGAPIXELS,
     ) -> None:
         self.to_float32 = to_float32
         self.color_type = color_type
         self.imdecode_backend = imdecode_backend
         self.ignore_empty = ignore_empty
         self.backend_args = backend_args
+        self.max_megapixels = max_megapixels
 
     def transform(self, results: dict) -> dict | None:
         try:
@@ -57,8 +59,8 @@ class LoadImageFromFile(BaseTransform):
         shape = img.shape[:2]
         expected = (results.get('height', shape[0]), results.get('width', shape[1]))
         if shape != expected:
-            raise ValueError(
-                f'picture {results["img_path"]} is of size {shape} (h, w), its annotations say {expected}; '
+            raise UserError(
+                f'image {results["img_path"]} is of size {shape} (h, w), its annotations say {expected}; '
                 "correct them or, if it is a turned photo, set color_type='color_ignore_orientation'"
             )
         results['img'] = img.astype(np.float32) if self.to_float32 else img
@@ -71,32 +73,8 @@ class LoadImageFromFile(BaseTransform):
         try:
             data = fileio.get(path, backend_args=self.backend_args)
         except FileNotFoundError:
-            raise FileNotFoundError(f'no picture {path}; check data_root and data_prefix') from None
-        if not data:
-            raise ValueError(f'picture {path} is an empty file; fetch it again or drop it from the set')
-        if _is_cut_off_jpeg(data):
-            raise ValueError(f'picture {path} is cut off; fetch it again or drop it from the set')
-        try:
-            img = mmcv.imfrombytes(data, flag=self.color_type, backend=self.imdecode_backend)
-        except (cv2.error, OSError) as error:
-            reason = str(error).strip().splitlines()[-1]
-            raise ValueError(f'picture {path} cannot be decoded: {reason}') from None
-        if img is None:
-            raise ValueError(f'picture {path} is damaged; fetch it again or drop it from the set')
-        return img
-
-
-def _is_cut_off_jpeg(data: bytes) -> bool:
-    """Whether a JPEG's scan never ends; decoders fill the missing part with grey and say nothing."""
-    if data[:2] != b'\xff\xd8':
-        return False
-    position = 2
-    while data[position : position + 2] not in (b'\xff\xda', b''):  # walk to the start of scan
-        if data[position : position + 2] == b'\xff\xff':  # a marker may have fill bytes before it
-            position += 1
-        else:
-            position += 2 + int.from_bytes(data[position + 2 : position + 4], 'big')
-    return data.find(b'\xff\xd9', position) < 0
+            raise UserError(f'no image {path}; check data_root and data_prefix') from None
+        return decode_image(data, path, self.max_megapixels, self.color_type, self.imdecode_backend)
 
 
 @TRANSFORMS.register_module()
