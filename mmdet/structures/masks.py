@@ -310,28 +310,103 @@ def _whole_polygons(polygons: Sequence) -> list[Polygon]:
 def check_segmentation(segmentation: list | dict, height: int, width: int) -> None:
     """Raise ValueError for an entry that `masks_from_coco` would refuse, without drawing it."""
     if isinstance(segmentation, dict):
-        _check_rle(segmentation, height, width)
+        rle_areas([compressed_rle(segmentation, height, width)])
     else:
         _whole_polygons(segmentation)
 
 
-def _check_rle(rle: dict, height: int, width: int) -> None:
+def rle_from_coco(segmentation: list | dict | None, height: int, width: int) -> dict | None:
+    """COCO's ``segmentation`` as one compressed RLE; None where no polygon of three vertices is in it.
+
+    Raises:
+        ValueError: an entry that `masks_from_coco` would refuse.
+    """
+    if isinstance(segmentation, dict):
+        rle = compressed_rle(segmentation, height, width)
+        rle_areas([rle])
+        return rle
+    polygons = _whole_polygons(segmentation or [])
+    if not polygons:
+        return None
+    if max(np.abs(p).max() for p in polygons) < 1e6:
+        return coco_mask.merge(coco_mask.frPyObjects([p.tolist() for p in polygons], height, width))
+    # pycocotools stores each pixel along an edge: a vertex far away would take all memory
+    return coco_mask.encode(np.asfortranarray(rasterize_polygons([polygons], height, width)[0].numpy()))
+
+
+def compressed_rle(rle: dict, height: int, width: int) -> dict:
+    """An RLE mask of any form as dict(size=[h, w], counts=bytes). Compressed counts are not read: see `rle_areas`.
+
+    Raises:
+        ValueError: no RLE, one of another size, or listed counts that do not fit it.
+    """
     size, counts = rle.get('size'), rle.get('counts')
+    if type(counts) is bytes and size == [height, width]:
+        return rle  # as models predict them
     known = isinstance(counts, (str, bytes)) or isinstance(counts, list) and all(isinstance(c, int) for c in counts)
     if not known or not isinstance(size, (list, tuple)):
         text = str(rle)
         raise ValueError('an RLE mask is dict(size=[h, w], counts=whole numbers or a text), not '
                          f'{text[:80]}{"..." * (len(text) > 80)}')
     if tuple(size) != (height, width):
-        raise ValueError(f'RLE mask is of size {tuple(size)} (h, w), its picture {(height, width)}')
-    if isinstance(counts, list) and sum(counts) != height * width:
-        raise ValueError(f'the counts of an RLE mask sum to {sum(counts)}, its picture has {height * width} pixels')
+        raise ValueError(f'RLE mask is of size {tuple(size)} (h, w), its image {(height, width)}')
+    size = [height, width]
+    if isinstance(counts, list):
+        _check_counts(min(counts, default=0), sum(counts), height * width)
+        return coco_mask.frPyObjects(dict(size=size, counts=counts), height, width)
+    return dict(size=size, counts=counts.encode() if isinstance(counts, str) else counts)
+
+
+def rle_areas(rles: Sequence[dict]) -> np.ndarray:
+    """Areas in pixels, (n,) int64, of compressed RLEs. All their counts are read and checked on the way: pycocotools
+    hangs on damaged ones, or shows memory that was never written.
+
+    Raises:
+        ValueError: counts that are cut off, negative or do not sum to the number of pixels.
+    """
+    if not rles:
+        return np.zeros(0, dtype=np.int64)
+    # COCO's format: a number is groups of five bits, the lowest first, each plus 48. In a group 32 says that another
+    # follows; in the last, 16 says that the number is negative.
+    groups = np.frombuffer(b''.join([rle['counts'] for rle in rles]), dtype=np.uint8) - np.uint8(48)
+    mask_stops = np.cumsum([len(rle['counts']) for rle in rles])
+    stops = np.flatnonzero(groups < 32) + 1  # of numbers
+    sizes = np.diff(stops, prepend=0)
+    last = np.searchsorted(stops, mask_stops)  # each mask's last number
+    known = (groups < 64).all() and sizes.max(initial=0) <= 8 and np.diff(mask_stops, prepend=0).all()
+    if not known or last[-1] == len(stops) or (stops[last] != mask_stops).any():
+        raise ValueError("the counts of an RLE mask are empty, cut off or not COCO's compressed counts")
+    numbers = -((groups[stops - 1] & 16).astype(np.int64) << 5 * sizes - 4)
+    for k in range(sizes.max()):
+        longer = np.flatnonzero(sizes > k) if k else slice(None)
+        numbers[longer] += (groups[stops[longer] - sizes[longer] + k] & 31).astype(np.int64) << 5 * k
+    # From its mask's fourth on, a number is the difference from the last but one, so counts are sums of every other
+    # number. They are summed over all masks at once; `before` is what does not belong to the mask.
+    first = np.concatenate([[0], last[:-1] + 1])
+    lengths = np.diff(first, append=len(numbers))
+    is_object = (np.arange(len(numbers)) - np.repeat(first, lengths)) & 1
+    sums = np.empty_like(numbers)
+    sums[::2], sums[1::2] = np.cumsum(numbers[::2]), np.cumsum(numbers[1::2])
+    before = np.where(is_object, np.repeat(np.where(first > 0, sums[first - 1], 0), lengths),
+                      np.repeat(sums[first], lengths))
+    counts = sums - before
+    counts[first] = numbers[first]
+    least, totals = np.minimum.reduceat(counts, first), np.add.reduceat(counts, first)
+    pixels = np.array([rle['size'][0] * rle['size'][1] for rle in rles])
+    for k in np.flatnonzero((least < 0) | (totals != pixels))[:1]:
+        _check_counts(least[k], totals[k], pixels[k])
+    return np.add.reduceat(counts * is_object, first)
+
+
+def _check_counts(least: int, total: int, pixels: int) -> None:
+    if least < 0 or total != pixels:
+        negative = ' with negative ones among them' if least < 0 else ''
+        raise ValueError(f'the counts of an RLE mask sum to {total}{negative}, its image has {pixels} pixels')
 
 
 def _decode_rle(rle: dict, height: int, width: int) -> np.ndarray:
-    _check_rle(rle, height, width)
-    if isinstance(rle['counts'], list):
-        rle = coco_mask.frPyObjects(rle, height, width)
+    rle = compressed_rle(rle, height, width)
+    rle_areas([rle])
     return coco_mask.decode(rle)
 
 

@@ -101,7 +101,7 @@ def case(real_data):
 
 
 @pytest.mark.parametrize('kind', ['bbox', 'segm'])
-@pytest.mark.parametrize('backend', ['faster-coco-eval', 'pycocotools'])
+@pytest.mark.parametrize('backend', ['hotcoco', 'pycocotools'])
 def test_equal_to_pycocotools(case, kind, backend):
     ann_file, samples, classes = case
     got = ours(ann_file, samples, classes, metric=kind, metric_items=NAMES, backend=backend)
@@ -237,7 +237,7 @@ def test_two_processes_equal_one(case, tmp_path):
     for rank in range(2):  # every process learns the numbers
         for way in ('group', 'folder'):
             assert json.loads((tmp_path / f'{way}.{rank}').read_text()) == one
-        assert 'picture -1' in (tmp_path / f'error.{rank}').read_text()
+        assert 'image -1' in (tmp_path / f'error.{rank}').read_text()
 
 
 # --- edges
@@ -267,7 +267,7 @@ def prediction(img_id, boxes=(), labels=(), **fields):
 EMPTY = [prediction(i, masks=[]) for i in (5, 2, 0)]
 
 
-@pytest.mark.parametrize('backend', ['faster-coco-eval', 'pycocotools'])
+@pytest.mark.parametrize('backend', ['hotcoco', 'pycocotools'])
 def test_no_detection_scores_zero(tiny, backend):
     got = ours(tiny, EMPTY, ('cat', 'dog'), metric=['bbox', 'segm', 'proposal'], backend=backend)
     assert got['coco/bbox_mAP'] == got['coco/segm_mAP'] == got['coco/AR@100'] == 0
@@ -292,7 +292,7 @@ def test_a_subset_of_pictures_is_said_to_be_one(tiny, monkeypatch):
     monkeypatch.setattr(MMLogger, 'warning', lambda self, message: warnings.append(message))
     got = ours(tiny, [prediction(5, [[2, 2, 12, 12]], [0])], ('cat', 'dog'))
     assert got['coco/bbox_mAP'] == pytest.approx(1)  # of the one class and picture there
-    assert len(warnings) == 1 and '1 of the 3 pictures' in warnings[0]
+    assert len(warnings) == 1 and '1 of the 3 images' in warnings[0]
 
 
 def test_thresholds_and_items(tiny):
@@ -372,7 +372,7 @@ def test_one_metric_serves_several_epochs(tiny):
         (dict(ann_file=None), ValueError, 'ann_file'),
         (dict(metric='boxes'), ValueError, "'boxes' is unknown"),
         (dict(metric_items=['AP']), ValueError, "'AP' is unknown.*mAP"),
-        (dict(backend='coco'), ValueError, 'faster-coco-eval'),
+        (dict(backend='coco'), ValueError, 'hotcoco'),
         (dict(format_only=True), ValueError, 'outfile_prefix'),
     ],
 )
@@ -387,9 +387,9 @@ def test_wrong_settings(tiny, kwargs, error, message):
         ([prediction(5, [[0, 0, 5, 5]], [2])], ('cat', 'dog'), 'bbox', 'label 2 .* 2 classes .*num_classes'),
         ([prediction(5, [[0, 0, 5, 5]], [-1])], ('cat', 'dog'), 'bbox', 'label -1'),
         (EMPTY, ('cat', 'cow'), 'bbox', "'cow' are not in .*'cat', 'dog'"),
-        ([prediction(8)], ('cat', 'dog'), 'bbox', 'picture 8 .* same ann_file'),
+        ([prediction(8)], ('cat', 'dog'), 'bbox', 'image 8 .* same ann_file'),
         ([prediction(5)], ('cat', 'dog'), 'segm', 'predicts none'),
-        ([], ('cat', 'dog'), 'bbox', 'no picture was evaluated'),
+        ([], ('cat', 'dog'), 'bbox', 'no image was evaluated'),
     ],
 )
 def test_wrong_use_ends_in_one_clear_line(tiny, samples, classes, metric, message):
@@ -401,7 +401,7 @@ def test_wrong_use_ends_in_one_clear_line(tiny, samples, classes, metric, messag
 def test_a_strange_picture_is_met_before_the_others_are_tested(tiny):
     metric = CocoMetric(ann_file=str(tiny))
     metric.dataset_meta = dict(classes=('cat', 'dog'))
-    with pytest.raises(ValueError, match='picture 8 .* same ann_file'):
+    with pytest.raises(ValueError, match='image 8 .* same ann_file'):
         metric.process(None, [prediction(8)])
 
 

@@ -231,7 +231,7 @@ def test_coco_segmentations():
     assert type(masks_from_coco([[square]], 6, 8, bitmap=True)) is BitmapMasks
     with pytest.raises(ValueError, match=r'RLE mask is of size \(6, 8\)'):
         masks_from_coco([packed], 8, 6)
-    with pytest.raises(ValueError, match='counts of an RLE mask sum to 10, its picture has 48 pixels'):
+    with pytest.raises(ValueError, match='counts of an RLE mask sum to 10, its image has 48 pixels'):
         masks_from_coco([dict(size=[6, 8], counts=[7, 3])], 6, 8)
 
 
