@@ -16,7 +16,7 @@ from mmdet.registry import METRICS, MODELS
 from projects.demo.shapes import write_shapes
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = [ROOT / 'README.md', ROOT / 'INSTALL.md', ROOT / 'CONTRIBUTING.md', *sorted(ROOT.glob('docs/*.md'))]
+DOCUMENTS = [*sorted(ROOT.glob('*.md')), *sorted(ROOT.glob('docs/**/*.md')), *sorted(ROOT.glob('projects/**/*.md'))]
 # A word of each Python block, and where it stands; the tests below run them.
 BLOCKS = {
     'plan_cbn(model)': 'README.md',
@@ -24,9 +24,9 @@ BLOCKS = {
     'class FilterResponseNorm': 'README.md',
     "imports=['my_norm']": 'README.md',
     'inference_detector(model': 'README.md',
-    'norm.after(conv, x)': 'cbn.md',
-    "type='CocoMetric'": 'data.md',
-    "type='EMAHook'": 'training.md',
+    'norm.after(conv, x)': 'docs/cbn.md',
+    "type='CocoMetric'": 'docs/data.md',
+    "type='EMAHook'": 'docs/training.md',
 }
 SMALL = [
     'model.backbone.depth=18', 'model.backbone.init_cfg=None', 'model.neck.in_channels=64,128,256,512',
@@ -42,8 +42,7 @@ def blocks(path: Path) -> list[str]:
 
 
 def block(word: str) -> str:
-    path = next(path for path in DOCUMENTS if path.name == BLOCKS[word])
-    (found,) = (text for text in blocks(path) if word in text)
+    (found,) = (text for text in blocks(ROOT / BLOCKS[word]) if word in text)
     return found
 
 
@@ -166,11 +165,11 @@ def test_use_from_python(shapes, here, monkeypatch):
     assert found.bboxes.shape == (len(found), 4) and len(found.masks) == len(found.labels) == len(found.scores)
 
 
-@pytest.mark.parametrize('path', DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize('path', DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_and_named_files_are_there(path):
     text = path.read_text()
     links = [link.split('#')[0] for link in re.findall(r'\]\(([^)\s]+)\)', text) if '://' not in link]
-    folder = '(?:configs|tools|docs|benchmarks|tests)'
+    folder = '(?:configs|tools|docs|benchmarks|projects|tests)'
     named = re.findall(rf'(?<![\w/.-])(?:\./)?({folder}/[\w./-]*\w\.(?:py|sh|md|jpg|png))', text)
     missing = [link for link in links if link and not (path.parent / link).exists()]
     missing += [name for name in named if not (ROOT / name).exists()]
