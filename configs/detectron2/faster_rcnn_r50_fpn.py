@@ -1,5 +1,5 @@
-# detectron2's COCO-Detection/faster_rcnn_R_50_FPN: BGR pictures without a standard deviation, stride in the first
-# convolution of a block, all anchors trained on. To test a file of its model zoo, and to train from one:
+# detectron2's COCO-Detection/faster_rcnn_R_50_FPN: BGR images not divided by a standard deviation, stride in the
+# first convolution of a block, all anchors take part in training. To test a file of its model zoo, or train from one:
 #   python tools/test.py configs/detectron2/faster_rcnn_r50_fpn.py model_final.pkl --eval bbox
 _base_ = '../faster_rcnn/faster_rcnn_r50_fpn_1x.py'
 

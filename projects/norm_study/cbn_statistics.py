@@ -2,7 +2,7 @@
 
     python projects/norm_study/cbn_statistics.py conv                 one convolution, three learning rates
     python projects/norm_study/cbn_statistics.py mask-rcnn            CBN layers of a Mask R-CNN in training
-    python projects/norm_study/cbn_statistics.py all --figure docs/cbn_statistics.png
+    python projects/norm_study/cbn_statistics.py all --figure projects/norm_study/figures/cbn_statistics.png
 
 While a network trains, the inputs of a layer's last three batches are kept. Now and then they are convolved with
 today's weight, which gives their true statistics. One table holds the mean over channels and batches of

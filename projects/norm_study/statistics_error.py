@@ -7,12 +7,12 @@ A network with CBN (window 4, no burn-in) is trained as in classify.py. Every fe
 - *own weights*: past batches' statistics (naive, Taylor, root; the derivative from all positions or from a
   lattice) against those of the layer's stored inputs under its current weights. This is what the compensation
   approximates.
-- *all weights*: the same against those of the past pictures sent through the network as it is now, but for the
+- *all weights*: the same against those of the past images sent through the network as it is now, but for the
   statistics that each layer normalises with, which stay those of then: all layers' weights changed.
 - *whole network*: the same with the statistics that the layers normalise with now. This is what one would like
   to know.
 - *population*: what the layer normalises with (the current batch alone, as BatchNorm does; pooled, naive,
-  Taylor, root) against the statistics of 256 training pictures sent through the network as it is now.
+  Taylor, root) against the statistics of 256 training images sent through the network as it is now.
 
 Errors: of the variance |v - v_true| / v_true, of the mean |m - m_true| / sqrt(v_true); medians over channels,
 then means over layers, runs, and past batches.
@@ -128,7 +128,7 @@ def run(regime_name: str, batch: int, lr_factor: float, root: Path | None, runs:
     inputs = {}
     for conv in model.convs:
         conv.register_forward_hook(lambda conv, x, y: inputs.__setitem__(conv, (x[0].detach(), y.detach())))
-    pictures, curve = [None] * PAST, []
+    past, curve = [None] * PAST, []
     for step, index in enumerate(order):
         epoch = step * EPOCHS / iterations
         decay = 0.1 ** ((epoch >= 8) + (epoch >= 11))
@@ -137,14 +137,14 @@ def run(regime_name: str, batch: int, lr_factor: float, root: Path | None, runs:
         images = side_by_side(split.train.images[index], runs)
         near = step % every
         if near == 0 and step:
-            now = measure(model, probes, inputs, images, pictures, population, runs)
+            now = measure(model, probes, inputs, images, past, population, runs)
             curve.append(dict(step=step, lr=optimizer.param_groups[0]['lr'], **now))
         logits = model(images)
         if near >= every - PAST:  # only what the next measurement needs
             for probe in probes:
                 probe.push(*inputs[probe.conv])
             used = [norm.used for norm in model.norms]
-            pictures[(probes[0].windows['all positions'].slot - 1) % PAST] = images, used
+            past[(probes[0].windows['all positions'].slot - 1) % PAST] = images, used
         losses = F.cross_entropy(logits.transpose(1, 2), split.train.labels[index], reduction='none').mean(0)
         optimizer.zero_grad()
         losses.sum().backward()
@@ -153,21 +153,21 @@ def run(regime_name: str, batch: int, lr_factor: float, root: Path | None, runs:
 
 
 @torch.no_grad()
-def measure(model, probes, inputs, images, pictures, population, runs) -> dict:
+def measure(model, probes, inputs, images, past, population, runs) -> dict:
     # A look at the current batch without a trace: no_grad leaves the windows as they are.
     states = {key: value.clone() for key, value in model.state_dict().items()}
     model(images)
     model.load_state_dict(states)
     found: dict[str, list] = {}
-    weights = [through(model, past, used) for past, used in pictures]
-    whole = [through(model, past) for past, _ in pictures]
+    weights = [through(model, batch, used) for batch, used in past]
+    whole = [through(model, batch) for batch, _ in past]
     everything = through(model, population)
     for layer, probe in enumerate(probes):
         own = [batch_moments(probe.conv(x))[:2] for x in probe.inputs]
         truths = {
             name: tuple(torch.stack(parts, 1) for parts in zip(*batches_of))
             for name, batches_of in dict(
-                own=own, weights=[past[layer] for past in weights], whole=[past[layer] for past in whole]
+                own=own, weights=[batch[layer] for batch in weights], whole=[batch[layer] for batch in whole]
             ).items()
         }
         current = batch_moments(inputs[probe.conv][1])[:2]
@@ -197,9 +197,7 @@ SETTINGS = [  # regime, batch, learning rate factor
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--data', type=Path, help='folder with coco_dev/')
     parser.add_argument('--out', type=Path, default=RESULTS / 'statistics_error.json')
     parser.add_argument('--runs', type=int, default=2, help='seeds')
