@@ -249,3 +249,19 @@ def test_sampler_counts(num_pos, num_neg, expected):
 def test_rois_carry_their_picture():
     rois = to_rois([random_boxes(2), torch.zeros(0, 4), random_boxes(1)])
     assert rois[:, 0].tolist() == [0, 0, 2] and rois.shape == (3, 5)
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.int64, torch.float64])
+@pytest.mark.parametrize('offset', [0, 1])
+def test_boxes_of_any_type_are_measured_in_float32_or_better(dtype, offset):
+    """A box of 900 pixels has an area past float16's largest number."""
+    boxes, others = torch.tensor([[0, 0, 900, 900], [4, 4, 4, 4]]), torch.tensor([[0, 0, 900, 450], [0, 0, 8, 8]])
+    exact = torch.promote_types(dtype, torch.float32)
+    given = boxes.to(dtype), others.to(dtype)
+    wide = [t.to(exact) for t in given]
+    for function in (box_iou, box_iof):
+        assert torch.equal(function(*given, offset), function(*wide, offset))
+        assert function(*given, offset).dtype == exact and function(*given, offset).isfinite().all()
+    assert box_area(given[0], offset).tolist() == box_area(wide[0], offset).tolist()
+    if dtype == torch.int64:
+        assert box_iou(*given)[0, 0] == 0.5 and box_area(given[0]).tolist() == [810000, 0]
