@@ -64,11 +64,10 @@ MODELS = {
 STAGES = {
     'ours': {
         'preprocessing': ['data_preprocessor.forward'],
-        'anchors': ['rpn_head.anchor_generator', 'bbox_head.anchor_generator'],
-        'assign, sample': ['rpn_head.sample', 'bbox_head.sample',
-                           'mmdet.models.roi_heads.standard_roi_head:sample_rois'],
+        'anchors': ['rpn_head.anchor_generator.grid_priors', 'bbox_head.anchor_generator.grid_priors'],
+        'assign, sample': ['rpn_head.sample', 'bbox_head.sample', 'roi_head.sample'],
         'losses': ['rpn_head.loss', 'bbox_head.loss', 'roi_head.bbox_head.loss', 'roi_head.mask_head.loss'],
-        'mask targets': ['mmdet.models.roi_heads.standard_roi_head:mask_targets_of'],
+        'mask targets': ['mmdet.models.roi_heads.common:mask_targets_of'],
         'proposals': ['rpn_head.predict'],
         'RoIAlign': ['roi_head.bbox_roi_extractor.forward', 'roi_head.mask_roi_extractor.forward'],
         'heads': ['rpn_head.forward', 'bbox_head.forward', 'roi_head.bbox_head.forward', 'roi_head.mask_head.forward'],

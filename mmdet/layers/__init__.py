@@ -10,6 +10,7 @@ from mmdet.layers.conv import (
     build_activation_layer,
     build_conv_layer,
     conv_norm,
+    conv_stack,
     init_conv,
     kaiming_normal,
 )
@@ -45,6 +46,7 @@ __all__ = [
     'build_upsample_layer',
     'cbn_state',
     'conv_norm',
+    'conv_stack',
     'convert_cbn',
     'init_conv',
     'kaiming_normal',

@@ -1,8 +1,8 @@
 """The one rule by which a config names the layers inside a model.
 
 ``dict(type=NAME, **options)``: NAME is registered in `mmdet.registry.MODELS`, by this package, by mmcv once
-``mmcv.cnn`` is imported, or by a file of the user's own (`custom_imports`); or it is the class itself. The class is called
-with what its place gives, then with the options by their names:
+``mmcv.cnn`` is imported, or by a file of the user's own (`custom_imports`); or it is the class itself. The class is
+called with what its place gives, then with the options by their names:
 
 ==============  ==========================================================================================
 `conv_cfg`      ``cls(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, **options)``
@@ -42,8 +42,8 @@ def layer_class(place: str, cfg: dict, known: Iterable[str]) -> tuple[type[nn.Mo
     layer = (MODELS.module_dict.get(kind) or MODELS.get(kind)) if isinstance(kind, str) else None
     if layer is None:
         raise UserError(
-            f'{place}={cfg!r}: unknown type {kind!r}.{suggest(str(kind), known)} There are {", ".join(known)}, and what '
-            'is registered in MODELS (custom_imports)'
+            f'{place}={cfg!r}: unknown type {kind!r}.{suggest(str(kind), known)} There are {", ".join(known)}, and '
+            'what is registered in MODELS (custom_imports)'
         )
     return layer, options
 

@@ -70,7 +70,7 @@ def build_activation_layer(cfg: dict) -> nn.Module:
 
 
 def init_conv(conv: nn.Module, init: Callable[[Tensor], object] = kaiming_normal) -> None:
-    """Fill the weight by `init` and the bias with 0. What does not derive from torch's convolutions initialised itself."""
+    """Fill the weight by `init` and the bias with 0; what does not derive from torch's classes initialised itself."""
     if isinstance(conv, (nn.Conv2d, nn.ConvTranspose2d)):
         init(conv.weight)
         if conv.bias is not None:
@@ -164,8 +164,8 @@ class ConvModule(nn.Module):
 
     Args:
         bias: 'auto' gives the convolution a bias where there is no norm.
-        conv_cfg, norm_cfg, act_cfg: dict(type=...) of a registered layer, see `mmdet.layers.build`. By default nn.Conv2d,
-            no norm and ReLU; ``act_cfg=None`` is no activation.
+        conv_cfg, norm_cfg, act_cfg: dict(type=...) of a registered layer, see `mmdet.layers.build`. By default
+            nn.Conv2d, no norm and ReLU; ``act_cfg=None`` is no activation.
 
     Raises:
         UserError: a type or option that does not exist.
@@ -211,3 +211,12 @@ class ConvModule(nn.Module):
         norm = self.norm
         x = self.conv(x) if norm is None else conv_norm(self.conv, norm, x)
         return x if self.activate is None else self.activate(x)
+
+
+def conv_stack(count: int, in_channels: int, out_channels: int, kernel_size: int = 3, **options) -> nn.ModuleList:
+    """`count` `ConvModule`s in a row, (N, C, H, W) -> (N, C', H, W) by an odd kernel; `options` are theirs."""
+    padding = (kernel_size - 1) // 2
+    channels = [in_channels, *[out_channels] * count]
+    return nn.ModuleList(
+        ConvModule(channels[i], out_channels, kernel_size, padding=padding, **options) for i in range(count)
+    )

@@ -3,7 +3,17 @@
 from mmdet.models.backbones import ResNet, ResNeXt
 from mmdet.models.data_preprocessor import BatchFixedSizePad, DetDataPreprocessor
 from mmdet.models.dense_heads import RetinaHead, RPNHead
-from mmdet.models.detectors import RPN, CascadeRCNN, FasterRCNN, FastRCNN, MaskRCNN, RetinaNet
+from mmdet.models.detectors import (
+    RPN,
+    CascadeRCNN,
+    FasterRCNN,
+    FastRCNN,
+    MaskRCNN,
+    RetinaNet,
+    SingleStageDetector,
+    TwoStageDetector,
+)
+from mmdet.models.init_weights import init_weights
 from mmdet.models.necks import BFP, FPN
 from mmdet.models.roi_heads import (
     CascadeRoIHead,
@@ -56,5 +66,8 @@ __all__ = [
     'Shared2FCBBoxHead',
     'Shared4Conv1FCBBoxHead',
     'SingleRoIExtractor',
+    'SingleStageDetector',
     'StandardRoIHead',
+    'TwoStageDetector',
+    'init_weights',
 ]

@@ -89,7 +89,7 @@ def legacy_file(name: str, image: np.ndarray, path) -> dict:
     pixels = torch.from_numpy(cv2.resize(image, (177, 120))).permute(2, 0, 1)  # as SCALE does; padded to 192 x 128
     batch = model.data_preprocessor(dict(inputs=[pixels]))['inputs']
     with torch.no_grad(), spread_outputs(model, SPREAD):
-        features = model.extract(batch)
+        features = model.extract_feat(batch)
         logits, deltas, anchors = model.eval().rpn_head(features)
         boxes = model.rpn_head.predict(logits, deltas, anchors, [(120, 177)])[0][0][:100]
         rois = torch.nn.functional.pad(boxes, (1, 0))

@@ -130,9 +130,9 @@ def test_weights_of_eight_tenths_overlap(count):
     assert value.item() == pytest.approx(0.2231, abs=1e-4)  # -log 0.8
 
 
-@pytest.mark.parametrize(
-    'name', ['IoULoss', 'GIoULoss', 'DIoULoss', 'CIoULoss', 'BoundedIoULoss', 'L1Loss', 'SmoothL1Loss', 'BalancedL1Loss']
-)
+@pytest.mark.parametrize('name', [
+    'IoULoss', 'GIoULoss', 'DIoULoss', 'CIoULoss', 'BoundedIoULoss', 'L1Loss', 'SmoothL1Loss', 'BalancedL1Loss'
+])  # fmt: skip
 @pytest.mark.parametrize('pred, target, weight', [
     ((4, 4), (4, 4), (3,)), ((4, 4), (4, 4), (1,)), ((4, 4), (4, 4), (4, 1)), ((4, 4), (4, 4), (1, 4)),
     ((4, 4), (4,), (4,)), ((4, 4), (1, 4), (4,)), ((4, 4), (4, 1), None),

@@ -1,4 +1,4 @@
-"""A small Mask R-CNN and made-up pictures with ground truth."""
+"""A small Mask R-CNN and made-up images with ground truth."""
 
 from pathlib import Path
 
@@ -53,7 +53,7 @@ def small_model(small_cfg):
 
 @pytest.fixture
 def make_data():
-    """Function `data(counts)`: a batch with that many objects in each picture."""
+    """Function `data(counts)`: a batch with that many objects in each image."""
 
     def make(counts: list[int], height: int = 96, width: int = 128, ignored: int = 0, seed: int = 0) -> dict:
         generator = torch.Generator().manual_seed(seed)

@@ -9,6 +9,7 @@ from torch import nn
 
 from mmdet.config.errors import UserError
 from mmdet.layers import ConvModule, ConvWS2d
+from mmdet.models import init_weights
 from mmdet.registry import METRICS, MODELS, TASK_UTILS
 
 FPN = dict(type='FPN', in_channels=[8, 16], out_channels=8, num_outs=2)
@@ -36,7 +37,7 @@ ROI_HEAD = dict(
         (dict(type='ResNet', depth=18, dcn=dict(type='DCNv2')), "ResNet: dcn={'type': 'DCNv2'}"),
         (dict(type='ResNet', depth=18, stem_channels=32), 'ResNet: stem_channels=32 is not supported, only 64'),
         (dict(FPN, upsample_cfg=dict(scale_factor=2, mode='nearest')), 'FPN: upsample_cfg'),
-        (dict(FPN, conv_cfg=dict(type='DCN')), "unknown type 'DCN'; known are Conv, Conv2d, ConvWS"),
+        (dict(FPN, conv_cfg=dict(type='DCN')), "unknown type 'DCN'. There are Conv2d, Conv, ConvWS"),
         (dict(RPN, num_classes=2), 'RPNHead: num_classes=2'),
         (dict(RPN, loss_cls=dict(type='CrossEntropyLoss')), 'RPNHead: use_sigmoid=False'),
         (dict(RPN, train_cfg=dict(assignr={})), "train_cfg.rpn has no key 'assignr'. Did you mean assigner?"),
@@ -45,8 +46,8 @@ ROI_HEAD = dict(
         (dict(BOX_HEAD, loss_bbox=dict(type='L1Loss', reduction='sum')), "L1Loss: reduction='sum'"),
         (dict(BOX_HEAD, loss_cls=dict(type='CrossEntropyLoss', ignore_index=5)), 'ignore_index'),
         (dict(MASK_HEAD, predictor_cfg=dict(type='DCN')), 'FCNMaskHead: predictor_cfg'),
-        (dict(MASK_HEAD, upsample_cfg=dict(type='carafe')), "upsample_cfg={'type': 'carafe'} must be of type 'deconv'"),
-        (dict(MASK_HEAD, upsample_cfg=None), "upsample_cfg=None must be of type 'deconv'"),
+        (dict(MASK_HEAD, upsample_cfg=dict(type='carafe')), "upsample_cfg={'type': 'carafe'}: unknown type 'carafe'. There are"),
+        (dict(MASK_HEAD, upsample_cfg=None), "upsample_cfg=None must be a dict with a 'type'"),
         (dict(MASK_HEAD, loss_mask=dict(type='CrossEntropyLoss', use_mask=True, class_weight=[0.5])),
          'FCNMaskHead: loss_mask.class_weight=[0.5] is not supported'),
         (dict(ROI_HEAD, shared_head=dict(type='ResLayer')), 'StandardRoIHead: shared_head'),
@@ -119,13 +120,15 @@ def test_no_limit_of_boxes_keeps_all(make_data, name):
 
 def test_init_cfg_acts():
     head = MODELS.build(dict(RPN, init_cfg=dict(type='Normal', layer='Conv2d', std=0.5)))
+    init_weights(head)
     assert float(head.rpn_conv.weight.detach().std()) == pytest.approx(0.5, rel=0.2)
     own = dict(type='Constant', name='retina_cls', val=2.0)
     constant = dict(type='Constant', layer='Conv2d', val=0.25, bias=1.0, override=own)
     head = MODELS.build(dict(RETINA, init_cfg=constant))
+    init_weights(head)
     assert (head.retina_reg.weight == 0.25).all() and (head.retina_cls.weight == 2).all()
     backbone = MODELS.build(dict(type='ResNet', depth=18, init_cfg=[dict(type='Constant', layer='Conv2d', val=3.0)]))
-    backbone.init_weights()
+    init_weights(backbone)
     assert (backbone.layer3[1].conv2.weight == 3).all() and (backbone.bn1.weight == 1).all()
 
 

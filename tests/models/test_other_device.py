@@ -40,7 +40,7 @@ def test_training_and_inference_stay_on_the_device(kind, make_data, monkeypatch)
     ('retinanet', False, dict(nonzero=2 * 2 + 1)),
 ])  # fmt: skip
 def test_what_a_training_step_waits_for(kind, polygons, expected, make_data, monkeypatch):
-    """Each picture's positives and negatives, valid proposals and NMS; once a stage, for its mask targets, all
+    """Each image's positives and negatives, valid proposals and NMS; once a stage, for its mask targets, all
     positives. Nothing waits for ground truth and mask targets on their way to the device."""
     monkeypatch.setattr(cbn, '_full_precision', lambda y: contextlib.nullcontext())
     data = make_data([3, 2], ignored=1)

@@ -5,14 +5,13 @@ import torch
 import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mmdet.models.roi_heads.single_level_roi_extractor import to_rois
+from mmdet.models.task_modules import AnchorGenerator, DeltaXYWHBBoxCoder, MaxIoUAssigner, RandomSampler
+from mmdet.models.task_modules.protocols import IGNORED, NEGATIVE
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mmdet.models.backbones.resnet import ResNet, ResNeXt
+from mmdet.models.backbones import ResNet, ResNeXt
 from mmdet.models.necks.fpn import FPN
-from mmdet.models.roi_heads.roi_extractor import to_rois
-from mmdet.models.task_modules.anchors import AnchorGenerator
-from mmdet.models.task_modules.assigners import IGNORED, NEGATIVE, MaxIoUAssigner, RandomSampler
-from mmdet.models.task_modules.box_coder import DeltaXYWHBBoxCoder
 from mmdet.structures.boxes import box_area, box_iof, box_iou
 
 
@@ -112,7 +111,7 @@ def test_rounded_anchors_equal_torchvision():
     images = ImageList(torch.zeros(1, 3, 96, 128), [(96, 128)])
     (expected,) = reference(images, [torch.zeros(1, 1, *size) for size in maps])
     ours = AnchorGenerator([8, 16], [0.5, 1.0, 2.0], scales=[1.0], base_sizes=sizes, rounded=True)
-    torch.testing.assert_close(torch.cat(ours(maps)), expected)
+    torch.testing.assert_close(torch.cat(ours.grid_priors(maps)), expected)
 
 
 def test_anchors_of_the_original_release():
@@ -194,7 +193,7 @@ def test_assigner_equals_slow_loop(seed, num_gt, low, ignore, assign_all):
         0.5, 0.3, min_pos_iou=low or 0.0, match_low_quality=low is not None, ignore_iof_thr=0.5,
         gt_max_assign_all=assign_all,
     )  # fmt: skip
-    matched, iou = assigner(boxes, gt, ignored)
+    matched, iou = assigner.assign(boxes, gt, ignored)
     expected, expected_iou = slow_assign(boxes, gt, ignored, 0.5, 0.3, low, 0.5, assign_all)
     assert matched.tolist() == expected
     torch.testing.assert_close(iou, expected_iou)
@@ -205,8 +204,8 @@ def test_a_ground_truth_takes_no_box_that_a_crowd_covers():
     assigner = MaxIoUAssigner(0.7, 0.3, min_pos_iou=0.1, ignore_iof_thr=0.5)
     boxes = torch.tensor([[0.0, 0, 10, 10], [6, 0, 16, 10], [90, 0, 99, 9]])
     gt, crowd = torch.tensor([[2.0, 0, 12, 10]]), torch.tensor([[-50.0, 0, 9, 10]])
-    assert assigner(boxes, gt, crowd)[0].tolist() == [IGNORED, 0, NEGATIVE]
-    assert assigner(boxes, gt[:0], crowd)[0].tolist() == [IGNORED, NEGATIVE, NEGATIVE]
+    assert assigner.assign(boxes, gt, crowd)[0].tolist() == [IGNORED, 0, NEGATIVE]
+    assert assigner.assign(boxes, gt[:0], crowd)[0].tolist() == [IGNORED, NEGATIVE, NEGATIVE]
 
 
 class DistinctWrites(TorchDispatchMode):
@@ -224,15 +223,15 @@ def test_of_two_ground_truths_with_one_best_box_the_last_takes_it(assign_all):
     assigner = MaxIoUAssigner(0.9, 0.1, min_pos_iou=0.1, gt_max_assign_all=assign_all)
     boxes, gt = torch.tensor([[0.0, 0, 10, 10], [50, 50, 60, 60]]), torch.tensor([[0.0, 0, 10, 5], [0, 0, 5, 10]])
     with DistinctWrites():
-        assert assigner(boxes, gt, torch.zeros(0, 4))[0].tolist() == [1, NEGATIVE]
+        assert assigner.assign(boxes, gt, torch.zeros(0, 4))[0].tolist() == [1, NEGATIVE]
 
 
 def test_assigner_without_ground_truth_or_boxes():
     assigner = MaxIoUAssigner(0.5, 0.5)
     none = torch.zeros(0, 4)
-    assert (assigner(random_boxes(5), none, none)[0] == NEGATIVE).all()
-    assert assigner(none, random_boxes(2), none)[0].shape == (0,)
-    assert (assigner(random_boxes(5), none, none)[0]).dtype == torch.int64
+    assert (assigner.assign(random_boxes(5), none, none)[0] == NEGATIVE).all()
+    assert assigner.assign(none, random_boxes(2), none)[0].shape == (0,)
+    assert (assigner.assign(random_boxes(5), none, none)[0]).dtype == torch.int64
 
 
 @pytest.mark.parametrize(
@@ -240,13 +239,13 @@ def test_assigner_without_ground_truth_or_boxes():
 )
 def test_sampler_counts(num_pos, num_neg, expected):
     matched = torch.cat([torch.zeros(num_pos), torch.full((num_neg,), NEGATIVE), torch.full((9,), IGNORED)]).long()
-    positive, negative = RandomSampler(32, 0.25)(matched, torch.zeros(len(matched)))
+    positive, negative = RandomSampler(32, 0.25).sample(matched, torch.zeros(len(matched)))
     assert (len(positive), len(negative)) == expected
     assert (matched[positive] >= 0).all() and (matched[negative] == NEGATIVE).all()
     assert len(set(positive.tolist() + negative.tolist())) == sum(expected)
 
 
-def test_rois_carry_their_picture():
+def test_rois_carry_their_image():
     rois = to_rois([random_boxes(2), torch.zeros(0, 4), random_boxes(1)])
     assert rois[:, 0].tolist() == [0, 0, 2] and rois.shape == (3, 5)
 

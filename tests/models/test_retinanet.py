@@ -26,7 +26,7 @@ def build(name: str, state: dict):
 
 @pytest.fixture(scope='module')
 def pair(request, real_data):
-    """torchvision's model of the name asked for, ours with its weights, the batch and its pictures' sizes."""
+    """torchvision's model of the name asked for, ours with its weights, the batch and its images' sizes."""
     batch, sizes = photos(real_data, 180)
     theirs = lively_model(request.param, batch, sizes)
     return theirs, build(request.param, theirs.state_dict()), batch, sizes
@@ -49,7 +49,7 @@ def test_same_detections(pair):
 @pytest.mark.parametrize('pair', NAMES, indirect=True)
 @torch.no_grad()
 def test_same_training_losses(pair):
-    """For the anchors that torchvision's matcher chooses; one picture, since it averages pictures and we positives."""
+    """For the anchors that torchvision's matcher chooses; one image, since it averages images and we positives."""
     theirs, ours, batch, sizes = pair
     batch, size = batch[:1], sizes[0]
     maps = list(theirs.backbone(batch).values())

@@ -53,7 +53,7 @@ class _BoxLoss(nn.Module):
     def forward(
         self, pred: Tensor, target: Tensor, weight: Tensor | None = None, avg_factor: float | None = None
     ) -> Tensor:
-        """Boxes (S, 4) and the ground truth (S, 4) that they should be. The four weights of a box count with their mean.
+        """Boxes (S, 4) and the ground truth (S, 4) that they should be. Of four weights of a box the mean counts.
 
         Raises:
             ValueError: shapes that do not fit each other.

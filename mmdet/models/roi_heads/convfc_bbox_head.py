@@ -1,17 +1,30 @@
 """Box heads: class and box of each RoI.
 
-R RoIs, C classes, S side of the RoI features; the background is class C.
+R RoIs, P of them positive, C classes, S side of the RoI features; the background is class C. Boxes are xyxy in input
+pixels.
 """
 
 import torch
 from torch import Tensor, nn
 
-from mmdet.layers import ConvModule
-from mmdet.models.options import apply_init_cfg, only
+from mmdet.config.errors import UserError
+from mmdet.config.overrides import refuse_overrides
+from mmdet.layers import conv_stack
+from mmdet.models.options import only
 from mmdet.registry import MODELS, TASK_UTILS
 
 
 @MODELS.register_module()
+@refuse_overrides(
+    _add_conv_fc_branch='__init__',
+    get_targets="the RoI head's sample",
+    _get_targets_single="the RoI head's sample",
+    loss_and_target='loss',
+    predict_by_feat="the RoI head's predict",
+    _predict_by_feat_single="the RoI head's predict",
+    refine_bboxes="the RoI head's refine",
+    regress_by_class="the RoI head's refine",
+)
 class ConvFCBBoxHead(nn.Module):
     """Shared convolutions and fully connected layers, then optional branches, then `fc_cls` and `fc_reg`.
 
@@ -25,6 +38,9 @@ class ConvFCBBoxHead(nn.Module):
         conv_cfg, norm_cfg: kind and norm of the convolutions.
         reg_decoded_bbox: `loss_bbox` compares boxes in pixels (IoU losses) instead of deltas.
         with_cls, with_reg, predict_box_type, cls_predictor_cfg, reg_predictor_cfg: as mmdet 3's defaults; no others.
+
+    Raises:
+        UserError: convolutions of a branch after fully connected layers.
     """
 
     def __init__(
@@ -73,17 +89,7 @@ class ConvFCBBoxHead(nn.Module):
         self.loss_bbox = MODELS.build(loss_bbox)
 
         def convs(count: int, channels: int) -> nn.ModuleList:
-            return nn.ModuleList(
-                ConvModule(
-                    channels if i == 0 else conv_out_channels,
-                    conv_out_channels,
-                    3,
-                    padding=1,
-                    conv_cfg=conv_cfg,
-                    norm_cfg=norm_cfg,
-                )
-                for i in range(count)
-            )
+            return conv_stack(count, channels, conv_out_channels, conv_cfg=conv_cfg, norm_cfg=norm_cfg)
 
         def fcs(count: int, features: int) -> nn.ModuleList:
             return nn.ModuleList(
@@ -101,7 +107,7 @@ class ConvFCBBoxHead(nn.Module):
             ('reg', num_reg_convs, num_reg_fcs),
         ):
             if num_convs and num_shared_fcs:
-                raise ValueError(
+                raise UserError(
                     f'ConvFCBBoxHead: num_{name}_convs={num_convs} cannot follow num_shared_fcs={num_shared_fcs}'
                 )
             branch_channels = conv_out_channels if num_convs else channels
@@ -111,13 +117,12 @@ class ConvFCBBoxHead(nn.Module):
             features[name] = fc_out_channels if num_fcs else start
         self.fc_cls = nn.Linear(features['cls'], num_classes + 1)
         self.fc_reg = nn.Linear(features['reg'], 4 if reg_class_agnostic else 4 * num_classes)
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
+        for fc in (*self.shared_fcs, *self.cls_fcs, *self.reg_fcs, self.fc_cls, self.fc_reg):
+            nn.init.xavier_uniform_(fc.weight)
+            nn.init.zeros_(fc.bias)
         nn.init.normal_(self.fc_cls.weight, std=0.01)
         nn.init.normal_(self.fc_reg.weight, std=0.001)
-        apply_init_cfg(self, init_cfg)
+        self.init_cfg = init_cfg
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """RoI features (R, channels, S, S) -> logits (R, C + 1), deltas (R, C or 1, 4)."""
@@ -154,10 +159,10 @@ class ConvFCBBoxHead(nn.Module):
         positive: Tensor,
         weight: Tensor | None = None,
     ) -> dict:
-        """Losses averaged over the R sampled RoIs.
+        """Losses averaged over the R sampled RoIs, and the accuracy in percent.
 
-        boxes (R, 4), labels (R,) with C for background, gt_boxes (R, 4) of which the background's rows are ignored,
-        positive (P,) the other rows, weight (R,) of each RoI in the classification loss, if any.
+        logits and deltas as of `forward`, boxes (R, 4), labels (R,) with C for background, gt_boxes (R, 4) of which the
+        background's rows are ignored, positive (P,) the other rows, weight (R,) of each RoI in the classification loss.
         """
         column = torch.zeros_like(positive) if self.reg_class_agnostic else labels[positive]
         pred, target = self.bbox_coder.compared(

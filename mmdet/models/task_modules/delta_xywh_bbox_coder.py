@@ -19,7 +19,7 @@ class DeltaXYWHBBoxCoder:
 
     Args:
         target_means, target_stds: deltas are normalised by them.
-        clip_border: clip decoded boxes into the picture.
+        clip_border: clip decoded boxes into the image.
         wh_ratio_clip: |dw| and |dh| are at most |log(wh_ratio_clip)|, which keeps exp() finite.
         add_ctr_clamp, ctr_clamp, use_box_type: as mmdet 3's defaults; no others.
         offset: 1 for inclusive corners (a box from x1 to x2 is x2 - x1 + 1 wide).
@@ -68,7 +68,7 @@ class DeltaXYWHBBoxCoder:
         return (self.decode(boxes, deltas.float()), gt_boxes) if decoded else (deltas, self.encode(boxes, gt_boxes))
 
     def clip(self, boxes: Tensor, image_shape: tuple[int, int]) -> Tensor:
-        """Boxes (..., 4) clipped to a picture of `image_shape` (h, w), if `clip_border`."""
+        """Boxes (..., 4) clipped to an image of `image_shape` (h, w), if `clip_border`."""
         return clip_boxes(boxes, image_shape, self.offset) if self.clip_border else boxes
 
     def sides(self, boxes: Tensor) -> Tensor:

@@ -1,24 +1,32 @@
 """Mask head: a mask of each RoI for every class.
 
-R RoIs, C classes, S side of the RoI features; masks are 2S x 2S.
+R RoIs, C classes, S side of the RoI features; masks are s S x s S, with the factor s = 2 by default.
 """
 
 import torch
 from torch import Tensor, nn
 
-from mmdet.layers import ConvModule
-from mmdet.models.options import apply_init_cfg, only
+from mmdet.config.overrides import refuse_overrides
+from mmdet.layers import build_upsample_layer, conv_stack, init_conv
+from mmdet.models.options import only
 from mmdet.registry import MODELS
 
 
 @MODELS.register_module()
+@refuse_overrides(
+    get_targets="the RoI head's loss",
+    loss_and_target='loss',
+    predict_by_feat='predict',
+    _predict_by_feat_single='predict',
+)
 class FCNMaskHead(nn.Module):
-    """Convolutions, a 2x transposed convolution and a 1x1 output (Mask R-CNN, fig. 4 right).
+    """Convolutions, upsampling and a 1x1 output (Mask R-CNN, fig. 4 right).
 
     Args:
         class_agnostic: one mask per RoI instead of one per class.
         roi_feat_size: accepted for configs written for mmdet 3; any S will do.
-        upsample_cfg: dict(type='deconv', scale_factor=2), the only type there is.
+        upsample_cfg: dict(type='deconv' | 'nearest' | 'bilinear', scale_factor=s) or a registered class, see
+            `mmdet.layers.build`. A ReLU follows one that learns.
     """
 
     def __init__(
@@ -43,43 +51,33 @@ class FCNMaskHead(nn.Module):
             predictor_cfg=(predictor_cfg, dict(type='Conv')),
             **{'loss_mask.class_weight': (loss_mask.get('class_weight'), None)},
         )
-        if (upsample_cfg or {}).get('type') != 'deconv':
-            raise ValueError(f"FCNMaskHead: upsample_cfg={upsample_cfg} must be of type 'deconv'")
         self.num_classes = num_classes
         self.class_agnostic = class_agnostic
         self.loss_mask = MODELS.build(loss_mask)
-        self.convs = nn.ModuleList(
-            ConvModule(
-                in_channels if i == 0 else conv_out_channels,
-                conv_out_channels,
-                conv_kernel_size,
-                padding=(conv_kernel_size - 1) // 2,
-                conv_cfg=conv_cfg,
-                norm_cfg=norm_cfg,
-            )
-            for i in range(num_convs)
+        self.convs = conv_stack(
+            num_convs, in_channels, conv_out_channels, conv_kernel_size, conv_cfg=conv_cfg, norm_cfg=norm_cfg
         )
-        scale = upsample_cfg.get('scale_factor', 2)
         channels = conv_out_channels if num_convs else in_channels
-        self.upsample = nn.ConvTranspose2d(channels, conv_out_channels, scale, stride=scale)
+        self.upsample = build_upsample_layer(upsample_cfg, channels, conv_out_channels)
+        self.learns_upsampling = any(True for _ in self.upsample.parameters())
         self.conv_logits = nn.Conv2d(conv_out_channels, 1 if class_agnostic else num_classes, 1)
-        for module in (self.upsample, self.conv_logits):
-            nn.init.kaiming_normal_(module.weight, mode='fan_out', nonlinearity='relu')
-            nn.init.zeros_(module.bias)
-        apply_init_cfg(self, init_cfg)
+        init_conv(self.upsample)
+        init_conv(self.conv_logits)
+        self.init_cfg = init_cfg
 
     def forward(self, x: Tensor) -> Tensor:
-        """RoI features (R, channels, S, S) -> logits (R, C or 1, 2S, 2S)."""
+        """RoI features (R, channels, S, S) -> logits (R, C or 1, s S, s S)."""
         for conv in self.convs:
             x = conv(x)
-        return self.conv_logits(self.upsample(x).relu_())
+        x = self.upsample(x)
+        return self.conv_logits(x.relu_() if self.learns_upsampling else x)
 
     def loss(self, logits: Tensor, labels: Tensor, targets: Tensor) -> dict:
-        """Mean over the pixels of each RoI's true class: labels (R,), targets (R, 2S, 2S) in [0, 1]."""
+        """Mean over the pixels of each RoI's true class: labels (R,), targets (R, s S, s S) in [0, 1]."""
         return dict(loss_mask=self.loss_mask(self._own_class(logits, labels), targets))
 
     def predict(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Probabilities (R, 2S, 2S) of each RoI's class `labels` (R,)."""
+        """Probabilities (R, s S, s S) of each RoI's class `labels` (R,)."""
         return self._own_class(logits, labels).float().sigmoid()
 
     def _own_class(self, logits: Tensor, labels: Tensor) -> Tensor:

@@ -1,23 +1,27 @@
 """Features of each RoI from the pyramid level that fits its size.
 
-N images, L levels, R RoIs (image index, x1, y1, x2, y2 in input pixels), C channels, S output size.
+N images, L levels of H_l x W_l positions, R RoIs (image index, x1, y1, x2, y2 in input pixels), C channels, S output
+size.
 """
 
 import torch
 from torch import Tensor, nn
 
+from mmdet.config.errors import UserError
+from mmdet.config.overrides import refuse_overrides
 from mmdet.models.options import only
 from mmdet.ops import multiscale_roi_align
 from mmdet.registry import MODELS
 
 
 def to_rois(boxes: list[Tensor]) -> Tensor:
-    """Boxes of each picture, [(n_i, 4)], as RoIs (R, 5): the picture's index first."""
+    """Boxes of each image, [(n_i, 4)], as RoIs (R, 5): the image's index first."""
     index = [b.new_full((len(b), 1), i) for i, b in enumerate(boxes)]
     return torch.cat([torch.cat(index), torch.cat(boxes)], dim=1)
 
 
 @MODELS.register_module()
+@refuse_overrides(build_roi_layers='__init__', map_roi_levels='forward', roi_rescale='forward')
 class SingleRoIExtractor(nn.Module):
     """RoIAlign on one level per RoI (FPN paper, eq. 1).
 
@@ -27,6 +31,9 @@ class SingleRoIExtractor(nn.Module):
         featmap_strides: strides of the levels used, from the finest.
         out_channels: C, which the features bring with them.
         finest_scale: RoIs smaller than twice this many pixels (root of the area) use the finest level.
+
+    Raises:
+        UserError: fewer feature maps than strides.
     """
 
     def __init__(
@@ -35,12 +42,12 @@ class SingleRoIExtractor(nn.Module):
         out_channels: int,
         featmap_strides: list[int],
         finest_scale: float = 56,
-        init_cfg: dict | None = None,  # accepted; there is nothing to initialise
+        init_cfg: dict | list[dict] | None = None,  # accepted; there is nothing to initialise
     ):
         super().__init__()
         options = dict(roi_layer)
         if options.pop('type', 'RoIAlign') != 'RoIAlign':
-            raise ValueError(f"SingleRoIExtractor: roi_layer must be of type 'RoIAlign', got {roi_layer['type']!r}")
+            raise UserError(f"SingleRoIExtractor: roi_layer must be of type 'RoIAlign', got {roi_layer['type']!r}")
         only('RoIAlign', pool_mode=(options.pop('pool_mode', 'avg'), 'avg'))
         options.pop('use_torchvision', None)  # which kernel, not which result
         self.output_size = options.pop('output_size')
@@ -50,6 +57,10 @@ class SingleRoIExtractor(nn.Module):
 
     def forward(self, features: tuple[Tensor, ...], rois: Tensor) -> Tensor:
         """Pyramid [(N, C, H_l, W_l)] and RoIs (R, 5) -> (R, C, S, S)."""
+        if len(features) < len(self.scales):
+            raise UserError(
+                f'SingleRoIExtractor: {len(self.scales)} featmap_strides for {len(features)} maps of the neck'
+            )
         return multiscale_roi_align(
             list(features[: len(self.scales)]),
             rois,

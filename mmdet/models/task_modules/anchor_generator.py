@@ -6,11 +6,21 @@ L levels, A anchors per position, H_l and W_l of a level's map; boxes are xyxy i
 import torch
 from torch import Tensor
 
+from mmdet.config.errors import UserError
+from mmdet.config.overrides import refuse_overrides
 from mmdet.models.options import only
 from mmdet.registry import TASK_UTILS
 
 
 @TASK_UTILS.register_module()
+@refuse_overrides(
+    gen_base_anchors='__init__',
+    gen_single_level_base_anchors='__init__',
+    single_level_grid_priors='grid_priors',
+    valid_flags='grid_priors',
+    single_level_valid_flags='grid_priors',
+    sparse_priors='grid_priors',
+)
 class AnchorGenerator:
     """Anchors of all ratios and scales at every position (Faster R-CNN, section 3.1.1).
 
@@ -24,9 +34,12 @@ class AnchorGenerator:
         sizes: sides in pixels of each level's square anchors, instead of scales times base size.
         rounded: round the corners of each level's A anchors to whole pixels (torchvision, old checkpoints).
         floor_strides: a level's stride is the input's size over the map's, rounded down, as in torchvision: where the
-            input is no multiple of a coarse stride, its positions stand closer than `strides` says.
+            input is not a multiple of a coarse stride, its positions stand closer than `strides` says.
         scale_major, centers, use_box_type: as mmdet 3's defaults; no others.
         offset: 1 for inclusive corners: a box from x1 to x2 is x2 - x1 + 1 wide and the base box starts at 0.
+
+    Raises:
+        UserError: options that do not go together, or maps of another number than strides.
     """
 
     def __init__(
@@ -53,13 +66,13 @@ class AnchorGenerator:
             use_box_type=(use_box_type, False),
         )
         if not all(isinstance(stride, (int, float)) for stride in strides):
-            raise ValueError(f'AnchorGenerator: strides={strides} must be numbers, each for both directions')
+            raise UserError(f'AnchorGenerator: strides={strides} must be numbers, each for both directions')
         if octave_base_scale is not None and scales_per_octave is not None:
             if scales is not None:
-                raise ValueError('AnchorGenerator: scales exclude octave_base_scale and scales_per_octave; give one')
+                raise UserError('AnchorGenerator: scales exclude octave_base_scale and scales_per_octave; give one')
             scales = [octave_base_scale * 2 ** (i / scales_per_octave) for i in range(scales_per_octave)]
         if (scales is None) == (sizes is None):
-            raise ValueError('AnchorGenerator: give scales, or octave_base_scale and scales_per_octave, or sizes')
+            raise UserError('AnchorGenerator: give scales, or octave_base_scale and scales_per_octave, or sizes')
         self.strides = list(strides)
         self.ratios = torch.tensor(ratios)
         self.center_offset = center_offset
@@ -86,10 +99,10 @@ class AnchorGenerator:
         boxes = centre + 0.5 * torch.stack([-widths, -heights, widths, heights], dim=1)
         return boxes.round() if self.rounded else boxes
 
-    def __call__(self, map_sizes: list[tuple[int, int]], device: torch.device | str = 'cpu') -> list[Tensor]:
+    def grid_priors(self, map_sizes: list[tuple[int, int]], device: torch.device | str = 'cpu') -> list[Tensor]:
         """Anchors of each level, [(H_l * W_l * A, 4)], ordered by row, column, anchor."""
         if len(map_sizes) != len(self.strides):
-            raise ValueError(f'AnchorGenerator: {len(map_sizes)} maps for {len(self.strides)} strides')
+            raise UserError(f'AnchorGenerator: {len(map_sizes)} maps for {len(self.strides)} strides')
         key = (tuple(map_sizes), str(device))
         if key not in self._cache:
             if len(self._cache) > 16:  # multi-scale training: few sizes recur
