@@ -1,43 +1,13 @@
-"""What a GPU would feel of the code between the convolutions: how often the host waits, and what is left out."""
+"""The parts between the convolutions that run without waiting for a GPU (test_other_device.py counts the waits)."""
 
 import pytest
 import torch
-from mmengine.config import Config
 
-from benchmarks.detectors import Calls
 from mmdet.models.dense_heads.common import flatten_levels, sample_anchors
 from mmdet.models.task_modules.assigners import IGNORED, NEGATIVE, MaxIoUAssigner, RandomSampler
 from mmdet.models.task_modules.box_coder import DeltaXYWHBBoxCoder
-from mmdet.registry import MODELS
 from mmdet.structures import Target
 from mmdet.structures.boxes import scale_boxes, unscale_boxes
-
-
-def waits_of(model, batch) -> tuple[int, int]:
-    """Of a training step: results of a size or value that the host must wait for, and tensors made there."""
-    model(**batch, mode='loss')  # fills the caches
-    with Calls() as calls:
-        losses = model(**batch, mode='loss')
-    assert all(torch.isfinite(value) for value in losses.values())
-    return calls.seen['waits'], calls.seen['host_tensors']
-
-
-@pytest.mark.parametrize('kind', ['faster', 'mask'])
-def test_waits_of_a_training_step(small_model, make_data, kind):
-    """A picture: positives and negatives of RPN and RoI head, valid proposals, NMS; its bitmaps and their rows."""
-    model = small_model(kind)
-    batch = model.data_preprocessor(make_data([3, 2]), True)
-    assert waits_of(model, batch) == (2 * (2 + 2 + 2), 2 * 2 if kind == 'mask' else 0)
-
-
-def test_waits_of_retinanet(make_data):
-    cfg = Config.fromfile('configs/_base_/models/retinanet_r50_fpn.py', lazy_import=False).model
-    cfg.backbone.update(depth=18, init_cfg=None)
-    cfg.neck.update(in_channels=[64, 128, 256, 512], out_channels=32)
-    cfg.bbox_head.update(in_channels=32, feat_channels=32, num_classes=3, stacked_convs=1)
-    model = MODELS.build(cfg).train()
-    batch = model.data_preprocessor(make_data([3, 2]), True)
-    assert waits_of(model, batch) == (2 * 2 + 1, 0)  # each picture's positives and negatives; the loss's positives
 
 
 @pytest.mark.parametrize('border', [-1, 0, 6])
