@@ -11,6 +11,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import factories
 import pytest
 import torch
 
@@ -34,7 +35,7 @@ BLOCKS = {
     "type='EMAHook'": 'docs/training.md',
 }
 SMALL = [
-    'model.backbone.depth=18', 'model.backbone.init_cfg=None', 'model.neck.in_channels=64,128,256,512',
+    *factories.command_line(factories.RESNET18),
     'model.train_cfg.rpn_proposal.max_per_img=50', 'model.train_cfg.rcnn.sampler.num=16',
     'model.test_cfg.rpn.max_per_img=20', 'train_cfg.max_epochs=1', 'train_dataloader.batch_size=2',
     'train_dataloader.num_workers=0', 'val_dataloader.num_workers=0',
@@ -119,9 +120,7 @@ def test_ones_own_data(shapes, here, monkeypatch, capsys):
         shutil.copytree(shapes / split, folder / 'images', dirs_exist_ok=True)
         (folder / f'{split}.json').write_text(relabelled(shapes, split, ('apple', 'pear')))
     Path('my_data.py').write_text(block("classes=('apple', 'pear')").replace('/path/to/mmdet', str(ROOT)))
-    coco = load_config(ROOT / 'configs/cbn/mask_rcnn_r50_fpn_cbn_buffer3_burnin8_1x.py')
-    coco.model.backbone.update(depth=18, init_cfg=None)
-    coco.model.neck.in_channels = [64, 128, 256, 512]
+    coco = load_config(ROOT / 'configs/cbn/mask_rcnn_r50_fpn_cbn_buffer3_burnin8_1x.py', factories.RESNET18)
     torch.save(dict(state_dict=MODELS.build(coco.model).state_dict()), 'mask_rcnn_trained_on_coco.pth')
     tool('train.py', 'my_data.py', '--work-dir', 'run', '--cfg-options', *SMALL, monkeypatch=monkeypatch)
     printed = capsys.readouterr()

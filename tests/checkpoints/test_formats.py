@@ -10,7 +10,7 @@ import known_keys as known
 import numpy as np
 import pytest
 import torch
-from mmengine.config import Config
+from factories import build, model_cfg, small_cfg
 from mmengine.logging import HistoryBuffer
 from torchvision.models import resnet50
 
@@ -21,29 +21,9 @@ from mmdet.config.errors import UserError
 from mmdet.registry import MODELS
 
 
-def model_cfg(name: str) -> dict:
-    cfg = Config.fromfile(f'configs/_base_/models/{name}.py', lazy_import=False).model
-    cfg.backbone.init_cfg = None
-    return cfg
-
-
 def narrow(name: str, num_classes: int = 3):
-    """A detector of ResNet-50's depth and few channels."""
-    cfg = model_cfg(name)
-    cfg.backbone.base_channels = 8
-    cfg.neck.update(in_channels=[32, 64, 128, 256], out_channels=16)
-    if 'rpn_head' in cfg:
-        cfg.rpn_head.update(in_channels=16, feat_channels=16)
-    if 'roi_head' in cfg:
-        heads = cfg.roi_head.bbox_head
-        for head in heads if isinstance(heads, list) else [heads]:
-            head.update(in_channels=16, fc_out_channels=8, num_classes=num_classes)
-        if 'mask_head' in cfg.roi_head:
-            cfg.roi_head.mask_head.update(in_channels=16, conv_out_channels=16, num_classes=num_classes)
-    elif 'bbox_head' in cfg:
-        cfg.bbox_head.update(in_channels=16, feat_channels=16, num_classes=num_classes)
-    torch.manual_seed(0)
-    model = MODELS.build(cfg)
+    """A detector of ResNet-50's depth and few channels, every parameter random."""
+    model = build(small_cfg(name.removesuffix('_r50_fpn'), 50, 8, channels=16, hidden=8, num_classes=num_classes))
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter)
     return model
@@ -71,7 +51,7 @@ MMDET3 = {
 @pytest.mark.parametrize('name', MMDET3)
 def test_mmdet3_keys(name):
     with torch.device('meta'):
-        keys = list(MODELS.build(model_cfg(name)).state_dict())
+        keys = list(MODELS.build(model_cfg(name.removesuffix('_r50_fpn'))).state_dict())
     assert sorted(keys) == sorted(known.mmdet_backbone() + MMDET3[name])
 
 
@@ -86,7 +66,7 @@ def test_mmdet3_keys(name):
     ids=['r101', 'x101', 'caffe', 'gn'],
 )
 def test_mmdet3_backbone_keys(change, backbone):
-    cfg = model_cfg('retinanet_r50_fpn')
+    cfg = model_cfg('retinanet')
     cfg.backbone.update(change)
     with torch.device('meta'):
         model = MODELS.build(cfg)
@@ -96,7 +76,7 @@ def test_mmdet3_backbone_keys(change, backbone):
 
 
 def test_mmdet3_gn_head_keys():
-    cfg = model_cfg('mask_rcnn_r50_fpn')
+    cfg = model_cfg('mask_rcnn')
     norm_cfg = dict(type='GN', num_groups=32, requires_grad=True)
     cfg.neck.norm_cfg = norm_cfg
     cfg.roi_head.bbox_head.update(type='Shared4Conv1FCBBoxHead', conv_out_channels=256, norm_cfg=norm_cfg)
@@ -295,7 +275,7 @@ def test_convert_tool_both_ways(tmp_path, tool):
 
 
 def test_backbone_goes_to_torchvision_and_back(tmp_path, tool):
-    cfg = model_cfg('rpn_r50_fpn')
+    cfg = model_cfg('rpn')
     model = MODELS.build(cfg)
     torch.save(dict(state_dict=model.state_dict()), tmp_path / 'rpn.pth')
     out = tool('convert_checkpoint', tmp_path / 'rpn.pth', tmp_path / 'tv.pth', '--to', 'torchvision-backbone')

@@ -3,39 +3,19 @@
 import json
 
 import cv2
+import factories
 import numpy as np
 import pytest
 import torch
-from mmengine.config import Config
+from factories import small_cfg
 from mmengine.structures import InstanceData
 
 from mmdet.models import CascadeRoIHead
 from mmdet.registry import DATASETS, MODELS, TRANSFORMS
 
 
-def small(name: str) -> dict:
-    cfg = Config.fromfile(f'configs/_base_/models/{name}_r50_fpn.py', lazy_import=False).model
-    cfg.backbone.update(depth=18, init_cfg=None)
-    cfg.neck.update(in_channels=[64, 128, 256, 512], out_channels=32)
-    if 'rpn_head' in cfg:
-        cfg.rpn_head.update(in_channels=32, feat_channels=32)
-    if 'roi_head' in cfg:
-        heads = cfg.roi_head.bbox_head
-        for head in heads if isinstance(heads, list) else [heads]:
-            head.update(in_channels=32, fc_out_channels=64, num_classes=3)
-        cfg.roi_head.bbox_roi_extractor.out_channels = 32
-        if 'mask_head' in cfg.roi_head:
-            cfg.roi_head.mask_roi_extractor.out_channels = 32
-            cfg.roi_head.mask_head.update(in_channels=32, conv_out_channels=32, num_classes=3)
-        rcnn = cfg.train_cfg.rcnn
-        for part in rcnn if isinstance(rcnn, list) else [rcnn]:
-            part.sampler.num = 64
-    return cfg
-
-
 def build(name: str):
-    torch.manual_seed(0)
-    return MODELS.build(small(name)).train()
+    return factories.build(small_cfg(name)).train()
 
 
 @pytest.mark.parametrize('name', ['cascade_rcnn', 'cascade_mask_rcnn', 'fast_rcnn', 'rpn'])
@@ -121,11 +101,11 @@ def test_ground_truth_is_not_carried_to_the_next_stage(make_data, monkeypatch):
 
 
 def test_wrong_number_of_stages_is_named():
-    cfg = small('cascade_rcnn')
+    cfg = small_cfg('cascade_rcnn')
     cfg.roi_head.bbox_head = cfg.roi_head.bbox_head[:2]
     with pytest.raises(ValueError, match='2 entries of bbox_head for num_stages=3'):
         MODELS.build(cfg)
-    cfg = small('cascade_rcnn')
+    cfg = small_cfg('cascade_rcnn')
     cfg.roi_head.stage_loss_weights = [1, 0.5]
     with pytest.raises(ValueError, match='2 entries of stage_loss_weights for num_stages=3'):
         MODELS.build(cfg)

@@ -10,8 +10,10 @@ import importlib
 import pytest
 import torch
 import torch.nn.functional as F
+from factories import KINDS
+from factories import quick_detector as build
+from factories import train_and_predict as run
 from like_cuda import LikeCuda
-from thin_detectors import KINDS, build, run
 
 from mmdet.layers import FocalLoss
 from mmdet.layers.cbn import layer as cbn

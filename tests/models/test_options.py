@@ -2,9 +2,9 @@
 
 import math
 
+import factories
 import pytest
 import torch
-from mmengine.config import Config
 from torch import nn
 
 from mmdet.config.errors import UserError
@@ -103,13 +103,7 @@ def test_defaults_of_mmdet3_may_be_written_out():
 
 @pytest.mark.parametrize('name', ['rpn', 'retinanet'])
 def test_no_limit_of_boxes_keeps_all(make_data, name):
-    cfg = Config.fromfile(f'configs/_base_/models/{name}_r50_fpn.py', lazy_import=False).model
-    cfg.backbone.update(depth=18, init_cfg=None)
-    cfg.neck.update(in_channels=[64, 128, 256, 512], out_channels=32)
-    head = cfg.rpn_head if name == 'rpn' else cfg.bbox_head
-    head.update(in_channels=32, feat_channels=32)
-    torch.manual_seed(0)
-    model = MODELS.build(cfg).eval()
+    model = factories.build(factories.small_cfg(name, num_classes=None)).eval()
     test_cfg = (model.rpn_head if name == 'rpn' else model.bbox_head).test_cfg
     found = []
     for limit in (-1, 10**6):

@@ -4,8 +4,10 @@ import contextlib
 
 import pytest
 import torch
+from factories import KINDS
+from factories import quick_detector as build
+from factories import train_and_predict as run
 from other_device import DEVICE, DeviceTensor, OtherDevice
-from thin_detectors import KINDS, build, run
 
 from mmdet.layers.cbn import layer as cbn
 from mmdet.structures.masks import PolygonMasks
@@ -32,16 +34,17 @@ def test_training_and_inference_stay_on_the_device(kind, make_data, monkeypatch)
                 assert list(there.masks) == list(here.masks)
 
 
-@pytest.mark.parametrize('kind, polygons, expected', [
-    ('faster_rcnn', False, dict(nonzero=2 * (2 + 1 + 2), nms=2)),
-    ('mask_rcnn', False, dict(nonzero=2 * (2 + 1 + 2), nms=2, copy=1)),
-    ('mask_rcnn', True, dict(nonzero=2 * (2 + 1 + 2), nms=2, copy=1)),
-    ('cascade_mask_rcnn', True, dict(nonzero=2 * (2 + 1 + 3 * 2), nms=2, copy=3, index=2 * 2)),
-    ('retinanet', False, dict(nonzero=2 * 2 + 1)),
+@pytest.mark.parametrize('kind, polygons, expected, made', [
+    ('faster_rcnn', False, dict(nonzero=2 * (2 + 1 + 2), nms=2), 0),
+    ('mask_rcnn', False, dict(nonzero=2 * (2 + 1 + 2), nms=2, copy=1), 2 * 2),
+    ('mask_rcnn', True, dict(nonzero=2 * (2 + 1 + 2), nms=2, copy=1), 2 * 3),
+    ('cascade_mask_rcnn', True, dict(nonzero=2 * (2 + 1 + 3 * 2), nms=2, copy=3, index=2 * 2), 3 * 2 * 3),
+    ('retinanet', False, dict(nonzero=2 * 2 + 1), 0),
 ])  # fmt: skip
-def test_what_a_training_step_waits_for(kind, polygons, expected, make_data, monkeypatch):
+def test_what_a_training_step_waits_for(kind, polygons, expected, made, make_data, monkeypatch):
     """Each image's positives and negatives, valid proposals and NMS; once a stage, for its mask targets, all
-    positives. Nothing waits for ground truth and mask targets on their way to the device."""
+    positives. Nothing waits for ground truth and mask targets on their way to the device. Tensors are made on the host
+    for mask targets alone: an image's bitmaps and their indices, or the three arrays of its polygons."""
     monkeypatch.setattr(cbn, '_full_precision', lambda y: contextlib.nullcontext())
     data = make_data([3, 2], ignored=1)
     for sample in data['data_samples'] if polygons else ():
@@ -55,11 +58,11 @@ def test_what_a_training_step_waits_for(kind, polygons, expected, make_data, mon
         if 'rcnn' in kind and 'cascade' not in kind:
             model.roi_head.bbox_head.register_forward_pre_hook(lambda *_: at_the_heads.append(device.waits.copy()))
         for _ in range(2):  # the first fills caches
-            device.waits.clear()
+            device.clear()
             loss, _ = model.parse_losses(model(**model.data_preprocessor(data, True), mode='loss'))
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 35)
-    assert device.waits == expected
+    assert device.waits == expected and device.made == made
     assert at_the_heads[1:] in ([], [expected])  # from the box head on nothing waits
 
 

@@ -5,13 +5,13 @@ import torch
 import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mmdet.models.roi_heads.single_level_roi_extractor import to_rois
-from mmdet.models.task_modules import AnchorGenerator, DeltaXYWHBBoxCoder, MaxIoUAssigner, RandomSampler
-from mmdet.models.task_modules.protocols import IGNORED, NEGATIVE
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmdet.models.backbones import ResNet, ResNeXt
 from mmdet.models.necks.fpn import FPN
+from mmdet.models.roi_heads.single_level_roi_extractor import to_rois
+from mmdet.models.task_modules import AnchorGenerator, DeltaXYWHBBoxCoder, MaxIoUAssigner, RandomSampler
+from mmdet.models.task_modules.protocols import IGNORED, NEGATIVE
 from mmdet.structures.boxes import box_area, box_iof, box_iou
 
 

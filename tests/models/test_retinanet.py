@@ -1,5 +1,6 @@
 """RetinaNet against torchvision's, with the same weights, on real photos; and odd batches."""
 
+import factories
 import pytest
 import torch
 from lively import lively_model, photos, run
@@ -84,12 +85,7 @@ def test_export_fills_torchvision_strictly(pair, request):
 
 @pytest.mark.parametrize('counts', [[2, 0], [0]], ids=['half', 'none'])
 def test_batches_without_objects(make_data, counts):
-    cfg = Config.fromfile('configs/_base_/models/retinanet_r50_fpn.py', lazy_import=False).model
-    cfg.backbone.update(depth=18, init_cfg=None)
-    cfg.neck.update(in_channels=[64, 128, 256, 512], out_channels=32)
-    cfg.bbox_head.update(in_channels=32, feat_channels=32, num_classes=3, stacked_convs=1)
-    torch.manual_seed(0)
-    model = MODELS.build(cfg).train()
+    model = factories.build(factories.small_cfg('retinanet')).train()
     losses = model(**model.data_preprocessor(make_data(counts), True), mode='loss')
     sum(losses.values()).backward()
     assert losses['loss_cls'] > 0 and torch.isfinite(losses['loss_cls'])
