@@ -18,6 +18,7 @@ from torch import nn
 
 from mmdet.config.errors import Interrupted, UserError, at_most
 from mmdet.config.output import output_files
+from mmdet.engine.data_checks import check_data
 from mmdet.engine.hooks.checkpoint import last_good
 from mmdet.engine.runner import model_of
 from mmdet.engine.scalars import Arriving
@@ -204,6 +205,7 @@ class RunInfoHook(Hook):
             dataset = getattr(getattr(loop, 'dataloader', None), 'dataset', None)
             if dataset is not None:
                 check_classes(model_of(runner), dataset)
+        check_data(runner, model_of(runner))
 
     def before_train(self, runner: Runner) -> None:
         loader = runner.train_dataloader
