@@ -8,10 +8,10 @@ from collections.abc import Sequence
 
 import mmengine.fileio as fileio
 from mmengine.dataset import BaseDataset
-from mmengine.registry import DefaultScope
 
 from mmdet.config.errors import say
-from mmdet.registry import DATASETS, TRANSFORMS
+from mmdet.datasets.pipeline import build_steps, check_order
+from mmdet.registry import DATASETS
 from mmdet.structures.coco_file import category_ids, doubts, garbage_kept, load_coco_file
 
 COCO_CLASSES = (
@@ -82,9 +82,9 @@ class CocoDataset(BaseDataset):
                 {'proposal_file': file, **t} if isinstance(t, dict) and t['type'] == 'LoadProposals' else t
                 for t in pipeline
             ]
-        # ours, also where no default scope is set, and inside a RandomChoice: mmcv has transforms of the same names
-        with DefaultScope.overwrite_default_scope('mmdet'):
-            pipeline = [TRANSFORMS.build(t) if isinstance(t, dict) else t for t in pipeline]
+        pipeline = build_steps(pipeline)
+        if not kwargs.get('test_mode', False):
+            check_order(pipeline)
         super().__init__(
             ann_file=ann_file,
             metainfo=metainfo,

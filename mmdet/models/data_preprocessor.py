@@ -24,7 +24,7 @@ class DetDataPreprocessor(BaseDataPreprocessor):
 
     Args:
         mean, std: per channel, in the channel order after `bgr_to_rgb`, pixel values 0..255.
-        bgr_to_rgb, rgb_to_bgr: either reverses the channel order of the images as read.
+        bgr_to_rgb, rgb_to_bgr: either reverses the order of the first three channels of the images as read.
         pad_size_divisor: H and W are the smallest multiples that hold every image.
         pad_value: value of the padding, after normalisation.
         pad_mask, mask_pad_value: accepted for configs written for mmdet 3; masks carry their own size here.
@@ -60,6 +60,7 @@ class DetDataPreprocessor(BaseDataPreprocessor):
             raise UserError(f'DetDataPreprocessor: {len(mean)} values of mean, {len(std)} of std; give as many')
         self.register_buffer('mean', torch.tensor(mean or [0.0]).view(-1, 1, 1), persistent=False)
         self.register_buffer('std', torch.tensor(std or [1.0]).view(-1, 1, 1), persistent=False)
+        self.normalises = any(mean or ()) or any(value != 1 for value in std or ())
         self.flip_channels = bgr_to_rgb or rgb_to_bgr
         self.pad_size_divisor = pad_size_divisor
         self.pad_value = pad_value
@@ -86,19 +87,25 @@ class DetDataPreprocessor(BaseDataPreprocessor):
             missing = [key for key in (('img_shape',) if training else _NEEDED) if key not in sample]
             if missing:
                 raise UserError(f'a data sample lacks {", ".join(missing)}; name it in meta_keys of PackDetInputs')
+            if 'img_norm_cfg' in sample and self.normalises:
+                raise UserError('Normalize in the pipeline, and mean and std in model.data_preprocessor: images would '
+                                'be normalised twice; drop Normalize from the pipeline')
             sample.set_metainfo(dict(batch_input_shape=(height, width), pad_shape=shape))
         for augment in self.batch_augments if training else ():
             batch, samples = augment(batch, samples)
         return dict(inputs=batch, data_samples=samples)
 
     def _normalise(self, image: Tensor, out: Tensor) -> None:
+        if len(image) != len(out):
+            raise UserError(f'a batch has images of {len(out)} and of {len(image)} channels; leave LoadImageFromFile '
+                            "its color_type='color', which makes them three")
         if len(self.mean) not in (1, len(image)):  # of a grey image the first would be taken for all
             raise UserError(
                 f'DetDataPreprocessor: {len(self.mean)} values of mean, an image has {len(image)} channels; set as '
                 "many, or leave LoadImageFromFile its color_type='color'"
             )
-        if self.flip_channels:
-            image = image.flip(0)
+        if self.flip_channels and len(image) >= 3:  # alpha, depth and whatever else follows keep their place
+            image = image.flip(0) if len(image) == 3 else torch.cat([image[:3].flip(0), image[3:]])
         torch.sub(image.float(), self.mean, out=out).div_(self.std)
 
 

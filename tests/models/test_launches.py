@@ -30,19 +30,19 @@ def test_anchors_left_out_take_no_part(border, pad_shape):
         inside &= (anchors[:, 2:] < torch.tensor([90.0, 60]) + border).all(1)
     index = inside.nonzero().squeeze(1)
     assert (len(index) == 400) == (pad_shape is None and border < 0)
-    matched, _ = assigner(anchors[index], boxes, ignored)
+    matched, _ = assigner.assign(anchors[index], boxes, ignored)
     positive, negative, gt_index = sample_anchors(anchors, target, assigner, RandomSampler(10**6, 1.0), border)
     assert torch.equal(positive, index[matched >= 0]) and torch.equal(gt_index, matched[matched >= 0])
     assert torch.equal(negative, index[matched == NEGATIVE])
     assert len(gt_index.unique()) >= 2 and (matched == IGNORED).any()
 
 
-def test_a_picture_without_anchors_inside_is_named():
+def test_an_image_without_anchors_inside_is_named():
     anchors = torch.tensor([[0.0, 0, 30, 30], [10, 10, 50, 50]])
     target = Target(anchors[:1] / 4, torch.zeros(1, dtype=torch.int64), None, torch.zeros(0, 4), (20, 12))
     for low_quality in (False, True):
         assigner = MaxIoUAssigner(0.6, 0.3, min_pos_iou=0.0, match_low_quality=low_quality)
-        with pytest.raises(ValueError, match='no anchor lies inside a picture of 20 x 12 pixels with allowed_border=0'):
+        with pytest.raises(ValueError, match='no anchor lies inside an image of 20 x 12 pixels with allowed_border=0'):
             sample_anchors(anchors, target, assigner, RandomSampler(8, 0.5), 0)
         assert len(torch.cat(sample_anchors(anchors, target, assigner, RandomSampler(8, 0.5), -1)[:2])) == 2
 

@@ -9,9 +9,10 @@ Keys that travel through it (h, w: size of the image now; G ground-truth objects
   ``gt_masks`` of length G (`PolygonMasks` or `BitmapMasks`);
 - ``proposals`` (P, 4) float32 xyxy in pixels, for Fast R-CNN.
 
-A transform that moves pixels moves boxes and masks with them. Random numbers come from numpy's global generator, which
-`mmdet.engine.seeding` seeds for each sample. A transform that returns None rejects the image; the data set then draws
-another.
+A transform that moves pixels moves boxes and masks with them, and says so by a class attribute, ``changes_geometry =
+True``; one that loads boxes or masks by ``loads_annotations = True`` (see `mmdet.datasets.pipeline`). A transform that
+returns None rejects the image; the data set then draws another. Random numbers come from numpy's global generator,
+which `mmdet.engine.seeding` seeds for each sample.
 """
 
 from mmdet.datasets.transforms.crop import RandomCrop

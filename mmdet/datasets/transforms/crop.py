@@ -24,6 +24,7 @@ class RandomCrop(BaseTransform):
         bbox_clip_border: clip boxes to the window.
     """
 
+    changes_geometry = True
     _TYPES = ('absolute', 'absolute_range', 'relative', 'relative_range')
 
     def __init__(

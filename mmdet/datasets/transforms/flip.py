@@ -23,6 +23,8 @@ class RandomFlip(BaseTransform):
         direction: 'horizontal', 'vertical', 'diagonal', or a list of them.
     """
 
+    changes_geometry = True
+
     def __init__(
         self,
         prob: float | Sequence[float] | None = None,

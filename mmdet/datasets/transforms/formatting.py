@@ -47,7 +47,8 @@ class PackDetInputs(BaseTransform):
         cv2.split(img, list(planes))  # several times faster than a transposed copy
         inputs = torch.from_numpy(planes)
 
-        sample = DetDataSample(metainfo={k: results[k] for k in self.meta_keys if k in results})
+        # mmcv's Normalize leaves img_norm_cfg: the preprocessor then knows that it must not normalise again
+        sample = DetDataSample(metainfo={k: results[k] for k in (*self.meta_keys, 'img_norm_cfg') if k in results})
         gt, ignored = InstanceData(), InstanceData()
         flags = results.get('gt_ignore_flags')
         for key, name in self._NAMES.items():

@@ -94,6 +94,8 @@ class LoadAnnotations(BaseTransform):
             must be False.
     """
 
+    loads_annotations = True
+
     def __init__(
         self,
         with_bbox: bool = True,

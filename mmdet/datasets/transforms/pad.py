@@ -24,6 +24,8 @@ class Pad(BaseTransform):
         pad_val: value of the image's new pixels, or dict(img=..., masks=...).
     """
 
+    changes_geometry = True
+
     def __init__(
         self,
         size: tuple[int, int] | None = None,
@@ -50,7 +52,7 @@ class Pad(BaseTransform):
             new_width = -(-new_width // self.size_divisor) * self.size_divisor
 
         value = self.pad_val.get('img', 0)
-        value = (value,) * 3 if isinstance(value, (int, float)) else tuple(value)
+        value = (value,) * 4 if isinstance(value, (int, float)) else tuple(value)  # OpenCV's most channels here
         results['img'] = cv2.copyMakeBorder(
             results['img'], 0, new_height - height, 0, new_width - width, cv2.BORDER_CONSTANT, value=value
         )

@@ -29,6 +29,8 @@ class Resize(BaseTransform):
     Sets ``scale_factor`` (w, h), the exact ratio of the new to the old size.
     """
 
+    changes_geometry = True
+
     def __init__(
         self,
         scale: int | tuple[int, int] | None = None,
@@ -105,6 +107,8 @@ class RandomResize(BaseTransform):
         resize_kwargs: further arguments of `Resize`.
     """
 
+    changes_geometry = True
+
     def __init__(
         self,
         scale: tuple[int, int] | Sequence[tuple[int, int]],
@@ -141,6 +145,8 @@ class RandomChoiceResize(BaseTransform):
         resize_type: 'Resize'.
         resize_kwargs: further arguments of `Resize`.
     """
+
+    changes_geometry = True
 
     def __init__(
         self,
