@@ -18,6 +18,7 @@ import torch
 from mmengine.fileio import get_file_backend
 from mmengine.hooks import Hook
 from mmengine.logging import HistoryBuffer
+from mmengine.runner import CheckpointLoader
 from torch import nn
 from toy_task import ENVIRONMENT, ToyDetector, ToyMetric, write_config
 
@@ -76,6 +77,24 @@ def test_pickled_objects_are_refused_in_one_line(tmp_path):
         with pytest.raises(UserError, match='evil.pth holds pickled Python objects') as caught:
             read_checkpoint(str(tmp_path / 'evil.pth'))
         assert '\n' not in str(caught.value)
+    assert not (tmp_path / 'ran').exists()
+
+
+def test_a_payload_is_refused_whatever_loads_it(tmp_path, train):
+    """onedl-mmengine's own loader falls back to running what it finds; this module's stands in its place."""
+
+    class Evil:
+        def __reduce__(self):
+            return os.system, (f'touch {tmp_path}/ran',)
+
+    evil = str(tmp_path / 'evil.pth')
+    torch.save(dict(meta={}, state_dict=ToyDetector().state_dict(), extra=Evil()), evil)
+    config = write_config(tmp_path)
+    for how in (dict(options={'load_from': evil}), dict(resume=evil)):
+        with pytest.raises(UserError, match='evil.pth holds pickled Python objects'):
+            train(config, 'a', **how)
+    with pytest.raises(UserError, match='evil.pth holds pickled Python objects'):
+        CheckpointLoader.load_checkpoint(evil)
     assert not (tmp_path / 'ran').exists()
 
 
