@@ -173,8 +173,8 @@ def measure_memory(ann_file, count, per_image):
             metric.process(None, [sample])
         metric.evaluate(count)
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(f'\n{count} images, {per_image} masks each: the peak of memory grows by {(after - before) / 1024:.0f} MiB, from '
-          f'{before / 1024:.0f} MiB with the annotations')
+    print(f'\n{count} images, {per_image} masks each: the peak of memory grows by {(after - before) / 1024:.0f} MiB, '
+          f'from {before / 1024:.0f} MiB with the annotations')
 
 
 def main():
@@ -182,9 +182,10 @@ def main():
     parser.add_argument('--ann', required=True, help='COCO-format annotation file with polygons')
     parser.add_argument('--img', required=True, help='folder of its images')
     parser.add_argument('--rounds', type=int, default=3)
-    parser.add_argument('--images', type=int, default=1000, help='for the evaluation; for its memory five times as many')
+    parser.add_argument('--images', type=int, default=1000, help='of the evaluation; its memory: 5 times as many')
     parser.add_argument('--detections', type=int, default=100, help='of an image, for the evaluation')
-    parser.add_argument('--parts', nargs='+', default=['pipeline', 'time', 'memory'], choices=['pipeline', 'time', 'memory'])
+    parts = ['pipeline', 'time', 'memory']
+    parser.add_argument('--parts', nargs='+', default=parts, choices=parts)
     args = parser.parse_args()
     cv2.setNumThreads(0)
     torch.set_num_threads(1)

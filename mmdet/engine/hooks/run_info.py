@@ -7,6 +7,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 from mmdet.config.errors import UserError, at_most
+from mmdet.engine.data_checks import check_data
 from mmdet.engine.runner import model_of
 from mmdet.registry import HOOKS
 
@@ -22,6 +23,7 @@ class RunInfoHook(Hook):
             dataset = getattr(getattr(loop, 'dataloader', None), 'dataset', None)
             if dataset is not None:
                 check_classes(model_of(runner), dataset)
+        check_data(runner, model_of(runner))
 
     def before_train(self, runner: Runner) -> None:
         loader = runner.train_dataloader
