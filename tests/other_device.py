@@ -2,8 +2,8 @@
 
 On a machine without a GPU everything runs on one device, and code that mixes host and device tensors passes. Within
 `with OtherDevice() as device:` such a mixture raises as it would with a GPU, and what waits for the device is counted
-in `device.waits` by operator. Tensors made of numbers or arrays on the host are counted in `device.made`: each is copied
-to the device sooner or later. What depends on ``is_cuda`` is not reached.
+in `device.waits` by operator. Tensors made of numbers or arrays on the host are counted in `device.made`: each is
+copied to the device sooner or later. What depends on ``is_cuda`` is not reached.
 """
 
 from collections import Counter
