@@ -16,7 +16,9 @@ from pycocotools import mask as coco_mask
 from terminaltables import AsciiTable
 from torch import Tensor
 
+from mmdet.config.errors import UserError
 from mmdet.config.output import write_atomically
+from mmdet.config.values import predicted_fields
 from mmdet.registry import METRICS
 from mmdet.structures.coco_file import category_ids, load_coco_file
 from mmdet.structures.masks import check_segmentation
@@ -60,6 +62,15 @@ class CocoMetric(BaseMetric):
     """
 
     default_prefix = 'coco'
+    offers = ('bbox', 'segm', 'proposal', 'proposal_fast')  # values of `metric`, which --eval chooses among
+
+    @classmethod
+    def check_config(cls, cfg: dict, path: str, whole: dict, training: bool) -> None:
+        """Refuse to evaluate masks of a model that says it predicts none."""
+        predicted = predicted_fields(whole['model'])
+        if 'segm' in cfg.get('metric', ()) and predicted is not None and 'masks' not in predicted:
+            model = whole['model']['type']
+            raise UserError(f"{path}.metric={cfg['metric']!r}: {model} has no mask head here; use 'bbox'")
 
     def __init__(
         self,

@@ -1,7 +1,6 @@
 """Options of mmdet 3's config vocabulary: what is set must act or be refused, never pass unseen."""
 
 from collections.abc import Iterable
-from typing import Any
 
 from mmengine.model import initialize
 from torch import nn
@@ -9,17 +8,6 @@ from torch import nn
 from mmdet.checkpoints import load_checkpoint
 from mmdet.config.errors import suggest
 from mmdet.registry import MODELS
-
-
-def only(owner: str, **options: tuple[Any, Any]) -> None:
-    """Accept options that have one possible value here: ``name=(value given, value possible)``.
-
-    Raises:
-        ValueError: names the owner, the option and both values.
-    """
-    for name, (given, possible) in options.items():
-        if given != possible:
-            raise ValueError(f'{owner}: {name}={given!r} is not supported, only {possible!r}')
 
 
 def check_keys(owner: str, cfg: dict | None, known: Iterable[str]) -> None:

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from mmdet.checkpoints import backbone_weights
 from mmdet.checkpoints.files import load_pretrained
 from mmdet.layers import BATCH_NORMS, build_conv_layer, build_norm_layer, conv_norm
-from mmdet.models.options import apply_init_cfg, only
+from mmdet.models.options import apply_init_cfg
 from mmdet.registry import MODELS
 
 
@@ -109,8 +109,6 @@ class ResNet(nn.Module):
         init_cfg: ``dict(type='Pretrained', checkpoint='torchvision://resnet50' | 'open-mmlab://NAME' | path | url)``,
             a backbone or a detector of any project that `mmdet.checkpoints` knows; or mmengine's random
             initialisers; None keeps Kaiming normal.
-        stem_channels, deep_stem, avg_down, dcn, plugins: as mmdet 3's defaults; no others. `stage_with_dcn` has no
-            effect without `dcn`.
     """
 
     def __init__(
@@ -132,12 +130,6 @@ class ResNet(nn.Module):
         groups: int = 1,
         base_width: int = 64,
         init_cfg: dict | list[dict] | None = None,
-        stem_channels: int | None = None,
-        deep_stem: bool = False,
-        avg_down: bool = False,
-        dcn: dict | None = None,
-        stage_with_dcn: tuple[bool, ...] = (False, False, False, False),
-        plugins: list | None = None,
     ):
         super().__init__()
         if depth not in ARCHITECTURES:
@@ -148,14 +140,6 @@ class ResNet(nn.Module):
             raise ValueError(f'ResNet: out_indices {tuple(out_indices)} reach past num_stages={num_stages}')
         if groups > 1 and ARCHITECTURES[depth][0] is BasicBlock:
             raise ValueError(f'ResNet: depth={depth} has no bottlenecks for groups={groups}; ResNeXt begins at 50')
-        only(
-            'ResNet',
-            deep_stem=(deep_stem, False),
-            avg_down=(avg_down, False),
-            dcn=(dcn, None),
-            plugins=(plugins, None),
-            stem_channels=(stem_channels or base_channels, base_channels),
-        )
         block, blocks = ARCHITECTURES[depth]
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval

@@ -9,6 +9,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from mmdet.config.errors import UserError
 from mmdet.layers import ConvModule
 from mmdet.models.dense_heads.common import (
     TEST_KEYS,
@@ -19,7 +20,7 @@ from mmdet.models.dense_heads.common import (
     sample_anchors,
     weight_positives,
 )
-from mmdet.models.options import apply_init_cfg, check_keys, only
+from mmdet.models.options import apply_init_cfg, check_keys
 from mmdet.models.roi_heads.standard_roi_head import Detections
 from mmdet.ops import apply_nms
 from mmdet.registry import MODELS, TASK_UTILS
@@ -38,6 +39,11 @@ class RetinaHead(nn.Module):
             `trained_anchors`.
         test_cfg: dict(score_thr, nms_pre, nms, max_per_img[, min_bbox_size]).
     """
+
+    @classmethod
+    def needs(cls, cfg: dict) -> dict[str, tuple[str, ...]]:
+        """Keys of train_cfg and test_cfg that have no default."""
+        return dict(train_cfg=('assigner',), test_cfg=('score_thr', 'nms', 'max_per_img'))
 
     def __init__(
         self,
@@ -63,8 +69,6 @@ class RetinaHead(nn.Module):
         test_cfg: dict | None = None,
     ):
         super().__init__()
-        uses_sigmoid = loss_cls.get('use_sigmoid', loss_cls['type'] == 'FocalLoss')
-        only('RetinaHead', use_sigmoid=(uses_sigmoid, True))
         check_keys('train_cfg', train_cfg, TRAIN_KEYS)
         check_keys('test_cfg', test_cfg, (*TEST_KEYS, 'score_thr'))
         self.train_cfg = train_cfg or {}
@@ -73,6 +77,8 @@ class RetinaHead(nn.Module):
         self.anchor_generator = TASK_UTILS.build(anchor_generator)
         self.bbox_coder = TASK_UTILS.build(bbox_coder)
         self.loss_cls = MODELS.build(loss_cls)
+        if not getattr(self.loss_cls, 'use_sigmoid', True):
+            raise UserError(f'RetinaHead: loss_cls={loss_cls} needs use_sigmoid=True, an anchor has a logit a class')
         self.loss_bbox = MODELS.build(loss_bbox)
         self.test_cfg = test_cfg
         if train_cfg is not None:

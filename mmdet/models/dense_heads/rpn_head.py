@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmdet.config.errors import UserError
 from mmdet.layers import ConvModule
 from mmdet.models.dense_heads.common import (
     TEST_KEYS,
@@ -18,7 +19,7 @@ from mmdet.models.dense_heads.common import (
     sample_anchors,
     weight_positives,
 )
-from mmdet.models.options import apply_init_cfg, check_keys, only
+from mmdet.models.options import apply_init_cfg, check_keys
 from mmdet.ops import apply_nms
 from mmdet.registry import MODELS, TASK_UTILS
 from mmdet.structures import Target
@@ -36,6 +37,11 @@ class RPNHead(nn.Module):
             the detector's train_cfg has rpn_proposal.
     """
 
+    @classmethod
+    def needs(cls, cfg: dict) -> dict[str, tuple[str, ...]]:
+        """Keys of train_cfg and test_cfg that have no default."""
+        return dict(train_cfg=('assigner',), test_cfg=('nms', 'max_per_img'))
+
     def __init__(
         self,
         in_channels: int,
@@ -48,13 +54,11 @@ class RPNHead(nn.Module):
         loss_cls: dict = dict(type='CrossEntropyLoss', use_sigmoid=True),
         loss_bbox: dict = dict(type='SmoothL1Loss', beta=1 / 9),
         reg_decoded_bbox: bool = False,
-        num_classes: int = 1,
         init_cfg: dict | list[dict] | None = None,
         train_cfg: dict | None = None,
         test_cfg: dict | None = None,
     ):
         super().__init__()
-        only('RPNHead', num_classes=(num_classes, 1), use_sigmoid=(loss_cls.get('use_sigmoid', False), True))
         check_keys('train_cfg.rpn', train_cfg, TRAIN_KEYS)
         check_keys('test_cfg.rpn', test_cfg, TEST_KEYS)
         self.reg_decoded_bbox = reg_decoded_bbox
@@ -62,6 +66,8 @@ class RPNHead(nn.Module):
         self.anchor_generator = TASK_UTILS.build(anchor_generator)
         self.bbox_coder = TASK_UTILS.build(bbox_coder)
         self.loss_cls = MODELS.build(loss_cls)
+        if not getattr(self.loss_cls, 'use_sigmoid', True):
+            raise UserError(f'RPNHead: loss_cls={loss_cls} needs use_sigmoid=True, an anchor has one logit')
         self.loss_bbox = MODELS.build(loss_bbox)
         self.test_cfg = test_cfg
         if train_cfg is not None:

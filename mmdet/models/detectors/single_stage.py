@@ -11,6 +11,7 @@ from torch import Tensor
 from mmdet.models.data_preprocessor import to_target
 from mmdet.models.options import build_neck, check_keys, init_detector_weights
 from mmdet.models.roi_heads.standard_roi_head import Detections
+from mmdet.models.settings import check_heads
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample, Target
 from mmdet.structures.boxes import unscale_boxes
@@ -18,6 +19,17 @@ from mmdet.structures.boxes import unscale_boxes
 
 class _OneStage(BaseModel):
     """Backbone, neck and one head; what the head is given and gives is the subclass's business."""
+
+    parts: dict[str, str]  # the head, and the part of train_cfg and test_cfg that is its own
+
+    @classmethod
+    def check_config(cls, cfg: dict, path: str, whole: dict, training: bool) -> None:
+        check_heads(cfg, path, training, cls.parts)
+
+    @classmethod
+    def predicts(cls, cfg: dict) -> set[str]:
+        """The fields of `pred_instances`, by the detector's config."""
+        return {'bboxes', 'scores', 'labels'}
 
     def __init__(
         self,
@@ -60,6 +72,8 @@ class RetinaNet(_OneStage):
         train_cfg, test_cfg: those of the head.
     """
 
+    parts = dict(bbox_head='')
+
     def __init__(
         self,
         backbone: dict,
@@ -89,6 +103,8 @@ class RPN(_OneStage):
         train_cfg: dict(rpn=dict(assigner, sampler)).
         test_cfg: dict(rpn=dict(nms_pre, nms, max_per_img, min_bbox_size)).
     """
+
+    parts = dict(rpn_head='rpn')
 
     def __init__(
         self,

@@ -11,6 +11,7 @@ from torch import Tensor
 from mmdet.models.data_preprocessor import to_target
 from mmdet.models.dense_heads.common import TEST_KEYS
 from mmdet.models.options import build_neck, check_keys, init_detector_weights
+from mmdet.models.settings import check_heads, check_settings
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample, Target
 
@@ -24,6 +25,18 @@ class FasterRCNN(BaseModel):
         test_cfg: dict(rpn=dict(nms_pre, ...), rcnn=dict(score_thr, ...)).
         init_cfg: ``dict(type='Pretrained', checkpoint=...)``, weights of a whole detector, or mmengine's initialisers.
     """
+
+    @classmethod
+    def check_config(cls, cfg: dict, path: str, whole: dict, training: bool) -> None:
+        check_heads(cfg, path, training, dict(rpn_head='rpn', roi_head='rcnn'))
+        proposals = (cfg.get('train_cfg') or {}).get('rpn_proposal')
+        if training and proposals:
+            check_settings(proposals, ('nms', 'max_per_img'), f'{path}.train_cfg.rpn_proposal', f'{path}.rpn_head')
+
+    @classmethod
+    def predicts(cls, cfg: dict) -> set[str]:
+        """The fields of `pred_instances`, by the detector's config."""
+        return {'bboxes', 'scores', 'labels', *(['masks'] if (cfg.get('roi_head') or {}).get('mask_head') else [])}
 
     def __init__(
         self,

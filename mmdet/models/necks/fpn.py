@@ -6,8 +6,9 @@ L levels in, fine to coarse, (N, C_l, H_l, W_l); `num_outs` levels out, (N, out_
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmdet.config.errors import UserError
 from mmdet.layers import ConvModule
-from mmdet.models.options import apply_init_cfg, only
+from mmdet.models.options import apply_init_cfg
 from mmdet.registry import MODELS
 
 
@@ -55,7 +56,8 @@ class FPN(nn.Module):
             )
         self.relu_before_extra_convs = relu_before_extra_convs
         self.num_outs = num_outs
-        only('FPN', upsample_cfg=(dict(upsample_cfg, mode=None), dict(mode=None)))
+        if set(upsample_cfg) != {'mode'}:
+            raise UserError(f"FPN: upsample_cfg={upsample_cfg} has one key here, such as dict(mode='nearest')")
         self.upsample_mode = upsample_cfg['mode']
 
         lateral_norm = None if no_norm_on_lateral else norm_cfg

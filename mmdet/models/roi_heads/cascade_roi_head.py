@@ -7,7 +7,7 @@ background); boxes are xyxy in input pixels unless said otherwise.
 import torch
 from torch import Tensor, nn
 
-from mmdet.models.options import apply_init_cfg, check_keys, only
+from mmdet.models.options import apply_init_cfg, check_keys
 from mmdet.models.roi_heads.bbox_head import ConvFCBBoxHead
 from mmdet.models.roi_heads.roi_extractor import to_rois
 from mmdet.models.roi_heads.standard_roi_head import (
@@ -15,6 +15,7 @@ from mmdet.models.roi_heads.standard_roi_head import (
     TRAIN_KEYS,
     Detections,
     Sampled,
+    StandardRoIHead,
     candidate_losses,
     detect,
     masks_of,
@@ -40,6 +41,8 @@ class CascadeRoIHead(nn.Module):
         average: scores are of the stages' mean 'logits' (mmdetection), or their mean 'probabilities' (detectron2).
     """
 
+    needs = StandardRoIHead.needs
+
     def __init__(
         self,
         num_stages: int,
@@ -50,12 +53,10 @@ class CascadeRoIHead(nn.Module):
         mask_head: dict | list[dict] | None = None,
         train_cfg: list[dict] | None = None,
         test_cfg: dict | None = None,
-        shared_head: dict | None = None,
         init_cfg: dict | list[dict] | None = None,
         average: str = 'logits',
     ):
         super().__init__()
-        only('CascadeRoIHead', shared_head=(shared_head, None))
         if average not in ('logits', 'probabilities'):
             raise ValueError(f"CascadeRoIHead: average={average!r} is neither 'logits' nor 'probabilities'")
         check_keys('test_cfg.rcnn', test_cfg, TEST_KEYS)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from mmdet.layers import ConvModule
-from mmdet.models.options import apply_init_cfg, only
+from mmdet.models.options import apply_init_cfg
 from mmdet.registry import MODELS
 
 
@@ -17,14 +17,12 @@ class FCNMaskHead(nn.Module):
 
     Args:
         class_agnostic: one mask per RoI instead of one per class.
-        roi_feat_size: accepted for configs written for mmdet 3; any S will do.
         upsample_cfg: dict(type='deconv', scale_factor=2), the only type there is.
     """
 
     def __init__(
         self,
         num_convs: int = 4,
-        roi_feat_size: int = 14,
         in_channels: int = 256,
         conv_kernel_size: int = 3,
         conv_out_channels: int = 256,
@@ -34,15 +32,9 @@ class FCNMaskHead(nn.Module):
         conv_cfg: dict | None = None,
         norm_cfg: dict | None = None,
         loss_mask: dict = dict(type='CrossEntropyLoss', use_mask=True),
-        predictor_cfg: dict = dict(type='Conv'),
         init_cfg: dict | list[dict] | None = None,
     ):
         super().__init__()
-        only(
-            'FCNMaskHead',
-            predictor_cfg=(predictor_cfg, dict(type='Conv')),
-            **{'loss_mask.class_weight': (loss_mask.get('class_weight'), None)},
-        )
         if (upsample_cfg or {}).get('type') != 'deconv':
             raise ValueError(f"FCNMaskHead: upsample_cfg={upsample_cfg} must be of type 'deconv'")
         self.num_classes = num_classes

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmdet.models.dense_heads.common import number_kept, weight_positives
-from mmdet.models.options import apply_init_cfg, check_keys, only
+from mmdet.models.options import apply_init_cfg, check_keys
 from mmdet.models.roi_heads.mask_paste import resized_masks_to_rle
 from mmdet.models.roi_heads.roi_extractor import to_rois
 from mmdet.ops import apply_nms, masks_to_rle
@@ -184,6 +184,15 @@ class StandardRoIHead(nn.Module):
             masks as mmdetection 0.x did.
     """
 
+    @classmethod
+    def needs(cls, cfg: dict) -> dict[str, tuple[str, ...]]:
+        """Keys of train_cfg and test_cfg that have no default."""
+        masks = dict(train_cfg=('mask_size',), test_cfg=('mask_thr_binary',)) if cfg.get('mask_head') else {}
+        return dict(
+            train_cfg=('assigner', 'sampler', *masks.get('train_cfg', ())),
+            test_cfg=('score_thr', 'nms', 'max_per_img', *masks.get('test_cfg', ())),
+        )
+
     def __init__(
         self,
         bbox_roi_extractor: dict,
@@ -192,11 +201,9 @@ class StandardRoIHead(nn.Module):
         mask_head: dict | None = None,
         train_cfg: dict | None = None,
         test_cfg: dict | None = None,
-        shared_head: dict | None = None,
         init_cfg: dict | list[dict] | None = None,
     ):
         super().__init__()
-        only('StandardRoIHead', shared_head=(shared_head, None))
         check_keys('train_cfg.rcnn', train_cfg, TRAIN_KEYS)
         check_keys('test_cfg.rcnn', test_cfg, TEST_KEYS)
         self.train_cfg = train_cfg

@@ -6,7 +6,7 @@ B boxes (anchors or proposals), G ground-truth boxes, I ignored boxes.
 import torch
 from torch import Tensor
 
-from mmdet.models.options import only
+from mmdet.config.values import check_options, number, whole_number
 from mmdet.registry import TASK_UTILS
 from mmdet.structures.boxes import box_iof, box_iou
 
@@ -25,7 +25,6 @@ class MaxIoUAssigner:
         ignore_iof_thr: boxes covered by an ignored box by more than this fraction are not trained on; negative
             turns this off. `ignore_wrt_candidates` False measures the fraction of the ignored box instead.
         offset: 1 for inclusive corners.
-        iou_calculator, perm_repeat_gt_cfg: as mmdet 3's defaults; no others.
     """
 
     def __init__(
@@ -38,15 +37,7 @@ class MaxIoUAssigner:
         ignore_iof_thr: float = -1,
         ignore_wrt_candidates: bool = True,
         offset: float = 0.0,
-        gpu_assign_thr: float = -1,  # accepted for mmdet 3 configs: the (G, B) matrix here is small enough
-        iou_calculator: dict = dict(type='BboxOverlaps2D'),
-        perm_repeat_gt_cfg: dict | None = None,
     ):
-        only(
-            'MaxIoUAssigner',
-            iou_calculator=(iou_calculator, dict(type='BboxOverlaps2D')),
-            perm_repeat_gt_cfg=(perm_repeat_gt_cfg, None),
-        )
         self.pos_iou_thr = pos_iou_thr
         self.neg_range = tuple(neg_iou_thr) if isinstance(neg_iou_thr, (tuple, list)) else (0.0, neg_iou_thr)
         self.min_pos_iou = min_pos_iou
@@ -102,6 +93,10 @@ class RandomSampler:
         neg_pos_ub: at most this many negatives per positive; negative for no bound.
         add_gt_as_proposals: the ground truth joins the proposals of the RoI head.
     """
+
+    @classmethod
+    def check_config(cls, cfg: dict, path: str, whole: dict, training: bool) -> None:
+        check_options(cfg, path, {'num': whole_number(1), 'pos_fraction': number(0, 1)})
 
     def __init__(self, num: int, pos_fraction: float, neg_pos_ub: float = -1, add_gt_as_proposals: bool = True):
         self.num = num

@@ -6,7 +6,6 @@ B boxes (anchors or proposals) of a picture; `matched` and `iou` (B,) are an ass
 import torch
 from torch import Tensor
 
-from mmdet.models.options import only
 from mmdet.models.task_modules.assigners import NEGATIVE, RandomSampler
 from mmdet.registry import TASK_UTILS
 
@@ -19,17 +18,6 @@ class OHEMSampler(RandomSampler):
     """
 
     needs_losses = True
-
-    def __init__(
-        self,
-        num: int,
-        pos_fraction: float,
-        neg_pos_ub: float = -1,
-        add_gt_as_proposals: bool = True,
-        loss_key: str = 'loss_cls',
-    ):
-        super().__init__(num, pos_fraction, neg_pos_ub, add_gt_as_proposals)
-        only('OHEMSampler', loss_key=(loss_key, 'loss_cls'))
 
     def __call__(self, matched: Tensor, iou: Tensor, losses: Tensor | None = None) -> tuple[Tensor, Tensor]:
         if losses is None:
