@@ -82,3 +82,12 @@ VISBACKENDS = _child('VISBACKENDS')
 FUNCTIONS = _child('FUNCTIONS')
 INFERENCERS = _child('INFERENCERS')
 STRATEGIES = _child('STRATEGIES')
+
+
+def registered_class(name: str) -> type | None:
+    """What this package, or a user's file, has registered under `name` in any registry; None if nothing."""
+    for registry in (MODELS, TASK_UTILS, DATASETS, TRANSFORMS, METRICS, DATA_SAMPLERS, HOOKS, VISUALIZERS):
+        registry.import_from_location()
+        if name in registry.module_dict:
+            return registry.module_dict[name]
+    return None

@@ -12,7 +12,7 @@ from torch import nn
 
 from mmdet.checkpoints import adapt_config, load_checkpoint
 from mmdet.config.errors import UserError
-from mmdet.config.load import load_config
+from mmdet.config.load import adopt_vocabulary, load_config
 from mmdet.engine.runner import drop_pretrained, fast_layout
 from mmdet.registry import DATASETS, MODELS
 from mmdet.structures import DetDataSample
@@ -43,6 +43,8 @@ def init_detector(
         config = load_config(config, cfg_options)
     elif cfg_options:
         raise UserError('cfg_options apply to a config file; change the loaded config itself')
+    else:
+        adopt_vocabulary(config)
     init_default_scope('mmdet')
     if checkpoint is not None:
         adapt_config(config, checkpoint)

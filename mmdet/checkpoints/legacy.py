@@ -11,7 +11,7 @@ from mmengine.config import Config
 from torch import Tensor
 
 from mmdet.checkpoints.names import Table
-from mmdet.config.load import has_mask_head
+from mmdet.config.values import predicted_fields
 from mmdet.registry import MODELS
 
 TABLE: Table = [
@@ -72,7 +72,7 @@ def apply_options(cfg: Config) -> dict[str, Any]:
     _walk(cfg.model, 'model', changed)
     test_cfg = cfg.model.get('test_cfg') or {}
     for key, options in (('rpn', TEST_RPN), ('rcnn', TEST_RCNN)):
-        if test_cfg.get(key) is not None and (key == 'rpn' or has_mask_head(cfg)):
+        if test_cfg.get(key) is not None and (key == 'rpn' or 'masks' in (predicted_fields(cfg.model) or ())):
             _set(test_cfg[key], options, f'model.test_cfg.{key}', changed)
     for key in ('test_dataloader', 'test_evaluator', 'val_dataloader', 'val_evaluator'):
         if cfg.get(key) is not None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import mmengine.fileio as fileio
 from mmengine.dataset import BaseDataset
 
-from mmdet.config.errors import say
+from mmdet.config.errors import UserError, say
+from mmdet.config.values import class_of
 from mmdet.datasets.pipeline import build_steps, check_order
+from mmdet.datasets.transforms import PackDetInputs
 from mmdet.registry import DATASETS
 from mmdet.structures.coco_file import category_ids, doubts, garbage_kept, load_coco_file
 
@@ -55,6 +57,14 @@ class CocoDataset(BaseDataset):
     """
 
     METAINFO = dict(dataset_type='coco', classes=COCO_CLASSES)
+
+    @classmethod
+    def check_config(cls, cfg: dict, path: str, whole: dict, training: bool) -> None:
+        """Refuse a pipeline of known transforms none of which packs its results."""
+        steps = cfg.get('pipeline') or ()
+        if all(_cannot_pack(step) for step in steps):
+            names = [step.get('type') for step in steps]
+            raise UserError(f"{path}.pipeline must end with dict(type='PackDetInputs'), its steps are {names}")
 
     def __init__(
         self,
@@ -202,6 +212,12 @@ class CocoDataset(BaseDataset):
                 f'with_mask=True, but no object of {self.ann_file} has a segmentation; '
                 'train a box detector (with_mask=False) or add masks to the annotation file'
             )
+
+
+def _cannot_pack(step: dict | Callable) -> bool:
+    """Whether a transform of ours or of mmcv's, without others inside, packs nothing; of others nothing is known."""
+    kind = class_of(step) if isinstance(step, dict) and 'transforms' not in step else None
+    return isinstance(kind, type) and kind.__module__.startswith(('mmdet.', 'mmcv.')) and kind is not PackDetInputs
 
 
 def _is_empty(info: dict) -> bool:

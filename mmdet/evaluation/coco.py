@@ -22,6 +22,7 @@ from terminaltables import AsciiTable
 
 from mmdet.config.errors import UserError, say
 from mmdet.config.output import write_atomically
+from mmdet.config.values import predicted_fields
 from mmdet.evaluation.gathered import GatheredMetric
 from mmdet.evaluation.ground_truth import GroundTruth
 from mmdet.evaluation.predictions import checked_predictions
@@ -67,8 +68,15 @@ class CocoMetric(GatheredMetric):
     """
 
     default_prefix = 'coco'
-    eval_names = ('bbox', 'segm', 'proposal')  # what `metric`, and --eval, may ask for
-    mask_names = ('segm',)  # those of them that need a model with masks
+    offers = ('bbox', 'segm', 'proposal', 'proposal_fast')  # values of `metric`, which --eval chooses among
+
+    @classmethod
+    def check_config(cls, cfg: dict, path: str, whole: dict, training: bool) -> None:
+        """Refuse to evaluate masks of a model that says it predicts none."""
+        predicted = predicted_fields(whole['model'])
+        if 'segm' in cfg.get('metric', ()) and predicted is not None and 'masks' not in predicted:
+            model = whole['model']['type']
+            raise UserError(f"{path}.metric={cfg['metric']!r}: {model} has no mask head here; use 'bbox'")
 
     def __init__(
         self,
@@ -94,7 +102,7 @@ class CocoMetric(GatheredMetric):
         names = [metric] if isinstance(metric, str) else metric
         self.metrics = ['proposal' if name == 'proposal_fast' else name for name in names]
         for name in self.metrics:
-            if name not in self.eval_names:
+            if name not in self.offers:
                 raise UserError(f"CocoMetric: metric {name!r} is unknown; use 'bbox', 'segm' or 'proposal'")
         if format_only and outfile_prefix is None:
             raise UserError('CocoMetric: format_only=True needs outfile_prefix, where to write the result files')
@@ -121,11 +129,6 @@ class CocoMetric(GatheredMetric):
         # As in mmdetection, the files of a subclass that writes its own are what is evaluated.
         self._counts_files = type(self).results2json is not CocoMetric.results2json
         self._truth: GroundTruth | None = None
-
-    @staticmethod
-    def format_only_options(prefix: str) -> dict:
-        """Options with which the metric writes its result files and computes nothing: what --format-only asks for."""
-        return dict(format_only=True, outfile_prefix=prefix)
 
     @property
     def dataset_meta(self) -> dict | None:

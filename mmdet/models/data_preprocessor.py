@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from mmdet.config.errors import UserError
 from mmdet.config.overrides import refuse_overrides
-from mmdet.models.options import only
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample, Target
 
@@ -27,10 +26,8 @@ class DetDataPreprocessor(BaseDataPreprocessor):
         bgr_to_rgb, rgb_to_bgr: either reverses the order of the first three channels of the images as read.
         pad_size_divisor: H and W are the smallest multiples that hold every image.
         pad_value: value of the padding, after normalisation.
-        pad_mask, mask_pad_value: accepted for configs written for mmdet 3; masks carry their own size here.
         non_blocking: copy images to the GPU without waiting, which takes effect where they are in pinned memory.
         batch_augments: what to do with training batches, ``dict(type='BatchFixedSizePad', size=(h, w))``.
-        pad_seg, seg_pad_value, boxtype2tensor: as mmdet 3's defaults; no others.
 
     Raises:
         UserError: options that do not go together.
@@ -43,17 +40,11 @@ class DetDataPreprocessor(BaseDataPreprocessor):
         bgr_to_rgb: bool = False,
         pad_size_divisor: int = 1,
         pad_value: float = 0.0,
-        pad_mask: bool = False,
         non_blocking: bool = True,
-        mask_pad_value: int = 0,
         batch_augments: list[dict] | None = None,
         rgb_to_bgr: bool = False,
-        pad_seg: bool = False,
-        seg_pad_value: int = 255,
-        boxtype2tensor: bool = True,
     ):
         super().__init__(non_blocking)
-        only('DetDataPreprocessor', pad_seg=(pad_seg, False), boxtype2tensor=(boxtype2tensor, True))
         if rgb_to_bgr and bgr_to_rgb:
             raise UserError('DetDataPreprocessor: bgr_to_rgb and rgb_to_bgr exclude each other; set one of them')
         if mean and std and len(mean) != len(std):
@@ -115,24 +106,13 @@ class BatchFixedSizePad(nn.Module):
 
     Args:
         img_pad_value: value of the padding, after normalisation.
-        pad_mask, mask_pad_value: accepted; masks carry their own size here.
-        pad_seg, seg_pad_value: semantic maps, which are not supported.
 
     Raises:
         UserError: a batch larger than `size`.
     """
 
-    def __init__(
-        self,
-        size: tuple[int, int],
-        img_pad_value: float = 0,
-        pad_mask: bool = False,
-        mask_pad_value: int = 0,
-        pad_seg: bool = False,
-        seg_pad_value: int = 255,
-    ):
+    def __init__(self, size: tuple[int, int], img_pad_value: float = 0):
         super().__init__()
-        only('BatchFixedSizePad', pad_seg=(pad_seg, False))
         self.size = tuple(size)
         self.value = img_pad_value
 

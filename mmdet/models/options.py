@@ -4,23 +4,11 @@ S samples (anchors or RoIs).
 """
 
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from mmdet.config.errors import UserError, suggest
-
-
-def only(owner: str, **options: tuple[Any, Any]) -> None:
-    """Accept options that have one possible value here: ``name=(value given, value possible)``.
-
-    Raises:
-        ValueError: names the owner, the option and both values.
-    """
-    for name, (given, possible) in options.items():
-        if given != possible:
-            raise ValueError(f'{owner}: {name}={given!r} is not supported, only {possible!r}')
 
 
 def check_keys(owner: str, cfg: dict | None, known: Iterable[str]) -> None:

@@ -62,7 +62,7 @@ def test_shipped_configs_are_right(path):
         ('model.test_cfg.rcnn.nms.iou_threshold', 5, 'a number from 0 to 1'),
         ('model.test_cfg.rpn.nms.type', 'nmss', "'nms' or 'soft_nms'"),
         ('default_hooks.logger.interval', 0, 'a whole number of at least 1'),
-        ('model.test_cfg.rcnn.mask_paste', 'resized', "'resize' is all it can be"),
+        ('model.test_cfg.rcnn.mask_paste', 'resized', "'resize' is needed"),
         ('default_hooks', 3, 'a dict is needed'),
         ('test_dataloader', 'coco', 'a dict is needed'),
     ],

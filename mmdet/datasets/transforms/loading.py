@@ -89,9 +89,6 @@ class LoadAnnotations(BaseTransform):
     Args:
         with_bbox, with_label, with_mask: what to load.
         poly2mask: rasterise polygons at once.
-        box_type: 'hbox', the only kind here.
-        with_seg, backend_args, imdecode_backend: accepted because existing configs set them; `with_seg`
-            must be False.
     """
 
     loads_annotations = True
@@ -102,15 +99,7 @@ class LoadAnnotations(BaseTransform):
         with_label: bool = True,
         with_mask: bool = False,
         poly2mask: bool = False,
-        box_type: str = 'hbox',
-        with_seg: bool = False,
-        backend_args: dict | None = None,
-        imdecode_backend: str = 'cv2',
     ) -> None:
-        if with_seg:
-            raise ValueError('with_seg=True: semantic maps are not supported; leave with_seg out')
-        if box_type not in ('hbox', None):
-            raise ValueError(f"box_type={box_type!r} is not supported; use 'hbox'")
         self.with_bbox = with_bbox
         self.with_label = with_label
         self.with_mask = with_mask

@@ -22,6 +22,8 @@ class FocalLoss(nn.Module):
         alpha: weight of the positives of a class; its negatives have 1 - alpha.
     """
 
+    use_sigmoid = True
+
     def __init__(
         self,
         use_sigmoid: bool = True,

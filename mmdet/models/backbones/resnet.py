@@ -11,7 +11,6 @@ from torch.utils.checkpoint import checkpoint
 from mmdet.config.errors import UserError
 from mmdet.config.overrides import refuse_overrides
 from mmdet.layers import BATCH_NORMS, build_conv_layer, build_norm_layer, conv_norm, init_conv
-from mmdet.models.options import only
 from mmdet.registry import MODELS
 
 
@@ -130,8 +129,6 @@ class ResNet(nn.Module):
         zero_init_residual: start every block as the identity (scale of its last norm 0).
         with_cp: recompute blocks in the backward pass to save memory.
         init_cfg: see `mmdet.models.init_weights`; None keeps Kaiming normal.
-        stem_channels, deep_stem, avg_down, dcn, plugins: as mmdet 3's defaults; no others. `stage_with_dcn` has no
-            effect without `dcn`.
 
     Raises:
         UserError: options that do not go together.
@@ -165,12 +162,6 @@ class ResNet(nn.Module):
         groups: int = 1,
         base_width: int = 64,
         init_cfg: dict | list[dict] | None = None,
-        stem_channels: int | None = None,
-        deep_stem: bool = False,
-        avg_down: bool = False,
-        dcn: dict | None = None,
-        stage_with_dcn: tuple[bool, ...] = (False, False, False, False),
-        plugins: list | None = None,
     ):
         super().__init__()
         if depth not in self.arch_settings:
@@ -190,14 +181,6 @@ class ResNet(nn.Module):
             raise UserError(f'ResNet: frozen_stages={frozen_stages} must be -1 to {num_stages} (num_stages)')
         if groups > 1 and block is BasicBlock:
             raise UserError(f'ResNet: depth={depth} has no bottlenecks for groups={groups}; ResNeXt begins at 50')
-        only(
-            'ResNet',
-            deep_stem=(deep_stem, False),
-            avg_down=(avg_down, False),
-            dcn=(dcn, None),
-            plugins=(plugins, None),
-            stem_channels=(stem_channels or base_channels, base_channels),
-        )
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
         self.out_indices = tuple(out_indices)

@@ -10,6 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from mmdet.config.errors import UserError
 from mmdet.config.overrides import refuse_overrides
 from mmdet.layers import conv_stack, init_conv
 from mmdet.models.dense_heads.common import (
@@ -21,7 +22,7 @@ from mmdet.models.dense_heads.common import (
     sample_anchors,
 )
 from mmdet.models.detections import Detections, keep_best, number_kept
-from mmdet.models.options import check_keys, only, weight_positives
+from mmdet.models.options import check_keys, weight_positives
 from mmdet.registry import MODELS, TASK_UTILS
 from mmdet.structures import Target
 from mmdet.structures.boxes import unscale_boxes
@@ -39,6 +40,11 @@ class RetinaHead(nn.Module):
             `trained_anchors`.
         test_cfg: dict(score_thr, nms_pre, nms, max_per_img[, min_bbox_size]).
     """
+
+    @classmethod
+    def needs(cls, cfg: dict) -> dict[str, tuple[str, ...]]:
+        """Keys of train_cfg and test_cfg that have no default."""
+        return dict(train_cfg=('assigner',), test_cfg=('score_thr', 'nms', 'max_per_img'))
 
     def __init__(
         self,
@@ -64,8 +70,6 @@ class RetinaHead(nn.Module):
         test_cfg: dict | None = None,
     ):
         super().__init__()
-        uses_sigmoid = loss_cls.get('use_sigmoid', loss_cls['type'] == 'FocalLoss')
-        only('RetinaHead', use_sigmoid=(uses_sigmoid, True))
         check_keys('train_cfg', train_cfg, TRAIN_KEYS)
         check_keys('test_cfg', test_cfg, (*TEST_KEYS, 'score_thr'))
         self.train_cfg = train_cfg or {}
@@ -74,6 +78,8 @@ class RetinaHead(nn.Module):
         self.anchor_generator = TASK_UTILS.build(anchor_generator)
         self.bbox_coder = TASK_UTILS.build(bbox_coder)
         self.loss_cls = MODELS.build(loss_cls)
+        if not getattr(self.loss_cls, 'use_sigmoid', True):
+            raise UserError(f'RetinaHead: loss_cls={loss_cls} needs use_sigmoid=True, an anchor has a logit a class')
         self.loss_bbox = MODELS.build(loss_bbox)
         self.test_cfg = test_cfg
         if train_cfg is not None:

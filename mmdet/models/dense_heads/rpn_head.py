@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmdet.config.errors import UserError
 from mmdet.config.overrides import refuse_overrides
 from mmdet.layers import conv_stack, init_conv
 from mmdet.models.dense_heads.common import (
@@ -21,7 +22,7 @@ from mmdet.models.dense_heads.common import (
     sample_anchors,
 )
 from mmdet.models.detections import keep_best, number_kept
-from mmdet.models.options import check_keys, only, weight_positives
+from mmdet.models.options import check_keys, weight_positives
 from mmdet.registry import MODELS, TASK_UTILS
 from mmdet.structures import Target
 
@@ -39,6 +40,11 @@ class RPNHead(nn.Module):
             the detector's train_cfg has rpn_proposal.
     """
 
+    @classmethod
+    def needs(cls, cfg: dict) -> dict[str, tuple[str, ...]]:
+        """Keys of train_cfg and test_cfg that have no default."""
+        return dict(train_cfg=('assigner',), test_cfg=('nms', 'max_per_img'))
+
     def __init__(
         self,
         in_channels: int,
@@ -51,13 +57,11 @@ class RPNHead(nn.Module):
         loss_cls: dict = dict(type='CrossEntropyLoss', use_sigmoid=True),
         loss_bbox: dict = dict(type='SmoothL1Loss', beta=1 / 9),
         reg_decoded_bbox: bool = False,
-        num_classes: int = 1,
         init_cfg: dict | list[dict] | None = None,
         train_cfg: dict | None = None,
         test_cfg: dict | None = None,
     ):
         super().__init__()
-        only('RPNHead', num_classes=(num_classes, 1), use_sigmoid=(loss_cls.get('use_sigmoid', False), True))
         check_keys('train_cfg.rpn', train_cfg, TRAIN_KEYS)
         check_keys('test_cfg.rpn', test_cfg, TEST_KEYS)
         self.reg_decoded_bbox = reg_decoded_bbox
@@ -65,6 +69,8 @@ class RPNHead(nn.Module):
         self.anchor_generator = TASK_UTILS.build(anchor_generator)
         self.bbox_coder = TASK_UTILS.build(bbox_coder)
         self.loss_cls = MODELS.build(loss_cls)
+        if not getattr(self.loss_cls, 'use_sigmoid', True):
+            raise UserError(f'RPNHead: loss_cls={loss_cls} needs use_sigmoid=True, an anchor has one logit')
         self.loss_bbox = MODELS.build(loss_bbox)
         self.test_cfg = test_cfg
         if train_cfg is not None:

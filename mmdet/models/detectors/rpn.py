@@ -22,6 +22,7 @@ class RPN(SingleStageDetector):
     """
 
     head_name = 'rpn_head'
+    settings_key = 'rpn'
 
     def __init__(
         self,

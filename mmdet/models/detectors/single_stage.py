@@ -12,6 +12,7 @@ from mmdet.models.data_preprocessor import to_target
 from mmdet.models.detections import Detections
 from mmdet.models.detectors.parts import build_backbone, build_neck, build_preprocessor
 from mmdet.models.init_weights import init_weights
+from mmdet.models.settings import check_heads
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 
@@ -26,6 +27,16 @@ class SingleStageDetector(BaseModel):
     """
 
     head_name = 'bbox_head'
+    settings_key = ''  # of train_cfg and test_cfg: the part that is the head's, '' for the whole
+
+    @classmethod
+    def check_config(cls, cfg: dict, path: str, whole: dict, training: bool) -> None:
+        check_heads(cfg, path, training, {cls.head_name: cls.settings_key})
+
+    @classmethod
+    def predicts(cls, cfg: dict) -> set[str]:
+        """The fields of `pred_instances`, by the detector's config."""
+        return {'bboxes', 'scores', 'labels'}
 
     def __init__(
         self,

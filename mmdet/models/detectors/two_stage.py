@@ -13,6 +13,7 @@ from mmdet.models.dense_heads.common import TEST_KEYS
 from mmdet.models.detectors.parts import build_backbone, build_neck, build_preprocessor
 from mmdet.models.init_weights import init_weights
 from mmdet.models.options import check_keys
+from mmdet.models.settings import check_heads, check_settings
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample, Target
 
@@ -29,6 +30,18 @@ class TwoStageDetector(BaseModel):
     Raises:
         UserError: keys of train_cfg or test_cfg that nothing reads.
     """
+
+    @classmethod
+    def check_config(cls, cfg: dict, path: str, whole: dict, training: bool) -> None:
+        check_heads(cfg, path, training, dict(rpn_head='rpn', roi_head='rcnn'))
+        proposals = (cfg.get('train_cfg') or {}).get('rpn_proposal')
+        if training and proposals:
+            check_settings(proposals, ('nms', 'max_per_img'), f'{path}.train_cfg.rpn_proposal', f'{path}.rpn_head')
+
+    @classmethod
+    def predicts(cls, cfg: dict) -> set[str]:
+        """The fields of `pred_instances`, by the detector's config."""
+        return {'bboxes', 'scores', 'labels', *(['masks'] if (cfg.get('roi_head') or {}).get('mask_head') else [])}
 
     def __init__(
         self,

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from mmdet.config.errors import UserError
 from mmdet.layers import ConvModule, init_conv
-from mmdet.models.options import only
 from mmdet.registry import MODELS
 
 
@@ -66,7 +65,8 @@ class FPN(nn.Module):
             )
         self.relu_before_extra_convs = relu_before_extra_convs
         self.num_outs = num_outs
-        only('FPN', upsample_cfg=(dict(upsample_cfg, mode=None), dict(mode=None)))
+        if set(upsample_cfg) != {'mode'}:
+            raise UserError(f"FPN: upsample_cfg={upsample_cfg} has one key here, such as dict(mode='nearest')")
         self.upsample_mode = upsample_cfg['mode']
 
         lateral_norm = None if no_norm_on_lateral else norm_cfg

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mmdet.config.errors import UserError
 from mmdet.config.overrides import refuse_overrides
 from mmdet.models.detections import Detections
-from mmdet.models.options import check_keys, only
+from mmdet.models.options import check_keys
 from mmdet.models.roi_heads.common import (
     ELSEWHERE,
     TEST_KEYS,
@@ -23,6 +23,7 @@ from mmdet.models.roi_heads.common import (
     detect,
     mask_loss,
     masks_of,
+    needed_settings,
     positives_on_host,
     sample_rois,
 )
@@ -45,6 +46,8 @@ class CascadeRoIHead(nn.Module):
         average: scores are of the stages' mean 'logits' (mmdetection), or their mean 'probabilities' (detectron2).
     """
 
+    needs = staticmethod(needed_settings)
+
     def __init__(
         self,
         num_stages: int,
@@ -55,12 +58,10 @@ class CascadeRoIHead(nn.Module):
         mask_head: dict | list[dict] | None = None,
         train_cfg: list[dict] | None = None,
         test_cfg: dict | None = None,
-        shared_head: dict | None = None,
         init_cfg: dict | list[dict] | None = None,
         average: str = 'logits',
     ):
         super().__init__()
-        only('CascadeRoIHead', shared_head=(shared_head, None))
         if average not in ('logits', 'probabilities'):
             raise UserError(f"CascadeRoIHead: average={average!r} is neither 'logits' nor 'probabilities'")
         check_keys('test_cfg.rcnn', test_cfg, TEST_KEYS)

@@ -39,6 +39,15 @@ ELSEWHERE = dict(
 )
 
 
+def needed_settings(cfg: dict) -> dict[str, tuple[str, ...]]:
+    """Keys of train_cfg and test_cfg that a RoI head with this config has no default for."""
+    masks = bool(cfg.get('mask_head'))
+    return dict(
+        train_cfg=('assigner', 'sampler', *(['mask_size'] if masks else [])),
+        test_cfg=('score_thr', 'nms', 'max_per_img', *(['mask_thr_binary'] if masks else [])),
+    )
+
+
 class Sampled(NamedTuple):
     """RoIs of one image that are trained on, the `num_positive` positives first.
 

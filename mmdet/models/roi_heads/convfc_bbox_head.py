@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from mmdet.config.errors import UserError
 from mmdet.config.overrides import refuse_overrides
 from mmdet.layers import conv_stack
-from mmdet.models.options import only
 from mmdet.registry import MODELS, TASK_UTILS
 
 
@@ -37,7 +36,6 @@ class ConvFCBBoxHead(nn.Module):
         with_avg_pool: average the S x S positions before the first fully connected layer.
         conv_cfg, norm_cfg: kind and norm of the convolutions.
         reg_decoded_bbox: `loss_bbox` compares boxes in pixels (IoU losses) instead of deltas.
-        with_cls, with_reg, predict_box_type, cls_predictor_cfg, reg_predictor_cfg: as mmdet 3's defaults; no others.
 
     Raises:
         UserError: convolutions of a branch after fully connected layers.
@@ -65,21 +63,8 @@ class ConvFCBBoxHead(nn.Module):
         loss_cls: dict = dict(type='CrossEntropyLoss'),
         loss_bbox: dict = dict(type='SmoothL1Loss'),
         init_cfg: dict | list[dict] | None = None,
-        with_cls: bool = True,
-        with_reg: bool = True,
-        predict_box_type: str = 'hbox',
-        cls_predictor_cfg: dict = dict(type='Linear'),
-        reg_predictor_cfg: dict = dict(type='Linear'),
     ):
         super().__init__()
-        only(
-            'ConvFCBBoxHead',
-            with_cls=(with_cls, True),
-            with_reg=(with_reg, True),
-            predict_box_type=(predict_box_type, 'hbox'),
-            cls_predictor_cfg=(cls_predictor_cfg, dict(type='Linear')),
-            reg_predictor_cfg=(reg_predictor_cfg, dict(type='Linear')),
-        )
         self.num_classes = num_classes
         self.reg_class_agnostic = reg_class_agnostic
         self.with_avg_pool = with_avg_pool

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from mmdet.config.overrides import refuse_overrides
 from mmdet.layers import build_upsample_layer, conv_stack, init_conv
-from mmdet.models.options import only
 from mmdet.registry import MODELS
 
 
@@ -24,7 +23,6 @@ class FCNMaskHead(nn.Module):
 
     Args:
         class_agnostic: one mask per RoI instead of one per class.
-        roi_feat_size: accepted for configs written for mmdet 3; any S will do.
         upsample_cfg: dict(type='deconv' | 'nearest' | 'bilinear', scale_factor=s) or a registered class, see
             `mmdet.layers.build`. A ReLU follows one that learns.
     """
@@ -32,7 +30,6 @@ class FCNMaskHead(nn.Module):
     def __init__(
         self,
         num_convs: int = 4,
-        roi_feat_size: int = 14,
         in_channels: int = 256,
         conv_kernel_size: int = 3,
         conv_out_channels: int = 256,
@@ -42,15 +39,9 @@ class FCNMaskHead(nn.Module):
         conv_cfg: dict | None = None,
         norm_cfg: dict | None = None,
         loss_mask: dict = dict(type='CrossEntropyLoss', use_mask=True),
-        predictor_cfg: dict = dict(type='Conv'),
         init_cfg: dict | list[dict] | None = None,
     ):
         super().__init__()
-        only(
-            'FCNMaskHead',
-            predictor_cfg=(predictor_cfg, dict(type='Conv')),
-            **{'loss_mask.class_weight': (loss_mask.get('class_weight'), None)},
-        )
         self.num_classes = num_classes
         self.class_agnostic = class_agnostic
         self.loss_mask = MODELS.build(loss_mask)

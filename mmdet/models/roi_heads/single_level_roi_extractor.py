@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from mmdet.config.errors import UserError
 from mmdet.config.overrides import refuse_overrides
-from mmdet.models.options import only
 from mmdet.ops import multiscale_roi_align
 from mmdet.registry import MODELS
 
@@ -42,14 +41,11 @@ class SingleRoIExtractor(nn.Module):
         out_channels: int,
         featmap_strides: list[int],
         finest_scale: float = 56,
-        init_cfg: dict | list[dict] | None = None,  # accepted; there is nothing to initialise
     ):
         super().__init__()
         options = dict(roi_layer)
         if options.pop('type', 'RoIAlign') != 'RoIAlign':
             raise UserError(f"SingleRoIExtractor: roi_layer must be of type 'RoIAlign', got {roi_layer['type']!r}")
-        only('RoIAlign', pool_mode=(options.pop('pool_mode', 'avg'), 'avg'))
-        options.pop('use_torchvision', None)  # which kernel, not which result
         self.output_size = options.pop('output_size')
         self.options = options
         self.scales = [1 / stride for stride in featmap_strides]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mmdet.config.overrides import refuse_overrides
 from mmdet.models.detections import Detections
-from mmdet.models.options import check_keys, only
+from mmdet.models.options import check_keys
 from mmdet.models.roi_heads.common import (
     ELSEWHERE,
     TEST_KEYS,
@@ -22,6 +22,7 @@ from mmdet.models.roi_heads.common import (
     detect,
     mask_loss,
     masks_of,
+    needed_settings,
     positives_on_host,
     sample_rois,
 )
@@ -42,6 +43,8 @@ class StandardRoIHead(nn.Module):
             masks as mmdetection 0.x did.
     """
 
+    needs = staticmethod(needed_settings)
+
     def __init__(
         self,
         bbox_roi_extractor: dict,
@@ -50,11 +53,9 @@ class StandardRoIHead(nn.Module):
         mask_head: dict | None = None,
         train_cfg: dict | None = None,
         test_cfg: dict | None = None,
-        shared_head: dict | None = None,
         init_cfg: dict | list[dict] | None = None,
     ):
         super().__init__()
-        only('StandardRoIHead', shared_head=(shared_head, None))
         check_keys('train_cfg.rcnn', train_cfg, TRAIN_KEYS)
         check_keys('test_cfg.rcnn', test_cfg, TEST_KEYS)
         self.train_cfg = train_cfg

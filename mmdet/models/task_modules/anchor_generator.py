@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mmdet.config.errors import UserError
 from mmdet.config.overrides import refuse_overrides
-from mmdet.models.options import only
+from mmdet.config.values import check_options, some_numbers
 from mmdet.registry import TASK_UTILS
 
 
@@ -35,12 +35,15 @@ class AnchorGenerator:
         rounded: round the corners of each level's A anchors to whole pixels (torchvision, old checkpoints).
         floor_strides: a level's stride is the input's size over the map's, rounded down, as in torchvision: where the
             input is not a multiple of a coarse stride, its positions stand closer than `strides` says.
-        scale_major, centers, use_box_type: as mmdet 3's defaults; no others.
         offset: 1 for inclusive corners: a box from x1 to x2 is x2 - x1 + 1 wide and the base box starts at 0.
 
     Raises:
         UserError: options that do not go together, or maps of another number than strides.
     """
+
+    @classmethod
+    def check_config(cls, cfg: dict, path: str, whole: dict, training: bool) -> None:
+        check_options(cfg, path, {'scales|ratios|strides': some_numbers()})
 
     def __init__(
         self,
@@ -55,16 +58,7 @@ class AnchorGenerator:
         rounded: bool = False,
         floor_strides: bool = False,
         offset: float = 0.0,
-        scale_major: bool = True,
-        centers: list[tuple[float, float]] | None = None,
-        use_box_type: bool = False,
     ):
-        only(
-            'AnchorGenerator',
-            scale_major=(scale_major, True),
-            centers=(centers, None),
-            use_box_type=(use_box_type, False),
-        )
         if not all(isinstance(stride, (int, float)) for stride in strides):
             raise UserError(f'AnchorGenerator: strides={strides} must be numbers, each for both directions')
         if octave_base_scale is not None and scales_per_octave is not None:

@@ -8,7 +8,6 @@ import math
 import torch
 from torch import Tensor
 
-from mmdet.models.options import only
 from mmdet.registry import TASK_UTILS
 from mmdet.structures.boxes import clip_boxes
 
@@ -21,7 +20,6 @@ class DeltaXYWHBBoxCoder:
         target_means, target_stds: deltas are normalised by them.
         clip_border: clip decoded boxes into the image.
         wh_ratio_clip: |dw| and |dh| are at most |log(wh_ratio_clip)|, which keeps exp() finite.
-        add_ctr_clamp, ctr_clamp, use_box_type: as mmdet 3's defaults; no others.
         offset: 1 for inclusive corners (a box from x1 to x2 is x2 - x1 + 1 wide).
     """
 
@@ -32,11 +30,7 @@ class DeltaXYWHBBoxCoder:
         clip_border: bool = True,
         wh_ratio_clip: float = 16 / 1000,
         offset: float = 0.0,
-        add_ctr_clamp: bool = False,
-        ctr_clamp: int = 32,
-        use_box_type: bool = False,
     ):
-        only('DeltaXYWHBBoxCoder', add_ctr_clamp=(add_ctr_clamp, False), use_box_type=(use_box_type, False))
         self.means = list(target_means)
         self.stds = list(target_stds)
         self._cache: dict = {}

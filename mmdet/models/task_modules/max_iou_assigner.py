@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from mmdet.config.overrides import refuse_overrides
-from mmdet.models.options import only
 from mmdet.models.task_modules.protocols import IGNORED, NEGATIVE
 from mmdet.registry import TASK_UTILS
 from mmdet.structures.boxes import box_iof, box_iou
@@ -27,7 +26,6 @@ class MaxIoUAssigner:
         ignore_iof_thr: boxes covered by an ignored box by more than this fraction are not trained on; negative
             turns this off. `ignore_wrt_candidates` False measures the fraction of the ignored box instead.
         offset: 1 for inclusive corners.
-        iou_calculator, perm_repeat_gt_cfg: as mmdet 3's defaults; no others.
     """
 
     def __init__(
@@ -41,15 +39,7 @@ class MaxIoUAssigner:
         ignore_wrt_candidates: bool = True,
         offset: float = 0.0,
         low_quality_to_best_gt: bool = False,
-        gpu_assign_thr: float = -1,  # accepted for mmdet 3 configs: the (G, B) matrix here is small enough
-        iou_calculator: dict = dict(type='BboxOverlaps2D'),
-        perm_repeat_gt_cfg: dict | None = None,
     ):
-        only(
-            'MaxIoUAssigner',
-            iou_calculator=(iou_calculator, dict(type='BboxOverlaps2D')),
-            perm_repeat_gt_cfg=(perm_repeat_gt_cfg, None),
-        )
         self.pos_iou_thr = pos_iou_thr
         self.neg_range = tuple(neg_iou_thr) if isinstance(neg_iou_thr, (tuple, list)) else (0.0, neg_iou_thr)
         self.min_pos_iou = min_pos_iou

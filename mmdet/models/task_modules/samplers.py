@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mmdet.config.errors import UserError
 from mmdet.config.overrides import refuse_overrides
-from mmdet.models.options import only
+from mmdet.config.values import check_options, number, whole_number
 from mmdet.models.task_modules.protocols import NEGATIVE
 from mmdet.registry import TASK_UTILS
 
@@ -22,6 +22,10 @@ class RandomSampler:
         neg_pos_ub: at most this many negatives per positive; negative for no bound.
         add_gt_as_proposals: the ground truth joins the proposals of the RoI head.
     """
+
+    @classmethod
+    def check_config(cls, cfg: dict, path: str, whole: dict, training: bool) -> None:
+        check_options(cfg, path, {'num': whole_number(1), 'pos_fraction': number(0, 1)})
 
     def __init__(self, num: int, pos_fraction: float, neg_pos_ub: float = -1, add_gt_as_proposals: bool = True):
         self.num = num
@@ -80,17 +84,6 @@ class OHEMSampler(RandomSampler):
     """
 
     needs_losses = True
-
-    def __init__(
-        self,
-        num: int,
-        pos_fraction: float,
-        neg_pos_ub: float = -1,
-        add_gt_as_proposals: bool = True,
-        loss_key: str = 'loss_cls',
-    ):
-        super().__init__(num, pos_fraction, neg_pos_ub, add_gt_as_proposals)
-        only('OHEMSampler', loss_key=(loss_key, 'loss_cls'))
 
     def sample(self, matched: Tensor, iou: Tensor, losses: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Indices of the positives and negatives of the highest `losses` (B,).
