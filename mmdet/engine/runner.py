@@ -194,20 +194,6 @@ class _Runner(Runner):
                     log_norm_late(wrapper)
         return built
 
-    def build_val_loop(self, loop):
-        return self._checked(super().build_val_loop(loop))
-
-    def build_test_loop(self, loop):
-        return self._checked(super().build_test_loop(loop))
-
-    @staticmethod
-    def _checked(loop):
-        """A metric may look at the data set it will evaluate: a mismatch then ends a run at its start."""
-        for metric in getattr(getattr(loop, 'evaluator', None), 'metrics', ()):
-            if hasattr(metric, 'check_dataset'):
-                metric.check_dataset(loop.dataloader.dataset)
-        return loop
-
 
 def build_runner(cfg: Config, launcher: str = 'none', resume_from: str | None = None,
                  checkpoint: str | None = None) -> Runner:

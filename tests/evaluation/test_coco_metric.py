@@ -584,7 +584,7 @@ def test_segm_without_any_annotated_mask(tiny):
 
 def test_ids_of_any_kind(tiny):
     content = json.loads(tiny.read_text())
-    names = {5: 'five', 2: None, 0: 1.5}
+    names = {5: 'five', 2: 7, 0: 1.5}
     for key, field in (('images', 'id'), ('annotations', 'image_id')):
         for entry in content[key]:
             entry[field] = names[entry[field]]
@@ -592,7 +592,7 @@ def test_ids_of_any_kind(tiny):
         for entry in content[key]:
             entry[field] = str(entry[field])
     tiny.write_text(json.dumps(content))
-    found = [prediction('five', [[2, 2, 12, 12]], [0]), prediction(None), prediction(1.5, [[2, 2, 12, 7]], [1])]
+    found = [prediction('five', [[2, 2, 12, 12]], [0]), prediction(7), prediction(1.5, [[2, 2, 12, 7]], [1])]
     got = ours(tiny, found, ('cat', 'dog'), classwise=True, metric_items=['mAP_50'], iou_thrs=[0.5, 0.6])
     assert got == pytest.approx({'coco/bbox_mAP_50': 1, 'coco/cat_precision': 1, 'coco/dog_precision': 0.5})
 
