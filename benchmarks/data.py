@@ -168,13 +168,12 @@ def measure_memory(ann_file, count, per_image):
         Path(path).write_text(json.dumps(truth))
         metric = CocoMetric(path, 'segm')
         metric.dataset_meta = dict(classes=tuple(c['name'] for c in truth['categories']))
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        before = int(Path('/proc/self/statm').read_text().split()[1]) * resource.getpagesize() / 2**20
         for sample in detections(truth, per_image, np.random.default_rng(0)):
             metric.process(None, [sample])
         metric.evaluate(count)
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(f'\n{count} images, {per_image} masks each: the peak of memory grows by {(after - before) / 1024:.0f} MiB, '
-          f'from {before / 1024:.0f} MiB with the annotations')
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    print(f'{count} images, {per_image} masks each: {before:.0f} MiB with the annotations, at most {peak:.0f} MiB\n')
 
 
 def main():
@@ -182,9 +181,9 @@ def main():
     parser.add_argument('--ann', required=True, help='COCO-format annotation file with polygons')
     parser.add_argument('--img', required=True, help='folder of its images')
     parser.add_argument('--rounds', type=int, default=3)
-    parser.add_argument('--images', type=int, default=1000, help='of the evaluation; its memory: 5 times as many')
+    parser.add_argument('--images', type=int, default=1000, help='for the evaluation; fivefold for its memory')
     parser.add_argument('--detections', type=int, default=100, help='of an image, for the evaluation')
-    parts = ['pipeline', 'time', 'memory']
+    parts = ['memory', 'pipeline', 'time']
     parser.add_argument('--parts', nargs='+', default=parts, choices=parts)
     args = parser.parse_args()
     cv2.setNumThreads(0)

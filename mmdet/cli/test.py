@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from mmdet.config.load import check_types, load_config
     from mmdet.config.output import check_writable
     from mmdet.engine.runner import build_runner
-    from mmdet.evaluation.predictions import DumpPredictions
+    from mmdet.evaluation import DumpDetResults
 
     cfg = load_config(args.config, args.cfg_options)
     check_types(cfg)
@@ -98,6 +98,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     adapt_config(cfg, args.checkpoint, is_legacy)
     runner = build_runner(cfg, launcher, checkpoint=args.checkpoint)
     if args.out:
-        runner.test_evaluator.metrics.insert(0, DumpPredictions(args.out))  # kept, should the evaluation fail
+        runner.test_evaluator.metrics.insert(0, DumpDetResults(args.out))  # kept, should the evaluation fail
     runner.test()
     leave_processes()

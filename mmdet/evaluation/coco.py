@@ -100,10 +100,10 @@ class CocoMetric(GatheredMetric):
     ) -> None:
         super().__init__(collect_device=collect_device, prefix=prefix, collect_dir=collect_dir)
         names = [metric] if isinstance(metric, str) else metric
-        self.metrics = ['proposal' if name == 'proposal_fast' else name for name in names]
-        for name in self.metrics:
+        for name in names:
             if name not in self.offers:
                 raise UserError(f"CocoMetric: metric {name!r} is unknown; use 'bbox', 'segm' or 'proposal'")
+        self.metrics = ['proposal' if name == 'proposal_fast' else name for name in names]
         if format_only and outfile_prefix is None:
             raise UserError('CocoMetric: format_only=True needs outfile_prefix, where to write the result files')
         if not ann_file:
@@ -142,8 +142,8 @@ class CocoMetric(GatheredMetric):
         if self._truth is None and meta and 'classes' in meta:
             self._truth = GroundTruth(self.ann_file, meta['classes'], self.backend_args,
                                       'segm' in self.metrics and not self.format_only, not self.format_only)
-            for limits in [limits for name, limits in self.max_dets.items() if name != 'proposal'][:1]:
-                self._truth.say_if_crowded(limits[-1])
+            if set(self.metrics) != {'proposal'}:
+                self._truth.say_if_crowded(max(limits[-1] for n, limits in self.max_dets.items() if n != 'proposal'))
             self._restart()
 
     @property
@@ -154,9 +154,11 @@ class CocoMetric(GatheredMetric):
     def check_dataset(self, dataset: Any) -> None:
         """Raise UserError where a data set holds images that the annotation file lacks, or two images of one id, as a
         ConcatDataset may: predictions are told apart by it."""
+        if self._truth is None or not hasattr(dataset, 'get_data_info'):
+            return
         paths: dict[Any, str | None] = {}
         for info in map(dataset.get_data_info, range(len(dataset))):
-            img_id, path = info['img_id'], info.get('img_path')
+            img_id, path = info.get('img_id'), info.get('img_path')
             self._number(img_id)
             if paths.setdefault(img_id, path) != path:
                 raise UserError(f'two images of the data set to evaluate have the id {img_id!r}, {paths[img_id]} and '
@@ -172,9 +174,8 @@ class CocoMetric(GatheredMetric):
         self._seen.update(self._number(result['img_id']) for result in results)
         if self.outfile_prefix is not None or self._counts_files:
             self.results += results
-        if not self._counts_files:
-            for name in self._streams:
-                self._count(name, self._streams[name], results, self._detections(name, results))
+        for name, stream in self._streams.items() if results and not self._counts_files else ():
+            self._count(name, stream, results, self._detections(name, results))
 
     def evaluate(self, size: int) -> dict:
         """Metrics over all processes; `size`, the length of the data set, is not needed."""
@@ -195,7 +196,7 @@ class CocoMetric(GatheredMetric):
             with tempfile.TemporaryDirectory() as folder:
                 files = self.results2json(results, self.outfile_prefix or f'{folder}/results')
                 if self.outfile_prefix is not None:
-                    logger.info(f'Results written to {", ".join(files.values())}')
+                    logger.info(f'Results written to {", ".join(map(str, files.values()))}')
                 for name in streams if self._counts_files else ():
                     self._count(name, streams[name], results, self._read(name, files[name]))
         if self.format_only:

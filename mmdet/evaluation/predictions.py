@@ -23,14 +23,16 @@ def checked_predictions(sample: Any, num_classes: int, mask_size: tuple[int, int
     """
     img_id, pred = sample.get('img_id'), sample.get('pred_instances')
     bboxes, scores = (_array(pred[key], torch.float64) for key in ('bboxes', 'scores'))
-    labels, masks = _array(pred['labels'], torch.int64), pred['masks'] if mask_size else None
+    labels, masks = _array(pred['labels'], torch.int64), pred['masks'] if mask_size else ()
     count = scores.size
     bboxes = bboxes if bboxes.size else bboxes.reshape(0, 4)
     shapes = dict(bboxes=bboxes.shape, scores=scores.shape, labels=labels.shape)
-    if list(shapes.values()) != [(count, 4), (count,), (count,)] or mask_size and len(masks) != count:
-        found = ', '.join(f'{key} {shape}' for key, shape in shapes.items()) + f', {len(masks)} masks' * bool(mask_size)
-        raise ValueError(f'predictions on image {img_id!r} do not fit one another: {found}; for D detections (D, 4), '
-                         '(D,), (D,) and, where masks are evaluated, D masks are needed')
+    needed = dict(bboxes=(count, 4), scores=(count,), labels=(count,))
+    if mask_size:
+        shapes['masks'], needed['masks'] = (len(masks),), (count,)
+    if shapes != needed:
+        raise ValueError(f'predictions on image {img_id!r} do not fit one another: their shapes are {shapes}, with as '
+                         f'many scores {needed} are needed')
     if not (np.isfinite(bboxes).all() and np.isfinite(scores).all()):
         raise UserError(f'the model predicts boxes or scores that are not finite on image {img_id!r}: its training has '
                         'diverged (use a lower learning rate), or its weights are damaged')

@@ -1,9 +1,9 @@
-"""Instance masks of one picture: `PolygonMasks` while they can stay polygons, `BitmapMasks` otherwise.
+"""Instance masks of one image: `PolygonMasks` while they can stay polygons, `BitmapMasks` otherwise.
 
-Legend: n instances, (h, w) the picture, R boxes (RoIs), s side of a mask target.
+Legend: n instances, (h, w) the image, R boxes (RoIs), s side of a mask target.
 
 Coordinates are continuous: pixel (row i, column j) covers [j, j + 1) x [i, i + 1), its centre is
-(j + 0.5, i + 0.5), and a picture of width w ends at x = w. Nothing here changes a mask in place: every
+(j + 0.5, i + 0.5), and an image of width w ends at x = w. Nothing here changes a mask in place: every
 method returns new masks, which may share memory with the old.
 """
 
@@ -48,7 +48,7 @@ class PolygonMasks:
     Args:
         polygons: per instance a list of flat (x0, y0, x1, y1, ...) arrays in pixels, three vertices or
             more each; an instance without polygons is an empty mask.
-        height, width: size of the picture in pixels.
+        height, width: size of the image in pixels.
 
     >>> masks = PolygonMasks([[[1, 1, 5, 1, 5, 4, 1, 4]]], height=6, width=8)
     >>> masks.areas()
@@ -77,7 +77,7 @@ class PolygonMasks:
 
     @classmethod
     def cat(cls, parts: Sequence[PolygonMasks]) -> PolygonMasks:
-        """The instances of several masks of one picture, in order."""
+        """The instances of several masks of one image, in order."""
         _check_one_size(parts)
         polygons = [instance for part in parts for instance in part.polygons]
         return cls(polygons, parts[0].height, parts[0].width)
@@ -90,7 +90,7 @@ class PolygonMasks:
         return new
 
     def resize(self, shape: tuple[int, int]) -> PolygonMasks:
-        """Stretch the picture to `shape` (h, w)."""
+        """Stretch the image to `shape` (h, w)."""
         scale = np.array([shape[1] / self.width, shape[0] / self.height])
         polygons = [[(p.reshape(-1, 2) * scale).ravel() for p in parts] for parts in self.polygons]
         return self._like(polygons, *shape)
@@ -110,7 +110,7 @@ class PolygonMasks:
         return self._like([[mirrored(p) for p in parts] for parts in self.polygons])
 
     def crop(self, window: Sequence[float]) -> PolygonMasks:
-        """What is seen through `window` (x1, y1, x2, y2), which becomes the picture.
+        """What is seen through `window` (x1, y1, x2, y2), which becomes the image.
 
         Polygons are clipped at its border (Sutherland and Hodgman, 1974); the clipped parts of a concave
         polygon stay joined by edges along the border, which enclose no area.
@@ -123,7 +123,7 @@ class PolygonMasks:
         return self._like(polygons, y2 - y1, x2 - x1)
 
     def pad(self, shape: tuple[int, int], value: int = 0) -> PolygonMasks:
-        """Extend the picture to `shape` (h, w) at its right and bottom; `value` must be 0."""
+        """Extend the image to `shape` (h, w) at its right and bottom; `value` must be 0."""
         if value != 0:
             raise ValueError(f'polygons can only be padded with 0, not {value}; set poly2mask=True')
         return self._like(self.polygons, *shape)
@@ -168,7 +168,7 @@ class BitmapMasks:
 
     Args:
         masks: (n, height, width) array of 0 and 1 (uint8 or bool).
-        height, width: size of the picture in pixels.
+        height, width: size of the image in pixels.
     """
 
     def __init__(self, masks: np.ndarray, height: int, width: int) -> None:
@@ -188,12 +188,12 @@ class BitmapMasks:
 
     @classmethod
     def cat(cls, parts: Sequence[BitmapMasks]) -> BitmapMasks:
-        """The instances of several masks of one picture, in order."""
+        """The instances of several masks of one image, in order."""
         _check_one_size(parts)
         return cls(np.concatenate([part.masks for part in parts]), parts[0].height, parts[0].width)
 
     def resize(self, shape: tuple[int, int]) -> BitmapMasks:
-        """Stretch the picture to `shape` (h, w); a new pixel takes the value under its centre."""
+        """Stretch the image to `shape` (h, w); a new pixel takes the value under its centre."""
         height, width = shape
         masks = np.empty((len(self), height, width), dtype=np.uint8)
         for mask, resized in zip(self.masks, masks):
@@ -207,15 +207,15 @@ class BitmapMasks:
         return BitmapMasks(np.ascontiguousarray(masks), self.height, self.width)
 
     def crop(self, window: Sequence[float]) -> BitmapMasks:
-        """What is seen through `window` (x1, y1, x2, y2), whole pixels, which becomes the picture."""
+        """What is seen through `window` (x1, y1, x2, y2), whole pixels, which becomes the image."""
         x1, y1, x2, y2 = _window(window)
         if x1 < 0 or y1 < 0 or x2 > self.width or y2 > self.height:
-            picture = (self.width, self.height)
-            raise ValueError(f'crop window {(x1, y1, x2, y2)} leaves the picture of (w, h) = {picture}')
+            size = (self.width, self.height)
+            raise ValueError(f'crop window {(x1, y1, x2, y2)} leaves the image of (w, h) = {size}')
         return BitmapMasks(np.ascontiguousarray(self.masks[:, y1:y2, x1:x2]), y2 - y1, x2 - x1)
 
     def pad(self, shape: tuple[int, int], value: int = 0) -> BitmapMasks:
-        """Extend the picture to `shape` (h, w) with `value` at its right and bottom."""
+        """Extend the image to `shape` (h, w) with `value` at its right and bottom."""
         masks = np.full((len(self), *shape), value, dtype=np.uint8)
         masks[:, : self.height, : self.width] = self.masks
         return BitmapMasks(masks, *shape)
@@ -263,12 +263,12 @@ def _send(tensor: Tensor, device: torch.device) -> Tensor:
 def masks_from_coco(
     segmentations: Sequence, height: int, width: int, bitmap: bool = False
 ) -> PolygonMasks | BitmapMasks:
-    """Masks of one picture from COCO's ``segmentation`` entries.
+    """Masks of one image from COCO's ``segmentation`` entries.
 
     Args:
         segmentations: per instance a list of flat polygons, an RLE dict (counts compressed or as a
             list), or None for an instance without a mask. Polygons of fewer than three vertices are dropped.
-        height, width: size of the picture in pixels.
+        height, width: size of the image in pixels.
         bitmap: give bitmaps whatever the entries are.
 
     Raises:
@@ -413,7 +413,7 @@ def _decode_rle(rle: dict, height: int, width: int) -> np.ndarray:
 def _check_one_size(parts: Sequence) -> None:
     sizes = {(part.height, part.width) for part in parts}
     if len(sizes) != 1:
-        raise ValueError(f'masks of one picture are needed, got sizes (h, w) {sorted(sizes)}')
+        raise ValueError(f'masks of one image are needed, got sizes (h, w) {sorted(sizes)}')
 
 
 def _window(window: Sequence[float]) -> tuple[int, int, int, int]:
