@@ -14,7 +14,7 @@ import zipfile
 from collections import Counter, deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from mmengine.runner import CheckpointLoader
 from mmengine.runner.checkpoint import get_external_models
 from torch import Tensor, nn
 
-from mmdet.checkpoints.pickled_arrays import is_bare_pickle, read_arrays
+from mmdet.checkpoints.pickled_arrays import Refused, is_bare_pickle, read_arrays, run_pickle
 from mmdet.checkpoints.stand_ins import read_without_history
 from mmdet.config.errors import UserError, at_most, one_line, say, suggest
 from mmdet.config.output import write_atomically
@@ -96,20 +96,20 @@ class AtomicLocalBackend(LocalBackend):
 
 
 def read_checkpoint(path: str) -> dict:
-    """Load a file as weights only, to the CPU: no code in it is ever run.
+    """Load a file as weights only, to the CPU: no code in it is ever run, and its checksums are compared.
 
     Raises:
         FileNotFoundError, UserError: not there, damaged, or holding pickled Python objects.
     """
-    return _read(path, _read_torch_file)
+    return _read(path, read_arrays, _load_safely)
 
 
 def read_trusted(path: str) -> dict:
     """`read_checkpoint` for a file whose code shall run; only for a sandbox."""
-    return _read(path, functools.partial(torch.load, map_location='cpu', weights_only=False), trusted=True)
+    return _read(path, run_pickle, functools.partial(torch.load, map_location='cpu', weights_only=False))
 
 
-def _read(path: str, read_torch_file: Callable, trusted: bool = False) -> dict:
+def _read(path: str, read_pickle: Callable[[BinaryIO], Any], read_torch_file: Callable[[BinaryIO], Any]) -> dict:
     path = os.path.expanduser(path)
     if os.path.isdir(path):
         raise UserError(f'{path} is a folder; a checkpoint file is needed')
@@ -120,15 +120,25 @@ def _read(path: str, read_torch_file: Callable, trusted: bool = False) -> dict:
         there = f' Its folder holds {at_most(found, 5)}.' if found and not hint else ''
         raise FileNotFoundError(f'checkpoint {path} not found.{hint or there}')
     try:
-        _check_kind(path)
-        if is_bare_pickle(path):
-            return read_arrays(path, trusted)
-        checkpoint = read_torch_file(path)
-    except (UserError, MemoryError, PermissionError):
+        with open(path, 'rb') as file:
+            start = file.read(32)
+            file.seek(0)
+            _check_kind(path, start)
+            if start[:2] == b'PK':
+                _compare_checksums(path, file)
+            checkpoint = (read_pickle if is_bare_pickle(start) else read_torch_file)(file)
+    except Refused as error:
+        raise UserError(
+            f'{path} holds pickled Python objects ({error}), which may run any code when loaded, and is refused. '
+            'If you trust its origin, convert it inside a container without network: '
+            f'python tools/convert_checkpoint.py --trust {path} OUT.pth') from error
+    except (UserError, PermissionError):
         raise
+    except MemoryError as error:
+        raise UserError(f'{path} needs more memory than there is, or is damaged') from error
     except Exception as error:  # torch passes on whatever damaged bytes make its reader raise
         why = f': {one_line(error).split(". ")[0]}' if isinstance(error, RuntimeError) else ''
-        raise UserError(f'{path} is damaged or no checkpoint{why}') from error
+        raise UserError(f'{path} is damaged or not a checkpoint{why}') from error
     if not isinstance(checkpoint, dict):
         raise UserError(f'{path} holds a {type(checkpoint).__name__}, not a checkpoint')
     if isinstance(checkpoint.get('meta'), dict):
@@ -137,34 +147,42 @@ def _read(path: str, read_torch_file: Callable, trusted: bool = False) -> dict:
     return from_plain(checkpoint) if 'message_hub' in checkpoint else checkpoint
 
 
-def _check_kind(path: str) -> None:
-    """Refuse what does not begin as a torch file or a pickle does: an empty file, a text, a picture."""
-    with open(path, 'rb') as file:
-        start = file.read(2)
+def _check_kind(path: str, start: bytes) -> None:
+    """Refuse what does not begin as a torch file or a pickle does: an empty file, a text, an image."""
     if not start:
         raise UserError(f'{path} is empty')
-    if start != b'PK' and start[:1] != b'\x80':
-        raise UserError(f'{path} is no checkpoint: neither a file that torch wrote nor a pickle')
-    if start == b'PK' and zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            if not any(name.endswith('data.pkl') for name in archive.namelist()):
-                raise UserError(f'{path} is a zip archive that torch did not write')
+    if start[:2] != b'PK' and start[:1] != b'\x80':
+        raise UserError(f'{path} is not a checkpoint: neither a file that torch wrote nor a pickle')
 
 
-def _read_torch_file(path: str) -> Any:
+def _compare_checksums(path: str, file: BinaryIO) -> None:
+    """Refuse an archive with damaged content (torch does not compare) or of another kind."""
+    with zipfile.ZipFile(file) as archive:
+        entries = archive.infolist()
+        if not any(entry.filename.endswith('data.pkl') for entry in entries):
+            raise UserError(f'{path} is a zip archive that torch did not write')
+        if any(entry.filename.endswith('/constants.pkl') for entry in entries):  # torch before 2.6 would run it
+            raise UserError(f'{path} is a TorchScript archive, which holds a program beside its weights')
+        # all 0: written with torch.serialization.set_crc32_options(False)
+        damaged = archive.testzip() if any(entry.CRC for entry in entries) else None
+        if damaged:
+            raise UserError(f'{path} is damaged: the checksum of {damaged!r} differs')
+        if any(entry.external_attr & 0x10 for entry in entries):  # torch takes it for a folder and reads no weights
+            raise UserError(f'{path} is damaged: its table of contents')
+    file.seek(0)
+
+
+def _load_safely(file: BinaryIO) -> Any:
     try:
-        return torch.load(path, map_location='cpu', weights_only=True)
+        return torch.load(file, map_location='cpu', weights_only=True)
     except pickle.UnpicklingError as error:
-        checkpoint = read_without_history(path) if zipfile.is_zipfile(path) else None
+        checkpoint = read_without_history(file) if zipfile.is_zipfile(file) else None
+        refused = _refused_name(error)
         if checkpoint is not None:
             return checkpoint
-        refused = _refused_name(error)
         if refused is None:
             raise
-        raise UserError(
-            f'{path} holds pickled Python objects ({refused}), which may run any code when loaded, and is refused. '
-            'If you trust its origin, convert it inside a container without network: '
-            f'python tools/convert_checkpoint.py --trust {path} OUT.pth') from error
+        raise Refused(refused) from error
 
 
 def _refused_name(error: BaseException) -> str | None:
@@ -193,27 +211,45 @@ def install() -> None:
     CheckpointLoader.load_checkpoint = classmethod(_load_silently)
 
 
-def is_resumable(checkpoint: dict) -> bool:
-    """Whether a file of a Runner holds what goes on with training needs, and not weights alone."""
-    return {'meta', 'optimizer', 'message_hub'} <= set(checkpoint) and {'epoch', 'iter'} <= set(checkpoint['meta'])
+# What mmengine's Runner reads of a file when it resumes.
+_RUN = {
+    'state_dict': dict, 'optimizer': dict, 'message_hub.log_scalars': dict, 'message_hub.runtime_info': dict,
+    'message_hub.resumed_keys': dict, 'meta.epoch': int, 'meta.iter': int,
+}  # fmt: skip
+
+
+def lacks_to_resume(checkpoint: dict) -> list[str]:
+    """What a run cannot be continued without and the file does not hold; weights alone lack most of it."""
+
+    def held(place: str) -> Any:
+        return functools.reduce(lambda part, key: part.get(key) if isinstance(part, dict) else None, place.split('.'),
+                                checkpoint)
+
+    return [place for place, kind in _RUN.items() if not isinstance(held(place), kind)]
 
 
 def newest_resumable(work_dir: str) -> str | None:
-    """The newest checkpoint of `work_dir` that loads and holds an optimizer state, or None.
+    """The newest checkpoint of `work_dir` that is whole and can be resumed; None where there is no checkpoint.
 
-    `last_checkpoint` is not trusted: a killed process may have left it pointing to a damaged file.
+    Newer ones are named with the reason. `last_checkpoint` is not trusted: a killed process may have left it pointing
+    to a damaged file.
+
+    Raises:
+        UserError: there are checkpoints, and none can be resumed.
     """
-    if not os.path.isdir(work_dir):
-        return None
-    files = [os.path.join(work_dir, f) for f in os.listdir(work_dir) if f.endswith('.pth')]
-    for path in sorted(files, key=os.path.getmtime, reverse=True):
-        if os.path.basename(path).startswith('best_'):
-            continue  # weights only
+    files = [path for path in Path(work_dir).glob('*.pth') if not path.name.startswith('best_')]  # these: weights alone
+    for path in map(str, sorted(files, key=lambda path: path.lstat().st_mtime, reverse=True)):
         try:
-            if is_resumable(read_checkpoint(path)):
-                return path
-        except UserError as error:
-            print(f'skipped: {error}', flush=True)
+            lacks = lacks_to_resume(read_checkpoint(path))
+        except (UserError, OSError) as error:
+            print(f'skipped: {one_line(error)}', flush=True)
+            continue
+        if not lacks:
+            return path
+        print(f'skipped: {path} cannot be resumed, it lacks {at_most(lacks)}', flush=True)
+    if files:
+        raise UserError(f'--resume: none of the {len(files)} checkpoints in {work_dir} can be resumed. To start a new '
+                        'training use another --work-dir, so that they are kept')
     return None
 
 

@@ -6,7 +6,7 @@ is ever called. Can go when mmengine saves plain containers.
 """
 
 import pickle
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -33,11 +33,12 @@ class _StandIn:
         pass
 
 
-def read_without_history(path: str) -> dict | None:
+def read_without_history(file: BinaryIO) -> dict | None:
     """State dict and meta of a Runner's file; None where it asks for any other name, or torch is older than 2.6."""
+    file.seek(0)
     try:
         with torch.serialization.safe_globals([(_StandIn, name) for name in _NAMES]):
-            checkpoint = torch.load(path, map_location='cpu', weights_only=True)
+            checkpoint = torch.load(file, map_location='cpu', weights_only=True)
     except (pickle.UnpicklingError, TypeError, AttributeError, RuntimeError):
         return None
     if not isinstance(checkpoint, dict) or 'state_dict' not in checkpoint:

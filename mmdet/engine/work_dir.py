@@ -50,7 +50,7 @@ def enter_work_dir(cfg: Config, resume: bool | str) -> str | None:
 
     - An earlier run with another config: refused, unless resuming.
     - An earlier run with the same config: its checkpoints are moved into its own time-stamped folder.
-    - ``resume=True``: the newest checkpoint that loads, or None where there is none.
+    - ``resume=True``: the newest checkpoint that is whole, or None where there is none.
 
     Raises:
         UserError: another config, another process training there, or a checkpoint that cannot be resumed.
@@ -61,9 +61,11 @@ def enter_work_dir(cfg: Config, resume: bool | str) -> str | None:
     check_writable(work_dir, '--work-dir')
     _lock(work_dir)
     if isinstance(resume, str):
-        if not files.is_resumable(files.read_checkpoint(resume)):
-            raise UserError(f'--resume {resume}: the file holds no state of a training with this toolbox, at most '
-                            f'weights; to start a new training from them use --cfg-options load_from={resume}')
+        lacks = files.lacks_to_resume(files.read_checkpoint(resume))
+        if lacks:
+            raise UserError(f'--resume {resume}: the file holds no state of a training with this toolbox (it lacks '
+                            f'{at_most(lacks)}); to start a new training from its weights use --cfg-options '
+                            f'load_from={resume}')
         return resume
     if resume:
         newest = files.newest_resumable(work_dir)
