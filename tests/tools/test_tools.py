@@ -114,7 +114,7 @@ def test_torchrun_and_pytorch_launcher(toy):
         ('test.py', ['toy.py', 'x.pth', '--out', 'folder.pkl'], '--out folder.pkl is a folder'),
         ('test.py', ['toy.py', 'x.pth', '--out', 'results.txt'], '--out results.txt: the file name must end with .pkl'),
         ('test.py', ['toy.py', 'x.pth'], 'checkpoint x.pth not found'),
-        ('test.py', ['toy.py', 'x.pth', '--eval', 'bbox'], 'need a CocoMetric in test_evaluator'),
+        ('test.py', ['toy.py', 'x.pth', '--eval', 'bbox'], '(ToyMetric) offers nothing by name'),
         ('print_config.py', ['toy.py', '--cfg-options', 'model.type=Toy'], "unknown type 'Toy' at model.type"),
     ],
 )
