@@ -13,7 +13,7 @@ from mmdet.models.detectors import (
     SingleStageDetector,
     TwoStageDetector,
 )
-from mmdet.models.init_weights import init_weights
+from mmdet.models.initialize import init_weights
 from mmdet.models.necks import BFP, FPN
 from mmdet.models.roi_heads import (
     CascadeRoIHead,

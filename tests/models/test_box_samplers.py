@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from mmdet.models.task_modules.protocols import NEGATIVE
 
+from mmdet.models.task_modules.protocols import NEGATIVE
 from mmdet.models.task_modules.samplers import (
     CombinedSampler,
     InstanceBalancedPosSampler,

@@ -4,9 +4,9 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from mmdet.models.task_modules import RandomSampler
 from torch.nn.parallel import DistributedDataParallel
 
+from mmdet.models.task_modules import RandomSampler
 from mmdet.registry import MODELS
 
 

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from mmdet.models.task_modules import DeltaXYWHBBoxCoder, MaxIoUAssigner, RandomSampler
-from mmdet.models.task_modules.protocols import IGNORED, NEGATIVE
 from mmengine.config import Config
 
 from benchmarks.detectors import Calls
 from mmdet.models.dense_heads.common import flatten_levels, sample_anchors
+from mmdet.models.task_modules import DeltaXYWHBBoxCoder, MaxIoUAssigner, RandomSampler
+from mmdet.models.task_modules.protocols import IGNORED, NEGATIVE
 from mmdet.registry import MODELS
 from mmdet.structures import Target
 from mmdet.structures.boxes import scale_boxes, unscale_boxes

@@ -46,7 +46,7 @@ ROI_HEAD = dict(
         (dict(BOX_HEAD, loss_bbox=dict(type='L1Loss', reduction='sum')), "L1Loss: reduction='sum'"),
         (dict(BOX_HEAD, loss_cls=dict(type='CrossEntropyLoss', ignore_index=5)), 'ignore_index'),
         (dict(MASK_HEAD, predictor_cfg=dict(type='DCN')), 'FCNMaskHead: predictor_cfg'),
-        (dict(MASK_HEAD, upsample_cfg=dict(type='carafe')), "upsample_cfg={'type': 'carafe'}: unknown type 'carafe'. There are"),
+        (dict(MASK_HEAD, upsample_cfg=dict(type='carafe')), "upsample_cfg={'type': 'carafe'}: unknown type"),
         (dict(MASK_HEAD, upsample_cfg=None), "upsample_cfg=None must be a dict with a 'type'"),
         (dict(MASK_HEAD, loss_mask=dict(type='CrossEntropyLoss', use_mask=True, class_weight=[0.5])),
          'FCNMaskHead: loss_mask.class_weight=[0.5] is not supported'),

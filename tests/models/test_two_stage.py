@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from mmdet.models.task_modules import RandomSampler
 
 NORMS = [None, dict(type='BN'), dict(type='GN', num_groups=8), dict(type='CBN', buffer_num=3)]

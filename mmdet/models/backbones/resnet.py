@@ -5,6 +5,7 @@ N images, C channels, H and W of the input; stage s in 0..3 has stride 4 * 2**s 
 """
 
 import torch
+from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -116,7 +117,7 @@ def shortcut(downsample: nn.Sequential | None, x: Tensor) -> Tensor:
 
 @MODELS.register_module()
 @refuse_overrides(make_res_layer='__init__', _make_stem_layer='__init__', make_stage_plugins='__init__')
-class ResNet(nn.Module):
+class ResNet(BaseModule):
     """ResNet (He et al. 2015), returning the maps of `out_indices`: (N, C_s, H / stride_s, W / stride_s).
 
     Args:
@@ -172,7 +173,7 @@ class ResNet(nn.Module):
         stage_with_dcn: tuple[bool, ...] = (False, False, False, False),
         plugins: list | None = None,
     ):
-        super().__init__()
+        super().__init__(init_cfg)
         if depth not in self.arch_settings:
             raise UserError(f'ResNet: no depth {depth}; choose one of {sorted(self.arch_settings)}')
         block, blocks = self.arch_settings[depth]
@@ -202,7 +203,6 @@ class ResNet(nn.Module):
         self.norm_eval = norm_eval
         self.out_indices = tuple(out_indices)
         self.with_cp = with_cp
-        self.init_cfg = init_cfg
 
         self.conv1 = build_conv_layer(conv_cfg, in_channels, base_channels, 7, 2, 3, bias=False)
         self.norm1_name, norm1 = build_norm_layer(norm_cfg, base_channels, postfix=1)

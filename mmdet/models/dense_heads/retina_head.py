@@ -8,6 +8,7 @@ import math
 from functools import partial
 
 import torch
+from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from mmdet.config.overrides import refuse_overrides
@@ -29,7 +30,7 @@ from mmdet.structures.boxes import unscale_boxes
 
 @MODELS.register_module()
 @refuse_overrides(**ELSEWHERE)
-class RetinaHead(nn.Module):
+class RetinaHead(BaseModule):
     """Two towers of convolutions, shared by the levels, for class scores and box deltas (arXiv 1708.02002).
 
     Args:
@@ -63,7 +64,7 @@ class RetinaHead(nn.Module):
         train_cfg: dict | None = None,
         test_cfg: dict | None = None,
     ):
-        super().__init__()
+        super().__init__(init_cfg)
         uses_sigmoid = loss_cls.get('use_sigmoid', loss_cls['type'] == 'FocalLoss')
         only('RetinaHead', use_sigmoid=(uses_sigmoid, True))
         check_keys('train_cfg', train_cfg, TRAIN_KEYS)
@@ -92,7 +93,6 @@ class RetinaHead(nn.Module):
             init_conv(conv, partial(nn.init.normal_, std=0.01))
         # Every anchor starts at score 0.01, else the many negatives' loss would drown everything.
         nn.init.constant_(self.retina_cls.bias, -math.log(99))
-        self.init_cfg = init_cfg
 
     def forward(self, features: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, list[Tensor]]:
         """Logits (N, M, C), deltas (N, M, 4) and the anchors of each level."""

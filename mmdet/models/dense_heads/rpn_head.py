@@ -8,6 +8,7 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
+from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from mmdet.config.overrides import refuse_overrides
@@ -28,7 +29,7 @@ from mmdet.structures import Target
 
 @MODELS.register_module()
 @refuse_overrides(**ELSEWHERE)
-class RPNHead(nn.Module):
+class RPNHead(BaseModule):
     """Objectness and box deltas for every anchor (Faster R-CNN, section 3.1).
 
     Args:
@@ -56,7 +57,7 @@ class RPNHead(nn.Module):
         train_cfg: dict | None = None,
         test_cfg: dict | None = None,
     ):
-        super().__init__()
+        super().__init__(init_cfg)
         only('RPNHead', num_classes=(num_classes, 1), use_sigmoid=(loss_cls.get('use_sigmoid', False), True))
         check_keys('train_cfg.rpn', train_cfg, TRAIN_KEYS)
         check_keys('test_cfg.rpn', test_cfg, TEST_KEYS)
@@ -79,7 +80,6 @@ class RPNHead(nn.Module):
         self.rpn_reg = nn.Conv2d(feat_channels, num_anchors * 4, 1)
         for module in self.modules():
             init_conv(module, partial(nn.init.normal_, std=0.01))
-        self.init_cfg = init_cfg
 
     def forward(self, features: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, list[Tensor]]:
         """Logits (N, M), deltas (N, M, 4) and the anchors of each level."""

@@ -5,6 +5,7 @@ pixels.
 """
 
 import torch
+from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from mmdet.config.errors import UserError
@@ -25,7 +26,7 @@ from mmdet.registry import MODELS, TASK_UTILS
     refine_bboxes="the RoI head's refine",
     regress_by_class="the RoI head's refine",
 )
-class ConvFCBBoxHead(nn.Module):
+class ConvFCBBoxHead(BaseModule):
     """Shared convolutions and fully connected layers, then optional branches, then `fc_cls` and `fc_reg`.
 
     Args:
@@ -71,7 +72,7 @@ class ConvFCBBoxHead(nn.Module):
         cls_predictor_cfg: dict = dict(type='Linear'),
         reg_predictor_cfg: dict = dict(type='Linear'),
     ):
-        super().__init__()
+        super().__init__(init_cfg)
         only(
             'ConvFCBBoxHead',
             with_cls=(with_cls, True),
@@ -122,7 +123,6 @@ class ConvFCBBoxHead(nn.Module):
             nn.init.zeros_(fc.bias)
         nn.init.normal_(self.fc_cls.weight, std=0.01)
         nn.init.normal_(self.fc_reg.weight, std=0.001)
-        self.init_cfg = init_cfg
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """RoI features (R, channels, S, S) -> logits (R, C + 1), deltas (R, C or 1, 4)."""

@@ -5,7 +5,8 @@ size.
 """
 
 import torch
-from torch import Tensor, nn
+from mmengine.model import BaseModule
+from torch import Tensor
 
 from mmdet.config.errors import UserError
 from mmdet.config.overrides import refuse_overrides
@@ -22,7 +23,7 @@ def to_rois(boxes: list[Tensor]) -> Tensor:
 
 @MODELS.register_module()
 @refuse_overrides(build_roi_layers='__init__', map_roi_levels='forward', roi_rescale='forward')
-class SingleRoIExtractor(nn.Module):
+class SingleRoIExtractor(BaseModule):
     """RoIAlign on one level per RoI (FPN paper, eq. 1).
 
     Args:
@@ -42,9 +43,9 @@ class SingleRoIExtractor(nn.Module):
         out_channels: int,
         featmap_strides: list[int],
         finest_scale: float = 56,
-        init_cfg: dict | list[dict] | None = None,  # accepted; there is nothing to initialise
+        init_cfg: dict | list[dict] | None = None,
     ):
-        super().__init__()
+        super().__init__(init_cfg)
         options = dict(roi_layer)
         if options.pop('type', 'RoIAlign') != 'RoIAlign':
             raise UserError(f"SingleRoIExtractor: roi_layer must be of type 'RoIAlign', got {roi_layer['type']!r}")
