@@ -20,5 +20,5 @@ model = dict(
         ],
         average='probabilities',
     ),
-    train_cfg=dict(rpn=dict(allowed_border=None)),
+    train_cfg=dict(rpn=dict(allowed_border=None, assigner=dict(min_pos_iou=0, low_quality_to_best_gt=True))),
 )

@@ -168,10 +168,15 @@ def fast_layout(model: torch.nn.Module) -> torch.nn.Module:
 def drop_pretrained(model: dict) -> None:
     """Weights that a checkpoint replaces at once need no download."""
     for value in model.values():
-        if isinstance(value, dict):
-            drop_pretrained(value)
-    if (model.get('init_cfg') or {}) and dict(model['init_cfg']).get('type') == 'Pretrained':
-        model['init_cfg'] = None
+        for part in value if isinstance(value, (list, tuple)) else [value]:
+            if isinstance(part, dict):
+                drop_pretrained(part)
+    init_cfg = model.get('init_cfg')
+    if init_cfg:
+        init_cfg = [init_cfg] if isinstance(init_cfg, dict) else init_cfg
+        kept = [cfg for cfg in init_cfg if cfg.get('type') != 'Pretrained']
+        if len(kept) < len(init_cfg):
+            model['init_cfg'] = kept or None
 
 
 def model_of(runner: Runner) -> BaseModel:

@@ -278,3 +278,7 @@ def test_pretrained_weights_are_not_needed_to_resume():
     model = dict(backbone=dict(init_cfg=dict(type='Pretrained', checkpoint='x')), neck=other)
     drop_pretrained(model)
     assert model == dict(backbone=dict(init_cfg=None), neck=other)
+    file, random = dict(type='Pretrained', checkpoint='x'), dict(type='Normal')
+    model = dict(backbone=dict(init_cfg=[random, file]), neck=[dict(init_cfg=[file])])
+    drop_pretrained(model)
+    assert model == dict(backbone=dict(init_cfg=[random]), neck=[dict(init_cfg=None)])

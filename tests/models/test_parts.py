@@ -7,9 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from mmdet.config.errors import UserError
 from mmdet.models.backbones import ResNet, ResNeXt
 from mmdet.models.necks.fpn import FPN
-from mmdet.models.roi_heads.single_level_roi_extractor import to_rois
+from mmdet.models.roi_heads.single_level_roi_extractor import SingleRoIExtractor, to_rois
 from mmdet.models.task_modules import AnchorGenerator, DeltaXYWHBBoxCoder, MaxIoUAssigner, RandomSampler
 from mmdet.models.task_modules.protocols import IGNORED, NEGATIVE
 from mmdet.structures.boxes import box_area, box_iof, box_iou
@@ -264,3 +265,22 @@ def test_boxes_of_any_type_are_measured_in_float32_or_better(dtype, offset):
     assert box_area(given[0], offset).tolist() == box_area(wide[0], offset).tolist()
     if dtype == torch.int64:
         assert box_iou(*given)[0, 0] == 0.5 and box_area(given[0]).tolist() == [810000, 0]
+
+
+@pytest.mark.parametrize('levels', [(0, 3), (3, -1), (-1, -1), (2, 1), (0, -2)], ids=str)
+def test_fpn_refuses_levels_that_are_not_there(levels):
+    with pytest.raises(UserError, match='FPN: start_level=.*, end_level=.* are not among the 3 inputs'):
+        FPN([8, 16, 32], 12, num_outs=5, start_level=levels[0], end_level=levels[1])
+
+
+def test_end_level_of_fpn_is_included():
+    assert len(FPN([8, 16, 32], 12, num_outs=2, end_level=1).lateral_convs) == 2
+    assert len(FPN([8, 16, 32], 12, num_outs=2, start_level=1, end_level=2).lateral_convs) == 2
+
+
+def test_roi_extractor_refuses_fewer_maps_than_strides():
+    extractor = SingleRoIExtractor(dict(type='RoIAlign', output_size=7), 8, [4, 8, 16])
+    rois = torch.tensor([[0.0, 0, 0, 30, 30]])
+    assert extractor([torch.rand(1, 8, s, s) for s in (16, 8, 4, 2)], rois).shape == (1, 8, 7, 7)
+    with pytest.raises(UserError, match='3 featmap_strides for 2 maps'):
+        extractor([torch.rand(1, 8, s, s) for s in (16, 8)], rois)

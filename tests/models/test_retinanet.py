@@ -39,8 +39,8 @@ def test_same_detections(pair):
     theirs, ours, batch, sizes = pair
     _, expected = run(theirs, batch, sizes)
     metas = [dict(img_shape=size, scale_factor=(1.0, 1.0)) for size in sizes]
-    features = ours.neck(ours.backbone(batch))
-    for found, wanted in zip(ours.predict(features, metas), expected):
+    outputs = ours.bbox_head(ours.extract_feat(batch))
+    for found, wanted in zip(ours.bbox_head.predict(*outputs, metas), expected):
         assert len(found.boxes) == len(wanted['boxes']) >= 24
         torch.testing.assert_close(found.boxes, wanted['boxes'], atol=1e-3, rtol=0)
         torch.testing.assert_close(found.scores, wanted['scores'], atol=1e-3, rtol=0)

@@ -5,6 +5,7 @@ N images, C channels, H and W of the input; stage s in 0..3 has stride 4 * 2**s 
 """
 
 import torch
+from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -14,108 +15,69 @@ from mmdet.layers import BATCH_NORMS, build_conv_layer, build_norm_layer, conv_n
 from mmdet.registry import MODELS
 
 
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and the shortcut (He et al. 2015, fig. 5 left).
+class Block(nn.Module):
+    """A chain of convolutions with norms, and the shortcut around it (He et al. 2015, fig. 5).
 
-    `style`, `groups` and `group_width` are a bottleneck's, and have no effect.
+    Args:
+        chain: arguments of each convolution: input and output channels, kernel, stride, padding, dilation, groups.
+        downsample: projection and norm that give x the shape of the chain's end; None for none.
     """
+
+    def __init__(
+        self, chain: list[tuple[int, ...]], downsample: nn.Sequential | None, conv_cfg: dict | None, norm_cfg: dict
+    ):
+        super().__init__()
+        self.norm_names = []
+        for index, arguments in enumerate(chain, start=1):
+            self.add_module(f'conv{index}', build_conv_layer(conv_cfg, *arguments, bias=False))
+            name, norm = build_norm_layer(norm_cfg, arguments[1], postfix=index)
+            self.add_module(name, norm)
+            self.norm_names.append(name)
+        self.downsample = downsample
+
+    @property
+    def pairs(self) -> list[tuple[nn.Module, nn.Module]]:
+        """Each convolution of the chain and its norm."""
+        return [(getattr(self, f'conv{i}'), getattr(self, name)) for i, name in enumerate(self.norm_names, start=1)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C', H', W')."""
+        *first, last = self.pairs
+        out = x
+        for conv, norm in first:
+            out = conv_norm(conv, norm, out).relu_()
+        out = conv_norm(*last, out)
+        return (out + (x if self.downsample is None else conv_norm(*self.downsample, x))).relu_()
+
+
+class BasicBlock(Block):
+    """Two 3x3 convolutions; `style`, `groups` and `group_width` are a bottleneck's."""
 
     expansion = 1
 
-    def __init__(
-        self,
-        in_channels: int,
-        channels: int,
-        stride: int,
-        dilation: int,
-        downsample: nn.Sequential | None,
-        conv_cfg: dict | None,
-        norm_cfg: dict,
-        style: str,
-        groups: int,
-        group_width: int,
-    ):
-        super().__init__()
-        self.conv1 = build_conv_layer(conv_cfg, in_channels, channels, 3, stride, dilation, dilation, bias=False)
-        self.norm1_name, norm1 = build_norm_layer(norm_cfg, channels, postfix=1)
-        self.add_module(self.norm1_name, norm1)
-        self.conv2 = build_conv_layer(conv_cfg, channels, channels, 3, padding=1, bias=False)
-        self.norm2_name, norm2 = build_norm_layer(norm_cfg, channels, postfix=2)
-        self.add_module(self.norm2_name, norm2)
-        self.downsample = downsample
-
-    def forward(self, x: Tensor) -> Tensor:
-        out = conv_norm(self.conv1, getattr(self, self.norm1_name), x).relu_()
-        out = conv_norm(self.conv2, getattr(self, self.norm2_name), out)
-        return (out + shortcut(self.downsample, x)).relu_()
-
-    @property
-    def convs(self) -> list[nn.Module]:
-        return [self.conv1, self.conv2]
-
-    @property
-    def last_norm(self) -> nn.Module:
-        return getattr(self, self.norm2_name)
+    def __init__(self, in_channels, channels, stride, dilation, style, groups, group_width, **common):
+        first = in_channels, channels, 3, stride, dilation, dilation
+        super().__init__([first, (channels, channels, 3, 1, 1)], **common)
 
 
-class Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1 convolutions and the shortcut (He et al. 2015, fig. 5 right; ResNeXt with groups).
+class Bottleneck(Block):
+    """1x1, 3x3, 1x1 convolutions, the second in groups in a ResNeXt.
 
     The stride sits in the 3x3 convolution for style 'pytorch', in the first 1x1 for 'caffe'.
     """
 
     expansion = 4
 
-    def __init__(
-        self,
-        in_channels: int,
-        channels: int,
-        stride: int,
-        dilation: int,
-        downsample: nn.Sequential | None,
-        conv_cfg: dict | None,
-        norm_cfg: dict,
-        style: str,
-        groups: int,
-        group_width: int,
-    ):
-        super().__init__()
+    def __init__(self, in_channels, channels, stride, dilation, style, groups, group_width, **common):
         width = channels if groups == 1 else groups * group_width
         first_stride, stride = (1, stride) if style == 'pytorch' else (stride, 1)
-        self.conv1 = build_conv_layer(conv_cfg, in_channels, width, 1, first_stride, bias=False)
-        self.norm1_name, norm1 = build_norm_layer(norm_cfg, width, postfix=1)
-        self.add_module(self.norm1_name, norm1)
-        self.conv2 = build_conv_layer(conv_cfg, width, width, 3, stride, dilation, dilation, groups, bias=False)
-        self.norm2_name, norm2 = build_norm_layer(norm_cfg, width, postfix=2)
-        self.add_module(self.norm2_name, norm2)
-        self.conv3 = build_conv_layer(conv_cfg, width, channels * self.expansion, 1, bias=False)
-        self.norm3_name, norm3 = build_norm_layer(norm_cfg, channels * self.expansion, postfix=3)
-        self.add_module(self.norm3_name, norm3)
-        self.downsample = downsample
-
-    def forward(self, x: Tensor) -> Tensor:
-        out = conv_norm(self.conv1, getattr(self, self.norm1_name), x).relu_()
-        out = conv_norm(self.conv2, getattr(self, self.norm2_name), out).relu_()
-        out = conv_norm(self.conv3, getattr(self, self.norm3_name), out)
-        return (out + shortcut(self.downsample, x)).relu_()
-
-    @property
-    def convs(self) -> list[nn.Module]:
-        return [self.conv1, self.conv2, self.conv3]
-
-    @property
-    def last_norm(self) -> nn.Module:
-        return getattr(self, self.norm3_name)
-
-
-def shortcut(downsample: nn.Sequential | None, x: Tensor) -> Tensor:
-    """What a block adds its result to: x, or its projection to the result's shape."""
-    return x if downsample is None else conv_norm(downsample[0], downsample[1], x)
+        first, last = (in_channels, width, 1, first_stride), (width, channels * self.expansion, 1)
+        super().__init__([first, (width, width, 3, stride, dilation, dilation, groups), last], **common)
 
 
 @MODELS.register_module()
 @refuse_overrides(make_res_layer='__init__', _make_stem_layer='__init__', make_stage_plugins='__init__')
-class ResNet(nn.Module):
+class ResNet(BaseModule):
     """ResNet (He et al. 2015), returning the maps of `out_indices`: (N, C_s, H / stride_s, W / stride_s).
 
     Args:
@@ -163,7 +125,7 @@ class ResNet(nn.Module):
         base_width: int = 64,
         init_cfg: dict | list[dict] | None = None,
     ):
-        super().__init__()
+        super().__init__(init_cfg)
         if depth not in self.arch_settings:
             raise UserError(f'ResNet: no depth {depth}; choose one of {sorted(self.arch_settings)}')
         block, blocks = self.arch_settings[depth]
@@ -185,7 +147,6 @@ class ResNet(nn.Module):
         self.norm_eval = norm_eval
         self.out_indices = tuple(out_indices)
         self.with_cp = with_cp
-        self.init_cfg = init_cfg
 
         self.conv1 = build_conv_layer(conv_cfg, in_channels, base_channels, 7, 2, 3, bias=False)
         self.norm1_name, norm1 = build_norm_layer(norm_cfg, base_channels, postfix=1)
@@ -203,30 +164,19 @@ class ResNet(nn.Module):
                         build_conv_layer(conv_cfg, channels, out_channels, 1, stride, bias=False),
                         build_norm_layer(norm_cfg, out_channels)[1],
                     )
-                layers.append(
-                    block(
-                        channels,
-                        base_channels * 2**stage,
-                        stride,
-                        dilations[stage],
-                        downsample,
-                        conv_cfg,
-                        norm_cfg,
-                        style,
-                        groups,
-                        base_width * 2**stage,
-                    )
-                )
+                layers.append(block(
+                    channels, base_channels * 2**stage, stride, dilations[stage], style, groups, base_width * 2**stage,
+                    downsample=downsample, conv_cfg=conv_cfg, norm_cfg=norm_cfg,
+                ))  # fmt: skip
                 channels = out_channels
             self.stages.append(f'layer{stage + 1}')
             self.add_module(self.stages[-1], nn.Sequential(*layers))
         init_conv(self.conv1)
         for module in self.modules():
             if isinstance(module, block):
-                projection = [] if module.downsample is None else [module.downsample[0]]
-                for conv in module.convs + projection:
+                for conv, _ in module.pairs + ([] if module.downsample is None else [module.downsample]):
                     init_conv(conv)
-                scale = getattr(module.last_norm, 'weight', None)
+                scale = getattr(module.pairs[-1][1], 'weight', None)
                 if zero_init_residual and scale is not None:
                     nn.init.zeros_(scale)
         self._freeze_stages()

@@ -8,6 +8,7 @@ import math
 from functools import partial
 
 import torch
+from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from mmdet.config.errors import UserError
@@ -30,7 +31,7 @@ from mmdet.structures.boxes import unscale_boxes
 
 @MODELS.register_module()
 @refuse_overrides(**ELSEWHERE)
-class RetinaHead(nn.Module):
+class RetinaHead(BaseModule):
     """Two towers of convolutions, shared by the levels, for class scores and box deltas (arXiv 1708.02002).
 
     Args:
@@ -69,7 +70,7 @@ class RetinaHead(nn.Module):
         train_cfg: dict | None = None,
         test_cfg: dict | None = None,
     ):
-        super().__init__()
+        super().__init__(init_cfg)
         check_keys('train_cfg', train_cfg, TRAIN_KEYS)
         check_keys('test_cfg', test_cfg, (*TEST_KEYS, 'score_thr'))
         self.train_cfg = train_cfg or {}
@@ -98,7 +99,6 @@ class RetinaHead(nn.Module):
             init_conv(conv, partial(nn.init.normal_, std=0.01))
         # Every anchor starts at score 0.01, else the many negatives' loss would drown everything.
         nn.init.constant_(self.retina_cls.bias, -math.log(99))
-        self.init_cfg = init_cfg
 
     def forward(self, features: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, list[Tensor]]:
         """Logits (N, M, C), deltas (N, M, 4) and the anchors of each level."""

@@ -8,6 +8,7 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
+from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from mmdet.config.errors import UserError
@@ -29,7 +30,7 @@ from mmdet.structures import Target
 
 @MODELS.register_module()
 @refuse_overrides(**ELSEWHERE)
-class RPNHead(nn.Module):
+class RPNHead(BaseModule):
     """Objectness and box deltas for every anchor (Faster R-CNN, section 3.1).
 
     Args:
@@ -61,7 +62,7 @@ class RPNHead(nn.Module):
         train_cfg: dict | None = None,
         test_cfg: dict | None = None,
     ):
-        super().__init__()
+        super().__init__(init_cfg)
         check_keys('train_cfg.rpn', train_cfg, TRAIN_KEYS)
         check_keys('test_cfg.rpn', test_cfg, TEST_KEYS)
         self.reg_decoded_bbox = reg_decoded_bbox
@@ -85,7 +86,6 @@ class RPNHead(nn.Module):
         self.rpn_reg = nn.Conv2d(feat_channels, num_anchors * 4, 1)
         for module in self.modules():
             init_conv(module, partial(nn.init.normal_, std=0.01))
-        self.init_cfg = init_cfg
 
     def forward(self, features: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, list[Tensor]]:
         """Logits (N, M), deltas (N, M, 4) and the anchors of each level."""

@@ -10,12 +10,5 @@ from mmdet.models.detectors.single_stage import SingleStageDetector
 from mmdet.models.detectors.two_stage import TwoStageDetector
 
 __all__ = [
-    'CascadeRCNN',
-    'FastRCNN',
-    'FasterRCNN',
-    'MaskRCNN',
-    'RPN',
-    'RetinaNet',
-    'SingleStageDetector',
-    'TwoStageDetector',
-]
+    'CascadeRCNN', 'FastRCNN', 'FasterRCNN', 'MaskRCNN', 'RPN', 'RetinaNet', 'SingleStageDetector', 'TwoStageDetector',
+]  # fmt: skip

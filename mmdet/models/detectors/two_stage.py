@@ -11,7 +11,7 @@ from mmdet.config.overrides import refuse_overrides
 from mmdet.models.data_preprocessor import to_target
 from mmdet.models.dense_heads.common import TEST_KEYS
 from mmdet.models.detectors.parts import build_backbone, build_neck, build_preprocessor
-from mmdet.models.init_weights import init_weights
+from mmdet.models.initialize import init_weights
 from mmdet.models.options import check_keys
 from mmdet.models.settings import check_heads, check_settings
 from mmdet.registry import MODELS

@@ -6,6 +6,7 @@ N images; L levels, fine to coarse, (N, C, H_l, W_l) each; P = H_r * W_r positio
 from functools import partial
 
 import torch.nn.functional as F
+from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from mmdet.config.errors import UserError
@@ -43,7 +44,7 @@ class NonLocal(nn.Module):
 
 
 @MODELS.register_module()
-class BFP(nn.Module):
+class BFP(BaseModule):
     """The mean of all levels, refined and added to each (arXiv 1904.02701, section 3.2); follows an FPN.
 
     Args:
@@ -66,7 +67,7 @@ class BFP(nn.Module):
         norm_cfg: dict | None = None,
         init_cfg: dict | list[dict] | None = None,
     ):
-        super().__init__()
+        super().__init__(init_cfg)
         if refine_type not in (None, 'conv', 'non_local') or not 0 <= refine_level < num_levels:
             raise UserError(
                 f"BFP: refine_type={refine_type!r} must be 'non_local', 'conv' or None, "
@@ -80,7 +81,6 @@ class BFP(nn.Module):
             self.refine = ConvModule(in_channels, in_channels, 3, padding=1, **common)
         elif refine_type == 'non_local':
             self.refine = NonLocal(in_channels, **common)
-        self.init_cfg = init_cfg
 
     def forward(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """L maps -> L maps of the same shapes."""

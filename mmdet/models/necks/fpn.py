@@ -4,6 +4,7 @@ N images; L levels in, fine to coarse, (N, C_l, H_l, W_l); `num_outs` levels out
 """
 
 import torch.nn.functional as F
+from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from mmdet.config.errors import UserError
@@ -12,7 +13,7 @@ from mmdet.registry import MODELS
 
 
 @MODELS.register_module()
-class FPN(nn.Module):
+class FPN(BaseModule):
     """Feature Pyramid Network (Lin et al. 2016).
 
     Args:
@@ -45,7 +46,7 @@ class FPN(nn.Module):
         upsample_cfg: dict = dict(mode='nearest'),
         init_cfg: dict | list[dict] | None = None,
     ):
-        super().__init__()
+        super().__init__(init_cfg)
         self.num_inputs = len(in_channels)
         last = self.num_inputs - 1 if end_level == -1 else end_level
         if not 0 <= start_level <= last < self.num_inputs:
@@ -85,7 +86,6 @@ class FPN(nn.Module):
                 )
         for block in (*self.lateral_convs, *self.fpn_convs):
             init_conv(block.conv, nn.init.xavier_uniform_)
-        self.init_cfg = init_cfg
 
     def forward(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """L maps (N, C_l, H_l, W_l) -> `num_outs` maps (N, out_channels, H_l, W_l), fine to coarse."""

@@ -7,11 +7,6 @@ from mmdet.models.roi_heads.single_level_roi_extractor import SingleRoIExtractor
 from mmdet.models.roi_heads.standard_roi_head import StandardRoIHead
 
 __all__ = [
-    'CascadeRoIHead',
-    'ConvFCBBoxHead',
-    'FCNMaskHead',
-    'Shared2FCBBoxHead',
-    'Shared4Conv1FCBBoxHead',
-    'SingleRoIExtractor',
-    'StandardRoIHead',
-]
+    'CascadeRoIHead', 'ConvFCBBoxHead', 'FCNMaskHead', 'Shared2FCBBoxHead', 'Shared4Conv1FCBBoxHead',
+    'SingleRoIExtractor', 'StandardRoIHead',
+]  # fmt: skip

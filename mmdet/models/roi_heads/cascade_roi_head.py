@@ -7,6 +7,7 @@ background); boxes are xyxy in input pixels unless said otherwise.
 from functools import partial
 
 import torch
+from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from mmdet.config.errors import UserError
@@ -35,7 +36,7 @@ from mmdet.structures.boxes import scale_boxes
 
 @MODELS.register_module()
 @refuse_overrides(**ELSEWHERE)
-class CascadeRoIHead(nn.Module):
+class CascadeRoIHead(BaseModule):
     """`num_stages` box heads, each with its own IoU threshold, and as many mask heads if given (arXiv 1712.00726).
 
     Args:
@@ -61,7 +62,7 @@ class CascadeRoIHead(nn.Module):
         init_cfg: dict | list[dict] | None = None,
         average: str = 'logits',
     ):
-        super().__init__()
+        super().__init__(init_cfg)
         if average not in ('logits', 'probabilities'):
             raise UserError(f"CascadeRoIHead: average={average!r} is neither 'logits' nor 'probabilities'")
         check_keys('test_cfg.rcnn', test_cfg, TEST_KEYS)
@@ -94,7 +95,6 @@ class CascadeRoIHead(nn.Module):
                 raise UserError(f'CascadeRoIHead: {len(train_cfg)} entries of train_cfg for num_stages={num_stages}')
             self.assigners = [TASK_UTILS.build(cfg['assigner']) for cfg in train_cfg]
             self.samplers = [TASK_UTILS.build(cfg['sampler']) for cfg in train_cfg]
-        self.init_cfg = init_cfg
 
     @property
     def num_classes(self) -> int:

@@ -5,6 +5,7 @@ pixels.
 """
 
 import torch
+from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from mmdet.config.errors import UserError
@@ -24,7 +25,7 @@ from mmdet.registry import MODELS, TASK_UTILS
     refine_bboxes="the RoI head's refine",
     regress_by_class="the RoI head's refine",
 )
-class ConvFCBBoxHead(nn.Module):
+class ConvFCBBoxHead(BaseModule):
     """Shared convolutions and fully connected layers, then optional branches, then `fc_cls` and `fc_reg`.
 
     Args:
@@ -64,7 +65,7 @@ class ConvFCBBoxHead(nn.Module):
         loss_bbox: dict = dict(type='SmoothL1Loss'),
         init_cfg: dict | list[dict] | None = None,
     ):
-        super().__init__()
+        super().__init__(init_cfg)
         self.num_classes = num_classes
         self.reg_class_agnostic = reg_class_agnostic
         self.with_avg_pool = with_avg_pool
@@ -107,7 +108,6 @@ class ConvFCBBoxHead(nn.Module):
             nn.init.zeros_(fc.bias)
         nn.init.normal_(self.fc_cls.weight, std=0.01)
         nn.init.normal_(self.fc_reg.weight, std=0.001)
-        self.init_cfg = init_cfg
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """RoI features (R, channels, S, S) -> logits (R, C + 1), deltas (R, C or 1, 4)."""

@@ -4,6 +4,7 @@ R RoIs, C classes, S side of the RoI features; masks are s S x s S, with the fac
 """
 
 import torch
+from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from mmdet.config.overrides import refuse_overrides
@@ -18,7 +19,7 @@ from mmdet.registry import MODELS
     predict_by_feat='predict',
     _predict_by_feat_single='predict',
 )
-class FCNMaskHead(nn.Module):
+class FCNMaskHead(BaseModule):
     """Convolutions, upsampling and a 1x1 output (Mask R-CNN, fig. 4 right).
 
     Args:
@@ -41,7 +42,7 @@ class FCNMaskHead(nn.Module):
         loss_mask: dict = dict(type='CrossEntropyLoss', use_mask=True),
         init_cfg: dict | list[dict] | None = None,
     ):
-        super().__init__()
+        super().__init__(init_cfg)
         self.num_classes = num_classes
         self.class_agnostic = class_agnostic
         self.loss_mask = MODELS.build(loss_mask)
@@ -54,7 +55,6 @@ class FCNMaskHead(nn.Module):
         self.conv_logits = nn.Conv2d(conv_out_channels, 1 if class_agnostic else num_classes, 1)
         init_conv(self.upsample)
         init_conv(self.conv_logits)
-        self.init_cfg = init_cfg
 
     def forward(self, x: Tensor) -> Tensor:
         """RoI features (R, channels, S, S) -> logits (R, C or 1, s S, s S)."""

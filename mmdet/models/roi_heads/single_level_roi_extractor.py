@@ -5,7 +5,8 @@ size.
 """
 
 import torch
-from torch import Tensor, nn
+from mmengine.model import BaseModule
+from torch import Tensor
 
 from mmdet.config.errors import UserError
 from mmdet.config.overrides import refuse_overrides
@@ -21,7 +22,7 @@ def to_rois(boxes: list[Tensor]) -> Tensor:
 
 @MODELS.register_module()
 @refuse_overrides(build_roi_layers='__init__', map_roi_levels='forward', roi_rescale='forward')
-class SingleRoIExtractor(nn.Module):
+class SingleRoIExtractor(BaseModule):
     """RoIAlign on one level per RoI (FPN paper, eq. 1).
 
     Args:

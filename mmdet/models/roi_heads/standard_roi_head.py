@@ -7,7 +7,8 @@ background); boxes are xyxy in input pixels unless said otherwise.
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from mmengine.model import BaseModule
+from torch import Tensor
 
 from mmdet.config.overrides import refuse_overrides
 from mmdet.models.detections import Detections
@@ -34,7 +35,7 @@ from mmdet.structures.boxes import scale_boxes
 
 @MODELS.register_module()
 @refuse_overrides(**ELSEWHERE)
-class StandardRoIHead(nn.Module):
+class StandardRoIHead(BaseModule):
     """One box head and, if given, one mask head on sampled proposals.
 
     Args:
@@ -55,7 +56,7 @@ class StandardRoIHead(nn.Module):
         test_cfg: dict | None = None,
         init_cfg: dict | list[dict] | None = None,
     ):
-        super().__init__()
+        super().__init__(init_cfg)
         check_keys('train_cfg.rcnn', train_cfg, TRAIN_KEYS)
         check_keys('test_cfg.rcnn', test_cfg, TEST_KEYS)
         self.train_cfg = train_cfg
@@ -69,7 +70,6 @@ class StandardRoIHead(nn.Module):
         if train_cfg is not None:
             self.assigner = TASK_UTILS.build(train_cfg['assigner'])
             self.sampler = TASK_UTILS.build(train_cfg['sampler'])
-        self.init_cfg = init_cfg
 
     @property
     def num_classes(self) -> int:

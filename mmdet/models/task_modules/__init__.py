@@ -13,13 +13,6 @@ from mmdet.models.task_modules.samplers import (
 )
 
 __all__ = [
-    'AnchorGenerator',
-    'CombinedSampler',
-    'DeltaXYWHBBoxCoder',
-    'InstanceBalancedPosSampler',
-    'IoUBalancedNegSampler',
-    'MaxIoUAssigner',
-    'OHEMSampler',
-    'PseudoSampler',
-    'RandomSampler',
-]
+    'AnchorGenerator', 'CombinedSampler', 'DeltaXYWHBBoxCoder', 'InstanceBalancedPosSampler', 'IoUBalancedNegSampler',
+    'MaxIoUAssigner', 'OHEMSampler', 'PseudoSampler', 'RandomSampler',
+]  # fmt: skip
