@@ -1,5 +1,6 @@
 """From a checked config to mmengine's Runner."""
 
+import copy
 import itertools
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,7 +29,8 @@ _DATALOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 _TRAINING = ('train_dataloader', 'train_cfg', 'optim_wrapper', 'param_scheduler', 'val_dataloader', 'val_cfg',
              'val_evaluator')
 # Hooks every run needs; a config may list one itself to set its options. CBNHook counts burn-in in epochs.
-_ESSENTIAL = ('StepSeedHook', 'NonFiniteLossHook', 'SyncNormStatsHook', 'RunInfoHook', 'StopSafelyHook', 'CBNHook')
+_ESSENTIAL = ('StepSeedHook', 'NonFiniteLossHook', 'SyncNormStatsHook', 'RunInfoHook', 'StopSafelyHook', 'CBNHook',
+              'ProgressHook')
 
 _runs = itertools.count()
 
@@ -122,13 +124,35 @@ def _name_run(parts: ConfigDict, cfg: Config) -> None:
 
 def _construct(parts: ConfigDict, cfg: Config) -> Runner:
     try:
-        return _Runner(**parts, cfg=cfg)
+        return _Runner(**parts, cfg=_FormattedConfig.of(cfg))
     except KeyError as error:
         if unknown_type(error) is None:
             raise
         name, registry = unknown_type(error)
         place = f' at {at_most(type_places(cfg, name), 3)}'
         raise UserError(unknown_type_text(name, place, registered_names(registry))) from error
+
+
+class _FormattedConfig(Config):
+    """A config that is formatted once.
+
+    mmengine 0.10.7 lets yapf format it (seconds) at each save, and makes of a signal meanwhile a SyntaxError of
+    hundreds of lines; can go when it keeps the text.
+    """
+
+    pretty_text = property(lambda self: self._text)
+
+    @classmethod
+    def of(cls, cfg: Config) -> '_FormattedConfig':
+        try:
+            text = cfg.pretty_text
+        except SyntaxError as error:
+            if isinstance(error.__context__, KeyboardInterrupt):
+                raise KeyboardInterrupt from None
+            raise
+        formatted = cls.__new__(cls)
+        vars(formatted).update(vars(copy.deepcopy(cfg)), _text=text)
+        return formatted
 
 
 class _Runner(Runner):

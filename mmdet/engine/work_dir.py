@@ -2,7 +2,9 @@
 
 import errno
 import fcntl
+import math
 import os
+import re
 import shutil
 import socket
 import time
@@ -20,15 +22,16 @@ from mmdet.config.output import check_writable
 _HOW = {'work_dir', 'resume', 'load_from', 'launcher', 'log_level', 'visualizer', 'vis_backends', 'env_cfg',
         'experiment_name', 'model_wrapper_cfg', 'log_processor', 'default_scope', 'randomness'}
 _locks: dict[str, Any] = {}  # open lock files of work folders
+INTERRUPTED = 'interrupted.pth'  # what a run saves that a signal stops
 
 
-def _lock(work_dir: str) -> None:
+def _lock(folder: str, option: str) -> None:
     """Keep other processes from training into the same folder, as long as this one lives (however it ends).
 
     Raises:
         UserError: another process does.
     """
-    path = os.path.abspath(os.path.join(work_dir, '.lock'))
+    path = os.path.abspath(os.path.join(folder, '.lock'))
     file = _locks.get(path) or open(path, 'a+')
     try:
         # POSIX's kind: workers do not inherit it, and shared file systems know it
@@ -37,7 +40,7 @@ def _lock(work_dir: str) -> None:
         if error.errno not in (errno.EACCES, errno.EAGAIN):
             return  # a file system without locks
         file.seek(0)
-        raise UserError(f'--work-dir {work_dir}: another run is training there ({file.read().strip()}); wait for it, '
+        raise UserError(f'{option} {folder}: another run is training there ({file.read().strip()}); wait for it, '
                         'or use another folder') from error
     _locks[path] = file  # closing it would end the lock
     file.truncate(0)
@@ -45,45 +48,83 @@ def _lock(work_dir: str) -> None:
     file.flush()
 
 
+def checkpoint_folder(work_dir: str, out_dir: str | None) -> str:
+    """Where CheckpointHook writes: the work folder, or one of its name in the hook's `out_dir`."""
+    if out_dir is None or os.path.abspath(out_dir) == os.path.abspath(work_dir):
+        return work_dir
+    return os.path.join(out_dir, os.path.basename(work_dir.rstrip(os.sep)))
+
+
 def enter_work_dir(cfg: Config, resume: bool | str) -> str | None:
     """Make sure that training into ``cfg.work_dir`` loses nothing; returns the checkpoint to resume from.
 
     - An earlier run with another config: refused, unless resuming.
     - An earlier run with the same config: its checkpoints are moved into its own time-stamped folder.
-    - ``resume=True``: the newest checkpoint that is whole, or None where there is none.
+    - ``resume=True``: the newest checkpoint that is whole, or None where there is none. Checkpoints that are newer, or of
+      another run than the one to resume, are moved too.
 
     Raises:
-        UserError: another config, another process training there, or a checkpoint that cannot be resumed.
+        UserError: another config, another process training there, or no checkpoint that can be resumed.
     """
     work_dir = cfg.work_dir
     if os.path.exists(work_dir) and not os.path.isdir(work_dir):
         raise UserError(f'--work-dir {work_dir} is a file')
     check_writable(work_dir, '--work-dir')
-    _lock(work_dir)
+    _lock(work_dir, '--work-dir')
+    out_dir = ((cfg.get('default_hooks') or {}).get('checkpoint') or {}).get('out_dir')
+    if out_dir and '://' in str(out_dir):
+        raise UserError(f'default_hooks.checkpoint.out_dir={out_dir}: checkpoints are written to local folders alone, '
+                        'where a run can be resumed from them; copy them elsewhere afterwards')
+    folder = checkpoint_folder(work_dir, out_dir)
+    if folder != work_dir:
+        check_writable(folder, 'default_hooks.checkpoint.out_dir')
+        _lock(folder, 'default_hooks.checkpoint.out_dir')
     if isinstance(resume, str):
         lacks = files.lacks_to_resume(files.read_checkpoint(resume))
         if lacks:
             raise UserError(f'--resume {resume}: the file holds no state of a training with this toolbox (it lacks '
                             f'{at_most(lacks)}); to start a new training from its weights use --cfg-options '
                             f'load_from={resume}')
+    elif resume:
+        resume = files.newest_resumable(folder)
+        if resume is None and _checkpoints(folder):
+            raise UserError(f'--resume: {folder} holds {at_most(path.name for path in _checkpoints(folder))}, and none '
+                            'of them can be resumed. Use --work-dir for a new folder; to start a new training from '
+                            'weights add --cfg-options load_from=FILE')
+        if resume is None:
+            print(f'nothing to resume in {folder}: training starts from the beginning', flush=True)
+            return None
+    if resume and os.path.dirname(os.path.abspath(resume)) == os.path.abspath(folder):
+        _set_aside(Path(folder), _newer(Path(folder), Path(resume)))
         return resume
-    if resume:
-        newest = files.newest_resumable(work_dir)
-        if newest is None:
-            print(f'nothing to resume in {work_dir}: training starts from the beginning', flush=True)
-        return newest
     own = os.path.join(work_dir, os.path.basename(cfg.filename or ''))
     if cfg.filename and os.path.abspath(cfg.filename) == os.path.abspath(own) and '_base_' in Path(own).read_text():
         raise UserError(f'{own} would be replaced by its resolved form; use another --work-dir')
-    _set_earlier_run_aside(cfg)
-    return None
+    if _checkpoints(folder):
+        _check_same_config(cfg)
+        _set_aside(Path(folder), [*_checkpoints(folder), Path(work_dir, 'last_checkpoint')])
+    return resume or None
 
 
-def _set_earlier_run_aside(cfg: Config) -> None:
+def _checkpoints(folder: str) -> list[Path]:
+    return sorted(Path(folder).glob('*.pth'))
+
+
+def _newer(folder: Path, resumed: Path) -> list[Path]:
+    """Checkpoints that the resumed run would write over; the best so far may be written after an epoch's."""
+
+    def step(path: Path) -> float:
+        number = re.search(r'_(\d+)\.pth$', path.name)
+        return int(number[1]) if number else math.inf
+
+    newer = [path for path in _checkpoints(str(folder)) if path.stat().st_mtime > resumed.stat().st_mtime]
+    return [path for path in newer
+            if path.name == INTERRUPTED
+            or step(path) < math.inf and not (path.name.startswith('best_') and step(path) <= step(resumed))]
+
+
+def _check_same_config(cfg: Config) -> None:
     folder = Path(cfg.work_dir)
-    weights = sorted(folder.glob('*.pth')) if folder.is_dir() else []
-    if not weights:
-        return
     for dumped in sorted(folder.glob('*.py'), key=os.path.getmtime, reverse=True)[:1]:
         try:
             earlier = Config.fromfile(dumped, lazy_import=False).to_dict()
@@ -94,10 +135,19 @@ def _set_earlier_run_aside(cfg: Config) -> None:
         if changed:
             raise UserError(f'{folder} holds a run with another config (differs in {at_most(changed, 5)}). Use '
                             '--work-dir for a new folder, or --resume to continue that run with this config')
+
+
+def _set_aside(folder: Path, paths: list[Path]) -> None:
+    """Move checkpoints into the time-stamped folder of the run that wrote them, or a new one."""
+    paths = [path for path in paths if path.exists()]
+    if not paths:
+        return
     runs = sorted(d for d in folder.iterdir() if d.is_dir() and d.name[:8].isdigit())
     aside = runs[-1] if runs else folder / time.strftime('%Y%m%d_%H%M%S')
+    while any((aside / path.name).exists() for path in paths):
+        aside = aside.with_name(f'{aside.name}_earlier')
     aside.mkdir(exist_ok=True)
-    for path in [*weights, folder / 'last_checkpoint']:
-        if path.exists():
-            shutil.move(path, aside / path.name)
-    print(f'{folder}: moved {len(weights)} checkpoints of the earlier run to {aside}', flush=True)
+    for path in paths:
+        shutil.move(path, aside / path.name)
+    names = [path.name for path in paths if path.suffix == '.pth']
+    print(f'{folder}: moved {len(names)} checkpoints of the earlier run to {aside}: {at_most(names, 4)}', flush=True)

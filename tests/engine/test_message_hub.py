@@ -153,10 +153,10 @@ def test_a_loss_found_late_is_found_before_evaluation_and_the_end(tmp_path, trai
         train(config, 'a', BAD, hooks=[hook])
     assert len(hook.seen) == 8 and not any('mAP' in dict(line) for line in logged('a'))
     hook = NonFiniteLossHook()
-    about = dict(names=['loss'], epoch=1, iteration=4, images=['103'], lr=0.1)
+    about = dict(names=['loss'], statistics=[], epoch=1, iteration=4, images=['103'], lr=0.1)
     hook.coming.append((about, AsyncCopy([torch.tensor(float('inf'), device=DEVICE)])))
     with pytest.raises(UserError, match='iteration 4: loss=inf .images 103;'):
-        hook.after_train(SimpleNamespace(work_dir=tmp_path))
+        hook.after_train(SimpleNamespace(work_dir=tmp_path, hooks=[]))
 
 
 def test_a_loss_that_has_arrived_stops_the_next_iteration(tmp_path, train, accelerator, monkeypatch):
@@ -169,7 +169,7 @@ def test_a_loss_that_has_arrived_stops_the_next_iteration(tmp_path, train, accel
 
 def test_iterations_that_may_go_wrong_are_counted_in_order(tmp_path, train, accelerator):
     guard = "custom_hooks = [dict(type='NonFiniteLossHook', allowed={})]\n"
-    bad_weights = 'stem.weight holds NaN or infinity at iteration 8: no checkpoint is written'
+    bad_weights = 'stem.weight holds NaN or infinity at iteration 8 .last images 107.: no checkpoint is written'
     with pytest.raises(UserError, match=bad_weights):
         train(write_config(tmp_path, text=CONFIG + guard.format(5)), 'a', BAD)  # the last five of eight
     with pytest.raises(UserError, match='the loss is not finite at epoch 1, iteration 8: '):

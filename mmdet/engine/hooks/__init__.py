@@ -7,9 +7,11 @@ from mmdet.engine.hooks.cbn import CBNHook
 from mmdet.engine.hooks.checkpoint import CheckpointGuardHook, SafeCheckpointHook
 from mmdet.engine.hooks.drawing import DetVisualizationHook
 from mmdet.engine.hooks.early_stopping import StrictEarlyStoppingHook
+from mmdet.engine.hooks.ema import StatisticsEMAHook
 from mmdet.engine.hooks.non_finite import NonFiniteLossHook
 from mmdet.engine.hooks.norm_statistics import SyncNormStatsHook
 from mmdet.engine.hooks.precise_bn import PreciseBNHook, precise_statistics
+from mmdet.engine.hooks.progress import ProgressHook
 from mmdet.engine.hooks.run_info import RunInfoHook
 from mmdet.engine.hooks.seed import StepSeedHook
 from mmdet.engine.hooks.stopping import StopSafelyHook
@@ -20,8 +22,10 @@ __all__ = [
     'DetVisualizationHook',
     'NonFiniteLossHook',
     'PreciseBNHook',
+    'ProgressHook',
     'RunInfoHook',
     'SafeCheckpointHook',
+    'StatisticsEMAHook',
     'StepSeedHook',
     'StopSafelyHook',
     'StrictEarlyStoppingHook',

@@ -3,7 +3,7 @@
 import torch
 from mmengine.dist import get_world_size
 from mmengine.hooks import Hook
-from mmengine.runner import Runner
+from mmengine.runner import BaseLoop, IterBasedTrainLoop, Runner
 from torch import nn
 
 from mmdet.config.errors import UserError, at_most
@@ -31,6 +31,13 @@ class RunInfoHook(Hook):
                   else f'{runner.max_iters} iterations')
         self._say(runner, 'Training', loader,
                   f'{length}, seed {runner.seed}' + (f', from iteration {runner.iter}' if runner.iter else ''))
+
+    def after_val_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
+        """Note in the checkpoint which evaluation has been done: a resumed run makes up one that is missing."""
+        loop = runner._train_loop
+        if isinstance(loop, BaseLoop):
+            done = loop.iter if isinstance(loop, IterBasedTrainLoop) else loop.epoch
+            runner.message_hub.update_info('evaluated', done)
 
     def before_test(self, runner: Runner) -> None:
         self._say(runner, 'Testing', runner.test_dataloader, f'{len(runner.test_dataloader)} iterations')
