@@ -60,7 +60,7 @@ def enter_work_dir(cfg: Config, resume: bool | str) -> str | None:
 
     - An earlier run with another config: refused, unless resuming.
     - An earlier run with the same config: its checkpoints are moved into its own time-stamped folder.
-    - ``resume=True``: the newest checkpoint that is whole, or None where there is none. Checkpoints that are newer, or of
+    - ``resume=True``: the newest checkpoint that is whole, or None where there is none. Newer checkpoints, and those of
       another run than the one to resume, are moved too.
 
     Raises:
