@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from mmdet.config.errors import UserError, say
-from mmdet.structures.coco_file import category_ids, load_coco_file
+from mmdet.structures.coco_file import category_ids, garbage_kept, load_coco_file
 from mmdet.structures.masks import rle_from_coco
 
 
@@ -26,6 +26,7 @@ class GroundTruth:
         UserError: a mask of no known form, or no mask at all; see also `load_coco_file` and `category_ids`.
     """
 
+    @garbage_kept()
     def __init__(
         self, path: str, classes: Sequence[str], backend_args: dict | None, with_masks: bool, need_annotations: bool
     ) -> None:
