@@ -13,6 +13,8 @@ from torch import nn
 from mmdet.checkpoints import adapt_config, load_checkpoint
 from mmdet.config.errors import UserError
 from mmdet.config.load import adopt_vocabulary, load_config
+from mmdet.config.values import names_a
+from mmdet.datasets.transforms import LoadAnnotations
 from mmdet.engine.runner import drop_pretrained, fast_layout
 from mmdet.registry import DATASETS, MODELS
 from mmdet.structures import DetDataSample
@@ -96,7 +98,7 @@ def inference_detector(
     single = isinstance(imgs, (str, Path, np.ndarray))
     pictures = [imgs] if single else list(imgs)
     steps = model.cfg.test_dataloader.dataset.pipeline
-    steps = [step for step in steps if step['type'] not in ('LoadAnnotations', 'LoadPanopticAnnotations')]
+    steps = [step for step in steps if not names_a(step, LoadAnnotations)]
     if not steps or not steps[0]['type'].startswith('LoadImage'):
         raise UserError('the test pipeline of the config does not begin with LoadImageFromFile')
     load, rest = Compose(steps[:1]), Compose(steps[1:])

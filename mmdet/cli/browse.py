@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from mmdet.config.load import check_types, load_config
     from mmdet.config.output import check_writable
-    from mmdet.config.values import class_of, predicted_fields
+    from mmdet.config.values import names_a, predicted_fields
     from mmdet.datasets.transforms import LoadAnnotations
     from mmdet.registry import DATASETS
     from mmdet.visualization.visualizer import draw_instances, write_picture
@@ -72,9 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_writable(args.out_dir, '--out-dir')
     init_default_scope('mmdet')
     steps = loader.dataset.get('pipeline', ())
-    kinds = [class_of(step) for step in steps]
-    if steps and not any(isinstance(kind, type) and issubclass(kind, LoadAnnotations) for kind in kinds):
-        # testing does without them
+    if steps and not any(names_a(step, LoadAnnotations) for step in steps):  # testing does without them
         with_mask = 'masks' in (predicted_fields(cfg.get('model') or {}) or ())
         steps.insert(1, dict(type=LoadAnnotations, with_bbox=True, with_mask=with_mask))
     dataset = DATASETS.build(loader.dataset)

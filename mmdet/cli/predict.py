@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for number, (image, place) in enumerate(places.items(), 1):
         try:
             sample = inference_detector(model, image)
-        except (ValueError, OSError) as error:
+        except (UserError, OSError) as error:
             unread.append(str(image))
             print(f'left out: {one_line(error)}', file=sys.stderr)
             continue

@@ -128,7 +128,8 @@ def _adopt_option(cfg: dict, option: str, rule: Rule, owner: str, path: str) -> 
     if not isinstance(node, dict) or key not in node:
         return
     if values is not None and node[key] not in values:
-        place = f'{path}.{option}' if path else option
+        place, given = f'{path}.{option}' if path else option, repr(node[key])
+        given = given if len(given) < 80 else f'{given[:60]}...'
         needed = ' or '.join(map(repr, values))
-        raise UserError(f'{place}={node[key]!r}: {owner} supports {needed} alone' + (f'; {why}' if why else ''))
+        raise UserError(f'{place}={given}: {owner} supports {needed} alone' + (f'; {why}' if why else ''))
     del node[key]

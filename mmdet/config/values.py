@@ -60,6 +60,12 @@ def class_of(cfg: dict) -> type | None:
     return registered_class(kind) if isinstance(kind, str) else kind
 
 
+def names_a(cfg: dict, base: type) -> bool:
+    """Whether the ``type`` of a part of a config names `base`, or a class that is based on it."""
+    kind = class_of(cfg)
+    return isinstance(kind, type) and issubclass(kind, base)
+
+
 def predicted_fields(model: dict) -> set[str] | None:
     """What a model's `pred_instances` will hold, as its class says; None where it does not say."""
     cls = class_of(model)
