@@ -303,20 +303,26 @@ def build_ours(file: Path, part: str, state: dict, args: argparse.Namespace) -> 
         else:
             net.rpn_head.rpn_conv = nn.Conv2d(256, 16, 1)
     missing, unexpected = net.load_state_dict(state, strict=False)
-    missing = [key for key in missing if 'num_batches' not in key]
+    missing = [key for key in missing if 'num_batches' not in key and '.maps.' not in key]  # equal maps everywhere
     assert not missing and not unexpected, (missing, unexpected)
     return net
 
 
-def build_torchvision(name: str, part: str, batch: dict, args: argparse.Namespace) -> nn.Module:
-    """torchvision's model, its outputs spread, its norms and first stage frozen as its recipe has them."""
+def build_torchvision(name: str, part: str, batch: dict, args: argparse.Namespace) -> tuple[nn.Module, dict]:
+    """torchvision's model, its outputs spread, its norms and first stage frozen as its recipe has them.
+
+    Also its weights under our names.
+    """
     from torchvision.models import detection
     from torchvision.models.detection import faster_rcnn, mask_rcnn, retinanet, rpn
     from torchvision.ops.misc import FrozenBatchNorm2d
 
+    from mmdet.checkpoints import convert
+
     torch.manual_seed(0)
     net = getattr(detection, name)(weights=None, weights_backbone=None, num_classes=NUM_CLASSES + 1)
     net.transform.resize = lambda image, target=None: (image, target)
+    backbone = net.backbone
     if part == 'detection' and name.startswith('retinanet'):
         net.backbone = Pyramid(args, 8, ['0', '1', '2', 'p6', 'p7'])
         net.head = retinanet.RetinaNetHead(16, 9, NUM_CLASSES + 1)
@@ -341,7 +347,12 @@ def build_torchvision(name: str, part: str, batch: dict, args: argparse.Namespac
                     setattr(parent, key, frozen)
         for module in (net.backbone.body.conv1, net.backbone.body.layer1):
             module.requires_grad_(False)
-    return net
+    heads = {key: value for key, value in net.state_dict().items() if not key.startswith('backbone.')}
+    state = {**heads, **{f'backbone.{key}': value for key, value in backbone.state_dict().items()}}
+    state = convert(dict(state_dict=state), NUM_CLASSES).state_dict
+    if part == 'detection':
+        state = {key: value for key, value in state.items() if not key.startswith(('backbone.', 'neck.'))}
+    return net, state
 
 
 # Standard deviation of what an output layer of torchvision's models gives.
@@ -441,12 +452,9 @@ def serve(args: argparse.Namespace) -> None:
 
 
 def build_sides(model: str, part: str, peer: Mmdetection | None, args: argparse.Namespace) -> dict:
-    from mmdet.checkpoints import convert
-
     theirs, recipe, their_config = MODELS[model]
     batch = made_up_batch(args.images, *args.size, args.objects, NUM_CLASSES)
-    net = build_torchvision(theirs, part, batch, args)
-    state = convert(dict(state_dict=net.state_dict()), NUM_CLASSES).state_dict
+    net, state = build_torchvision(theirs, part, batch, args)
     data, configs = polygon_data(batch), ROOT / 'configs'
     sides = {
         'ours': Ours('ours', build_ours(configs / 'torchvision' / f'{theirs}.py', part, state, args), data, args),
