@@ -11,10 +11,12 @@ from typing import Any
 
 from mmengine.config import Config
 
-from mmdet.checkpoints import files
+from mmdet.checkpoints import Checkpoint, read_checkpoint
 from mmdet.config.errors import UserError, at_most
 from mmdet.config.load import changed_keys
 from mmdet.config.output import check_writable
+from mmdet.engine.launch import on_rank_0
+from mmdet.engine.saving import lacks_to_resume, newest_resumable
 
 # Keys that say how or where a run happens, not what it computes.
 _HOW = {'work_dir', 'resume', 'load_from', 'launcher', 'log_level', 'visualizer', 'vis_backends', 'env_cfg',
@@ -45,8 +47,10 @@ def _lock(work_dir: str) -> None:
     file.flush()
 
 
-def enter_work_dir(cfg: Config, resume: bool | str) -> str | None:
-    """Make sure that training into ``cfg.work_dir`` loses nothing; returns the checkpoint to resume from.
+def enter_work_dir(cfg: Config, resume: bool | str) -> Checkpoint | None:
+    """Make sure that training into ``cfg.work_dir`` loses nothing; returns the checkpoint to resume from, opened.
+
+    All processes call it: rank 0 looks into the folder, and each opens the file once.
 
     - An earlier run with another config: refused, unless resuming.
     - An earlier run with the same config: its checkpoints are moved into its own time-stamped folder.
@@ -55,20 +59,33 @@ def enter_work_dir(cfg: Config, resume: bool | str) -> str | None:
     Raises:
         UserError: another config, another process training there, or a checkpoint that cannot be resumed.
     """
+    opened = None
+
+    def choose() -> str | None:
+        nonlocal opened
+        opened = _choose_checkpoint(cfg, resume)
+        return None if opened is None else opened.path
+
+    path = on_rank_0(choose)
+    return opened if opened is not None or path is None else read_checkpoint(path)
+
+
+def _choose_checkpoint(cfg: Config, resume: bool | str) -> Checkpoint | None:
     work_dir = cfg.work_dir
     if os.path.exists(work_dir) and not os.path.isdir(work_dir):
         raise UserError(f'--work-dir {work_dir} is a file')
     check_writable(work_dir, '--work-dir')
     _lock(work_dir)
     if isinstance(resume, str):
-        lacks = files.lacks_to_resume(files.read_checkpoint(resume))
+        checkpoint = read_checkpoint(resume)
+        lacks = lacks_to_resume(checkpoint)
         if lacks:
             raise UserError(f'--resume {resume}: the file holds no state of a training with this toolbox (it lacks '
                             f'{at_most(lacks)}); to start a new training from its weights use --cfg-options '
                             f'load_from={resume}')
-        return resume
+        return checkpoint
     if resume:
-        newest = files.newest_resumable(work_dir)
+        newest = newest_resumable(work_dir)
         if newest is None:
             print(f'nothing to resume in {work_dir}: training starts from the beginning', flush=True)
         return newest
