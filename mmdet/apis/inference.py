@@ -10,7 +10,7 @@ from mmengine.dataset import Compose, pseudo_collate
 from mmengine.registry import init_default_scope
 from torch import nn
 
-from mmdet.checkpoints import adapt_config, load_checkpoint
+from mmdet.checkpoints import adapt_config, load_checkpoint, load_pretrained
 from mmdet.config.errors import UserError
 from mmdet.config.load import adopt_vocabulary, load_config
 from mmdet.config.values import names_a
@@ -30,7 +30,7 @@ def init_detector(
 
     Args:
         config: a config file or a loaded config.
-        checkpoint: weights; every one must have its place in the model. None keeps random weights.
+        checkpoint: path or address of weights; every one must have its place in the model. None keeps random weights.
         device: 'cpu' or 'cuda:0'.
         cfg_options: dotted keys of the config and their new values.
 
@@ -48,14 +48,13 @@ def init_detector(
     else:
         adopt_vocabulary(config)
     init_default_scope('mmdet')
-    if checkpoint is not None:
-        adapt_config(config, checkpoint)
+    opened = None if checkpoint is None else load_pretrained(checkpoint)
+    if opened is not None:
+        adapt_config(config, opened)
     model_cfg = config.model.to_dict()
     drop_pretrained(model_cfg)
     model = MODELS.build(model_cfg)
-    meta = None
-    if checkpoint is not None:
-        meta = (load_checkpoint(model, checkpoint).get('meta') or {}).get('dataset_meta')
+    meta = None if opened is None else load_checkpoint(model, opened).meta.get('dataset_meta')
     model.cfg = config
     model.dataset_meta = meta or _classes_of(config)
     return fast_layout(model.to(device)).eval()

@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f'--out {args.out} is a folder; a file name is needed')
     launcher = start_processes(args)
 
-    from mmdet.checkpoints import adapt_config, needs_legacy_options
+    from mmdet.checkpoints import adapt_config, load_pretrained
     from mmdet.config.check import check_values
     from mmdet.config.load import check_types, load_config
     from mmdet.config.output import check_writable
@@ -94,9 +94,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     join_processes(launcher, cfg.get('env_cfg'))
     folders = {'--work-dir': cfg.work_dir, '--show-dir': args.show_dir, '--out': args.out and Path(args.out).parent}
     on_rank_0(lambda: [check_writable(folder, option) for option, folder in folders.items() if folder])
-    is_legacy = on_rank_0(lambda: needs_legacy_options(args.checkpoint))  # before the data set is read
-    adapt_config(cfg, args.checkpoint, is_legacy)
-    runner = build_runner(cfg, launcher, checkpoint=args.checkpoint)
+    checkpoint = load_pretrained(args.checkpoint)  # before the data set is read
+    adapt_config(cfg, checkpoint)
+    runner = build_runner(cfg, launcher, checkpoint=checkpoint)
     if args.out:
         runner.test_evaluator.metrics.insert(0, DumpDetResults(args.out))  # kept, should the evaluation fail
     runner.test()

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mmdet.cli.parser import Parser, start_processes
-from mmdet.engine.launch import join_processes, leave_processes, on_rank_0
+from mmdet.engine.launch import join_processes, leave_processes
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         use_amp(cfg)
     if args.auto_scale_lr:
         scale_learning_rate(cfg)
-    resume_from = on_rank_0(lambda: enter_work_dir(cfg, args.resume or cfg.get('resume', False)))
+    resume_from = enter_work_dir(cfg, args.resume or cfg.get('resume', False))
     set_seed(cfg, args.seed, args.deterministic, resume_from)
     build_runner(cfg, launcher, resume_from).train()
     leave_processes()

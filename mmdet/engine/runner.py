@@ -11,7 +11,7 @@ from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import Runner
 
-from mmdet.checkpoints import files
+from mmdet.checkpoints import Checkpoint
 from mmdet.config.errors import UserError, at_most, registered_names, unknown_type, unknown_type_text
 from mmdet.config.load import type_places
 from mmdet.engine.log import ignore_known_warnings, quieten
@@ -35,39 +35,38 @@ _ESSENTIAL = ('StepSeedHook', 'NonFiniteLossHook', 'SyncNormStatsHook', 'RunInfo
 _runs = itertools.count()
 
 
-def build_runner(cfg: Config, launcher: str = 'none', resume_from: str | None = None,
-                 checkpoint: str | None = None) -> Runner:
+def build_runner(cfg: Config, launcher: str = 'none', resume_from: Checkpoint | None = None,
+                 checkpoint: Checkpoint | None = None) -> Runner:
     """A Runner that saves and loads safely, whatever hooks the config names.
 
     Args:
-        resume_from: checkpoint to continue training from.
-        checkpoint: weights to test; every weight must fit.
+        resume_from: the opened file to continue training from.
+        checkpoint: the opened file to test; every weight must fit. Either is emptied when it is loaded.
 
     Raises:
         UserError: a type of the config that no registry holds.
     """
     testing = checkpoint is not None
-    source = checkpoint or resume_from or cfg.get('load_from')
+    opened = checkpoint if testing else resume_from
     ignore_known_warnings()
-    files.install()
     if launcher != 'none':
         cfg.model_wrapper_cfg = wrapper_cfg(cfg)
     parts = ConfigDict({key: value for key, value in cfg.to_dict().items() if key in _RUNNER_KEYS})
-    if resume_from or testing:
+    if opened is not None:
         drop_pretrained(parts.model)
     if testing:
         _drop_training(parts)
     elif parts.get('train_dataloader'):
         _seed_and_resume_batches(parts)
     _complete_dataloaders(parts)
-    _add_hooks(parts, dict(type='CheckpointGuardHook', source=source, resuming=bool(resume_from), strict=testing))
+    _add_hooks(parts, dict(type='CheckpointGuardHook', resuming=resume_from is not None, strict=testing))
     _add_outputs(parts)
     _name_run(parts, cfg)
     level = parts.pop('log_level', 'INFO')
-    parts.update(load_from=source, resume=bool(resume_from), launcher=launcher,
+    parts.update(resume=resume_from is not None, launcher=launcher,
                  default_scope=cfg.get('default_scope', 'mmdet'),
                  log_level='WARNING')  # mmengine would log a thousand lines of environment and config
-    runner = _construct(parts, cfg)
+    runner = _construct(dict(parts, load_from=cfg.get('load_from') if opened is None else opened), cfg)
     if testing:
         fast_layout(runner.model)
     quieten(runner.logger, level)
@@ -122,7 +121,7 @@ def _name_run(parts: ConfigDict, cfg: Config) -> None:
     parts.experiment_name = f'{name}_{number}' if number else name
 
 
-def _construct(parts: ConfigDict, cfg: Config) -> Runner:
+def _construct(parts: dict, cfg: Config) -> Runner:
     try:
         return _Runner(**parts, cfg=_FormattedConfig.of(cfg))
     except KeyError as error:

@@ -24,9 +24,8 @@ from mmengine.dist import get_world_size, sync_random_seed
 from mmengine.registry import DATA_SAMPLERS, DATASETS
 from torch.utils.data import BatchSampler, Sampler
 
-from mmdet.checkpoints import files
+from mmdet.checkpoints import Checkpoint
 from mmdet.config.errors import say
-from mmdet.engine.launch import on_rank_0
 
 
 def derived_seed(*parts: int) -> int:
@@ -49,7 +48,7 @@ def seed_generators(seed: int, cuda: bool = True) -> None:
         torch.default_generator.manual_seed(seed)
 
 
-def set_seed(cfg: Config, seed: int | None, deterministic: bool, resumed: str | None) -> None:
+def set_seed(cfg: Config, seed: int | None, deterministic: bool, resumed: Checkpoint | None) -> None:
     """Fix the run's seed before anything is built: the asked, the resumed, the config's, or a random one.
 
     mmengine draws it after the samplers are built when resuming, so that they shuffle otherwise.
@@ -58,7 +57,7 @@ def set_seed(cfg: Config, seed: int | None, deterministic: bool, resumed: str | 
     asked = randomness.get('seed') if seed is None else seed
     seed = asked
     if resumed is not None:
-        seed = on_rank_0(lambda: files.read_checkpoint(resumed)['meta'].get('seed', asked))
+        seed = resumed.meta.get('seed', asked)
         if asked is not None and asked != seed:
             say(f'seed {seed} of {resumed} goes on; the asked seed {asked} would break its sequence')
     if seed is None:

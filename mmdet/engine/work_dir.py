@@ -13,10 +13,12 @@ from typing import Any
 
 from mmengine.config import Config
 
-from mmdet.checkpoints import files
+from mmdet.checkpoints import Checkpoint, read_checkpoint
 from mmdet.config.errors import UserError, at_most
 from mmdet.config.load import changed_keys
 from mmdet.config.output import check_writable
+from mmdet.engine.launch import on_rank_0
+from mmdet.engine.saving import lacks_to_resume, newest_resumable
 
 # Keys that say how or where a run happens, not what it computes.
 _HOW = {'work_dir', 'resume', 'load_from', 'launcher', 'log_level', 'visualizer', 'vis_backends', 'env_cfg',
@@ -55,8 +57,10 @@ def checkpoint_folder(work_dir: str, out_dir: str | None) -> str:
     return os.path.join(out_dir, os.path.basename(work_dir.rstrip(os.sep)))
 
 
-def enter_work_dir(cfg: Config, resume: bool | str) -> str | None:
-    """Make sure that training into ``cfg.work_dir`` loses nothing; returns the checkpoint to resume from.
+def enter_work_dir(cfg: Config, resume: bool | str) -> Checkpoint | None:
+    """Make sure that training into ``cfg.work_dir`` loses nothing; returns the checkpoint to resume from, opened.
+
+    All processes call it: rank 0 looks into the folder, and each opens the file once.
 
     - An earlier run with another config: refused, unless resuming.
     - An earlier run with the same config: its checkpoints are moved into its own time-stamped folder.
@@ -66,6 +70,18 @@ def enter_work_dir(cfg: Config, resume: bool | str) -> str | None:
     Raises:
         UserError: another config, another process training there, or no checkpoint that can be resumed.
     """
+    opened = None
+
+    def choose() -> str | None:
+        nonlocal opened
+        opened = _choose_checkpoint(cfg, resume)
+        return None if opened is None else opened.path
+
+    path = on_rank_0(choose)
+    return opened if opened is not None or path is None else read_checkpoint(path)
+
+
+def _choose_checkpoint(cfg: Config, resume: bool | str) -> Checkpoint | None:
     work_dir = cfg.work_dir
     if os.path.exists(work_dir) and not os.path.isdir(work_dir):
         raise UserError(f'--work-dir {work_dir} is a file')
@@ -79,31 +95,33 @@ def enter_work_dir(cfg: Config, resume: bool | str) -> str | None:
     if folder != work_dir:
         check_writable(folder, 'default_hooks.checkpoint.out_dir')
         _lock(folder, 'default_hooks.checkpoint.out_dir')
+    checkpoint = None
     if isinstance(resume, str):
-        lacks = files.lacks_to_resume(files.read_checkpoint(resume))
+        checkpoint = read_checkpoint(resume)
+        lacks = lacks_to_resume(checkpoint)
         if lacks:
             raise UserError(f'--resume {resume}: the file holds no state of a training with this toolbox (it lacks '
                             f'{at_most(lacks)}); to start a new training from its weights use --cfg-options '
                             f'load_from={resume}')
     elif resume:
-        resume = files.newest_resumable(folder)
-        if resume is None and _checkpoints(folder):
+        checkpoint = newest_resumable(folder)
+        if checkpoint is None and _checkpoints(folder):  # weights alone
             raise UserError(f'--resume: {folder} holds {at_most(path.name for path in _checkpoints(folder))}, and none '
                             'of them can be resumed. Use --work-dir for a new folder; to start a new training from '
                             'weights add --cfg-options load_from=FILE')
-        if resume is None:
+        if checkpoint is None:
             print(f'nothing to resume in {folder}: training starts from the beginning', flush=True)
             return None
-    if resume and os.path.dirname(os.path.abspath(resume)) == os.path.abspath(folder):
-        _set_aside(Path(folder), _newer(Path(folder), Path(resume)))
-        return resume
+    if checkpoint is not None and os.path.dirname(os.path.abspath(checkpoint.path)) == os.path.abspath(folder):
+        _set_aside(Path(folder), _newer(Path(folder), Path(checkpoint.path)))
+        return checkpoint
     own = os.path.join(work_dir, os.path.basename(cfg.filename or ''))
     if cfg.filename and os.path.abspath(cfg.filename) == os.path.abspath(own) and '_base_' in Path(own).read_text():
         raise UserError(f'{own} would be replaced by its resolved form; use another --work-dir')
     if _checkpoints(folder):
         _check_same_config(cfg)
         _set_aside(Path(folder), [*_checkpoints(folder), Path(work_dir, 'last_checkpoint')])
-    return resume or None
+    return checkpoint
 
 
 def _checkpoints(folder: str) -> list[Path]:

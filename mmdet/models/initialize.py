@@ -5,8 +5,7 @@ from mmengine.model import BaseModel, BaseModule, initialize
 from mmengine.model.weight_init import PretrainedInit
 from torch import nn
 
-from mmdet.checkpoints import backbone_weights, load_checkpoint
-from mmdet.checkpoints.files import fit_weights, load_pretrained
+from mmdet.checkpoints import load_checkpoint, load_pretrained, weights_for_part
 from mmdet.config.errors import UserError
 from mmdet.registry import WEIGHT_INITIALIZERS
 
@@ -61,15 +60,6 @@ class Pretrained:
         if isinstance(module, BaseModel):
             load_checkpoint(module, self.checkpoint, strict=False)
             return
-        own = module.state_dict()
-        needed = {key for key in own if not key.endswith('num_batches_tracked')}
-        weights = load_pretrained(self.checkpoint)
-        prefixes = ['', 'backbone.'] if self.prefix is None else [self.prefix]
-        candidates = [{k.removeprefix(p): v for k, v in weights.items() if k.startswith(p)} for p in prefixes]
-        found = next((c for c in candidates if needed <= c.keys()), None)
-        if found is None:
-            found = candidates[0] if self.prefix else backbone_weights(weights, self.checkpoint)
-        branches = {key.partition('.')[0] for key in own}
-        found = {key: value for key, value in found.items() if key.partition('.')[0] in branches}
-        module.load_state_dict(fit_weights(module, found, self.checkpoint))
-        print_log(f'{type(module).__name__}: {len(found)} arrays loaded from {self.checkpoint}', logger='current')
+        weights = weights_for_part(module, load_pretrained(self.checkpoint), self.prefix)
+        module.load_state_dict(weights)
+        print_log(f'{type(module).__name__}: {len(weights)} arrays loaded from {self.checkpoint}', logger='current')

@@ -1,5 +1,6 @@
 """A damaged file is refused in one line, or loads to the very same weights."""
 
+import os
 import pickle
 import zipfile
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from mmdet.checkpoints.files import read_checkpoint
+from mmdet.checkpoints import read_checkpoint
 from mmdet.config.errors import UserError
 
 CONTENT = dict(meta=dict(epoch=3, classes=('a', 'b')), state_dict={'a.weight': torch.arange(40.0), 'b': torch.ones(3)},
@@ -103,3 +104,34 @@ def test_a_program_is_not_run(tmp_path):
         archive.writestr('a.txt', 'x')
     with pytest.raises(UserError, match='torch did not write'):
         read_checkpoint(str(tmp_path / 'y.pth'))
+
+
+def test_pickled_objects_are_refused_in_one_line(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return os.system, (f'touch {tmp_path}/ran',)
+
+    for save in (torch.save, lambda x, p: p.write_bytes(pickle.dumps(x))):
+        save(dict(state_dict={}, extra=Evil()), tmp_path / 'evil.pth')
+        with pytest.raises(UserError, match='evil.pth holds pickled Python objects') as caught:
+            read_checkpoint(str(tmp_path / 'evil.pth'))
+        assert '\n' not in str(caught.value)
+    assert not (tmp_path / 'ran').exists()
+
+
+def test_damaged_and_missing_files(tmp_path):
+    good = tmp_path / 'epoch_1.pth'
+    torch.save(dict(state_dict=dict(a=torch.zeros(1000))), good)
+    (tmp_path / 'cut.pth').write_bytes(good.read_bytes()[:-500])
+    (tmp_path / 'empty.pth').write_bytes(b'')
+    (tmp_path / 'folder.pth').mkdir()
+    (tmp_path / 'text.pth').write_text('hello, not found')
+    with zipfile.ZipFile(tmp_path / 'zip.pth', 'w') as archive:
+        archive.writestr('a.txt', 'x')
+    messages = dict(cut='damaged or not a checkpoint', empty='empty', folder='a folder',
+                    text='not a checkpoint: neither', zip='a zip archive that torch did not write')
+    for name, message in messages.items():
+        with pytest.raises(UserError, match=f'{name}.pth is {message}'):
+            read_checkpoint(str(tmp_path / f'{name}.pth'))
+    with pytest.raises(FileNotFoundError, match='epoch_2.pth not found.*Did you mean epoch_1.pth'):
+        read_checkpoint(str(tmp_path / 'epoch_2.pth'))

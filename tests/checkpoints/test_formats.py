@@ -14,9 +14,14 @@ from factories import build, model_cfg, small_cfg
 from mmengine.logging import HistoryBuffer
 from torchvision.models import resnet50
 
-from mmdet.checkpoints import convert, load_checkpoint, needs_legacy_options, to_torchvision
+from mmdet.checkpoints import (
+    convert,
+    load_checkpoint,
+    needs_legacy_options,
+    read_checkpoint,
+    to_torchvision,
+)
 from mmdet.checkpoints.classes import COCO_IDS
-from mmdet.checkpoints.files import read_checkpoint
 from mmdet.config.errors import UserError
 from mmdet.registry import MODELS
 
@@ -98,7 +103,7 @@ def test_mmdet3_file_loads_unchanged(tmp_path):
     checkpoint = load_checkpoint(other, str(tmp_path / 'x.pth'))
     assert checkpoint['meta']['dataset_meta']['classes'] == ('a', 'b', 'c')
     assert all(torch.equal(v, model.state_dict()[k]) for k, v in other.state_dict().items())
-    assert not needs_legacy_options(str(tmp_path / 'x.pth'))
+    assert not needs_legacy_options(read_checkpoint(str(tmp_path / 'x.pth')))
 
 
 def test_mmdet3_training_file_loads_without_its_history(tmp_path):
@@ -135,7 +140,7 @@ def as_mmdet1(state: dict) -> dict:
 def test_mmdet1_classes_and_names(name):
     state = narrow(name).state_dict()
     converted = convert(dict(meta=dict(mmdet_version='1.2.0', mmcv_version='0.5'), state_dict=as_mmdet1(state)))
-    assert converted.legacy and converted.source == 'mmdetection 1.2.0'
+    assert converted.source == 'mmdetection 1.2.0'
     assert converted.state_dict.keys() == state.keys()
     assert all(torch.equal(value, state[key]) for key, value in converted.state_dict.items())
 
@@ -144,7 +149,7 @@ def test_mmdet1_retinanet_is_known_by_its_version(tmp_path):
     state = narrow('retinanet_r50_fpn').state_dict()
     for version, legacy in (('1.0rc1', True), ('2.3.0', False)):
         torch.save(dict(meta=dict(mmdet_version=version, mmcv_version='0.4'), state_dict=state), tmp_path / 'x.pth')
-        assert needs_legacy_options(str(tmp_path / 'x.pth')) == legacy
+        assert needs_legacy_options(read_checkpoint(str(tmp_path / 'x.pth'))) == legacy
 
 
 # ------------------------------------------------------------------ classes
@@ -217,7 +222,7 @@ def test_misfits_name_at_most_ten_keys(tmp_path):
     assert 'fc_cls.weight' in text and '(6, 8)' in text and '(4, 8)' in text
     assert 'not in the file' in message(narrow('rpn_r50_fpn').state_dict())
     assert 'not in the model' in message(narrow('mask_rcnn_r50_fpn').state_dict())
-    assert 'no checkpoint of a known detector' in message({'encoder.weight': torch.zeros(1)})
+    assert 'not a checkpoint of a known detector' in message({'encoder.weight': torch.zeros(1)})
     assert 'backbone alone' in message(resnet50().state_dict())
 
 
@@ -350,7 +355,7 @@ def test_converted_legacy_file_keeps_its_conventions(tmp_path, tool):
     torch.save(dict(meta=dict(mmdet_version='0.6.0', mmcv_version='0.2'), state_dict=state), tmp_path / 'x.pth')
     out = tool('convert_checkpoint', tmp_path / 'x.pth', tmp_path / 'y.pth')
     assert out.returncode == 0, out.stderr
-    assert needs_legacy_options(str(tmp_path / 'y.pth'))
+    assert needs_legacy_options(read_checkpoint(str(tmp_path / 'y.pth')))
     converted = convert(read_checkpoint(str(tmp_path / 'y.pth')))
     assert not converted.changed and not converted.reordered
 

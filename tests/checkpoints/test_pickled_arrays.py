@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mmdet.checkpoints.files import read_checkpoint
+from mmdet.checkpoints import read_checkpoint
 from mmdet.checkpoints.pickled_arrays import Refused, read_arrays
 from mmdet.config.errors import UserError
 

@@ -1,4 +1,4 @@
-"""Checkpoints: no pickled code, never half written, and a misfit is named."""
+"""Checkpoints of a run: no pickled code, never half written, resumed from the newest that is whole."""
 
 import io
 import json
@@ -8,55 +8,24 @@ import signal
 import subprocess
 import sys
 import time
-import zipfile
-from collections import Counter, deque
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from mmengine.fileio import get_file_backend
 from mmengine.hooks import Hook
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
-from torch import nn
 from toy_task import ENVIRONMENT, ToyDetector, ToyMetric, write_config
 
-from mmdet.checkpoints.files import (
-    AtomicLocalBackend,
-    fit_weights,
-    from_plain,
-    load_pretrained,
-    newest_resumable,
-    read_checkpoint,
-    to_plain,
-    weights_of,
-)
+from mmdet.checkpoints import read_checkpoint
 from mmdet.config.errors import UserError
 from mmdet.config.output import write_atomically
 from mmdet.datasets import CocoDataset
 from mmdet.engine.hooks import checkpoint as checkpoint_hooks
-
-
-def test_plain_form_survives_weights_only_loading(tmp_path):
-    history = HistoryBuffer([1.0, 2.5], [1, 2], max_length=10)
-    value = dict(array=np.arange(6.0).reshape(2, 3), names=np.array(['a', 'b']), number=np.float64(0.5),
-                 count=np.int64(3), milestones=Counter({8: 1, 11: 1}), ids=deque([1, 2]), kinds={1, 2},
-                 path=Path('a/b'), history=history, shape=(3, 4), nothing=None, flag=True)  # fmt: skip
-    torch.save(to_plain(value), tmp_path / 'x.pth')
-    back = from_plain(torch.load(tmp_path / 'x.pth', weights_only=True))
-    assert back['array'].tolist() == value['array'].tolist() and back['array'].dtype == np.float64
-    assert back['names'] == ['a', 'b'] and back['milestones'] == value['milestones']
-    assert (back['number'], back['count'], back['ids'], back['kinds']) == (0.5, 3, deque([1, 2]), {1, 2})
-    assert back['path'] == 'a/b' and back['shape'] == (3, 4) and back['flag'] is True and back['nothing'] is None
-    assert [a.tolist() for a in back['history'].data] == [a.tolist() for a in history.data]
-    assert back['history'].max_length == 10
-
-
-def test_no_plain_form_is_named():
-    with pytest.raises(TypeError, match='torch.nn.modules.linear.Linear'):
-        to_plain(dict(a=[nn.Linear(1, 1)]))
+from mmdet.engine.saving import AtomicLocalBackend, newest_resumable
 
 
 def test_saved_runs_hold_no_code(tmp_path, train):
@@ -66,19 +35,6 @@ def test_saved_runs_hold_no_code(tmp_path, train):
     restored = read_checkpoint('run/epoch_2.pth')
     assert isinstance(restored['message_hub']['log_scalars']['train/loss'], HistoryBuffer)
     assert isinstance(restored['param_schedulers'][1]['milestones'], Counter)
-
-
-def test_pickled_objects_are_refused_in_one_line(tmp_path):
-    class Evil:
-        def __reduce__(self):
-            return os.system, (f'touch {tmp_path}/ran',)
-
-    for save in (torch.save, lambda x, p: p.write_bytes(pickle.dumps(x))):
-        save(dict(state_dict={}, extra=Evil()), tmp_path / 'evil.pth')
-        with pytest.raises(UserError, match='evil.pth holds pickled Python objects') as caught:
-            read_checkpoint(str(tmp_path / 'evil.pth'))
-        assert '\n' not in str(caught.value)
-    assert not (tmp_path / 'ran').exists()
 
 
 def test_a_payload_is_refused_whatever_loads_it(tmp_path, train):
@@ -97,24 +53,6 @@ def test_a_payload_is_refused_whatever_loads_it(tmp_path, train):
     with pytest.raises(UserError, match='evil.pth holds pickled Python objects'):
         CheckpointLoader.load_checkpoint(evil)
     assert not (tmp_path / 'ran').exists()
-
-
-def test_damaged_and_missing_files(tmp_path):
-    good = tmp_path / 'epoch_1.pth'
-    torch.save(dict(state_dict=dict(a=torch.zeros(1000))), good)
-    (tmp_path / 'cut.pth').write_bytes(good.read_bytes()[:-500])
-    (tmp_path / 'empty.pth').write_bytes(b'')
-    (tmp_path / 'folder.pth').mkdir()
-    (tmp_path / 'text.pth').write_text('hello, not found')
-    with zipfile.ZipFile(tmp_path / 'zip.pth', 'w') as archive:
-        archive.writestr('a.txt', 'x')
-    messages = dict(cut='damaged or not a checkpoint', empty='empty', folder='a folder',
-                    text='not a checkpoint: neither', zip='a zip archive that torch did not write')
-    for name, message in messages.items():
-        with pytest.raises(UserError, match=f'{name}.pth is {message}'):
-            read_checkpoint(str(tmp_path / f'{name}.pth'))
-    with pytest.raises(FileNotFoundError, match='epoch_2.pth not found.*Did you mean epoch_1.pth'):
-        read_checkpoint(str(tmp_path / 'epoch_2.pth'))
 
 
 def test_writing_is_all_or_nothing(tmp_path, monkeypatch):
@@ -184,13 +122,13 @@ def odd_files(whole: bytes) -> dict[str, tuple[bytes, str]]:
 
 def test_newest_that_is_whole_is_resumed(tmp_path, train, capsys):
     train(write_config(tmp_path))
-    assert newest_resumable('run') == 'run/epoch_2.pth'
+    assert newest_resumable('run').path == 'run/epoch_2.pth'
     assert newest_resumable('elsewhere') is None
     capsys.readouterr()
     for name, (data, said) in odd_files(Path('run/epoch_2.pth').read_bytes()).items():
         Path('run/newest.pth').write_bytes(data)
         os.utime('run/newest.pth', (4e9, 4e9))
-        assert newest_resumable('run') == 'run/epoch_2.pth', name
+        assert newest_resumable('run').path == 'run/epoch_2.pth', name
         lines = capsys.readouterr().out.splitlines()
         assert len(lines) == 1 and lines[0].startswith('skipped: run/newest.pth ') and said in lines[0], (name, lines)
     Path('run/newest.pth').unlink()
@@ -228,103 +166,6 @@ def test_an_old_checkpoint_stays_until_the_new_one_is_written(tmp_path, train, m
     first = folder.seen.index(set())
     assert first == 0 and all(any(name.startswith('epoch') for name in names) for names in folder.seen[1:])
     assert all(any(name.startswith('best') for name in names) for names in folder.seen[3:])
-
-
-def test_weights_are_found_in_common_layouts():
-    a = torch.zeros(1)
-    for checkpoint in (dict(a=a), dict(state_dict={'module.a': a}), dict(model=dict(a=a), epoch=3)):
-        assert list(weights_of(checkpoint)) == ['a']
-
-
-def test_another_architecture_is_named_with_at_most_ten_keys(tmp_path):
-    model = nn.Sequential(*[nn.Linear(3, 3) for _ in range(20)])
-    with pytest.raises(UserError) as caught:
-        fit_weights(model, {f'layer{i}.weight': torch.zeros(1) for i in range(30)}, 'other.pth')
-    text = str(caught.value)
-    assert text.startswith('other.pth does not fit Sequential: 0 of 40 weights have their place. 40 not in the file')
-    assert text.count('.weight') + text.count('.bias') <= 10 and '\n' not in text
-    weights = model.state_dict() | {'0.weight': torch.zeros(5, 3)}
-    with pytest.raises(UserError, match=r'1 shape: 0.weight \(file \(5, 3\), model \(3, 3\)\)'):
-        fit_weights(model, weights, 'x.pth')
-
-
-@pytest.mark.parametrize('value', [float('nan'), float('inf')])
-def test_weights_of_a_diverged_training_are_refused(value):
-    model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
-    weights = {name: t.clone() for name, t in model.state_dict().items()}
-    weights['1.running_var'][1] = value
-    with pytest.raises(UserError, match=r'x.pth: NaN or infinity in 1 of 7 weights \(1.running_var\)'):
-        fit_weights(model, weights, 'x.pth')
-
-
-def test_fine_tuning_keeps_what_does_not_fit():
-    old, new = ToyDetector(num_classes=2), ToyDetector(num_classes=5)
-    fresh = new.head.fc.weight.clone()
-    new.load_state_dict(fit_weights(new, old.state_dict(), 'old.pth', strict=False))
-    assert torch.equal(new.stem.weight, old.stem.weight) and torch.equal(new.head.fc.weight, fresh)
-    with pytest.raises(UserError, match='does not fit ToyDetector'):
-        fit_weights(new, old.state_dict(), 'old.pth')
-
-
-def test_pretrained_from_torch_home_and_from_a_file(tmp_path, monkeypatch):
-    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
-    weights = dict(conv1=torch.ones(2))
-    folder = tmp_path / 'hub' / 'checkpoints'
-    folder.mkdir(parents=True)
-    torch.save(weights, folder / 'resnet50-0676ba61.pth')
-    assert torch.equal(load_pretrained('torchvision://resnet50')['conv1'], weights['conv1'])
-    assert torch.equal(load_pretrained('torchvision://resnet50.imagenet1k_v1')['conv1'], weights['conv1'])
-    assert torch.equal(load_pretrained(str(folder / 'resnet50-0676ba61.pth'))['conv1'], weights['conv1'])
-    with pytest.raises(UserError, match="no model 'resnet51'. Did you mean resnet50"):
-        load_pretrained('torchvision://resnet51')
-    with pytest.raises(UserError, match='resnet50 has the weights imagenet1k_v1, imagenet1k_v2'):
-        load_pretrained('torchvision://resnet50.v3')
-
-
-def test_pretrained_that_cannot_be_downloaded(tmp_path, monkeypatch):
-    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
-
-    def no_network(url, *args, **kwargs):
-        raise OSError('Name or service not known')
-
-    monkeypatch.setattr(torch.hub, 'download_url_to_file', no_network)
-    with pytest.raises(UserError) as caught:
-        load_pretrained('torchvision://resnet50')
-    text = str(caught.value)
-    for part in ('torchvision://resnet50', 'resnet50-0676ba61.pth', str(tmp_path), 'TORCH_HOME', 'init_cfg=None',
-                 'Name or service not known'):  # fmt: skip
-        assert part in text
-    assert '\n' not in text and not list((tmp_path / 'hub' / 'checkpoints').iterdir())
-
-
-def test_a_download_that_broke_off_is_not_kept(tmp_path, monkeypatch):
-    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'home'))
-    torch.save(dict(conv1=torch.ones(2)), tmp_path / 'whole.pth')
-    whole = (tmp_path / 'whole.pth').read_bytes()
-    content = whole[: len(whole) // 2]
-    monkeypatch.setattr(torch.hub, 'download_url_to_file', lambda url, path, **_: Path(path).write_bytes(content))
-    with pytest.raises(UserError, match=r'cannot be downloaded .*ba61.pth is damaged'):
-        load_pretrained('torchvision://resnet50')
-    content = whole
-    assert torch.equal(load_pretrained('torchvision://resnet50')['conv1'], torch.ones(2))
-
-
-def test_a_download_without_a_place_fails_in_all_processes(tmp_path, monkeypatch):
-    """The others wait for what the first one says."""
-    (tmp_path / 'file').touch()
-    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'file'))
-    told = []
-
-    def gather(outcomes, failure):
-        told.append(failure)
-        outcomes[:] = [failure] * len(outcomes)
-
-    monkeypatch.setattr(torch.distributed, 'is_initialized', lambda: True)
-    monkeypatch.setattr(torch.distributed, 'get_world_size', lambda: 2)
-    monkeypatch.setattr(torch.distributed, 'all_gather_object', gather)
-    with pytest.raises(UserError, match='cannot be downloaded'):
-        load_pretrained('torchvision://resnet50')
-    assert len(told) == 1 and 'file' in told[0]
 
 
 def test_labels_in_another_order_than_mmdetections_are_said(tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ from mmengine.hooks import Hook
 from test_resume import Record, SignalAt, equal
 from toy_task import CONFIG, ToyDataset, ToyMetric, weights, write_config
 
-from mmdet.checkpoints.files import read_checkpoint
+from mmdet.checkpoints import read_checkpoint
 from mmdet.config.errors import Interrupted
 from mmdet.registry import DATASETS
 

@@ -14,7 +14,7 @@ from mmengine.runner import Runner
 from other_device import DEVICE, DeviceTensor, OtherDevice
 from toy_task import write_config
 
-from mmdet.checkpoints.files import read_checkpoint
+from mmdet.checkpoints import read_checkpoint
 from mmdet.config.errors import UserError
 from mmdet.engine import runner as run
 from mmdet.engine.hooks.non_finite import NonFiniteLossHook

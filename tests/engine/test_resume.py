@@ -11,7 +11,7 @@ import torch
 from mmengine.hooks import Hook
 from toy_task import CONFIG, ENVIRONMENT, ToyDataset, weights, write_config
 
-from mmdet.checkpoints.files import read_checkpoint
+from mmdet.checkpoints import read_checkpoint
 from mmdet.config.errors import Interrupted, UserError
 from mmdet.engine.seeding import SeededBatches, SeededDataset, derived_seed
 

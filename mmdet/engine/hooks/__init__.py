@@ -1,8 +1,12 @@
 """Hooks of a run, each registered under its class's name.
 
 `mmdet.engine.runner.build_runner` adds those every run needs; a config lists one to set its options.
+
+mmengine imports this package when a Runner looks up its first hook in our scope, whoever built that Runner. So it is
+the place to make saving and loading safe: every Runner has passed it, and `import mmdet` stays quick.
 """
 
+from mmdet.engine import saving
 from mmdet.engine.hooks.cbn import CBNHook
 from mmdet.engine.hooks.checkpoint import CheckpointGuardHook, SafeCheckpointHook
 from mmdet.engine.hooks.drawing import DetVisualizationHook
@@ -32,3 +36,5 @@ __all__ = [
     'SyncNormStatsHook',
     'precise_statistics',
 ]
+
+saving.install()

@@ -8,11 +8,12 @@ from mmengine.dist import is_main_process, master_only
 from mmengine.hooks import CheckpointHook, EMAHook, Hook
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
 
-from mmdet.checkpoints import convert_for
-from mmdet.checkpoints.files import fit_weights, remove_unfinished, to_plain, weights_of
+from mmdet.checkpoints import Checkpoint, fit_weights, weights_for
+from mmdet.checkpoints.plain import to_plain
 from mmdet.config.errors import UserError, at_most, say
 from mmdet.engine.launch import on_rank_0
 from mmdet.engine.runner import model_of
+from mmdet.engine.saving import make_plain, remove_unfinished
 from mmdet.engine.schedule import keep_new_schedule
 from mmdet.engine.work_dir import INTERRUPTED, checkpoint_folder
 from mmdet.registry import HOOKS
@@ -23,15 +24,14 @@ class CheckpointGuardHook(Hook):
     """Checkpoints without pickled code, and loaded only where they fit.
 
     Args:
-        source: the file being loaded, for messages.
         resuming: it continues a run (all must fit; a changed schedule is said and kept).
         strict: every weight must have its place (testing).
     """
 
     priority = 'VERY_LOW'  # after hooks that exchange weights, as EMAHook does, and after CheckpointHook
 
-    def __init__(self, source: str | None = None, resuming: bool = False, strict: bool = False):
-        self.source, self.resuming, self.strict = source, resuming, strict
+    def __init__(self, resuming: bool = False, strict: bool = False):
+        self.resuming, self.strict = resuming, strict
 
     def before_train(self, runner: Runner) -> None:
         if is_main_process():
@@ -39,51 +39,27 @@ class CheckpointGuardHook(Hook):
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         checkpoint['meta']['iterations_per_epoch'] = len(runner.train_dataloader)
-        info = checkpoint['message_hub']['runtime_info']
-        for key in list(info):
-            try:
-                info[key] = to_plain(info[key])
-            except TypeError as error:
-                del info[key]
-                say(f'checkpoint: {key!r} of the message hub is left out, {error} has no plain form')
-        for state in _states(checkpoint.get('param_schedulers')):
-            for key in [key for key, value in state.items() if callable(value)]:
-                del state[key]  # OneCycleLR's: the class makes it anew
-        for key, value in checkpoint.items():
-            if key != 'state_dict':  # keeps its _metadata
-                try:
-                    checkpoint[key] = to_plain(value)
-                except TypeError as error:
-                    raise UserError(f'checkpoint: {key!r} holds a {error}, which has no plain form') from error
+        make_plain(checkpoint)
 
-    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+    def after_load_checkpoint(self, runner: Runner, checkpoint: Checkpoint) -> None:
         model = model_of(runner)
-        weights = weights_of(checkpoint)
-        if not self.resuming:
-            converted = convert_for(model, checkpoint, self.source)
-            weights = converted.state_dict
-            if converted.changed or converted.reordered:
-                say(converted.summary())
-        checkpoint['state_dict'] = fit_weights(model, weights, self.source, strict=self.strict or self.resuming)
+        if self.resuming:
+            checkpoint['state_dict'] = fit_weights(model, checkpoint.weights, checkpoint.path)
+        else:
+            checkpoint['state_dict'] = weights_for(model, checkpoint, self.strict)
         if self.strict:
-            compare_classes(checkpoint.get('meta') or {}, runner.test_dataloader.dataset, self.source)
+            compare_classes(checkpoint.meta, runner.test_dataloader.dataset, checkpoint.path)
         if not self.resuming:
             return
         if 'ema_state_dict' in checkpoint and not any(isinstance(hook, EMAHook) for hook in runner.hooks):
-            raise UserError(f'{self.source} is of a run with EMAHook: its weights are averages, and only that hook '
+            raise UserError(f'{checkpoint} is of a run with EMAHook: its weights are averages, and only that hook '
                             "takes the trained ones beside them: put custom_hooks=[dict(type='EMAHook')] back")
-        compare_classes(checkpoint['meta'], runner.train_dataloader.dataset, self.source, 'training')
+        compare_classes(checkpoint.meta, runner.train_dataloader.dataset, checkpoint.path, 'training')
         metainfo = getattr(runner.train_dataloader.dataset, 'metainfo', None)
         if to_plain(metainfo) == to_plain(checkpoint['meta'].get('dataset_meta')):
             checkpoint['meta']['dataset_meta'] = metainfo  # mmengine compares their pickles, not their values
         count_iterations_anew(runner, checkpoint['meta'])
         keep_new_schedule(runner, checkpoint)
-
-
-def _states(schedulers: list | dict | None) -> list[dict]:
-    """The states of one optimizer's schedulers, or of several optimizers'."""
-    lists = schedulers.values() if isinstance(schedulers, dict) else [schedulers or []]
-    return [state for states in lists for state in states]
 
 
 class _KeepAll:
@@ -106,8 +82,11 @@ class SafeCheckpointHook(CheckpointHook):
     mmengine 0.10.7 removes an old checkpoint before the new one is written, keeps for ever what a killed run had no
     time to remove, saves before the evaluation whose results (best score, ReduceOnPlateauLR, early stopping) a
     resumed run needs, and takes a best checkpoint in another folder for its own, to be removed. Can go when it does
-    none of these.
+    none of these. What this hook saves is plain, whoever built the Runner.
     """
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        make_plain(checkpoint)
 
     def before_train(self, runner: Runner) -> None:
         folder = checkpoint_folder(runner.work_dir, self.out_dir)
