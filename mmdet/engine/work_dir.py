@@ -135,7 +135,7 @@ def _newer(folder: Path, resumed: Path) -> list[Path]:
         number = re.search(r'_(\d+)\.pth$', path.name)
         return int(number[1]) if number else math.inf
 
-    newer = [path for path in _checkpoints(str(folder)) if path.stat().st_mtime > resumed.stat().st_mtime]
+    newer = [path for path in _checkpoints(str(folder)) if path.lstat().st_mtime > resumed.lstat().st_mtime]
     return [path for path in newer
             if path.name == INTERRUPTED
             or step(path) < math.inf and not (path.name.startswith('best_') and step(path) <= step(resumed))]
