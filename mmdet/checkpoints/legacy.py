@@ -49,7 +49,9 @@ def recognise(state: dict[str, Tensor], meta: dict[str, Any]) -> str | None:
     version = str(meta.get('mmdet_version', ''))
     if meta.get('conventions') == 'mmdet1':
         return 'conventions=mmdet1 in its meta'
-    if version or is_marked(meta):
+    if is_marked(meta):
+        return None
+    if version:
         old = 'mmcv_version' in meta and version.startswith(('0.', '1.'))
         return f'mmdet_version={version} in its meta' if old else None
     for head in ('bbox_head', 'bbox_head.0'):

@@ -55,19 +55,19 @@ def _packed(value: Any, done: dict) -> Any:
     raise TypeError(f'{type(value).__module__}.{type(value).__qualname__}')
 
 
-def from_plain(value: Any, done: dict | None = None) -> Any:
-    """Undo `to_plain`; a kind that is not in KINDS stays packed."""
+def from_plain(value: Any, without: type | tuple = (), done: dict | None = None) -> Any:
+    """Undo `to_plain`, leaving out what is `without`'s; a kind that is not in KINDS stays packed."""
     if not isinstance(value, (dict, list, tuple)):
         return value
     done = {} if done is None else done
     if id(value) not in done:
         if isinstance(value, dict) and _TAG in value:
-            packed = from_plain(value['value'], done)
+            packed = from_plain(value['value'], without, done)
             result = KINDS[value[_TAG]][2](packed) if value[_TAG] in KINDS else packed
         elif isinstance(value, dict):
-            result = {k: from_plain(v, done) for k, v in value.items()}
+            result = {k: from_plain(v, without, done) for k, v in value.items() if not isinstance(v, without)}
         else:
-            result = type(value)(from_plain(v, done) for v in value)
+            result = type(value)(from_plain(v, without, done) for v in value if not isinstance(v, without))
         done[id(value)] = value, result
     return done[id(value)][1]
 

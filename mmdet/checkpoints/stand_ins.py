@@ -10,6 +10,8 @@ from typing import Any, BinaryIO
 
 import torch
 
+from mmdet.checkpoints.plain import from_plain
+
 _NAMES = [
     'mmengine.logging.history_buffer.HistoryBuffer',
     'builtins.getattr',  # how HistoryBuffer's bound methods are pickled
@@ -44,13 +46,4 @@ def read_without_history(file: BinaryIO) -> dict | None:
     if not isinstance(checkpoint, dict) or 'state_dict' not in checkpoint:
         return None
     meta = checkpoint.get('meta')
-    return dict(meta=_plain(meta) if isinstance(meta, dict) else {}, state_dict=checkpoint['state_dict'])
-
-
-def _plain(value: Any) -> Any:
-    """Without the stand-ins inside."""
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items() if not isinstance(v, _StandIn)}
-    if isinstance(value, (list, tuple)):
-        return type(value)(_plain(v) for v in value if not isinstance(v, _StandIn))
-    return value
+    return dict(meta=from_plain(meta, _StandIn) if isinstance(meta, dict) else {}, state_dict=checkpoint['state_dict'])

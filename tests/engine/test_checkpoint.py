@@ -1,5 +1,6 @@
 """Checkpoints of a run: no pickled code, never half written, resumed from the newest that is whole."""
 
+import builtins
 import io
 import json
 import os
@@ -20,7 +21,9 @@ from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
 from toy_task import ENVIRONMENT, ToyDetector, ToyMetric, write_config
 
+from mmdet.apis import init_detector
 from mmdet.checkpoints import read_checkpoint
+from mmdet.cli import test as evaluate
 from mmdet.config.errors import UserError
 from mmdet.config.output import write_atomically
 from mmdet.datasets import CocoDataset
@@ -144,6 +147,75 @@ def test_a_folder_in_which_nothing_can_be_resumed_is_left_as_it_is(tmp_path, tra
     with pytest.raises(UserError, match='none of the 1 checkpoints in run can be resumed.*another --work-dir'):
         train(write_config(tmp_path), resume=True)
     assert Path('run/epoch_1.pth').read_bytes() == before
+
+
+@pytest.fixture
+def opens(monkeypatch) -> Counter:
+    """How often each .pth is opened for reading, by whatever opens it."""
+    counts, real = Counter(), builtins.open
+
+    def counting(file, mode='r', *args, **kwargs):
+        if str(file).endswith('.pth') and 'r' in mode:
+            counts[os.path.basename(file)] += 1
+        return real(file, mode, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, 'open', counting)
+    return counts
+
+
+def test_a_file_is_opened_once(tmp_path, train, opens, monkeypatch):
+    config = write_config(tmp_path)
+    train(config)
+    opens.clear()
+    train(config, options={'train_cfg.max_epochs': 3}, resume='run/epoch_2.pth')
+    assert opens == {'epoch_2.pth': 1}
+    opens.clear()
+    train(config, options={'train_cfg.max_epochs': 4}, resume=True)
+    assert opens == {'epoch_3.pth': 1}
+    opens.clear()
+    train(config, 'other', options={'load_from': 'run/epoch_4.pth'})
+    assert opens == {'epoch_4.pth': 1}
+    opens.clear()
+    evaluate.main([str(config), 'run/epoch_4.pth', '--work-dir', 'test'])
+    assert opens == {'epoch_4.pth': 1}
+    opens.clear()
+    assert init_detector(str(config), 'run/epoch_4.pth').dataset_meta['classes'] == ('circle', 'square')
+    assert opens == {'epoch_4.pth': 1}
+
+
+def test_what_was_opened_is_let_go(tmp_path, train):
+    """The Runner keeps what it was asked to load, and would keep all weights and the optimizer's state twice."""
+    train(write_config(tmp_path))
+    opened = read_checkpoint('run/epoch_2.pth')
+    runner = train(write_config(tmp_path), options={'train_cfg.max_epochs': 3}, resume='run/epoch_2.pth')
+    assert len(opened) > 3 and str(runner._load_from) == 'run/epoch_2.pth' and len(runner._load_from) == 0
+
+
+PLAIN_RUNNER = """
+import sys
+from mmengine.config import Config
+from mmengine.runner import Runner
+assert not any(name.startswith('mmdet.engine') for name in sys.modules)
+cfg = Config.fromfile('toy.py', lazy_import=False)
+cfg.update(work_dir='run', resume=len(sys.argv) > 1)
+cfg.train_cfg.max_epochs = 2 + len(sys.argv)
+runner = Runner.from_cfg(cfg)
+runner.train()
+print('trained', runner.epoch, runner.message_hub.get_scalar('train/loss').data[0].size)
+"""
+
+
+def test_mmengines_own_runner_reads_what_it_saved(tmp_path):
+    """From Python, without a tool or a function of this package."""
+    write_config(tmp_path)
+    for arguments, epochs in (((), 3), (('resume',), 4)):
+        command = [sys.executable, '-c', PLAIN_RUNNER, *arguments]
+        ended = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True)
+        assert f'trained {epochs} {4 * epochs}\n' in ended.stdout, ended.stderr[-2000:]
+        saved = torch.load(tmp_path / f'run/epoch_{epochs}.pth', weights_only=True)  # plain data
+        assert saved['meta']['saved_by'].startswith('mmdet')
+        assert newest_resumable(str(tmp_path / 'run')).path.endswith(f'epoch_{epochs}.pth')
+    assert 'resumed epoch: 3, iter: 12' in ended.stdout + ended.stderr
 
 
 class Folder(Hook):
