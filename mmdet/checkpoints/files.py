@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from mmdet.checkpoints.pickled_arrays import is_bare_pickle, read_arrays
 from mmdet.checkpoints.stand_ins import read_without_history
-from mmdet.config.errors import UserError, at_most, one_line, say, suggest
+from mmdet.config.errors import MissingFile, UserError, at_most, one_line, say, suggest
 from mmdet.config.output import write_atomically
 
 # ---------------------------------------------------------------------- plain Python and back
@@ -99,7 +99,7 @@ def read_checkpoint(path: str) -> dict:
     """Load a file as weights only, to the CPU: no code in it is ever run.
 
     Raises:
-        FileNotFoundError, UserError: not there, damaged, or holding pickled Python objects.
+        UserError: not there, damaged, or holding pickled Python objects.
     """
     return _read(path, _read_torch_file)
 
@@ -118,7 +118,7 @@ def _read(path: str, read_torch_file: Callable, trusted: bool = False) -> dict:
         found = sorted(f for f in os.listdir(folder) if f.endswith('.pth')) if os.path.isdir(folder) else []
         hint = suggest(os.path.basename(path), found, cutoff=0.7)
         there = f' Its folder holds {at_most(found, 5)}.' if found and not hint else ''
-        raise FileNotFoundError(f'checkpoint {path} not found.{hint or there}')
+        raise MissingFile(f'checkpoint {path} not found.{hint or there}')
     try:
         _check_kind(path)
         if is_bare_pickle(path):
@@ -285,7 +285,7 @@ def load_pretrained(uri: str) -> dict[str, Tensor]:
     it means the first version, as in mmdetection's configs.
 
     Raises:
-        FileNotFoundError, UserError: names the file and the ways out.
+        UserError: names the file and the ways out.
     """
     url = _pretrained_url(uri)
     if not url.startswith(('http://', 'https://')):

@@ -16,7 +16,7 @@ from pycocotools import mask as coco_mask
 from terminaltables import AsciiTable
 from torch import Tensor
 
-from mmdet.config.errors import UserError
+from mmdet.config.errors import MissingFile, UserError
 from mmdet.config.output import write_atomically
 from mmdet.config.values import predicted_fields
 from mmdet.registry import METRICS
@@ -56,8 +56,8 @@ class CocoMetric(BaseMetric):
     'coco/AR@100', ... ; -1 where there is no object to find.
 
     Raises:
-        FileNotFoundError: no annotation file.
-        ValueError: an unknown metric or item; labels beyond the classes; classes or pictures that the
+        MissingFile: no annotation file.
+        UserError: an unknown metric or item; labels beyond the classes; classes or pictures that the
             annotation file does not have; 'segm' without masks; no picture processed.
     """
 
@@ -94,15 +94,15 @@ class CocoMetric(BaseMetric):
         self.metrics = ['proposal' if name == 'proposal_fast' else name for name in names]
         for name in self.metrics:
             if name not in ('bbox', 'segm', 'proposal'):
-                raise ValueError(f"metric {name!r} is unknown; use 'bbox', 'segm' or 'proposal'")
+                raise UserError(f"metric {name!r} is unknown; use 'bbox', 'segm' or 'proposal'")
         if backend not in ('faster-coco-eval', 'pycocotools'):
-            raise ValueError(f"backend={backend!r} is unknown; use 'faster-coco-eval' or 'pycocotools'")
+            raise UserError(f"backend={backend!r} is unknown; use 'faster-coco-eval' or 'pycocotools'")
         if format_only and outfile_prefix is None:
-            raise ValueError('format_only=True needs outfile_prefix, where to write the result files')
+            raise UserError('format_only=True needs outfile_prefix, where to write the result files')
         if not ann_file:
-            raise ValueError('CocoMetric needs ann_file, the annotation file of the data set it evaluates')
+            raise UserError('CocoMetric needs ann_file, the annotation file of the data set it evaluates')
         if '://' not in ann_file and backend_args is None and not os.path.isfile(ann_file):
-            raise FileNotFoundError(f"no annotation file {ann_file}; check the evaluator's ann_file")
+            raise MissingFile(f"no annotation file {ann_file}; check the evaluator's ann_file")
         self.ann_file = ann_file
         self.classwise = classwise
         self.proposal_nums = tuple(sorted(proposal_nums))
@@ -126,7 +126,7 @@ class CocoMetric(BaseMetric):
         known = {n for m in self.metrics for n in summary_items(self._max_dets(m), self.iou_thrs)}
         for item in items:
             if item not in known:
-                raise ValueError(f'metric item {item!r} is unknown; {self.metrics} give {sorted(known)}')
+                raise UserError(f'metric item {item!r} is unknown; {self.metrics} give {sorted(known)}')
 
     @property
     def dataset_meta(self) -> dict | None:
@@ -158,14 +158,14 @@ class CocoMetric(BaseMetric):
             labels = result['labels']
             if len(labels) and not 0 <= labels.min() <= labels.max() < num_classes:
                 wrong = labels.max() if labels.max() >= num_classes else labels.min()
-                raise ValueError(
+                raise UserError(
                     f'the model predicts label {wrong} on picture {img_id}, but the data set has '
                     f'{num_classes} classes (0 to {num_classes - 1}); make num_classes of the heads and '
                     'metainfo.classes of the data set agree'
                 )
             if 'segm' in self.metrics:
                 if 'masks' not in pred:
-                    raise ValueError("metric 'segm' needs masks, but the model predicts none; use 'bbox'")
+                    raise UserError("metric 'segm' needs masks, but the model predicts none; use 'bbox'")
                 result['masks'] = [_rle(m) for m in pred['masks']]
             self.results.append(result)
 
@@ -194,7 +194,7 @@ class CocoMetric(BaseMetric):
         logger = MMLogger.get_current_instance()
         unique = {result['img_id']: result for result in results}
         if not unique:
-            raise ValueError('no picture was evaluated; is the test data set empty?')
+            raise UserError('no picture was evaluated; is the test data set empty?')
         if self._truth is None:
             self._truth = self._load_truth()
         truth = self._truth
@@ -222,7 +222,7 @@ class CocoMetric(BaseMetric):
 
     def _check_picture(self, img_id) -> None:
         if img_id not in self._truth.index:
-            raise ValueError(
+            raise UserError(
                 f'picture {img_id!r} of the data set is not in {self.ann_file}; '
                 'data set and evaluator need the same ann_file'
             )
@@ -239,7 +239,7 @@ class CocoMetric(BaseMetric):
                 truth.dataset, detections, ids, truth.cat_ids, iou_type, self.iou_thrs, max_dets, use_cats, self.backend
             )
         except RuntimeError as error:  # of the engine, about an RLE that it alone looks into
-            raise ValueError(f'{self.backend} cannot evaluate {metric} on {self.ann_file}: {error}') from error
+            raise UserError(f'{self.backend} cannot evaluate {metric} on {self.ann_file}: {error}') from error
         summary = summarise(precision, recall, max_dets, self.iou_thrs)
         lines = summary_lines(summary, max_dets, self.iou_thrs)
         if metric == 'proposal':
@@ -257,7 +257,7 @@ class CocoMetric(BaseMetric):
 
     def _classes(self) -> tuple[str, ...]:
         if not self.dataset_meta or 'classes' not in self.dataset_meta:
-            raise ValueError("CocoMetric does not know the classes; set dataset_meta=dict(classes=(...))")
+            raise UserError("CocoMetric does not know the classes; set dataset_meta=dict(classes=(...))")
         return self.dataset_meta['classes']
 
     def _load_truth(self) -> _GroundTruth:
@@ -361,12 +361,12 @@ class _GroundTruth:
         for annotation in self.dataset['annotations']:
             segmentation = annotation.get('segmentation')
             if not segmentation:
-                raise ValueError(f"metric 'segm' needs masks, but objects of {self.path} lack them; use metric='bbox'")
+                raise UserError(f"metric 'segm' needs masks, but objects of {self.path} lack them; use metric='bbox'")
             try:
                 check_segmentation(segmentation, *sizes[annotation['image_id']])
             except ValueError as error:
                 where = {key: annotation[key] for key in ('category_id', 'bbox')}
-                raise ValueError(f'{self.path}: the annotation {where}: {error}') from None
+                raise UserError(f'{self.path}: the annotation {where}: {error}') from None
 
     def objects_per_class(self, image_ids: set[int]) -> list[int]:
         label = {cat_id: k for k, cat_id in enumerate(self.cat_ids)}

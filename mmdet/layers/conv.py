@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from mmdet.config.errors import UserError
 from mmdet.layers.cbn.layer import CrossIterBatchNorm2d, Geometry
 from mmdet.layers.norm import SyncBN, build_norm_layer
 from mmdet.registry import MODELS
@@ -27,7 +28,7 @@ def _build_activation(cfg: dict) -> nn.Module:
     if kind not in _ACTIVATIONS:
         layer = MODELS.get(kind) if isinstance(kind, str) else None
         if layer is None:
-            raise ValueError(f'act_cfg={cfg!r}: unknown type {kind!r}; known are {", ".join(_ACTIVATIONS)}')
+            raise UserError(f'act_cfg={cfg!r}: unknown type {kind!r}; known are {", ".join(_ACTIVATIONS)}')
         return layer(**options)
     if kind != 'GELU':
         options.setdefault('inplace', True)
@@ -56,7 +57,7 @@ def build_conv_layer(cfg: dict | None, *args, **kwargs) -> nn.Conv2d:
     kind = options.pop('type', 'Conv2d')
     layers = {'Conv': nn.Conv2d, 'Conv2d': nn.Conv2d, 'ConvWS': ConvWS2d}
     if kind not in layers:
-        raise ValueError(f'conv_cfg={dict(cfg)!r}: unknown type {kind!r}; known are {", ".join(layers)}')
+        raise UserError(f'conv_cfg={dict(cfg)!r}: unknown type {kind!r}; known are {", ".join(layers)}')
     return layers[kind](*args, **kwargs, **options)
 
 

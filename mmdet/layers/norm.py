@@ -9,6 +9,7 @@ import inspect
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
+from mmdet.config.errors import UserError
 from mmdet.layers.batch_renorm import BatchRenorm
 from mmdet.layers.cbn.layer import (
     CrossIterBatchNorm2d,
@@ -43,7 +44,7 @@ class SyncBN(_BatchNorm):
         self._check_input_dim(x)
         mean, var, count = batch_moments(x.detach(), group)
         if count < 2:
-            raise ValueError(f'SyncBN: {count} values per channel over all processes; training needs two')
+            raise UserError(f'SyncBN: {count} values per channel over all processes; training needs two')
         track_running_stats(self, mean, var, count)
         return NormalizeWithPooled.apply(x, mean, var, self.weight, self.bias, self.eps, 1, count, group)
 
@@ -95,7 +96,7 @@ def build_norm_layer(cfg: dict, num_features: int, postfix: int | str = '') -> t
     ('gn', GroupNorm(32, 256, eps=1e-05, affine=True))
     """
     if not isinstance(cfg, dict) or 'type' not in cfg:
-        raise ValueError(f"norm_cfg={cfg!r} must be a dict with a 'type', one of {', '.join(NORM_NAMES)}")
+        raise UserError(f"norm_cfg={cfg!r} must be a dict with a 'type', one of {', '.join(NORM_NAMES)}")
     options = dict(cfg)
     kind = options.pop('type')
     requires_grad = options.pop('requires_grad', True)
@@ -105,10 +106,10 @@ def build_norm_layer(cfg: dict, num_features: int, postfix: int | str = '') -> t
     if layer_type is None:
         known = {name.lower(): name for name in (*MODELS.module_dict, *NORM_NAMES)}
         near = [known[n] for n in difflib.get_close_matches(str(kind).lower(), known, n=3)] or NORM_NAMES
-        raise ValueError(f'norm_cfg: there is no norm {kind!r}; did you mean {", ".join(near)}?')
+        raise UserError(f'norm_cfg: there is no norm {kind!r}; did you mean {", ".join(near)}?')
     if issubclass(layer_type, nn.GroupNorm):
         if 'num_groups' not in options:
-            raise ValueError(f"norm_cfg={cfg!r} lacks 'num_groups', for example num_groups=32")
+            raise UserError(f"norm_cfg={cfg!r} lacks 'num_groups', for example num_groups=32")
         options['num_channels'] = num_features
     else:
         options['num_features'] = num_features
@@ -116,6 +117,6 @@ def build_norm_layer(cfg: dict, num_features: int, postfix: int | str = '') -> t
         inspect.signature(layer_type).bind(**options)
         layer = layer_type(**options)
     except (TypeError, ValueError) as error:
-        raise ValueError(f'norm_cfg={cfg!r} does not fit {layer_type.__name__}: {error}') from None
+        raise UserError(f'norm_cfg={cfg!r} does not fit {layer_type.__name__}: {error}') from None
     layer.requires_grad_(requires_grad)
     return f'{_attribute_name(layer_type)}{postfix}', layer

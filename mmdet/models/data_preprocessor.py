@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from mmengine.model import BaseDataPreprocessor
 from torch import Tensor, nn
 
+from mmdet.config.errors import UserError
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample, Target
 
@@ -41,9 +42,9 @@ class DetDataPreprocessor(BaseDataPreprocessor):
     ):
         super().__init__(non_blocking)
         if rgb_to_bgr and bgr_to_rgb:
-            raise ValueError('DetDataPreprocessor: bgr_to_rgb and rgb_to_bgr exclude each other; set one of them')
+            raise UserError('DetDataPreprocessor: bgr_to_rgb and rgb_to_bgr exclude each other; set one of them')
         if mean and std and len(mean) != len(std):
-            raise ValueError(f'DetDataPreprocessor: {len(mean)} values of mean, {len(std)} of std; give as many')
+            raise UserError(f'DetDataPreprocessor: {len(mean)} values of mean, {len(std)} of std; give as many')
         self.register_buffer('mean', torch.tensor(mean or [0.0]).view(-1, 1, 1), persistent=False)
         self.register_buffer('std', torch.tensor(std or [1.0]).view(-1, 1, 1), persistent=False)
         self.flip_channels = bgr_to_rgb or rgb_to_bgr
@@ -67,7 +68,7 @@ class DetDataPreprocessor(BaseDataPreprocessor):
         for sample, shape in zip(samples or [], shapes):
             missing = [key for key in (('img_shape',) if training else _NEEDED) if key not in sample]
             if missing:
-                raise ValueError(f'a data sample lacks {", ".join(missing)}; name it in meta_keys of PackDetInputs')
+                raise UserError(f'a data sample lacks {", ".join(missing)}; name it in meta_keys of PackDetInputs')
             sample.set_metainfo(dict(batch_input_shape=(height, width), pad_shape=shape))
         for augment in self.batch_augments if training else ():
             batch, samples = augment(batch, samples)
@@ -75,7 +76,7 @@ class DetDataPreprocessor(BaseDataPreprocessor):
 
     def _normalise(self, image: Tensor, out: Tensor) -> None:
         if len(self.mean) not in (1, len(image)):  # of a grey picture the first would be taken for all
-            raise ValueError(
+            raise UserError(
                 f'DetDataPreprocessor: {len(self.mean)} values of mean, a picture has {len(image)} channels; set as '
                 "many, or leave LoadImageFromFile its color_type='color'"
             )
@@ -100,7 +101,7 @@ class BatchFixedSizePad(nn.Module):
     def forward(self, batch: Tensor, samples: list[DetDataSample]) -> tuple[Tensor, list[DetDataSample]]:
         extra = [wanted - given for wanted, given in zip(self.size, batch.shape[-2:])]
         if min(extra) < 0:
-            raise ValueError(
+            raise UserError(
                 f'BatchFixedSizePad: a batch of {tuple(batch.shape[-2:])} is larger than size={self.size}; crop the '
                 'pictures, or use a larger size'
             )

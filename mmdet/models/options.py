@@ -6,7 +6,7 @@ from mmengine.model import initialize
 from torch import nn
 
 from mmdet.checkpoints import load_checkpoint
-from mmdet.config.errors import suggest
+from mmdet.config.errors import UserError, suggest
 from mmdet.registry import MODELS
 
 
@@ -14,12 +14,12 @@ def check_keys(owner: str, cfg: dict | None, known: Iterable[str]) -> None:
     """Refuse keys of a train_cfg or test_cfg that nothing reads.
 
     Raises:
-        ValueError: names the owner, the key, and the known ones.
+        UserError: names the owner, the key, and the known ones.
     """
     known = set(known)
     for key in cfg or {}:
         if key not in known:
-            raise ValueError(f'{owner} has no key {key!r}.{suggest(key, known)} Known are {", ".join(sorted(known))}')
+            raise UserError(f'{owner} has no key {key!r}.{suggest(key, known)} Known are {", ".join(sorted(known))}')
 
 
 def build_neck(neck: dict | list[dict] | None) -> nn.Module | None:

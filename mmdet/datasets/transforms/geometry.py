@@ -25,6 +25,7 @@ import torch
 from mmcv.transforms import BaseTransform
 from mmengine.structures import InstanceData
 
+from mmdet.config.errors import UserError
 from mmdet.registry import TRANSFORMS
 from mmdet.structures import DetDataSample
 
@@ -70,11 +71,11 @@ class Resize(BaseTransform):
         common_factor: bool = False,
     ) -> None:
         if (scale is None) == (scale_factor is None):
-            raise ValueError('Resize needs either scale=(w, h) or scale_factor')
+            raise UserError('Resize needs either scale=(w, h) or scale_factor')
         self.scale = (scale, scale) if isinstance(scale, int) else scale
         sides = self.scale or (1, 1)
         if len(sides) != 2 or not all(isinstance(side, (int, float)) and side > 0 for side in sides):
-            raise ValueError(f'Resize: scale={scale!r} is not (w, h) in pixels')
+            raise UserError(f'Resize: scale={scale!r} is not (w, h) in pixels')
         self.scale_factor = (scale_factor,) * 2 if isinstance(scale_factor, (int, float)) else scale_factor
         self.keep_ratio = keep_ratio
         self.clip_object_border = clip_object_border
@@ -118,7 +119,7 @@ class Resize(BaseTransform):
 
 def _resize_from(resize_type: str, keep_ratio: bool, resize_kwargs: dict) -> Resize:
     if resize_type not in ('Resize', 'mmdet.Resize'):
-        raise ValueError(f"resize_type={resize_type!r}; only 'Resize' moves boxes and masks along")
+        raise UserError(f"resize_type={resize_type!r}; only 'Resize' moves boxes and masks along")
     return Resize(scale=1, keep_ratio=keep_ratio, **resize_kwargs)
 
 
@@ -145,9 +146,9 @@ class RandomResize(BaseTransform):
     ) -> None:
         self.pair = not isinstance(scale[0], (int, float))
         if self.pair and len(scale) != 2:
-            raise ValueError(f'RandomResize takes one or two scales, got {scale}; see RandomChoiceResize')
+            raise UserError(f'RandomResize takes one or two scales, got {scale}; see RandomChoiceResize')
         if not self.pair and ratio_range is None:
-            raise ValueError(f'RandomResize with one scale {tuple(scale)} needs ratio_range=(low, high)')
+            raise UserError(f'RandomResize with one scale {tuple(scale)} needs ratio_range=(low, high)')
         self.scale = scale
         self.ratio_range = ratio_range
         self.resize = _resize_from(resize_type, keep_ratio, resize_kwargs)
@@ -206,13 +207,13 @@ class RandomFlip(BaseTransform):
         self.directions = [direction] if isinstance(direction, str) else list(direction)
         for name in self.directions:
             if name not in ('horizontal', 'vertical', 'diagonal'):
-                raise ValueError(f"direction={name!r}; use 'horizontal', 'vertical' or 'diagonal'")
+                raise UserError(f"direction={name!r}; use 'horizontal', 'vertical' or 'diagonal'")
         if prob is None:
-            raise ValueError('RandomFlip needs prob, the chance of a flip (0 to 1)')
+            raise UserError('RandomFlip needs prob, the chance of a flip (0 to 1)')
         single = isinstance(prob, (int, float))
         self.probs = [prob / len(self.directions)] * len(self.directions) if single else list(prob)
         if len(self.probs) != len(self.directions) or min(self.probs) < 0 or sum(self.probs) > 1 + 1e-6:
-            raise ValueError(f'prob={prob} does not give each of {self.directions} a chance (sum 0 to 1)')
+            raise UserError(f'prob={prob} does not give each of {self.directions} a chance (sum 0 to 1)')
 
     def transform(self, results: dict) -> dict:
         draw = np.random.rand()
@@ -264,13 +265,13 @@ class RandomCrop(BaseTransform):
     ) -> None:
         crop_size = (crop_size, crop_size) if isinstance(crop_size, (int, float)) else tuple(crop_size)
         if crop_type not in self._TYPES:
-            raise ValueError(f'crop_type={crop_type!r}; use one of {", ".join(self._TYPES)}')
+            raise UserError(f'crop_type={crop_type!r}; use one of {", ".join(self._TYPES)}')
         if min(crop_size) <= 0 or (crop_type.startswith('relative') and max(crop_size) > 1):
-            raise ValueError(f'crop_size={crop_size} is out of range for crop_type={crop_type!r}')
+            raise UserError(f'crop_size={crop_size} is out of range for crop_type={crop_type!r}')
         if crop_type.startswith('absolute') and not all(isinstance(side, int) for side in crop_size):
-            raise ValueError(f'crop_size={crop_size} must be whole pixels for crop_type={crop_type!r}')
+            raise UserError(f'crop_size={crop_size} must be whole pixels for crop_type={crop_type!r}')
         if crop_type == 'absolute_range' and crop_size[0] > crop_size[1]:
-            raise ValueError(f"crop_size={crop_size}: 'absolute_range' takes (smallest, largest)")
+            raise UserError(f"crop_size={crop_size}: 'absolute_range' takes (smallest, largest)")
         self.crop_size = crop_size
         self.crop_type = crop_type
         self.allow_negative_crop = allow_negative_crop
@@ -300,7 +301,7 @@ class RandomCrop(BaseTransform):
         results['img'] = np.ascontiguousarray(results['img'][y1:y2, x1:x2])
         results['img_shape'] = (crop_height, crop_width)
         if 'proposals' in results:
-            raise ValueError('RandomCrop does not move proposals; leave it out of a Fast R-CNN pipeline')
+            raise UserError('RandomCrop does not move proposals; leave it out of a Fast R-CNN pipeline')
         if 'gt_bboxes' not in results:
             return results
         boxes = results['gt_bboxes'] - np.array([x1, y1, x1, y1], dtype=np.float32)
@@ -320,7 +321,7 @@ class CenterCrop:
     """Refused, wherever a pipeline has it: what else stands behind this name is mmcv's."""
 
     def __init__(self, *args, **options) -> None:
-        raise ValueError("mmcv's CenterCrop leaves masks and emptied boxes behind; use RandomCrop, or Resize")
+        raise UserError("mmcv's CenterCrop leaves masks and emptied boxes behind; use RandomCrop, or Resize")
 
 
 @TRANSFORMS.register_module()
@@ -344,7 +345,7 @@ class FilterAnnotations(BaseTransform):
         keep_empty: bool = True,
     ) -> None:
         if not (by_box or by_mask):
-            raise ValueError('FilterAnnotations needs by_box=True or by_mask=True')
+            raise UserError('FilterAnnotations needs by_box=True or by_mask=True')
         self.min_gt_bbox_wh = min_gt_bbox_wh
         self.min_gt_mask_area = min_gt_mask_area
         self.by_box = by_box
@@ -361,7 +362,7 @@ class FilterAnnotations(BaseTransform):
             keep &= (size > np.array(self.min_gt_bbox_wh, dtype=np.float32)).all(axis=1)
         if self.by_mask:
             if 'gt_masks' not in results:
-                raise ValueError('FilterAnnotations: by_mask=True needs masks; set with_mask=True of LoadAnnotations')
+                raise UserError('FilterAnnotations: by_mask=True needs masks; set with_mask=True of LoadAnnotations')
             keep &= results['gt_masks'].areas() >= self.min_gt_mask_area
         if self.keep_empty and not keep.any():
             return None
@@ -390,7 +391,7 @@ class Pad(BaseTransform):
         pad_val: float | Sequence[float] | dict = 0,
     ) -> None:
         if size is None and size_divisor is None and not pad_to_square:
-            raise ValueError('Pad needs size=(w, h), size_divisor or pad_to_square=True')
+            raise UserError('Pad needs size=(w, h), size_divisor or pad_to_square=True')
         self.size = size
         self.size_divisor = size_divisor
         self.pad_to_square = pad_to_square

@@ -12,6 +12,7 @@ import mmengine.fileio as fileio
 import numpy as np
 from mmcv.transforms import BaseTransform
 
+from mmdet.config.errors import MissingFile, UserError
 from mmdet.registry import TRANSFORMS
 from mmdet.structures import BitmapMasks, PolygonMasks, masks_from_coco
 from mmdet.structures.masks import outline
@@ -29,8 +30,8 @@ class LoadImageFromFile(BaseTransform):
         backend_args: mmengine's file backend.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: an empty, damaged or cut-off file, or one whose size is not the annotated one.
+        MissingFile: no such file.
+        UserError: an empty, damaged or cut-off file, or one whose size is not the annotated one.
     """
 
     def __init__(
@@ -57,7 +58,7 @@ class LoadImageFromFile(BaseTransform):
         shape = img.shape[:2]
         expected = (results.get('height', shape[0]), results.get('width', shape[1]))
         if shape != expected:
-            raise ValueError(
+            raise UserError(
                 f'picture {results["img_path"]} is of size {shape} (h, w), its annotations say {expected}; '
                 "correct them or, if it is a turned photo, set color_type='color_ignore_orientation'"
             )
@@ -71,18 +72,18 @@ class LoadImageFromFile(BaseTransform):
         try:
             data = fileio.get(path, backend_args=self.backend_args)
         except FileNotFoundError:
-            raise FileNotFoundError(f'no picture {path}; check data_root and data_prefix') from None
+            raise MissingFile(f'no picture {path}; check data_root and data_prefix') from None
         if not data:
-            raise ValueError(f'picture {path} is an empty file; fetch it again or drop it from the set')
+            raise UserError(f'picture {path} is an empty file; fetch it again or drop it from the set')
         if _is_cut_off_jpeg(data):
-            raise ValueError(f'picture {path} is cut off; fetch it again or drop it from the set')
+            raise UserError(f'picture {path} is cut off; fetch it again or drop it from the set')
         try:
             img = mmcv.imfrombytes(data, flag=self.color_type, backend=self.imdecode_backend)
         except (cv2.error, OSError) as error:
             reason = str(error).strip().splitlines()[-1]
-            raise ValueError(f'picture {path} cannot be decoded: {reason}') from None
+            raise UserError(f'picture {path} cannot be decoded: {reason}') from None
         if img is None:
-            raise ValueError(f'picture {path} is damaged; fetch it again or drop it from the set')
+            raise UserError(f'picture {path} is damaged; fetch it again or drop it from the set')
         return img
 
 
@@ -137,7 +138,7 @@ class LoadAnnotations(BaseTransform):
             try:
                 masks = self._masks(instances, height, width)
             except ValueError as error:
-                raise ValueError(f'picture {results.get("img_path")}: {error}') from None
+                raise UserError(f'picture {results.get("img_path")}: {error}') from None
             if isinstance(masks, PolygonMasks):
                 ignored |= np.array([not parts for parts in masks.polygons], dtype=bool)
             else:
@@ -165,25 +166,25 @@ class LoadProposals(BaseTransform):
         num_max_proposals: the best so many of each picture; None for all.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: no JSON, or a picture that the file does not have.
+        MissingFile: no such file.
+        UserError: no JSON, or a picture that the file does not have.
     """
 
     def __init__(self, proposal_file: str | None = None, num_max_proposals: int | None = None) -> None:
         if proposal_file is None:
-            raise ValueError('LoadProposals needs a proposal_file, its own or that of the data set')
+            raise UserError('LoadProposals needs a proposal_file, its own or that of the data set')
         if not proposal_file.endswith('.json'):
-            raise ValueError(
+            raise UserError(
                 f'LoadProposals: {proposal_file} is no .json; make one with tools/test.py RPN_CONFIG FILE --format-only'
             )
         if not os.path.isfile(proposal_file):
-            raise FileNotFoundError(f'LoadProposals: no proposal_file {proposal_file}; write one with an RPN')
+            raise MissingFile(f'LoadProposals: no proposal_file {proposal_file}; write one with an RPN')
         self.proposal_file = proposal_file
         with open(proposal_file) as file:
             try:
                 entries = json.load(file)
             except ValueError as error:
-                raise ValueError(f'LoadProposals: {proposal_file} is not JSON: {error}') from None
+                raise UserError(f'LoadProposals: {proposal_file} is not JSON: {error}') from None
         found: dict = {}
         for entry in sorted(entries, key=lambda e: -e['score']):
             boxes = found.setdefault(entry['image_id'], [])
@@ -193,7 +194,7 @@ class LoadProposals(BaseTransform):
 
     def transform(self, results: dict) -> dict:
         if results['img_id'] not in self._proposals:
-            raise ValueError(f'LoadProposals: {self.proposal_file} has nothing for picture {results["img_id"]}')
+            raise UserError(f'LoadProposals: {self.proposal_file} has nothing for picture {results["img_id"]}')
         boxes = self._proposals[results['img_id']].copy()
         boxes[:, 2:] += boxes[:, :2]
         results['proposals'] = boxes

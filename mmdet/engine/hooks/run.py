@@ -261,7 +261,7 @@ class DetVisualizationHook(Hook):
                  test_out_dir: str | None = None, show: bool = False, interval: int = 50, wait_time: float = 0,
                  backend_args: dict | None = None):
         if show or (draw and not (out_dir or test_out_dir)):
-            raise ValueError('DetVisualizationHook draws into files: give test_out_dir=FOLDER (or --show-dir), no show')
+            raise UserError('DetVisualizationHook draws into files: give test_out_dir=FOLDER (or --show-dir), no show')
         self.out_dir, self.score_thr = out_dir or (test_out_dir if draw else None), score_thr
         self.root = ''
 

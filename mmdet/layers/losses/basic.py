@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmdet.config.errors import UserError
 from mmdet.registry import MODELS
 
 
@@ -22,7 +23,7 @@ def weighted_mean(loss: Tensor, weight: Tensor | None, avg_factor: float | None)
 def check_reduction(loss: nn.Module, reduction: str) -> None:
     """Configs may say ``reduction='mean'``; the heads know nothing else to do with a loss."""
     if reduction != 'mean':
-        raise ValueError(
+        raise UserError(
             f"{type(loss).__name__}: reduction={reduction!r} is not possible, the heads average; "
             "use 'mean' and loss_weight"
         )
@@ -52,9 +53,9 @@ class CrossEntropyLoss(nn.Module):
         super().__init__()
         check_reduction(self, reduction)
         if use_sigmoid and use_mask:
-            raise ValueError('CrossEntropyLoss: use_sigmoid and use_mask exclude each other; set one of them')
+            raise UserError('CrossEntropyLoss: use_sigmoid and use_mask exclude each other; set one of them')
         if ignore_index not in (None, -100) or avg_non_ignore:
-            raise ValueError(
+            raise UserError(
                 'CrossEntropyLoss: ignore_index and avg_non_ignore have no use here, detectors leave samples out'
             )
         self.use_sigmoid = use_sigmoid

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmdet.config.errors import UserError
 from mmdet.layers.losses.basic import check_reduction, weighted_mean
 from mmdet.registry import MODELS
 
@@ -35,7 +36,7 @@ class FocalLoss(nn.Module):
         super().__init__()
         check_reduction(self, reduction)
         if not use_sigmoid or activated:
-            raise ValueError('FocalLoss: only use_sigmoid=True, activated=False is there')
+            raise UserError('FocalLoss: only use_sigmoid=True, activated=False is there')
         self.gamma = gamma
         self.alpha = alpha
         self.loss_weight = loss_weight

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmdet.config.errors import UserError
 from mmdet.layers.losses.basic import check_reduction, weighted_mean
 from mmdet.registry import MODELS
 
@@ -58,7 +59,7 @@ class IoULoss(_BoxLoss):
         super().__init__(**kwargs)
         self.mode = 'linear' if linear else mode
         if self.mode not in ('log', 'linear', 'square'):
-            raise ValueError(f"IoULoss: mode must be 'log', 'linear' or 'square', got {mode!r}")
+            raise UserError(f"IoULoss: mode must be 'log', 'linear' or 'square', got {mode!r}")
 
     def per_box(self, pred: Tensor, target: Tensor) -> Tensor:
         iou = _overlap(pred, target, self.eps)[0].clamp(min=self.eps)

@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mmdet.checkpoints import backbone_weights
 from mmdet.checkpoints.files import load_pretrained
+from mmdet.config.errors import UserError
 from mmdet.layers import BATCH_NORMS, build_conv_layer, build_norm_layer, conv_norm
 from mmdet.models.options import apply_init_cfg
 from mmdet.registry import MODELS
@@ -133,13 +134,13 @@ class ResNet(nn.Module):
     ):
         super().__init__()
         if depth not in ARCHITECTURES:
-            raise ValueError(f'ResNet: no depth {depth}; choose one of {sorted(ARCHITECTURES)}')
+            raise UserError(f'ResNet: no depth {depth}; choose one of {sorted(ARCHITECTURES)}')
         if style not in ('pytorch', 'caffe'):
-            raise ValueError(f"ResNet: style must be 'pytorch' or 'caffe', got {style!r}")
+            raise UserError(f"ResNet: style must be 'pytorch' or 'caffe', got {style!r}")
         if max(out_indices) >= num_stages:
-            raise ValueError(f'ResNet: out_indices {tuple(out_indices)} reach past num_stages={num_stages}')
+            raise UserError(f'ResNet: out_indices {tuple(out_indices)} reach past num_stages={num_stages}')
         if groups > 1 and ARCHITECTURES[depth][0] is BasicBlock:
-            raise ValueError(f'ResNet: depth={depth} has no bottlenecks for groups={groups}; ResNeXt begins at 50')
+            raise UserError(f'ResNet: depth={depth} has no bottlenecks for groups={groups}; ResNeXt begins at 50')
         block, blocks = ARCHITECTURES[depth]
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
@@ -193,13 +194,13 @@ class ResNet(nn.Module):
             apply_init_cfg(self, self.init_cfg)
             return
         if 'checkpoint' not in self.init_cfg:
-            raise ValueError(f"ResNet: init_cfg of type 'Pretrained' lacks its checkpoint: {dict(self.init_cfg)}")
+            raise UserError(f"ResNet: init_cfg of type 'Pretrained' lacks its checkpoint: {dict(self.init_cfg)}")
         uri = self.init_cfg['checkpoint']
         state = backbone_weights(load_pretrained(uri), uri)
         missing, unexpected = self.load_state_dict(state, strict=False)
         missing = [key for key in missing if not key.endswith('num_batches_tracked')]
         if missing or unexpected:
-            raise ValueError(
+            raise UserError(
                 f'ResNet: {uri} is not a matching backbone: {len(missing)} keys missing (first: {missing[:3]}), '
                 f'{len(unexpected)} unexpected (first: {unexpected[:3]}); check depth, norm_cfg and the file'
             )

@@ -6,6 +6,7 @@ N images, A anchors per position, K values per anchor, M = sum over levels of H_
 import torch
 from torch import Tensor
 
+from mmdet.config.errors import UserError
 from mmdet.models.task_modules.assigners import IGNORED
 from mmdet.structures import Target
 
@@ -57,7 +58,7 @@ def sample_anchors(
     # asked last, and rarely: the host waits for the answer
     if trained is not None and allowed_border >= 0 and not len(positive) + len(negative) and not trained.any():
         height, width = target.image_shape
-        raise ValueError(
+        raise UserError(
             f'no anchor lies inside a picture of {height} x {width} pixels with allowed_border={allowed_border}; use '
             'larger pictures or allowed_border=-1'
         )

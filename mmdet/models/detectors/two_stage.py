@@ -8,6 +8,7 @@ from mmengine.model import BaseModel
 from mmengine.structures import InstanceData
 from torch import Tensor
 
+from mmdet.config.errors import UserError
 from mmdet.models.data_preprocessor import to_target
 from mmdet.models.dense_heads.common import TEST_KEYS
 from mmdet.models.options import build_neck, check_keys, init_detector_weights
@@ -123,7 +124,7 @@ class MaskRCNN(FasterRCNN):
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
         if self.roi_head.mask_head is None:
-            raise ValueError('MaskRCNN: roi_head has no mask_head; add one, or use FasterRCNN')
+            raise UserError('MaskRCNN: roi_head has no mask_head; add one, or use FasterRCNN')
 
 
 @MODELS.register_module()
@@ -144,7 +145,7 @@ class FastRCNN(FasterRCNN):
     def proposals(self, features, data_samples) -> list[Tensor]:
         for sample in data_samples:
             if 'proposals' not in sample:
-                raise ValueError(
+                raise UserError(
                     f'FastRCNN: picture {sample.get("img_id")} has no proposals; give the data set a proposal_file and '
                     'the pipeline LoadProposals'
                 )

@@ -6,6 +6,7 @@ L levels, fine to coarse, (N, C, H_l, W_l) each; P = H_r * W_r positions of the 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmdet.config.errors import UserError
 from mmdet.layers import ConvModule
 from mmdet.models.options import apply_init_cfg
 from mmdet.registry import MODELS
@@ -60,7 +61,7 @@ class BFP(nn.Module):
     ):
         super().__init__()
         if refine_type not in (None, 'conv', 'non_local') or not 0 <= refine_level < num_levels:
-            raise ValueError(
+            raise UserError(
                 f"BFP: refine_type={refine_type!r} must be 'non_local', 'conv' or None, "
                 f'and refine_level={refine_level} one of the {num_levels} levels'
             )
@@ -77,7 +78,7 @@ class BFP(nn.Module):
     def forward(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """L maps -> L maps of the same shapes."""
         if len(inputs) != self.num_levels:
-            raise ValueError(f'BFP: {len(inputs)} maps for num_levels={self.num_levels}')
+            raise UserError(f'BFP: {len(inputs)} maps for num_levels={self.num_levels}')
         size = inputs[self.refine_level].shape[-2:]
         mean = sum(resize(x, size) for x in inputs) / len(inputs)
         if self.refine is not None:

@@ -48,10 +48,10 @@ class FPN(nn.Module):
         self.end_level = len(in_channels) if end_level == -1 else end_level + 1
         used = in_channels[self.start_level : self.end_level]
         if num_outs < len(used):
-            raise ValueError(f'FPN: num_outs={num_outs} is less than the {len(used)} levels it is built on')
+            raise UserError(f'FPN: num_outs={num_outs} is less than the {len(used)} levels it is built on')
         self.add_extra_convs = 'on_input' if add_extra_convs is True else add_extra_convs
         if self.add_extra_convs not in (False, 'on_input', 'on_lateral', 'on_output'):
-            raise ValueError(
+            raise UserError(
                 f"FPN: add_extra_convs must be False, 'on_input', 'on_lateral' or 'on_output', got {add_extra_convs!r}"
             )
         self.relu_before_extra_convs = relu_before_extra_convs
@@ -82,7 +82,7 @@ class FPN(nn.Module):
     def forward(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """L maps (N, C_l, H_l, W_l) -> `num_outs` maps (N, out_channels, H_l, W_l), fine to coarse."""
         if len(inputs) != self.num_inputs:
-            raise ValueError(f'FPN: {self.num_inputs} entries of in_channels for {len(inputs)} maps of the backbone')
+            raise UserError(f'FPN: {self.num_inputs} entries of in_channels for {len(inputs)} maps of the backbone')
         laterals = [conv(x) for conv, x in zip(self.lateral_convs, inputs[self.start_level : self.end_level])]
         for level in range(len(laterals) - 1, 0, -1):
             finer = laterals[level - 1]

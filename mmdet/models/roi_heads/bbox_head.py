@@ -6,6 +6,7 @@ R RoIs, C classes, S side of the RoI features; the background is class C.
 import torch
 from torch import Tensor, nn
 
+from mmdet.config.errors import UserError
 from mmdet.layers import ConvModule
 from mmdet.models.options import apply_init_cfg
 from mmdet.registry import MODELS, TASK_UTILS
@@ -87,7 +88,7 @@ class ConvFCBBoxHead(nn.Module):
             ('reg', num_reg_convs, num_reg_fcs),
         ):
             if num_convs and num_shared_fcs:
-                raise ValueError(
+                raise UserError(
                     f'ConvFCBBoxHead: num_{name}_convs={num_convs} cannot follow num_shared_fcs={num_shared_fcs}'
                 )
             branch_channels = conv_out_channels if num_convs else channels

@@ -7,6 +7,7 @@ background); boxes are xyxy in input pixels unless said otherwise.
 import torch
 from torch import Tensor, nn
 
+from mmdet.config.errors import UserError
 from mmdet.models.options import apply_init_cfg, check_keys
 from mmdet.models.roi_heads.bbox_head import ConvFCBBoxHead
 from mmdet.models.roi_heads.roi_extractor import to_rois
@@ -58,12 +59,12 @@ class CascadeRoIHead(nn.Module):
     ):
         super().__init__()
         if average not in ('logits', 'probabilities'):
-            raise ValueError(f"CascadeRoIHead: average={average!r} is neither 'logits' nor 'probabilities'")
+            raise UserError(f"CascadeRoIHead: average={average!r} is neither 'logits' nor 'probabilities'")
         check_keys('test_cfg.rcnn', test_cfg, TEST_KEYS)
         for index, cfg in enumerate(train_cfg or ()):
             check_keys(f'train_cfg.rcnn.{index}', cfg, TRAIN_KEYS)
         if len(stage_loss_weights) != num_stages:
-            raise ValueError(
+            raise UserError(
                 f'CascadeRoIHead: {len(stage_loss_weights)} entries of stage_loss_weights for num_stages={num_stages}'
             )
         self.num_stages = num_stages
@@ -75,7 +76,7 @@ class CascadeRoIHead(nn.Module):
         def per_stage(name: str, cfg: dict | list[dict]) -> nn.ModuleList:
             cfgs = cfg if isinstance(cfg, (list, tuple)) else [cfg] * num_stages
             if len(cfgs) != num_stages:
-                raise ValueError(f'CascadeRoIHead: {len(cfgs)} entries of {name} for num_stages={num_stages}')
+                raise UserError(f'CascadeRoIHead: {len(cfgs)} entries of {name} for num_stages={num_stages}')
             return nn.ModuleList(MODELS.build(c) for c in cfgs)
 
         self.bbox_roi_extractor = per_stage('bbox_roi_extractor', bbox_roi_extractor)
@@ -86,7 +87,7 @@ class CascadeRoIHead(nn.Module):
             self.mask_head = per_stage('mask_head', mask_head)
         if train_cfg is not None:
             if len(train_cfg) != num_stages:
-                raise ValueError(f'CascadeRoIHead: {len(train_cfg)} entries of train_cfg for num_stages={num_stages}')
+                raise UserError(f'CascadeRoIHead: {len(train_cfg)} entries of train_cfg for num_stages={num_stages}')
             self.assigners = [TASK_UTILS.build(cfg['assigner']) for cfg in train_cfg]
             self.samplers = [TASK_UTILS.build(cfg['sampler']) for cfg in train_cfg]
         apply_init_cfg(self, init_cfg)

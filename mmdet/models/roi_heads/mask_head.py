@@ -6,6 +6,7 @@ R RoIs, C classes, S side of the RoI features; masks are 2S x 2S.
 import torch
 from torch import Tensor, nn
 
+from mmdet.config.errors import UserError
 from mmdet.layers import ConvModule
 from mmdet.models.options import apply_init_cfg
 from mmdet.registry import MODELS
@@ -36,7 +37,7 @@ class FCNMaskHead(nn.Module):
     ):
         super().__init__()
         if (upsample_cfg or {}).get('type') != 'deconv':
-            raise ValueError(f"FCNMaskHead: upsample_cfg={upsample_cfg} must be of type 'deconv'")
+            raise UserError(f"FCNMaskHead: upsample_cfg={upsample_cfg} must be of type 'deconv'")
         self.num_classes = num_classes
         self.class_agnostic = class_agnostic
         self.loss_mask = MODELS.build(loss_mask)

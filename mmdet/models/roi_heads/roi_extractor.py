@@ -6,6 +6,7 @@ N images, L levels, R RoIs (image index, x1, y1, x2, y2 in input pixels), C chan
 import torch
 from torch import Tensor, nn
 
+from mmdet.config.errors import UserError
 from mmdet.ops import multiscale_roi_align
 from mmdet.registry import MODELS
 
@@ -38,7 +39,7 @@ class SingleRoIExtractor(nn.Module):
         super().__init__()
         options = dict(roi_layer)
         if options.pop('type', 'RoIAlign') != 'RoIAlign':
-            raise ValueError(f"SingleRoIExtractor: roi_layer must be of type 'RoIAlign', got {roi_layer['type']!r}")
+            raise UserError(f"SingleRoIExtractor: roi_layer must be of type 'RoIAlign', got {roi_layer['type']!r}")
         self.output_size = options.pop('output_size')
         self.options = options
         self.scales = [1 / stride for stride in featmap_strides]

@@ -6,6 +6,7 @@ L levels, A anchors per position, H_l and W_l of a level's map; boxes are xyxy i
 import torch
 from torch import Tensor
 
+from mmdet.config.errors import UserError
 from mmdet.config.values import check_options, some_numbers
 from mmdet.registry import TASK_UTILS
 
@@ -47,13 +48,13 @@ class AnchorGenerator:
         offset: float = 0.0,
     ):
         if not all(isinstance(stride, (int, float)) for stride in strides):
-            raise ValueError(f'AnchorGenerator: strides={strides} must be numbers, each for both directions')
+            raise UserError(f'AnchorGenerator: strides={strides} must be numbers, each for both directions')
         if octave_base_scale is not None and scales_per_octave is not None:
             if scales is not None:
-                raise ValueError('AnchorGenerator: scales exclude octave_base_scale and scales_per_octave; give one')
+                raise UserError('AnchorGenerator: scales exclude octave_base_scale and scales_per_octave; give one')
             scales = [octave_base_scale * 2 ** (i / scales_per_octave) for i in range(scales_per_octave)]
         if (scales is None) == (sizes is None):
-            raise ValueError('AnchorGenerator: give scales, or octave_base_scale and scales_per_octave, or sizes')
+            raise UserError('AnchorGenerator: give scales, or octave_base_scale and scales_per_octave, or sizes')
         self.strides = list(strides)
         self.ratios = torch.tensor(ratios)
         self.center_offset = center_offset
@@ -83,7 +84,7 @@ class AnchorGenerator:
     def __call__(self, map_sizes: list[tuple[int, int]], device: torch.device | str = 'cpu') -> list[Tensor]:
         """Anchors of each level, [(H_l * W_l * A, 4)], ordered by row, column, anchor."""
         if len(map_sizes) != len(self.strides):
-            raise ValueError(f'AnchorGenerator: {len(map_sizes)} maps for {len(self.strides)} strides')
+            raise UserError(f'AnchorGenerator: {len(map_sizes)} maps for {len(self.strides)} strides')
         key = (tuple(map_sizes), str(device))
         if key not in self._cache:
             if len(self._cache) > 16:  # multi-scale training: few sizes recur

@@ -6,6 +6,7 @@ B boxes (anchors or proposals) of a picture; `matched` and `iou` (B,) are an ass
 import torch
 from torch import Tensor
 
+from mmdet.config.errors import UserError
 from mmdet.models.task_modules.assigners import NEGATIVE, RandomSampler
 from mmdet.registry import TASK_UTILS
 
@@ -21,7 +22,7 @@ class OHEMSampler(RandomSampler):
 
     def __call__(self, matched: Tensor, iou: Tensor, losses: Tensor | None = None) -> tuple[Tensor, Tensor]:
         if losses is None:
-            raise ValueError('OHEMSampler works in the RoI head only: an RPN has no losses before sampling')
+            raise UserError('OHEMSampler works in the RoI head only: an RPN has no losses before sampling')
         positive = self._hardest((matched >= 0).nonzero().squeeze(1), self.num_positive, losses)
         negative = (matched == NEGATIVE).nonzero().squeeze(1)
         return positive, self._hardest(negative, self.num_negative(len(positive)), losses)
@@ -54,7 +55,7 @@ class IoUBalancedNegSampler(RandomSampler):
     ):
         super().__init__(num, pos_fraction, neg_pos_ub, add_gt_as_proposals)
         if not 0 <= floor_fraction <= 1 or num_bins < 1:
-            raise ValueError(
+            raise UserError(
                 f'IoUBalancedNegSampler: floor_fraction={floor_fraction} must be in [0, 1], num_bins={num_bins} >= 1'
             )
         self.floor_thr = floor_thr
@@ -104,7 +105,7 @@ class CombinedSampler(RandomSampler):
         self.pos_sampler = TASK_UTILS.build({**common, **pos_sampler})
         self.neg_sampler = TASK_UTILS.build({**common, **neg_sampler})
         if any(getattr(sampler, 'needs_losses', False) for sampler in (self.pos_sampler, self.neg_sampler)):
-            raise ValueError('CombinedSampler: OHEMSampler chooses by losses, which its parts do not get; use it alone')
+            raise UserError('CombinedSampler: OHEMSampler chooses by losses, which its parts do not get; use it alone')
 
     def choose_positives(self, indices: Tensor, count: int, matched: Tensor) -> Tensor:
         return self.pos_sampler.choose_positives(indices, count, matched)
