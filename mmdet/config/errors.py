@@ -153,8 +153,8 @@ def mistake_in(error: BaseException) -> str | None:
         name, registry = unknown_type(error)
         return unknown_type_text(name, f' ({registry})', registered_names(registry))
     if isinstance(error, TypeError) and _built(error):
-        return _wrong_option(error, *_built(error))
-    return None
+        return _wrong_option(error, *_built(error)) or _no_type(error)
+    return _no_type(error)
 
 
 def _state_of_the_machine(error: BaseException) -> str | None:
@@ -210,7 +210,22 @@ def _built(error: BaseException) -> tuple[Callable, dict] | None:
     """The innermost class that was being built from the config when the error was raised, and its options."""
     # mmengine's function
     builds = [frame.f_locals for frame in _frames(error) if frame.f_code.co_name == 'build_from_cfg']
-    return (builds[-1]['obj_cls'], builds[-1]['args']) if builds and 'obj_cls' in builds[-1] else None
+    builds = [names for names in builds if names.get('obj_cls') is not None]  # found already
+    return (builds[-1]['obj_cls'], builds[-1]['args']) if builds else None
+
+
+def _no_type(error: BaseException) -> str | None:
+    """A line about a part of the config that is no dict with a type, which mmengine met when it was to be built."""
+    *_, innermost = _frames(error) if error.__traceback__ else [None]
+    if getattr(innermost, 'f_code', None) is None or innermost.f_code.co_name != 'build_from_cfg':
+        return None
+    cfg = innermost.f_locals.get('cfg')
+    inside = f' inside {_built(error)[0].__name__}' if _built(error) else ''
+    if isinstance(error, KeyError) and 'type' not in (cfg or {}):
+        return f'a part of the config{inside} has no type; its keys are {at_most(map(str, cfg or ()))}'
+    if isinstance(error, TypeError) and not isinstance(cfg, dict):
+        return f'a part of the config{inside} is {cfg!r}; dict(type=...) is needed'
+    return None
 
 
 def _wrong_option(error: TypeError, built: Callable, options: dict) -> str | None:

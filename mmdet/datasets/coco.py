@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import mmengine.fileio as fileio
 from mmengine.dataset import BaseDataset
 
-from mmdet.config.errors import UserError, say
+from mmdet.config.errors import MissingFile, UserError, say
 from mmdet.config.values import class_of
 from mmdet.datasets.pipeline import build_steps, check_order
 from mmdet.datasets.transforms import PackDetInputs
@@ -51,8 +51,8 @@ class CocoDataset(BaseDataset):
         pipeline, data_root, indices, serialize_data, lazy_init, max_refetch: see mmengine's `BaseDataset`.
 
     Raises:
-        FileNotFoundError: no annotation file, no image folder, or a first picture that is not in it.
-        ValueError: a broken annotation file, an empty image folder, a class the file does not have, no masks where
+        MissingFile: no annotation file, no image folder, or a first picture that is not in it.
+        UserError: a broken annotation file, an empty image folder, a class the file does not have, no masks where
             the pipeline loads them, or no picture left.
     """
 
@@ -79,12 +79,12 @@ class CocoDataset(BaseDataset):
         **kwargs,
     ) -> None:
         if not ann_file:
-            raise ValueError('CocoDataset needs ann_file, an annotation file in COCO format')
+            raise UserError('CocoDataset needs ann_file, an annotation file in COCO format')
         unknown = set(filter_cfg or {}) - {'filter_empty_gt', 'min_size'}
         if unknown:
-            raise ValueError(f"filter_cfg has unknown {sorted(unknown)}; use 'filter_empty_gt', 'min_size'")
+            raise UserError(f"filter_cfg has unknown {sorted(unknown)}; use 'filter_empty_gt', 'min_size'")
         if not isinstance(data_prefix, (dict, type(None))):
-            raise ValueError(f"data_prefix={data_prefix!r} must be a dict: data_prefix=dict(img='folder/of/pictures/')")
+            raise UserError(f"data_prefix={data_prefix!r} must be a dict: data_prefix=dict(img='folder/of/pictures/')")
         self.backend_args = backend_args
         if proposal_file is not None:
             file = os.path.join(data_root or '', proposal_file)
@@ -177,7 +177,7 @@ class CocoDataset(BaseDataset):
             and not (config.get('filter_empty_gt', False) and _is_empty(info))
         ]
         if not kept:
-            raise ValueError(
+            raise UserError(
                 f'no picture of {self.ann_file} is left after filter_cfg={config}: of {len(self.data_list)}, '
                 f'{sum(map(_is_empty, self.data_list))} have no object of the {len(self.cat_ids)} classes'
             )
@@ -189,26 +189,26 @@ class CocoDataset(BaseDataset):
 
     def _check_pictures(self, data_list: list[dict]) -> None:
         if not data_list:
-            raise ValueError(f"annotation file {self.ann_file} lists no picture (its 'images' is empty)")
+            raise UserError(f"annotation file {self.ann_file} lists no picture (its 'images' is empty)")
         folder = self.data_prefix.get('img', '')
         if self.backend_args or '://' in folder:
             return
         folder = folder or '.'
         if not os.path.isdir(folder):
-            raise FileNotFoundError(f'no image folder {folder}; check data_root and data_prefix')
+            raise MissingFile(f'no image folder {folder}; check data_root and data_prefix')
         with os.scandir(folder) as entries:
             if next(entries, None) is None:
-                raise ValueError(f'image folder {folder} is empty; put the pictures of {self.ann_file} there')
+                raise UserError(f'image folder {folder} is empty; put the pictures of {self.ann_file} there')
         first = data_list[0]['img_path']
         if not os.path.isfile(first):
-            raise FileNotFoundError(f'no picture {first}, the first of {self.ann_file}; check data_prefix')
+            raise MissingFile(f'no picture {first}, the first of {self.ann_file}; check data_prefix')
 
     def _check_masks(self, data_list: list[dict]) -> None:
         if self.test_mode or not any(getattr(step, 'with_mask', False) for step in self.pipeline.transforms):
             return
         instances = [instance for info in data_list for instance in info['instances']]
         if instances and not any('mask' in x for x in instances):
-            raise ValueError(
+            raise UserError(
                 f'with_mask=True, but no object of {self.ann_file} has a segmentation; '
                 'train a box detector (with_mask=False) or add masks to the annotation file'
             )

@@ -20,7 +20,7 @@ from mmengine.dist import get_world_size
 from mmengine.logging import MMLogger
 from terminaltables import AsciiTable
 
-from mmdet.config.errors import UserError, say
+from mmdet.config.errors import MissingFile, UserError, say
 from mmdet.config.output import write_atomically
 from mmdet.config.values import predicted_fields
 from mmdet.evaluation.gathered import GatheredMetric
@@ -109,7 +109,7 @@ class CocoMetric(GatheredMetric):
         if not ann_file:
             raise UserError('CocoMetric needs ann_file, the annotation file of the data set it evaluates')
         if '://' not in ann_file and backend_args is None and not os.path.isfile(ann_file):
-            raise FileNotFoundError(f"no annotation file {ann_file}; check the evaluator's ann_file")
+            raise MissingFile(f"no annotation file {ann_file}; check the evaluator's ann_file")
         for option, limits in dict(max_dets=max_dets, proposal_nums=proposal_nums).items():
             if not limits or not all(isinstance(limit, int) and limit > 0 for limit in limits):
                 raise UserError(f'CocoMetric: {option}={limits!r} must be whole numbers above 0, such as (1, 10, 100)')

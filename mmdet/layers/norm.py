@@ -44,7 +44,7 @@ class SyncBN(_BatchNorm):
         self._check_input_dim(x)
         mean, var, count = batch_moments(x.detach(), group)
         if count < 2:
-            raise ValueError(f'SyncBN: {count} values per channel over all processes; training needs two')
+            raise UserError(f'SyncBN: {count} values per channel over all processes; training needs two')
         track_running_stats(self, mean, var, count)
         return NormalizeWithPooled.apply(x, mean, var, self.weight, self.bias, self.eps, 1, count, group)
 

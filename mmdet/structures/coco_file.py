@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import mmengine.fileio as fileio
 
-from mmdet.config.errors import at_most
+from mmdet.config.errors import MissingFile, UserError, at_most
 
 _FIELDS = dict(
     images=('id', 'file_name', 'width', 'height'),
@@ -35,32 +35,34 @@ def load_coco_file(path: str, backend_args: dict | None = None, need_annotations
     """The content of an annotation file; 'annotations' may be absent unless needed.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: not JSON, not COCO's detection format, or two images or categories of one id.
+        MissingFile: no such file.
+        UserError: not JSON, not COCO's detection format, or two images or categories of one id.
     """
     try:
         content = json.loads(fileio.get(path, backend_args=backend_args))
     except FileNotFoundError:
-        raise FileNotFoundError(f'no annotation file {path}; check data_root and ann_file') from None
+        raise MissingFile(f'no annotation file {path}; check data_root and ann_file') from None
+    except OSError as error:
+        raise UserError(f'annotation file {path} cannot be read: {error.strerror}') from error
     except ValueError as error:
-        raise ValueError(f'annotation file {path} is not JSON: {error}') from None
+        raise UserError(f'annotation file {path} is not JSON: {error}') from None
     needed = ['images', 'categories'] + ['annotations'] * need_annotations
     missing = [key for key in needed if not isinstance(content, dict) or content.get(key) is None]
     if missing:
-        raise ValueError(f'annotation file {path} is not in COCO format: it lacks {", ".join(missing)}')
+        raise UserError(f'annotation file {path} is not in COCO format: it lacks {", ".join(missing)}')
     content = {key: value for key, value in content.items() if value is not None}
     for key, fields in _FIELDS.items():
         if not isinstance(content.get(key, []), list):
-            raise ValueError(f'annotation file {path} is not in COCO format: its {key} is no list')
+            raise UserError(f'annotation file {path} is not in COCO format: its {key} is no list')
         for entry in content.get(key, ()):
             wrong = _wrong(entry, fields)
             if wrong:
-                raise ValueError(f'annotation file {path}: an entry of {key} {wrong}: {entry}'[:300])
+                raise UserError(f'annotation file {path}: an entry of {key} {wrong}: {entry}'[:300])
     _check_ids(content, path)
     for key in ('images', 'categories'):
         seen = Counter(entry['id'] for entry in content[key])
         if len(seen) < len(content[key]):
-            raise ValueError(f'annotation file {path} has several {key} of id {seen.most_common(1)[0][0]!r}')
+            raise UserError(f'annotation file {path} has several {key} of id {seen.most_common(1)[0][0]!r}')
     return content
 
 
@@ -98,7 +100,7 @@ def _check_ids(content: dict, path: str) -> None:
             try:
                 {entry[field] for entry in content.get(key, ())}
             except TypeError:
-                raise ValueError(f'annotation file {path}: in {key}, {field} must be a number or a text') from None
+                raise UserError(f'annotation file {path}: in {key}, {field} must be a number or a text') from None
 
 
 def doubts(content: dict) -> list[str]:
@@ -137,15 +139,15 @@ def category_ids(content: dict, classes: Sequence[str], path: str) -> list[int]:
     """The category id of each class, in the order of `classes`.
 
     Raises:
-        ValueError: the file at `path` has no category of some class's name, or several.
+        UserError: the file at `path` has no category of some class's name, or several.
     """
     ids = {category['name']: category['id'] for category in content['categories']}
     twice = [name for name, count in Counter(c['name'] for c in content['categories']).items() if count > 1]
     if set(twice) & set(classes):
-        raise ValueError(f'annotation file {path} has several categories called {at_most(map(repr, twice), 5)}')
+        raise UserError(f'annotation file {path} has several categories called {at_most(map(repr, twice), 5)}')
     missing = [repr(name) for name in classes if name not in ids]
     if missing:
-        raise ValueError(
+        raise UserError(
             f'classes {at_most(missing, 5)} are not in {path}, which has {at_most(map(repr, ids), 20)}; '
             'set metainfo=dict(classes=(...)) of the data set to names from that file'
         )

@@ -17,6 +17,7 @@ import torch
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
+from mmdet.config.errors import UserError
 from mmdet.ops import mask_targets, rasterize_polygons, roi_align
 
 Polygon = np.ndarray  # flat (2 V,) float64: x0, y0, x1, y1, ...
@@ -125,7 +126,7 @@ class PolygonMasks:
     def pad(self, shape: tuple[int, int], value: int = 0) -> PolygonMasks:
         """Extend the image to `shape` (h, w) at its right and bottom; `value` must be 0."""
         if value != 0:
-            raise ValueError(f'polygons can only be padded with 0, not {value}; set poly2mask=True')
+            raise UserError(f'polygons can only be padded with 0, not {value}; set poly2mask=True')
         return self._like(self.polygons, *shape)
 
     def areas(self) -> np.ndarray:
@@ -302,7 +303,7 @@ def _whole_polygons(polygons: Sequence) -> list[Polygon]:
         known = False
     if not known:
         text = str(polygons)
-        raise ValueError('a segmentation is a list of polygons [[x1, y1, x2, y2, ...], ...] or an RLE dict, not '
+        raise UserError('a segmentation is a list of polygons [[x1, y1, x2, y2, ...], ...] or an RLE dict, not '
                          f'{text[:80]}{"..." * (len(text) > 80)}')
     return [p for p in arrays if p.size >= 6 and p.size % 2 == 0]
 
@@ -346,7 +347,7 @@ def compressed_rle(rle: dict, height: int, width: int) -> dict:
     known = isinstance(counts, (str, bytes)) or isinstance(counts, list) and all(isinstance(c, int) for c in counts)
     if not known or not isinstance(size, (list, tuple)):
         text = str(rle)
-        raise ValueError('an RLE mask is dict(size=[h, w], counts=whole numbers or a text), not '
+        raise UserError('an RLE mask is dict(size=[h, w], counts=whole numbers or a text), not '
                          f'{text[:80]}{"..." * (len(text) > 80)}')
     if tuple(size) != (height, width):
         raise ValueError(f'RLE mask is of size {tuple(size)} (h, w), its image {(height, width)}')

@@ -65,12 +65,18 @@ MISTAKES = {
         ("type='MyDetector', head=dict(type='ToyHed')",
          "unknown type 'ToyHed' at model.head.type. Did you mean ToyHead?"),
     ],
+    "dict(type='MyDetector')": [
+        ("dict(type='MyDetector', head=dict(typ='ToyHead'))",
+         'a part of the config inside MyDetector has no type; its keys are typ'),
+        ("dict(type='MyDetector', head='ToyHead')",
+         "a part of the config inside MyDetector is 'ToyHead'; dict(type=...) is needed"),
+    ],
     "'LoggerHook', interval=1": [
         ("'LoggerHook', intervall=1", "LoggerHook: the config gives an unknown option 'intervall'. Did you mean inter"),
     ],
     'max_epochs=2': [('max_epoch=2', "EpochLoop: the config gives an unknown option 'max_epoch'. Did you mean max_ep")],
     'optim_wrapper =': [('optim_wraper =', "unknown top-level key 'optim_wraper'. Did you mean optim_wrapper?")],
-    'lr=0.1': [('lr=0.1.2', 'toy6.py line')],
+    'lr=0.1': [('lr=0.1.2', 'toy8.py line')],
     "['my_head']": [("['my_haed']", "custom_imports: there is no module 'my_haed'")],
     'shuffle=True': [('shufle=True', "DefaultSampler: the config gives an unknown option 'shufle'. Did you mean shuf")],
 }  # fmt: skip

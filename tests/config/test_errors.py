@@ -1,5 +1,8 @@
 """A mistake ends in one line and status 2; anything else keeps its traceback and ends with status 1."""
 
+import ast
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -148,3 +151,16 @@ def test_later_ranks_let_the_first_speak(capsys, monkeypatch):
 def test_suggest():
     assert suggest('mask_rcn', ['mask_rcnn', 'faster_rcnn']) == ' Did you mean mask_rcnn?'
     assert suggest('xyz', ['mask_rcnn']) == ''
+
+
+def test_what_checks_a_persons_input_raises_a_user_error():
+    """Any other exception shows a traceback. `ops`, `layers` and `structures` are libraries too, called by code."""
+    package = Path(errors.__file__).parents[1]
+    found = []
+    for room in ('apis', 'checkpoints', 'datasets', 'engine', 'evaluation', 'models', 'visualization'):
+        for path in sorted((package / room).rglob('*.py')):
+            for node in ast.walk(ast.parse(path.read_text())):
+                kind = getattr(getattr(node, 'exc', None), 'func', None)
+                if isinstance(kind, ast.Name) and kind.id in ('ValueError', 'FileNotFoundError'):
+                    found.append(f'{path.relative_to(package.parent)} line {node.lineno}: raise {kind.id}')
+    assert found == []

@@ -309,7 +309,6 @@ def test_load_annotations():
         (lambda: RandomCrop((20, 10), 'absolute_range'), 'smallest, largest'),
         (lambda: FilterAnnotations(by_box=False), 'by_mask'),
         (lambda: Pad(), 'size_divisor'),
-        (lambda: LoadAnnotations(box_type='rbox'), 'rbox'),
     ],
 )
 def test_wrong_settings(build, message):

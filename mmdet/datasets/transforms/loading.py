@@ -10,7 +10,7 @@ import mmengine.fileio as fileio
 import numpy as np
 from mmcv.transforms import BaseTransform
 
-from mmdet.config.errors import UserError
+from mmdet.config.errors import MissingFile, UserError
 from mmdet.registry import TRANSFORMS
 from mmdet.structures import BitmapMasks, PolygonMasks, masks_from_coco
 from mmdet.structures.image_file import MAX_MEGAPIXELS, decode_image
@@ -117,7 +117,7 @@ class LoadAnnotations(BaseTransform):
             try:
                 masks = self._masks(instances, height, width)
             except ValueError as error:
-                raise ValueError(f'picture {results.get("img_path")}: {error}') from None
+                raise UserError(f'picture {results.get("img_path")}: {error}') from None
             if isinstance(masks, PolygonMasks):
                 ignored |= np.array([not parts for parts in masks.polygons], dtype=bool)
             else:
@@ -145,25 +145,25 @@ class LoadProposals(BaseTransform):
         num_max_proposals: the best so many of each picture; None for all.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: no JSON, or a picture that the file does not have.
+        MissingFile: no such file.
+        UserError: no JSON, or a picture that the file does not have.
     """
 
     def __init__(self, proposal_file: str | None = None, num_max_proposals: int | None = None) -> None:
         if proposal_file is None:
-            raise ValueError('LoadProposals needs a proposal_file, its own or that of the data set')
+            raise UserError('LoadProposals needs a proposal_file, its own or that of the data set')
         if not proposal_file.endswith('.json'):
-            raise ValueError(
+            raise UserError(
                 f'LoadProposals: {proposal_file} is no .json; make one with tools/test.py RPN_CONFIG FILE --format-only'
             )
         if not os.path.isfile(proposal_file):
-            raise FileNotFoundError(f'LoadProposals: no proposal_file {proposal_file}; write one with an RPN')
+            raise MissingFile(f'LoadProposals: no proposal_file {proposal_file}; write one with an RPN')
         self.proposal_file = proposal_file
         with open(proposal_file) as file:
             try:
                 entries = json.load(file)
             except ValueError as error:
-                raise ValueError(f'LoadProposals: {proposal_file} is not JSON: {error}') from None
+                raise UserError(f'LoadProposals: {proposal_file} is not JSON: {error}') from None
         found: dict = {}
         for entry in sorted(entries, key=lambda e: -e['score']):
             boxes = found.setdefault(entry['image_id'], [])
@@ -173,7 +173,7 @@ class LoadProposals(BaseTransform):
 
     def transform(self, results: dict) -> dict:
         if results['img_id'] not in self._proposals:
-            raise ValueError(f'LoadProposals: {self.proposal_file} has nothing for picture {results["img_id"]}')
+            raise UserError(f'LoadProposals: {self.proposal_file} has nothing for picture {results["img_id"]}')
         boxes = self._proposals[results['img_id']].copy()
         boxes[:, 2:] += boxes[:, :2]
         results['proposals'] = boxes

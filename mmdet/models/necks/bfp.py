@@ -85,7 +85,7 @@ class BFP(BaseModule):
     def forward(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """L maps -> L maps of the same shapes."""
         if len(inputs) != self.num_levels:
-            raise ValueError(f'BFP: {len(inputs)} maps for num_levels={self.num_levels}')
+            raise UserError(f'BFP: {len(inputs)} maps for num_levels={self.num_levels}')
         size = inputs[self.refine_level].shape[-2:]
         mean = sum(resize(x, size) for x in inputs) / len(inputs)
         if self.refine is not None:

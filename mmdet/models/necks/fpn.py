@@ -90,7 +90,7 @@ class FPN(BaseModule):
     def forward(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """L maps (N, C_l, H_l, W_l) -> `num_outs` maps (N, out_channels, H_l, W_l), fine to coarse."""
         if len(inputs) != self.num_inputs:
-            raise ValueError(f'FPN: {self.num_inputs} entries of in_channels for {len(inputs)} maps of the backbone')
+            raise UserError(f'FPN: {self.num_inputs} entries of in_channels for {len(inputs)} maps of the backbone')
         laterals = [conv(x) for conv, x in zip(self.lateral_convs, inputs[self.start_level : self.end_level])]
         for level in range(len(laterals) - 1, 0, -1):
             finer = laterals[level - 1]
