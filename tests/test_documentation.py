@@ -27,8 +27,6 @@ GUIDES = sorted(ROOT.glob('docs/extend/*.md'))
 BLOCKS = {
     'plan_cbn(model)': 'README.md',
     "classes=('apple', 'pear')": 'README.md',
-    'class FilterResponseNorm': 'README.md',
-    "imports=['my_norm']": 'README.md',
     'inference_detector(model': 'README.md',
     'norm.after(conv, x)': 'docs/cbn.md',
     "type='CocoMetric'": 'docs/data.md',
@@ -128,21 +126,6 @@ def test_ones_own_data(shapes, here, monkeypatch, capsys):
     tool('test.py', 'my_data.py', 'run/epoch_1.pth', '--eval', 'bbox', 'segm', '--out', 'found.pkl',
          '--cfg-options', *SMALL, monkeypatch=monkeypatch)  # fmt: skip
     assert 'apple' in ''.join(capsys.readouterr()) and Path('found.pkl').exists()
-
-
-def test_ones_own_norm_layer(shapes, here, monkeypatch):
-    data = here / 'coco'
-    (data / 'annotations').mkdir(parents=True)
-    for split in ('train', 'val'):
-        shutil.copytree(shapes / split, data / f'{split}2017')
-        (data / 'annotations' / f'instances_{split}2017.json').write_text(relabelled(shapes, split, COCO_CLASSES))
-    Path('my_norm.py').write_text(block('class FilterResponseNorm'))
-    Path('config.py').write_text(block("imports=['my_norm']").replace('./configs', str(ROOT / 'configs')))
-    monkeypatch.syspath_prepend(here)
-    tool('train.py', 'config.py', '--work-dir', 'run', '--cfg-options', *SMALL, f'data_root={data}/',
-         monkeypatch=monkeypatch)  # fmt: skip
-    weights = torch.load('run/epoch_1.pth', weights_only=True)['state_dict']
-    assert weights['roi_head.mask_head.convs.0.norm_layer.weight'].shape == (256, 1, 1)
 
 
 def test_what_mmengine_brings(shapes, here, monkeypatch, capsys):
