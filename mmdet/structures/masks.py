@@ -296,6 +296,8 @@ def outline(rle: dict, height: int, width: int) -> list[Polygon]:
 
 
 def _whole_polygons(polygons: Sequence) -> list[Polygon]:
+    if isinstance(polygons, list) and polygons and all(type(value) in (int, float) for value in polygons):
+        polygons = [polygons]  # one polygon, as VIA writes it
     try:
         arrays = [np.asarray(p, dtype=np.float64) for p in polygons]
         known = all(p.ndim == 1 and np.isfinite(p).all() for p in arrays)

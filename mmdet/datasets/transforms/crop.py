@@ -6,11 +6,13 @@ import numpy as np
 from mmcv.transforms import BaseTransform
 
 from mmdet.config.errors import UserError
+from mmdet.config.overrides import refuse_overrides
 from mmdet.datasets.transforms.objects import clip_boxes, keep_objects
 from mmdet.registry import TRANSFORMS
 
 
 @TRANSFORMS.register_module()
+@refuse_overrides(_crop_data='transform', _rand_offset='transform')
 class RandomCrop(BaseTransform):
     """Cut a random window out of the image; objects outside it are dropped.
 
@@ -50,8 +52,9 @@ class RandomCrop(BaseTransform):
         self.recompute_bbox = recompute_bbox
         self.bbox_clip_border = bbox_clip_border
 
-    def _size(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width of the window."""
+    def _get_crop_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        """Height and width of the window in an image of `image_size` (h, w)."""
+        height, width = image_size
         first, second = self.crop_size
         if self.crop_type == 'absolute':
             return min(second, height), min(first, width)
@@ -65,7 +68,7 @@ class RandomCrop(BaseTransform):
 
     def transform(self, results: dict) -> dict | None:
         height, width = results['img'].shape[:2]
-        crop_height, crop_width = self._size(height, width)
+        crop_height, crop_width = self._get_crop_size((height, width))
         y1 = np.random.randint(0, height - crop_height + 1)
         x1 = np.random.randint(0, width - crop_width + 1)
         y2, x2 = y1 + crop_height, x1 + crop_width

@@ -9,11 +9,13 @@ import numpy as np
 from mmcv.transforms import BaseTransform
 
 from mmdet.config.errors import UserError
+from mmdet.config.overrides import refuse_overrides
 from mmdet.datasets.transforms.objects import BOXES
 from mmdet.registry import TRANSFORMS
 
 
 @TRANSFORMS.register_module()
+@refuse_overrides(_flip_bbox='_flip', _flip_on_direction='transform', _record_homography_matrix='_flip')
 class RandomFlip(BaseTransform):
     """Mirror the image, its boxes and masks.
 
@@ -42,16 +44,18 @@ class RandomFlip(BaseTransform):
             raise UserError(f'prob={prob} does not give each of {self.directions} a chance (sum 0 to 1)')
 
     def transform(self, results: dict) -> dict:
-        draw = np.random.rand()
-        index = int(np.searchsorted(np.cumsum(self.probs), draw, side='right'))
-        results['flip'] = index < len(self.directions)
-        results['flip_direction'] = self.directions[index] if results['flip'] else None
+        results['flip_direction'] = self._choose_direction()
+        results['flip'] = results['flip_direction'] is not None
         if results['flip']:
-            self._flip(results, results['flip_direction'])
+            self._flip(results)
         return results
 
-    @staticmethod
-    def _flip(results: dict, direction: str) -> None:
+    def _choose_direction(self) -> str | None:
+        index = int(np.searchsorted(np.cumsum(self.probs), np.random.rand(), side='right'))
+        return self.directions[index] if index < len(self.directions) else None
+
+    def _flip(self, results: dict) -> None:
+        direction = results['flip_direction']
         results['img'] = cv2.flip(results['img'], dict(horizontal=1, vertical=0, diagonal=-1)[direction])
         height, width = results['img'].shape[:2]
         for key in BOXES & results.keys():

@@ -24,7 +24,8 @@ class PackDetInputs(BaseTransform):
         meta_keys: what to keep as metainfo, as far as it is there.
     """
 
-    _NAMES = dict(gt_bboxes='bboxes', gt_bboxes_labels='labels', gt_masks='masks')
+    # what is packed, one row an object, and its name there; a subclass may add to it
+    mapping_table = dict(gt_bboxes='bboxes', gt_bboxes_labels='labels', gt_masks='masks')
 
     def __init__(
         self,
@@ -51,7 +52,7 @@ class PackDetInputs(BaseTransform):
         sample = DetDataSample(metainfo={k: results[k] for k in (*self.meta_keys, 'img_norm_cfg') if k in results})
         gt, ignored = InstanceData(), InstanceData()
         flags = results.get('gt_ignore_flags')
-        for key, name in self._NAMES.items():
+        for key, name in self.mapping_table.items():
             if key not in results:
                 continue
             values = results[key]

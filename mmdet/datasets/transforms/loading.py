@@ -11,6 +11,7 @@ import numpy as np
 from mmcv.transforms import BaseTransform
 
 from mmdet.config.errors import MissingFile, UserError
+from mmdet.config.overrides import refuse_overrides
 from mmdet.registry import TRANSFORMS
 from mmdet.structures import BitmapMasks, PolygonMasks, masks_from_coco
 from mmdet.structures.image_file import MAX_MEGAPIXELS, decode_image
@@ -78,11 +79,12 @@ class LoadImageFromFile(BaseTransform):
 
 
 @TRANSFORMS.register_module()
+@refuse_overrides(_process_masks='_load_masks', _poly2mask='_load_masks', _load_seg_map='transform')
 class LoadAnnotations(BaseTransform):
     """Turn ``instances`` (see `CocoDataset.parse_data_info`) into arrays and masks.
 
-    Polygons stay polygons, so that a picture with them is resized and flipped in a fraction of the time
-    bitmaps take. A picture that has an object with an RLE mask gets bitmaps; a crowd's RLE, which is no target,
+    Polygons stay polygons, so that an image with them is resized and flipped in a fraction of the time
+    bitmaps take. An image that has an object with an RLE mask gets bitmaps; a crowd's RLE, which is no target,
     becomes its outline. With masks, an object that has none is ignored in training (neither object nor
     background).
 
@@ -106,25 +108,35 @@ class LoadAnnotations(BaseTransform):
         self.poly2mask = poly2mask
 
     def transform(self, results: dict) -> dict:
-        instances = results.get('instances', [])
-        ignored = np.array([x['ignore_flag'] for x in instances], dtype=bool)
+        results['gt_ignore_flags'] = np.array([x['ignore_flag'] for x in results.get('instances', [])], dtype=bool)
         if self.with_bbox:
-            results['gt_bboxes'] = np.array([x['bbox'] for x in instances], dtype=np.float32).reshape(-1, 4)
+            self._load_bboxes(results)
         if self.with_label:
-            results['gt_bboxes_labels'] = np.array([x['bbox_label'] for x in instances], dtype=np.int64)
+            self._load_labels(results)
         if self.with_mask:
-            height, width = results['ori_shape']
-            try:
-                masks = self._masks(instances, height, width)
-            except ValueError as error:
-                raise UserError(f'picture {results.get("img_path")}: {error}') from None
-            if isinstance(masks, PolygonMasks):
-                ignored |= np.array([not parts for parts in masks.polygons], dtype=bool)
-            else:
-                ignored |= ~masks.masks.any(axis=(1, 2))
-            results['gt_masks'] = masks
-        results['gt_ignore_flags'] = ignored
+            self._load_masks(results)
         return results
+
+    def _load_bboxes(self, results: dict) -> None:
+        boxes = [x['bbox'] for x in results.get('instances', [])]
+        results['gt_bboxes'] = np.array(boxes, dtype=np.float32).reshape(-1, 4)
+
+    def _load_labels(self, results: dict) -> None:
+        labels = [x['bbox_label'] for x in results.get('instances', [])]
+        results['gt_bboxes_labels'] = np.array(labels, dtype=np.int64)
+
+    def _load_masks(self, results: dict) -> None:
+        height, width = results['ori_shape']
+        try:
+            masks = self._masks(results.get('instances', []), height, width)
+        except ValueError as error:
+            raise UserError(f'image {results.get("img_path")}: {error}') from None
+        if isinstance(masks, PolygonMasks):
+            without = np.array([not parts for parts in masks.polygons], dtype=bool)
+        else:
+            without = ~masks.masks.any(axis=(1, 2))
+        results['gt_ignore_flags'] = results['gt_ignore_flags'] | without
+        results['gt_masks'] = masks
 
     def _masks(self, instances: list[dict], height: int, width: int) -> PolygonMasks | BitmapMasks:
         segmentations = [x.get('mask') for x in instances]

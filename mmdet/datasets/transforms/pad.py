@@ -8,10 +8,12 @@ import cv2
 from mmcv.transforms import BaseTransform
 
 from mmdet.config.errors import UserError
+from mmdet.config.overrides import refuse_overrides
 from mmdet.registry import TRANSFORMS
 
 
 @TRANSFORMS.register_module()
+@refuse_overrides(_pad_img='transform', _pad_masks='transform', _pad_seg='transform')
 class Pad(BaseTransform):
     """Extend image and masks at the right and bottom.
 

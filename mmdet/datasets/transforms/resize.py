@@ -9,11 +9,13 @@ import numpy as np
 from mmcv.transforms import BaseTransform
 
 from mmdet.config.errors import UserError
+from mmdet.config.overrides import refuse_overrides
 from mmdet.datasets.transforms.objects import BOXES, clip_boxes
 from mmdet.registry import TRANSFORMS
 
 
 @TRANSFORMS.register_module()
+@refuse_overrides(_resize_img='resize', _resize_bboxes='resize', _resize_masks='resize', _resize_seg='resize')
 class Resize(BaseTransform):
     """Resize the image, its boxes and masks.
 
@@ -95,6 +97,7 @@ def _resize_from(resize_type: str, keep_ratio: bool, resize_kwargs: dict) -> Res
 
 
 @TRANSFORMS.register_module()
+@refuse_overrides(_random_scale='transform', _random_sample='transform', _random_sample_ratio='transform')
 class RandomResize(BaseTransform):
     """Resize to a random scale.
 
@@ -136,6 +139,7 @@ class RandomResize(BaseTransform):
 
 
 @TRANSFORMS.register_module()
+@refuse_overrides(_random_select='transform')
 class RandomChoiceResize(BaseTransform):
     """Resize to one of `scales`, each a (w, h), drawn with equal chances.
 
