@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from mmdet.layers.cbn.layer import CrossIterBatchNorm2d, Geometry
+from mmdet.layers.cbn import CrossIterBatchNorm2d
+from mmdet.layers.cbn.derivatives import Geometry
 from mmdet.layers.norm import SyncBN, build_norm_layer
 from mmdet.registry import MODELS
 
