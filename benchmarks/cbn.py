@@ -5,7 +5,7 @@
     --threads 1 --clock cpu    on a machine that others use too: CPU time of one thread instead of wall time
 
 Norms take turns within each round, and the table gives medians over the rounds as ratios to BN, so that a slow
-moment of the machine hits all alike. CBN's window is full. ``CBN exact / floor`` divides by the time of
+moment of the machine hits all alike. CBN's history is full. ``CBN exact / floor`` divides by the time of
 convolution + BN plus one weight gradient of the same convolution, measured in the same rounds: no exact CBN can
 do with less. On a GPU ten steps follow each other without a wait, as they do in training; a second table has single
 steps, from one wait to the next, which show the host's time too, and the kernels that each starts.
@@ -68,7 +68,7 @@ def layer_jobs(shape, kernel: int, device: str, dtype: torch.dtype) -> tuple[dic
         )
 
     jobs['weight gradient'] = weight_gradient
-    for block in blocks.values():  # fill the windows
+    for block in blocks.values():  # fill the histories
         for _ in range(4):
             small = torch.randn(64, channels, 8, 8, device=device)
             if block is blocks['CBN autograd']:
@@ -76,7 +76,7 @@ def layer_jobs(shape, kernel: int, device: str, dtype: torch.dtype) -> tuple[dic
             else:
                 block(small)
     held = {
-        name: sum(t.numel() * t.element_size() for t in vars(block.bn.window).values() if torch.is_tensor(t))
+        name: sum(t.numel() * t.element_size() for t in vars(block.bn.history).values() if torch.is_tensor(t))
         / (conv.weight.numel() * 4)
         for name, block in blocks.items()
         if isinstance(block.bn if hasattr(block, 'bn') else None, CrossIterBatchNorm2d)
@@ -159,7 +159,7 @@ def model(args) -> None:
         batch = net.data_preprocessor(synthetic_batch(args.batch, height, width), True)
 
         small = net.data_preprocessor(synthetic_batch(args.batch, 96, 96), True)
-        for _ in range(4 if norm_cfg and norm_cfg['type'] == 'CBN' else 0):  # fill the windows
+        for _ in range(4 if norm_cfg and norm_cfg['type'] == 'CBN' else 0):  # fill the histories
             net.parse_losses(net(**small, mode='loss'))[0].backward()
 
         def step(net=net, batch=batch):

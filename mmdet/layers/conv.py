@@ -14,7 +14,8 @@ from torch.autograd.function import once_differentiable
 
 from mmdet.config.errors import UserError
 from mmdet.layers.build import build_layer, layer_class
-from mmdet.layers.cbn.layer import CrossIterBatchNorm2d, Geometry
+from mmdet.layers.cbn import CrossIterBatchNorm2d
+from mmdet.layers.cbn.derivatives import Geometry
 from mmdet.layers.norm import SyncBN, build_norm_layer
 from mmdet.registry import MODELS
 

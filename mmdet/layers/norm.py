@@ -10,14 +10,9 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from mmdet.config.errors import UserError
 from mmdet.layers.batch_renorm import BatchRenorm
+from mmdet.layers.batch_stats import Normalize, batch_moments, process_group, track_running_stats
 from mmdet.layers.build import build_layer, layer_class
-from mmdet.layers.cbn.layer import (
-    CrossIterBatchNorm2d,
-    NormalizeWithPooled,
-    batch_moments,
-    process_group,
-    track_running_stats,
-)
+from mmdet.layers.cbn import CrossIterBatchNorm2d
 from mmdet.registry import MODELS
 
 
@@ -42,11 +37,11 @@ class SyncBN(_BatchNorm):
         if x.is_cuda:
             return nn.SyncBatchNorm.forward(self, x)
         self._check_input_dim(x)
-        mean, var, count = batch_moments(x.detach(), group)
-        if count < 2:
-            raise UserError(f'SyncBN: {count} values per channel over all processes; training needs two')
-        track_running_stats(self, mean, var, count)
-        return NormalizeWithPooled.apply(x, mean, var, self.weight, self.bias, self.eps, 1, count, group)
+        batch = batch_moments(x.detach(), group)
+        if batch.count < 2:
+            raise UserError(f'SyncBN: {batch.count} values per channel over all processes; training needs two')
+        track_running_stats(self, batch)
+        return Normalize.apply(x, batch.mean, batch.var, self.weight, self.bias, self.eps, 1, batch.count, group)
 
 
 for _name, _layer in {

@@ -26,14 +26,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmdet.layers.cbn.layer import (
-    CrossIterBatchNorm2d,
-    Geometry,
-    Window,
-    _pool,
-    batch_moments,
-    closed_slopes,
-)
+from mmdet.layers.batch_stats import batch_moments
+from mmdet.layers.cbn import CrossIterBatchNorm2d
+from mmdet.layers.cbn.derivatives import ConvCall, in_closed_form, subsampling_grid
+from mmdet.layers.cbn.history import History, pool_moments
 
 from .classify import BASE_BATCH, EPOCHS, NETS, REGIMES, RESULTS, SAMPLES
 from .classify import _side_by_side as side_by_side
@@ -41,47 +37,46 @@ from .data import batches, load
 from .nets import SideBySide
 
 PAST = 3
-KEEP = {'all positions': 1, '1/4 of them': 4, '1/16 of them': 16}
+FACTORS = {'all positions': 1, '1/4 of them': 4, '1/16 of them': 16}
 
 
 class Watched(CrossIterBatchNorm2d):
     """CBN that keeps what it normalised with."""
 
     def _statistics(self, *args, **kwargs):
-        result = super()._statistics(*args, **kwargs)
-        self.used = result[2].mean, result[2].var
-        return result
+        pooled = super()._statistics(*args, **kwargs)
+        self.used = pooled.mean, pooled.var
+        return pooled
 
 
 class Probe:
     """One layer's past batches, with derivatives of each kind."""
 
     def __init__(self, conv: nn.Conv2d) -> None:
-        self.conv, self.windows, self.inputs, self.count = conv, {}, [None] * PAST, 0
+        self.conv, self.histories, self.inputs, self.count = conv, {}, [None] * PAST, 0
 
     def flat(self) -> Tensor:
         return self.conv.weight.detach().flatten(1)
 
     def push(self, x: Tensor, y: Tensor) -> None:
-        mean, var, _ = batch_moments(y)
-        geometry = Geometry.of(self.conv)
-        for name, keep in KEEP.items():
-            phase = int(self.count * 0.618034 % 1 * keep)
-            slopes = closed_slopes(x, y, mean, var, self.conv.weight, geometry, keep, phase)
-            window = self.windows.setdefault(name, Window(PAST, slopes))
-            self.inputs[window.slot] = x  # the slots of all windows agree
-            window.push(mean, var, slopes, self.flat())
+        batch, call = batch_moments(y), ConvCall.of(None, self.conv, x)
+        for name, factor in FACTORS.items():
+            grid = subsampling_grid(len(y), *y.shape[2:], factor, int(self.count * 0.618034 % 1 * factor))
+            derivatives = in_closed_form(x, y, batch, call.weight, call.geometry, grid)
+            history = self.histories.setdefault(name, History(PAST, derivatives.shape, derivatives))
+            self.inputs[history.slot] = x  # the slots of all histories agree
+            history.add(batch, call, derivatives)
         self.count += 1
 
     def estimates(self) -> dict[str, tuple[Tensor, Tensor]]:
         """Means and variances (C, PAST) under the current weight."""
-        full = self.windows['all positions']
+        full = self.histories['all positions']
         found = {
-            'naive': full.under(self.flat(), 0.0, 'taylor'),
-            'root': full.under(self.flat(), 1.0, 'root'),
+            'naive': full.estimate(self.flat(), 0.0, 'taylor'),
+            'root': full.estimate(self.flat(), 1.0, 'root'),
         }
-        for name, window in self.windows.items():
-            found[f'Taylor, {name}'] = window.under(self.flat(), 1.0, 'taylor')
+        for name, history in self.histories.items():
+            found[f'Taylor, {name}'] = history.estimate(self.flat(), 1.0, 'taylor')
         return found
 
 
@@ -144,7 +139,7 @@ def run(regime_name: str, batch: int, lr_factor: float, root: Path | None, runs:
             for probe in probes:
                 probe.push(*inputs[probe.conv])
             used = [norm.used for norm in model.norms]
-            past[(probes[0].windows['all positions'].slot - 1) % PAST] = images, used
+            past[(probes[0].histories['all positions'].slot - 1) % PAST] = images, used
         losses = F.cross_entropy(logits.transpose(1, 2), split.train.labels[index], reduction='none').mean(0)
         optimizer.zero_grad()
         losses.sum().backward()
@@ -154,7 +149,7 @@ def run(regime_name: str, batch: int, lr_factor: float, root: Path | None, runs:
 
 @torch.no_grad()
 def measure(model, probes, inputs, images, past, population, runs) -> dict:
-    # A look at the current batch without a trace: no_grad leaves the windows as they are.
+    # A look at the current batch without a trace: no_grad leaves the histories as they are.
     states = {key: value.clone() for key, value in model.state_dict().items()}
     model(images)
     model.load_state_dict(states)
@@ -175,8 +170,8 @@ def measure(model, probes, inputs, images, past, population, runs) -> dict:
         for kind, truth in truths.items():
             for name, estimate in estimates.items():
                 found.setdefault(f'{kind}|{name}', []).append(errors(estimate, truth, runs))
-        pooled = {name: _pool(*current, *estimate) for name, estimate in estimates.items()}
-        pooled['pooled true'] = _pool(*current, *truths['whole'])
+        pooled = {name: pool_moments(*current, *estimate) for name, estimate in estimates.items()}
+        pooled['pooled true'] = pool_moments(*current, *truths['whole'])
         for name, used in dict(pooled, BatchNorm=current).items():
             found.setdefault(f'population|{name}', []).append(errors(used, everything[layer], runs))
     mean = {key: torch.tensor(values).mean(0).tolist() for key, values in found.items()}

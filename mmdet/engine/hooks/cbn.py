@@ -6,7 +6,7 @@ from mmengine.runner import IterBasedTrainLoop
 
 from mmdet.engine.launch import gather_differences
 from mmdet.engine.runner import model_of
-from mmdet.layers.cbn.layer import cbn_layers, cbn_state, load_cbn_state, set_cbn_epoch
+from mmdet.layers.cbn import cbn_layers, cbn_state, load_cbn_state, set_cbn_epoch
 from mmdet.registry import HOOKS
 
 
