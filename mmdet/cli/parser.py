@@ -56,7 +56,7 @@ class _KeyValues(argparse.Action):
                 parser.error(f'--cfg-options {pair}: KEY=VALUE is needed')
             try:
                 options[key] = parse_value(text)
-            except ValueError as error:
+            except UserError as error:
                 parser.error(f'--cfg-options {pair}: {error}')
         setattr(namespace, self.dest, options)
 
@@ -65,7 +65,7 @@ def parse_value(text: str) -> Any:
     """A value as it is typed: a Python literal, or as mmengine reads it, whose words need no quotes.
 
     Raises:
-        ValueError: brackets that do not match, or braces that are not a Python literal.
+        UserError: brackets that do not match, or braces that are not a Python literal.
 
     >>> parse_value('1333,800'), parse_value('[a,(b,2)]'), parse_value("{'k': [1e-3, None]}"), parse_value('true')
     ([1333, 800], ['a', ('b', 2)], {'k': [0.001, None]}, True)
@@ -76,7 +76,7 @@ def parse_value(text: str) -> Any:
             return ast.literal_eval(text)
         except (SyntaxError, ValueError, MemoryError, RecursionError):
             if '{' in text:
-                raise ValueError(f'{text} is not a Python value (strings in it need quotes)') from None
+                raise UserError(f'{text} is not a Python value (strings in it need quotes)') from None
     text = text.strip('\'"')
     inner = text[1:-1] if text.startswith(('[', '(')) and text.endswith((']', ')')) else text
     if inner is text and ',' not in text:
@@ -91,7 +91,7 @@ def parse_value(text: str) -> Any:
         else:
             parts[-1] += letter
     if depth:
-        raise ValueError(f'the brackets of {text} do not match')
+        raise UserError(f'the brackets of {text} do not match')
     values = [parse_value(part) for part in parts if part.strip()]
     return tuple(values) if text.startswith('(') else values
 

@@ -5,6 +5,7 @@ A Python config is code, and may do what code may. mmengine 0.10.7 reads YAML wi
 it does neither.
 """
 
+import itertools
 import json
 import os
 import re
@@ -25,7 +26,9 @@ _MAX_TEXT = 1_000_000  # characters of a file
 _MAX_SIZE = 200_000  # values of a YAML file and characters in them, each alias counted in full
 _SCOPES = ('mmdet', 'mmengine')
 
-_reading = ContextVar('_reading', default=False)  # whether the files that mmengine reads now are configs
+_MAX_FILES = 100
+# counts the files while those that mmengine reads are configs
+_reading: ContextVar[Iterator[int] | None] = ContextVar('_reading', default=None)
 
 
 class _Loader(getattr(yaml, 'CSafeLoader', yaml.SafeLoader)):
@@ -81,7 +84,7 @@ class SafeYamlHandler(YamlHandler):
     """mmengine's for all YAML files, with a loader that builds plain values alone."""
 
     def load_from_fileobj(self, file, **kwargs) -> Any:
-        if not _reading.get():
+        if _reading.get() is None:
             return yaml.load(file, Loader=_Loader)
         text = _config_text(file.read())
         try:
@@ -102,7 +105,7 @@ class CheckedJsonHandler(JsonHandler):
     """mmengine's; what a config holds is checked."""
 
     def load_from_fileobj(self, file) -> Any:
-        if not _reading.get():
+        if _reading.get() is None:
             return super().load_from_fileobj(file)
         try:
             return _checked(json.loads(_config_text(file.read())))
@@ -115,7 +118,7 @@ class CheckedJsonHandler(JsonHandler):
 @contextmanager
 def configs_are_read() -> Iterator[None]:
     """While this lasts, JSON and YAML files that mmengine reads are configs, or bases of configs."""
-    token = _reading.set(True)
+    token = _reading.set(itertools.count())
     try:
         yield
     finally:
@@ -138,6 +141,8 @@ def check_placeholders(path: str, text: str) -> None:
 
 def _config_text(text: str) -> str:
     """A config's text with ``{{$NAME:default}}`` replaced by variables of the environment."""
+    if next(_reading.get()) >= 2 * _MAX_FILES:  # mmengine reads each twice
+        raise UserError(f'_base_ leads to more than {_MAX_FILES} files, or in a circle')
     if len(text) > _MAX_TEXT:
         raise UserError(f'{len(text):,} characters are too many for a config')
 

@@ -215,7 +215,7 @@ def _built(error: BaseException) -> tuple[Callable, dict] | None:
 
 
 def _no_type(error: BaseException) -> str | None:
-    """A line about a part of the config that is no dict with a type, which mmengine met when it was to be built."""
+    """A line about a part of the config that is not a dict with a type, which mmengine met when building it."""
     *_, innermost = _frames(error) if error.__traceback__ else [None]
     if getattr(innermost, 'f_code', None) is None or innermost.f_code.co_name != 'build_from_cfg':
         return None

@@ -41,17 +41,17 @@ RUN_KEYS = (set(inspect.signature(Runner.__init__).parameters) - {'self', 'cfg'}
 
 
 def load_config(path: str | Path, cfg_options: dict[str, Any] | None = None) -> Config:
-    """Read a config with its bases, apply ``--cfg-options``, and check its top-level keys.
+    """Read a config with its bases and ``custom_imports``, apply ``--cfg-options``, and check its top-level keys.
 
     Args:
-        path: a .py, .json or .yaml file.
-        cfg_options: dotted paths into the config and their new values, as `DictAction` parses them.
-            ``data_root`` and dict or list variables such as ``norm_cfg`` are replaced wherever the
-            config file used them.
+        path: a .py file, which is code, or a .json or .yaml file, which is data (see `mmdet.config.data_files`).
+        cfg_options: dotted paths into the config and their new values, which are data. ``data_root`` and dict or list
+            variables such as ``norm_cfg`` are replaced wherever the config file used them.
 
     Raises:
-        UserError: missing file, syntax error, unknown base, misspelt key, or an option whose place does
-            not exist; the message names the file and line or the key and the nearest known name.
+        UserError: missing file, syntax error, unknown base or module, misspelt key, an option whose place does not
+            exist, or data that asks for code; the message names the file and line or the key and the nearest known
+            name.
     """
     path = str(path)
     _check_files(path)
@@ -260,7 +260,7 @@ def _step(node: Any, key: str, here: str, dotted: str) -> Any:
     if isinstance(node, (list, tuple)):
         if not key.isdigit() or int(key) >= len(node):
             raise UserError(f'--cfg-options {dotted}: {here} is a list of {len(node)}; '
-                            f'{key!r} is no index of it')
+                            f'{key!r} is not an index of it')
         return node[int(key)]
     if not isinstance(node, (dict, Config)):
         raise UserError(f'--cfg-options {dotted}: {here} is {node!r}, which has no key {key!r}')

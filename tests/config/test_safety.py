@@ -97,7 +97,16 @@ def test_yaml_that_is_more_than_data(refused, text, message, as_base):
     assert f'error: {file}: ' in (error := refused('print_config.py', file)) and message in error
 
 
-def test_placeholders_are_no_patterns(refused, monkeypatch, capsys):
+def test_bases_that_double_at_each_level_or_go_round(refused):
+    for level in range(40):
+        Path(f'{level}.yaml').write_text(f'_base_: [{level + 1}.yaml, {level + 1}.yaml]\n')
+    Path('40.yaml').write_text('{}')
+    Path('round.json').write_text('{"_base_": "round.json"}')
+    for name in ('0.yaml', 'round.json'):
+        assert f'{name}: _base_ leads to more than 100 files, or in a circle' in refused('print_config.py', name)
+
+
+def test_placeholders_are_not_patterns(refused, monkeypatch, capsys):
     Path('bad.yaml').write_text('x: "{{$A:(a+)+b}}"\ny: "{{$A:' + 'a' * 60 + '"')
     Path('child.py').write_text("_base_ = 'bad.yaml'\n")
     status, out, _ = call('print_config.py', monkeypatch, capsys, 'bad.yaml')

@@ -1,4 +1,4 @@
-"""The tools for looking: predict.py on one's own pictures, browse.py on a data set."""
+"""The tools for looking: predict.py on one's own images, browse.py on a data set."""
 
 import json
 import runpy
@@ -20,7 +20,7 @@ CONFIG = ROOT / 'configs' / 'demo' / 'mask_rcnn_r18_fpn_cbn_shapes.py'
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory) -> Path:
-    """A data set of generated pictures, and the checkpoint of an untrained detector."""
+    """A data set of generated images, and the checkpoint of an untrained detector."""
     folder = tmp_path_factory.mktemp('looking')
     write_shapes(folder / 'shapes', train=6, val=3)
     torch.manual_seed(0)
@@ -48,13 +48,13 @@ def call(folder, monkeypatch, capsys):
 
 
 def test_predictions_are_the_detectors(call, folder):
-    pictures = sorted((folder / 'shapes' / 'val').glob('*'))
+    images = sorted((folder / 'shapes' / 'val').glob('*'))
     out, _ = call('predict.py', CONFIG, 'x.pth', 'shapes/val', '--score-thr', 0.06, '--device', 'cpu')
     coco = COCO('predictions/predictions.json')
     assert [c['name'] for c in coco.loadCats(coco.getCatIds())] == ['circle', 'square', 'triangle', 'star']
     model = init_detector(CONFIG, 'x.pth')
     total = 0
-    for entry, path in zip(coco.loadImgs(coco.getImgIds()), pictures, strict=True):
+    for entry, path in zip(coco.loadImgs(coco.getImgIds()), images, strict=True):
         assert Path(entry['file_name']) == path.relative_to(folder)
         found = inference_detector(model, path).pred_instances
         found = found[found.scores >= 0.06]
@@ -65,14 +65,14 @@ def test_predictions_are_the_detectors(call, folder):
         assert [a['category_id'] - 1 for a in annotations] == found.labels.tolist()
         assert all(coco.annToMask(a).shape == (entry['height'], entry['width']) for a in annotations)
         drawn = read_picture(folder / 'predictions' / path.name)
-        assert drawn.shape == (3 * entry['height'], 3 * entry['width'], 3)  # small pictures are enlarged
+        assert drawn.shape == (3 * entry['height'], 3 * entry['width'], 3)  # small images are enlarged
         total += len(annotations)
     assert total > 0 and f'predictions.json: {total} detections in 3 images' in out
 
 
-def test_unreadable_pictures_are_left_out_and_named(call, folder):
+def test_unreadable_images_are_left_out_and_named(call, folder):
     good = sorted((folder / 'shapes' / 'val').glob('*'))[0]
-    (folder / 'bad.jpg').write_text('no picture')
+    (folder / 'bad.jpg').write_text('not an image')
     out, err = call('predict.py', CONFIG, 'x.pth', 'bad.jpg', good, '--out-dir', 'some', status=2)
     assert err.splitlines()[-1] == 'error: 1 of 2 files are not readable images: bad.jpg'
     assert json.loads((folder / 'some' / 'predictions.json').read_text())['images'][0]['file_name'] == str(good)
@@ -107,7 +107,7 @@ def test_browse_counts_and_draws(call, folder, split, annotations):
     assert read_picture(drawn[0]).shape == (480, 480, 3) and plain.shape == (160, 160, 3)
 
 
-def test_browse_draws_float_pictures(call, folder):
+def test_browse_draws_float_images(call, folder):
     call('browse.py', CONFIG, '--split', 'val', '--number', 1, '--out-dir', 'floats', '--cfg-options',
          'data_root=shapes/', 'test_pipeline.0.to_float32=True')  # fmt: skip
     (drawn,) = (folder / 'floats').iterdir()
