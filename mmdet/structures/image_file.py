@@ -1,6 +1,7 @@
 """Encoded image files: their size as the header says it, and decoding that refuses what a decoder passes over."""
 
 import io
+import re
 import struct
 from collections.abc import Iterator
 
@@ -8,6 +9,7 @@ import cv2
 import mmcv
 import numpy as np
 from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
 
 from mmdet.config.errors import UserError
 
@@ -41,13 +43,20 @@ def decode_image(
                         f'max_megapixels={max_megapixels:g} of LoadImageFromFile: set that higher, or shrink the image')
     if _is_cut_off_jpeg(data):
         raise UserError(f'image {path} is cut off; fetch it again or drop it from the set')
+    level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # else it logs lines without a name
     try:
         image = mmcv.imfrombytes(data, flag=color_type, backend=backend)
-    except (cv2.error, OSError, Image.DecompressionBombError) as error:
+    except (cv2.error, OSError, SyntaxError, Image.DecompressionBombError) as error:
         reason = str(error).strip().splitlines()[-1]
         raise UserError(f'image {path} cannot be decoded: {reason}') from None
+    finally:
+        cv2.utils.logging.setLogLevel(level)
     if image is None:
         raise UserError(f'image {path} is damaged or of no known format; fetch it again or drop it from the set')
+    # what a decoder does not find it makes grey; only then is the file looked at again, by a second decoder
+    if data[:2] == b'\xff\xd8' and any((image[y, x] == 128).all() for y in (0, -1) for x in (0, -1)):
+        if _is_closed_early(data):
+            raise UserError(f'image {path} is cut off; fetch it again or drop it from the set')
     return image
 
 
@@ -174,3 +183,21 @@ def _is_cut_off_jpeg(data: bytes) -> bool:
     except (struct.error, IndexError, ValueError):
         return True
     return data.find(b'\xff\xd9', position) < 0
+
+
+def _is_closed_early(data: bytes) -> bool:
+    """Whether a JPEG's only scan ends before its last block; also where an end marker was put behind what is left.
+
+    With a few bytes of padding instead of the end marker, a whole scan decodes to its end, and another one asks for
+    more. Progressive files, and those of several scans, are taken for whole.
+    """
+    *segments, (_, position) = _jpeg_segments(data)
+    end = re.search(rb'\xff[^\x00\xff\xd0-\xd7]', data[position:])
+    if end is None or end[0] != b'\xff\xd9' or not {0xC0, 0xC1} & {marker for marker, _ in segments}:
+        return False
+    try:
+        with JpegImageFile(io.BytesIO(data[: position + end.start()] + bytes(8))) as image:
+            image.load()
+    except (OSError, SyntaxError):
+        return True
+    return False

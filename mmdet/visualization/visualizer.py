@@ -3,20 +3,22 @@
 import colorsys
 import os
 import re
+import string
 import sys
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import cv2
 import matplotlib
 import numpy as np
 import torch
+from matplotlib.ft2font import FT2Font
 from mmengine.structures import InstanceData
 from mmengine.visualization import Visualizer
 from PIL import Image, ImageDraw, ImageFont
 from pycocotools import mask as mask_utils
 
-from mmdet.config.errors import UserError
+from mmdet.config.errors import UserError, say
 from mmdet.registry import VISUALIZERS
 from mmdet.structures.image_file import decode_image
 
@@ -36,10 +38,42 @@ def class_name(label: int, classes: tuple[str, ...]) -> str:
     return classes[label] if label < len(classes) else str(label)
 
 
-@lru_cache(maxsize=8)
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    # matplotlib carries its font with it: the same letters on every machine, and not only ASCII.
-    return ImageFont.truetype(Path(matplotlib.get_data_path(), 'fonts/ttf/DejaVuSans-Bold.ttf'), size)
+# matplotlib carries its font with it: the same letters on every machine, from Latin and Greek to Arabic and Hebrew.
+_FONT = str(Path(matplotlib.get_data_path(), 'fonts/ttf/DejaVuSans-Bold.ttf'))
+
+
+@lru_cache(maxsize=32)
+def _font(path: str, size: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(path, size)
+
+
+def _font_file(text: str) -> str:
+    """A font that has all letters of a text: ours, else an installed one, a bold one if possible; else ours."""
+    ours = _letters_of(_FONT)
+    lacking = frozenset(letter for letter in text if letter.isprintable() and ord(letter) not in ours)
+    return _installed_font(lacking) if lacking else _FONT
+
+
+@cache
+def _installed_font(letters: frozenset[str]) -> str:
+    from matplotlib.font_manager import findSystemFonts  # it looks for all fonts when it is imported
+
+    wanted = {ord(letter) for letter in [*letters, *string.printable[:95]]}
+    for path in sorted(findSystemFonts(), key=lambda path: ('bold' not in path.lower(), path)):
+        if wanted <= _letters_of(path) and 'lastresort' not in path.lower():  # which has boxes alone
+            return path
+    say(f'no installed font has {"".join(sorted(letters))!r} of the class names: they are drawn as boxes. Install a '
+        'font for their script, such as one of the Noto family')
+    return _FONT
+
+
+@cache
+def _letters_of(path: str) -> frozenset[int]:
+    """Code points that a font has glyphs for."""
+    try:
+        return frozenset(FT2Font(path).get_charmap())
+    except (OSError, RuntimeError):  # a damaged font, or one of a kind that FreeType does not know
+        return frozenset()
 
 
 def _bitmaps(masks) -> list[np.ndarray]:
@@ -111,7 +145,8 @@ def _write_label(pen, text, box, colour, size, taken) -> None:
     width, height = size
     full = float(np.clip(min(size) / 36, 9, 26))
     extent = float(np.sqrt(max(box[2] - box[0], 0) * max(box[3] - box[1], 0)))
-    font = _font(round(np.clip(extent / 5, max(8, 0.65 * full), full)))  # small objects get small letters
+    size = round(np.clip(extent / 5, max(8, 0.65 * full), full))  # small objects get small letters
+    font = _font(_font_file(text), size)
     left, top, right, bottom = font.getbbox(text)
     pad = max(1, font.size // 6)
     w, h = right - left + 2 * pad, bottom - top + 2 * pad

@@ -62,3 +62,47 @@ def test_without_a_limit_pillow_keeps_its_own(monkeypatch):
     monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 500)
     with pytest.raises(UserError, match='image a cannot be decoded: Image size .1961 pixels. exceeds limit'):
         decode_image(encoded('PNG'), 'a', max_megapixels=None, backend='pillow')
+
+
+def photo(real_data, mode: str = 'RGB', **options) -> bytes:
+    file = io.BytesIO()
+    with Image.open(real_data / 'photos/skimage_chelsea.png') as image:
+        image.convert(mode).save(file, 'JPEG', **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize('backend', ['cv2', 'pillow'])
+@pytest.mark.parametrize('options', [
+    {}, dict(subsampling=0), dict(quality=97), dict(optimize=True), dict(restart_marker_blocks=50), dict(mode='L'),
+])  # fmt: skip
+def test_a_jpeg_cut_and_closed(real_data, options, backend, capfd):
+    """Copied in part and given an end marker: decoders fill the rest with grey."""
+    whole = photo(real_data, **options)
+    assert decode_image(whole, 'a', backend=backend).std() > 10
+    for share in (0.4, 0.7, 0.9, 0.99):
+        cut = whole[: int(share * len(whole))]
+        for data in (cut, cut + b'\xff\xd9', cut + b'\xff\xd9' + bytes(50)):
+            with pytest.raises(UserError, match='image a.jpg is cut off; fetch it again or drop it'):
+                decode_image(data, 'a.jpg', backend=backend)
+
+
+def test_whole_images_with_grey_corners(real_data):
+    for size in ((64, 64), (61, 43), (7, 5)):
+        for mode in ('RGB', 'L'):
+            file = io.BytesIO()
+            Image.new(mode, size, 128 if mode == 'L' else (128,) * 3).save(file, 'JPEG')
+            assert (decode_image(file.getvalue(), 'a') == 128).all()
+            assert (decode_image(file.getvalue() + b'\xff\xd9 more', 'a') == 128).all()
+    file = io.BytesIO()
+    Image.new('RGB', (64, 64), (128,) * 3).save(file, 'JPEG', progressive=True)
+    assert (decode_image(file.getvalue(), 'a') == 128).all()
+
+
+@pytest.mark.parametrize('kind', ['PNG', 'WEBP', 'TIFF', 'BMP', 'GIF', 'PPM', 'JPEG2000', 'AVIF'])
+@pytest.mark.parametrize('backend', ['cv2', 'pillow'])
+def test_other_formats_cut_off(kind, backend, capfd):
+    whole = encoded(kind)
+    for share in (0.5, 0.9):
+        with pytest.raises(UserError, match='image a.x (is damaged|cannot be decoded)'):
+            decode_image(whole[: int(share * len(whole))], 'a.x', backend=backend)
+    assert capfd.readouterr() == ('', '')

@@ -1,13 +1,19 @@
 """Drawn detections: the right pixels in the right colours, whatever the masks' form; also without a display."""
 
+import string
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from fontTools.fontBuilder import FontBuilder
+from fontTools.pens.ttGlyphPen import TTGlyphPen
 from mmengine.structures import InstanceData
 from pycocotools import mask as mask_utils
 
 from mmdet.config.errors import UserError
 from mmdet.structures import DetDataSample
+from mmdet.visualization import visualizer
 from mmdet.visualization.visualizer import (
     DetVisualizer,
     class_colour,
@@ -74,13 +80,13 @@ def test_files_and_side_by_side(tmp_path, monkeypatch):
     sample = DetDataSample(pred_instances=found(), gt_instances=found(1, masks=False))
     draw_file(tmp_path / 'in' / 'a.png', sample, tmp_path / 'out' / 'a.jpg', ('cat', 'dog'))
     assert read_picture(tmp_path / 'out' / 'a.jpg').shape == GREY.shape
-    visualizer = DetVisualizer.get_instance('test_files')
-    visualizer.dataset_meta = dict(classes=('cat', 'dog'))
-    visualizer.add_datasample('a', GREY, sample, draw_gt=True, out_file=tmp_path / 'both.png')
+    drawing = DetVisualizer.get_instance('test_files')
+    drawing.dataset_meta = dict(classes=('cat', 'dog'))
+    drawing.add_datasample('a', GREY, sample, draw_gt=True, out_file=tmp_path / 'both.png')
     assert read_picture(tmp_path / 'both.png').shape == (600, 1600, 3)
     added = []
-    monkeypatch.setattr(visualizer, 'add_image', lambda name, *_: added.append(name))
-    visualizer.add_datasample('../../up', GREY, sample)  # backends write a file of this name
+    monkeypatch.setattr(drawing, 'add_image', lambda name, *_: added.append(name))
+    drawing.add_datasample('../../up', GREY, sample)  # backends write a file of this name
     assert added == ['.._.._up']
     for name, data in (('empty.jpg', b''), ('text.jpg', b'no picture')):
         (tmp_path / name).write_bytes(data)
@@ -94,3 +100,60 @@ def test_without_a_display(monkeypatch):
     monkeypatch.setattr('sys.platform', 'linux')
     with pytest.raises(UserError, match='no display.*--show-dir'):
         DetVisualizer.get_instance('test_display').show(GREY, backend='cv2')
+
+
+def font_of(letters: str, path: Path) -> str:
+    """A font that has a full square for each of these letters."""
+    pen = TTGlyphPen(None)
+    for i, corner in enumerate([(0, 0), (0, 1000), (1000, 1000), (1000, 0)]):
+        (pen.lineTo if i else pen.moveTo)(corner)
+    pen.closePath()
+    builder, square = FontBuilder(1000), pen.glyph()
+    names = ['.notdef', *(f'u{ord(letter):x}' for letter in letters)]
+    builder.setupGlyphOrder(names)
+    builder.setupCharacterMap({ord(letter): f'u{ord(letter):x}' for letter in letters})
+    builder.setupGlyf(dict.fromkeys(names, square) | {'.notdef': TTGlyphPen(None).glyph()})
+    builder.setupHorizontalMetrics(dict.fromkeys(names, (1000, 0)))
+    builder.setupHorizontalHeader(ascent=1000, descent=0)
+    builder.setupOS2()
+    builder.setupPost()
+    builder.setupNameTable(dict(familyName='Test', styleName='Bold'))
+    builder.save(path)
+    return str(path)
+
+
+@pytest.fixture
+def fonts(monkeypatch):
+    """The list of installed fonts."""
+    installed = []
+    monkeypatch.setattr('matplotlib.font_manager.findSystemFonts', lambda: installed)
+    visualizer._installed_font.cache_clear()
+    yield installed
+    visualizer._installed_font.cache_clear()
+
+
+def test_letters_that_our_font_lacks(fonts, tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(visualizer, 'say', said.append)
+    broken = tmp_path / 'broken-bold.ttf'
+    broken.write_bytes(b'no font')
+    for classes in (('Straße', 'кот'), ('γάτα', 'قط')):  # these it has
+        draw_instances(GREY, found(masks=False), classes)
+    assert not said
+    boxes = draw_instances(GREY, found(masks=False), ('猫', '犬'))
+    assert len(said) == 2 and said[0].startswith("no installed font has '猫' of the class names")
+    draw_instances(GREY, found(masks=False), ('猫', '犬'))
+    assert len(said) == 2  # once each
+
+    visualizer._installed_font.cache_clear()
+    letters = string.printable[:95] + '猫'
+    fonts += [str(broken), font_of('猫犬', tmp_path / 'bold.ttf'), font_of(letters, tmp_path / 'plain.ttf')]
+    drawn = draw_instances(GREY, found(masks=False), ('猫', '犬'))
+    assert len(said) == 3 and not np.array_equal(drawn, boxes)  # no font with letters for the scores has the other
+    assert visualizer._font_file('猫 0.90') == fonts[2] and visualizer._font_file('кот') == visualizer._FONT
+
+
+def test_an_installed_font_is_found(fonts):
+    """Letters of another font that matplotlib brings along."""
+    fonts += [str(path) for path in Path(visualizer._FONT).parent.glob('*.ttf')]
+    assert Path(visualizer._font_file('⌒⌓')).name == 'DejaVuSansMono-Bold.ttf'
