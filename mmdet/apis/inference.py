@@ -1,4 +1,4 @@
-"""Detect from Python: ``init_detector`` once, ``inference_detector`` for each picture."""
+"""Detect from Python: ``init_detector`` once, ``inference_detector`` for each image."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -80,22 +80,22 @@ def inference_detector(
     imgs: str | Path | np.ndarray | Sequence[str | Path | np.ndarray],
     batch_size: int = 1,
 ) -> DetDataSample | list[DetDataSample]:
-    """Detect objects in one picture or several.
+    """Detect objects in one image or several.
 
     Args:
         model: of `init_detector`.
         imgs: a file, an array (H, W, 3) uint8 BGR as OpenCV reads it, or a list of these.
-        batch_size: pictures that go through the model at a time.
+        batch_size: images that go through the model at a time.
 
     Returns:
-        one data sample, or a list; `pred_instances` holds bboxes (D, 4) xyxy in pixels of the picture,
+        one data sample, or a list; `pred_instances` holds bboxes (D, 4) xyxy in pixels of the image,
         scores (D,), labels (D,) and, with a mask head, masks (D RLE dicts); all on the CPU.
 
     Raises:
-        UserError, FileNotFoundError, ValueError: a picture that is not there, is damaged or has another layout.
+        UserError, FileNotFoundError, ValueError: an image that is not there, is damaged or has another layout.
     """
     single = isinstance(imgs, (str, Path, np.ndarray))
-    pictures = [imgs] if single else list(imgs)
+    images = [imgs] if single else list(imgs)
     steps = model.cfg.test_dataloader.dataset.pipeline
     steps = [step for step in steps if not names_a(step, LoadAnnotations)]
     if not steps or not steps[0]['type'].startswith('LoadImage'):
@@ -103,9 +103,9 @@ def inference_detector(
     load, rest = Compose(steps[:1]), Compose(steps[1:])
     device = next(model.parameters()).device
     found = []
-    for start in range(0, len(pictures), batch_size):
-        data = [rest(_loaded(load, picture, start + i))
-                for i, picture in enumerate(pictures[start:start + batch_size])]
+    for start in range(0, len(images), batch_size):
+        data = [rest(_loaded(load, image, start + i))
+                for i, image in enumerate(images[start:start + batch_size])]
         with torch.inference_mode():
             batch = model.data_preprocessor(pseudo_collate(data), False)
             found += [sample.to('cpu') if device.type != 'cpu' else sample
@@ -113,11 +113,11 @@ def inference_detector(
     return found[0] if single else found
 
 
-def _loaded(load: Compose, picture: str | Path | np.ndarray, img_id: int) -> dict:
-    if not isinstance(picture, np.ndarray):
-        return load(dict(img_path=str(picture), img_id=img_id))
-    if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8:
-        raise UserError(f'a picture must be (height, width, 3) uint8, got {picture.shape} {picture.dtype}')
-    shape = picture.shape[:2]
-    return dict(img=picture, img_path=None, img_id=img_id, img_shape=shape, ori_shape=shape,
+def _loaded(load: Compose, image: str | Path | np.ndarray, img_id: int) -> dict:
+    if not isinstance(image, np.ndarray):
+        return load(dict(img_path=str(image), img_id=img_id))
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise UserError(f'an image must be (height, width, 3) uint8, got {image.shape} {image.dtype}')
+    shape = image.shape[:2]
+    return dict(img=image, img_path=None, img_id=img_id, img_shape=shape, ori_shape=shape,
                 height=shape[0], width=shape[1])

@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from mmdet.config.values import names_a, predicted_fields
     from mmdet.datasets.transforms import LoadAnnotations
     from mmdet.registry import DATASETS
-    from mmdet.visualization.visualizer import draw_instances, write_picture
+    from mmdet.visualization.visualizer import draw_instances, write_image
 
     if args.number < 0:
         raise UserError(f'--number {args.number}: 0 or more images can be drawn')
@@ -87,6 +87,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         image = np.ascontiguousarray(bgr[..., ::-1], dtype=np.uint8)  # float with to_float32=True
         image = draw_instances(image, sample.gt_instances, dataset.metainfo['classes'])
         path = Path(args.out_dir, f'{index:06d}_{Path(sample.img_path).stem}.jpg')
-        write_picture(path, image)
+        write_image(path, image)
         height, width = packed['inputs'].shape[1:]
         print(f'{path}: {width} x {height} pixels, objects: {len(sample.gt_instances)}')

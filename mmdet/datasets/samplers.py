@@ -1,4 +1,4 @@
-"""Batches of pictures that lie the same way."""
+"""Batches of images that lie the same way."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from mmdet.registry import DATA_SAMPLERS
 
 @DATA_SAMPLERS.register_module()
 class AspectRatioBatchSampler(BatchSampler):
-    """Group upright and lying pictures into batches of their own, so that little is padded.
+    """Group upright and lying images into batches of their own, so that little is padded.
 
-    Sizes come from the annotation file; no picture is decoded. The last pictures of either kind share
-    batches, so every process makes as many batches as the number of its pictures says, and none waits for
+    Sizes come from the annotation file; no image is decoded. The last images of either kind share
+    batches, so every process makes as many batches as the number of its images says, and none waits for
     another.
 
     Args:
         sampler: gives indices; its ``dataset`` gives width and height through ``get_data_info``.
-        batch_size: pictures per batch.
+        batch_size: images per batch.
         drop_last: drop a last batch that is not full.
     """
 

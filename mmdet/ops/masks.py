@@ -1,6 +1,6 @@
-"""Masks between a RoI's small frame, the picture and COCO's run lengths.
+"""Masks between a RoI's small frame, the image and COCO's run lengths.
 
-D detections with masks (D, h, w) of probabilities and boxes (D, 4) xyxy in pixels; (H, W) the picture.
+D detections with masks (D, h, w) of probabilities and boxes (D, 4) xyxy in pixels; (H, W) the image.
 A mask spans its box; a pixel takes the bilinear sample at its centre, 0 beyond the mask's border (grid_sample with
 align_corners=False). Boxes without area, infinite and NaN boxes hold no pixels.
 """
@@ -16,7 +16,7 @@ from mmdet.ops.library import COMPILED, serves
 
 
 def paste_masks(masks: Tensor, boxes: Tensor, image_shape: tuple[int, int], threshold: float = 0.5) -> Tensor:
-    """Masks on the picture: (D, h, w), (D, 4) -> (D, H, W) bool, true where the sample is >= threshold.
+    """Masks on the image: (D, h, w), (D, 4) -> (D, H, W) bool, true where the sample is >= threshold.
 
     Raises:
         ValueError: shapes or devices do not fit, or threshold is not above 0.
@@ -27,7 +27,7 @@ def paste_masks(masks: Tensor, boxes: Tensor, image_shape: tuple[int, int], thre
 
 
 def masks_to_rle(masks: Tensor, boxes: Tensor, image_shape: tuple[int, int], threshold: float = 0.5) -> list[dict]:
-    """The same as COCO run lengths, without drawing pictures: a list of dict(size=[H, W], counts=bytes).
+    """The same as COCO run lengths, without drawing images: a list of dict(size=[H, W], counts=bytes).
 
     Byte for byte what `pycocotools.mask.encode` makes of `paste_masks`. Runs on the CPU; masks and boxes on
     another device are copied there (they are small).
@@ -71,7 +71,7 @@ def mask_targets(polygons: Sequence[Sequence], boxes: Tensor, size: int | tuple[
 
 
 def rasterize_polygons(polygons: Sequence[Sequence], height: int, width: int) -> Tensor:
-    """Instances' polygons on the picture by COCO's rule: n lists of flat arrays -> (n, height, width) uint8 CPU.
+    """Instances' polygons on the image by COCO's rule: n lists of flat arrays -> (n, height, width) uint8 CPU.
 
     Raises:
         ValueError: a polygon with fewer than three points.

@@ -1,7 +1,7 @@
 """RoIAlign over one feature map or over a feature pyramid (Mask R-CNN, arXiv 1703.06870, section 3).
 
-N pictures, C channels, (H, W) a map, L levels, K RoIs, (h, w) bins. Boxes are xyxy in pixels of the input
-picture; `spatial_scale` takes them to cells of the map.
+N images, C channels, (H, W) a map, L levels, K RoIs, (h, w) bins. Boxes are xyxy in pixels of the input
+image; `spatial_scale` takes them to cells of the map.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ def roi_align(input: Tensor, boxes: Tensor | Sequence[Tensor], output_size: int 
               legacy: bool = False) -> Tensor:
     """Average bilinear samples of `input` (N, C, H, W) in (h, w) bins of each box -> (K, C, h, w).
 
-    `boxes` is (K, 5) of [picture, x1, y1, x2, y2] or one (n, 4) tensor per picture. `sampling_ratio` samples
+    `boxes` is (K, 5) of [image, x1, y1, x2, y2] or one (n, 4) tensor per image. `sampling_ratio` samples
     along each side of a bin; 0 or less takes as many as the bin has cells. `aligned` shifts by half a cell, so
     that a cell's value stands at its centre. `legacy` is the rule of mmdetection 0.x checkpoints: boxes reach to
     x2 + 1, no shift, sides down to 0 (`aligned` has no say). Equals torchvision's where both are defined.
@@ -27,7 +27,7 @@ def roi_align(input: Tensor, boxes: Tensor | Sequence[Tensor], output_size: int 
     sums are in float32 at least. On CUDA the backward pass is deterministic when torch is told to be.
 
     Raises:
-        ValueError: shapes, dtypes or devices do not fit, or a box names a picture outside the batch (CPU).
+        ValueError: shapes, dtypes or devices do not fit, or a box names an image outside the batch (CPU).
     """
     if input.dim() != 4:
         raise ValueError(f'roi_align: input must be (N, C, H, W), got {tuple(input.shape)}')
@@ -77,15 +77,15 @@ class RoIAlign(nn.Module):
 
 
 def _rows(boxes: Tensor | Sequence[Tensor], features: Tensor) -> Tensor:
-    """(K, 5) rows [picture, x1, y1, x2, y2], checked."""
+    """(K, 5) rows [image, x1, y1, x2, y2], checked."""
     if not isinstance(boxes, Tensor):
         if len(boxes) > features.shape[0] or any(b.dim() != 2 or b.shape[1] != 4 for b in boxes):
             raise ValueError(f'roi_align: a list of boxes must hold one (n, 4) tensor for each of the '
-                             f'{features.shape[0]} pictures, got {[tuple(b.shape) for b in boxes]}')
+                             f'{features.shape[0]} images, got {[tuple(b.shape) for b in boxes]}')
         rows = [torch.cat([b.new_full((len(b), 1), i), b], 1) for i, b in enumerate(boxes)]
         boxes = torch.cat(rows) if rows else features.new_zeros(0, 5)
     if boxes.dim() != 2 or boxes.shape[1] != 5:
-        raise ValueError(f'roi_align: boxes must be (K, 5) [picture, x1, y1, x2, y2], got {tuple(boxes.shape)}')
+        raise ValueError(f'roi_align: boxes must be (K, 5) [image, x1, y1, x2, y2], got {tuple(boxes.shape)}')
     if boxes.device != features.device:
         raise ValueError(f'roi_align: boxes are on {boxes.device}, the features on {features.device}')
     if not (features.is_floating_point() and boxes.is_floating_point()):
@@ -121,7 +121,7 @@ def _plain_roi_align(features, rois, spatial_scales, height, width, sampling_rat
     rows = rois.to(dtype)
     known = (rows[:, 0] >= 0) & (rows[:, 0] < features[0].shape[0])
     if rows.device.type == 'cpu' and not known.all():
-        raise ValueError(f'roi_align: a box names a picture outside a batch of {features[0].shape[0]}')
+        raise ValueError(f'roi_align: a box names an image outside a batch of {features[0].shape[0]}')
     valid = known & rows.isfinite().all(1)
     rows = torch.where(valid[:, None], rows, rows.new_tensor([0, 0, 0, 1, 1]))
     levels = map_levels(rows, len(features), finest_scale, legacy) if len(features) > 1 else None

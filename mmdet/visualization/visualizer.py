@@ -1,4 +1,4 @@
-"""Drawn detections: boxes, labels and masks on the picture."""
+"""Drawn detections: boxes, labels and masks on the image."""
 
 import colorsys
 import os
@@ -22,7 +22,7 @@ from mmdet.config.errors import UserError, say
 from mmdet.registry import VISUALIZERS
 from mmdet.structures.image_file import decode_image
 
-_LEAST_SIDE = 480  # pixels; pictures smaller than half of it are enlarged,
+_LEAST_SIDE = 480  # pixels; images smaller than half of it are enlarged,
 _LONGEST_SIDE = 1920  # but not beyond this
 
 
@@ -89,15 +89,15 @@ def draw_instances(
     score_thr: float = 0.3,
     zoom: int | None = None,
 ) -> np.ndarray:
-    """Draw boxes, labels and masks on a copy of a picture.
+    """Draw boxes, labels and masks on a copy of an image.
 
     Args:
         image: (H, W, 3) uint8 RGB.
         instances: bboxes (D, 4) xyxy pixels, labels (D,), optionally scores (D,) and masks (D RLE dicts,
-            bitmaps, or `PolygonMasks`/`BitmapMasks`), all of the picture's size.
+            bitmaps, or `PolygonMasks`/`BitmapMasks`), all of the image's size.
         classes: class names; a label beyond them is shown as its number.
         score_thr: detections below it are left out.
-        zoom: enlarge the drawing; None enlarges small pictures, on which labels would hide the objects.
+        zoom: enlarge the drawing; None enlarges small images, on which labels would hide the objects.
 
     Returns:
         (zoom * H, zoom * W, 3) uint8 RGB.
@@ -124,14 +124,14 @@ def draw_instances(
         corners = np.rint(boxes[i]).astype(int)
         cv2.rectangle(canvas, corners[:2].tolist(), (corners[2:] - 1).tolist(), class_colour(labels[i]), line,
                       cv2.LINE_AA)
-    picture = Image.fromarray(canvas)
-    pen = ImageDraw.Draw(picture)
+    image = Image.fromarray(canvas)
+    pen = ImageDraw.Draw(image)
     taken: list[tuple[float, float, float, float]] = []
     for i in reversed(order):  # the smallest first: its label gets the best place
         name = class_name(labels[i], classes)
         text = name if scores is None else f'{name} {float(scores[i]):.2f}'
         _write_label(pen, text, boxes[i], class_colour(labels[i]), (width, height), taken)
-    return np.asarray(picture)
+    return np.asarray(image)
 
 
 def _paint_mask(canvas: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int], line: int) -> None:
@@ -141,7 +141,7 @@ def _paint_mask(canvas: np.ndarray, mask: np.ndarray, colour: tuple[int, int, in
 
 
 def _write_label(pen, text, box, colour, size, taken) -> None:
-    """Write text on a tag at the box's upper left corner, or the nearest place inside the picture that is free."""
+    """Write text on a tag at the box's upper left corner, or the nearest place inside the image that is free."""
     width, height = size
     full = float(np.clip(min(size) / 36, 9, 26))
     extent = float(np.sqrt(max(box[2] - box[0], 0) * max(box[3] - box[1], 0)))
@@ -170,7 +170,7 @@ class DetVisualizer(Visualizer):
     """mmengine's Visualizer, drawing data samples. Without a display it draws all the same."""
 
     def draw(self, image: np.ndarray, sample, score_thr: float = 0.3, draw_gt: bool = False) -> np.ndarray:
-        """A picture (H, W, 3) uint8 RGB with the sample's predictions, or its ground truth."""
+        """An image (H, W, 3) uint8 RGB with the sample's predictions, or its ground truth."""
         classes = (self.dataset_meta or {}).get('classes') or ()
         instances = sample.gt_instances if draw_gt else sample.pred_instances
         return draw_instances(image, instances, classes, score_thr)
@@ -183,7 +183,7 @@ class DetVisualizer(Visualizer):
         """
         headless = sys.platform == 'linux' and not (os.environ.get('DISPLAY') or os.environ.get('WAYLAND_DISPLAY'))
         if headless:
-            raise UserError('there is no display to show pictures on; save them instead (out_file, --show-dir)')
+            raise UserError('there is no display to show images on; save them instead (out_file, --show-dir)')
         super().show(*args, backend=backend, **kwargs)
 
     def add_datasample(self, name, image, data_sample=None, draw_gt=False, draw_pred=True, show=False,
@@ -192,24 +192,24 @@ class DetVisualizer(Visualizer):
         drawn = [self.draw(image, data_sample, pred_score_thr, draw_gt=kind == 'gt_instances')
                  for kind, wanted in (('gt_instances', draw_gt), ('pred_instances', draw_pred))
                  if wanted and data_sample is not None and kind in data_sample]
-        picture = np.concatenate(drawn, axis=1) if drawn else image
+        image = np.concatenate(drawn, axis=1) if drawn else image
         if show:
-            self.show(picture, win_name=name, wait_time=wait_time)
+            self.show(image, win_name=name, wait_time=wait_time)
         if out_file is not None:
-            write_picture(out_file, picture)
+            write_image(out_file, image)
         else:
             # backends make a file name of it, and callers take it from the data
-            self.add_image(re.sub(r'[/\\\\]+', '_', name), picture, step)
+            self.add_image(re.sub(r'[/\\\\]+', '_', name), image, step)
 
 
 def draw_file(
     path: str | Path, sample, out_file: str | Path, classes: tuple[str, ...] = (), score_thr: float = 0.3
 ) -> None:
     """Draw the predictions of a data sample on the image at `path` into `out_file` (its folder is made)."""
-    write_picture(out_file, draw_instances(read_picture(path), sample.pred_instances, classes, score_thr))
+    write_image(out_file, draw_instances(read_image(path), sample.pred_instances, classes, score_thr))
 
 
-def read_picture(path: str | Path) -> np.ndarray:
+def read_image(path: str | Path) -> np.ndarray:
     """(H, W, 3) uint8 RGB, of any size: what is drawn on has passed the limit of the pipeline that read it.
 
     Raises:
@@ -218,7 +218,7 @@ def read_picture(path: str | Path) -> np.ndarray:
     return decode_image(Path(path).read_bytes(), str(path), max_megapixels=None)[..., ::-1]
 
 
-def write_picture(path: str | Path, image: np.ndarray) -> None:
+def write_image(path: str | Path, image: np.ndarray) -> None:
     """Save (H, W, 3) uint8 RGB in the format of the file's ending."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(image).save(path, **({'quality': 92} if str(path).lower().endswith(('jpg', 'jpeg')) else {}))

@@ -1,4 +1,4 @@
-"""Detecting from Python: a model from a config and a checkpoint, pictures as files or arrays."""
+"""Detecting from Python: a model from a config and a checkpoint, images as files or arrays."""
 
 import copy
 from pathlib import Path
@@ -11,7 +11,7 @@ import torch
 from mmdet.apis import inference_detector, init_detector
 from mmdet.config.errors import UserError
 from mmdet.config.load import load_config
-from mmdet.visualization.visualizer import read_picture, write_picture
+from mmdet.visualization.visualizer import read_image, write_image
 
 CONFIG = Path(__file__).resolve().parents[2] / 'configs' / 'mask_rcnn' / 'mask_rcnn_r50_fpn_1x.py'
 SMALL = {
@@ -33,14 +33,14 @@ def model():
 
 
 @pytest.fixture
-def picture() -> np.ndarray:
+def image() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 255, (120, 200, 3), np.uint8)
 
 
-def test_files_arrays_and_lists_give_the_same(model, picture, tmp_path):
-    write_picture(tmp_path / 'a.png', picture)
+def test_files_arrays_and_lists_give_the_same(model, image, tmp_path):
+    write_image(tmp_path / 'a.png', image)
     sample = inference_detector(model, tmp_path / 'a.png')
-    bgr = np.ascontiguousarray(read_picture(tmp_path / 'a.png')[..., ::-1])
+    bgr = np.ascontiguousarray(read_image(tmp_path / 'a.png')[..., ::-1])
     others = inference_detector(model, [bgr, str(tmp_path / 'a.png')])
     assert len(others) == 2
     instances = sample.pred_instances
@@ -52,11 +52,11 @@ def test_files_arrays_and_lists_give_the_same(model, picture, tmp_path):
     assert instances.bboxes[:, 2].max() <= 200 and instances.bboxes[:, 3].max() <= 120
 
 
-def test_the_layout_on_the_cpu_changes_only_the_speed(model, picture):
+def test_the_layout_on_the_cpu_changes_only_the_speed(model, image):
     weight = model.backbone.conv1.weight
     assert weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
     plain = copy.deepcopy(model).to(memory_format=torch.contiguous_format)
-    found, expected = (inference_detector(net, picture).pred_instances for net in (model, plain))
+    found, expected = (inference_detector(net, image).pred_instances for net in (model, plain))
     torch.testing.assert_close(found.bboxes, expected.bboxes, atol=1e-2, rtol=0)
     torch.testing.assert_close(found.scores, expected.scores, atol=1e-4, rtol=0)
 

@@ -52,8 +52,8 @@ def root(tmp_path):
     write(tmp_path, CONTENT)
     (tmp_path / 'images').mkdir()
     for image in CONTENT['images']:
-        picture = np.full((image['height'], image['width'], 3), 99, np.uint8)
-        cv2.imwrite(str(tmp_path / 'images' / image['file_name']), picture)
+        image = np.full((image['height'], image['width'], 3), 99, np.uint8)
+        cv2.imwrite(str(tmp_path / 'images' / image['file_name']), image)
     return tmp_path
 
 
@@ -144,7 +144,7 @@ def test_wrappers(root):
     dataset = build(root)
     assert len(ConcatDataset([dataset, build(root)])) == 8
     assert len(RepeatDataset(dataset, 3)) == 12
-    # 'cat' is on one picture of four: repeated
+    # 'cat' is on one image of four: repeated
     balanced = ClassBalancedDataset(build(root), oversample_thr=0.9)
     assert len(balanced) > 4
     assert balanced.get_data_info(0)['img_id'] == 7
@@ -252,7 +252,7 @@ def test_doubts_are_said(root, monkeypatch):
     assert [text.partition('ann.json: ')[2] for text in said] == ['no image has an object of the 2 classes']
 
 
-def test_a_bad_picture_met_by_a_worker_is_still_one_line(root):
+def test_a_bad_image_met_by_a_worker_is_still_one_line(root):
     (root / 'images' / 'b.png').write_bytes(b'')
     dataset = build(root, pipeline=[dict(type='LoadImageFromFile'), dict(type='PackDetInputs')])
     loader = DataLoader(dataset, num_workers=1, batch_size=2, collate_fn=list)
@@ -303,7 +303,7 @@ def test_real_set(real_data):
             x, y, bw, bh = annotation['bbox']
             sx, sy = sample.scale_factor
             expected = torch.tensor([w - (x + bw) * sx, y * sy, w - x * sx, (y + bh) * sy])
-            torch.testing.assert_close(box, expected, atol=0.05, rtol=0)  # clipped to the picture at most
+            torch.testing.assert_close(box, expected, atol=0.05, rtol=0)  # clipped to the image at most
         crowds += len(ignored)
         polygons += isinstance(gt.masks, PolygonMasks)
         if isinstance(gt.masks, PolygonMasks):  # an annotated box surrounds its mask

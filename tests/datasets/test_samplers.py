@@ -6,7 +6,7 @@ from mmdet.datasets import AspectRatioBatchSampler
 
 
 class Sizes(BaseDataset):
-    """A data set whose pictures cannot be opened, only asked for their size."""
+    """A data set whose images cannot be opened, only asked for their size."""
 
     def __init__(self, upright):
         self.upright = upright
@@ -17,7 +17,7 @@ class Sizes(BaseDataset):
         return [{} for _ in self.upright]
 
     def prepare_data(self, index):
-        raise AssertionError('the sampler opened a picture')
+        raise AssertionError('the sampler opened an image')
 
     def get_data_info(self, index):
         self.asked += 1
@@ -27,7 +27,7 @@ class Sizes(BaseDataset):
 @pytest.mark.parametrize('count', [1, 2, 7, 30, 101])
 @pytest.mark.parametrize('batch_size', [1, 2, 4])
 @pytest.mark.parametrize('drop_last', [False, True])
-def test_every_picture_once_and_batches_of_a_kind(count, batch_size, drop_last):
+def test_every_image_once_and_batches_of_a_kind(count, batch_size, drop_last):
     dataset = Sizes(np.random.default_rng(count).random(count) < 0.3)
     batches = AspectRatioBatchSampler(DefaultSampler(dataset, shuffle=True, seed=1), batch_size, drop_last)
     for _ in range(2):
@@ -44,7 +44,7 @@ def test_every_picture_once_and_batches_of_a_kind(count, batch_size, drop_last):
     assert dataset.asked <= count
 
 
-def test_the_last_pictures_share_a_batch_upright_ones_first():
+def test_the_last_images_share_a_batch_upright_ones_first():
     """As in mmdetection, so that the same seed gives the same batches."""
     batches = AspectRatioBatchSampler(DefaultSampler(Sizes([0, 1, 0, 0, 1, 1]), shuffle=False), 2)
     assert list(batches) == [[0, 2], [1, 4], [5, 3]]

@@ -23,7 +23,7 @@ from mmdet.structures import BitmapMasks, PolygonMasks
 
 
 def scene(rectangles, height=60, width=90, bitmap=False, crowds=()):
-    """What LoadAnnotations leaves of a black picture with grey rectangles, one grey per object."""
+    """What LoadAnnotations leaves of a black image with grey rectangles, one grey per object."""
     img = np.zeros((height, width, 3), dtype=np.uint8)
     instances = []
     for i, (x1, y1, x2, y2) in enumerate(rectangles):
@@ -37,7 +37,7 @@ def scene(rectangles, height=60, width=90, bitmap=False, crowds=()):
 
 
 def seen_boxes(results):
-    """Boxes of the greys in the picture, found in its pixels."""
+    """Boxes of the greys in the image, found in its pixels."""
     boxes = []
     for label in results['gt_bboxes_labels']:
         mask = np.abs(results['img'][..., 0].astype(int) - (60 + 60 * label)) < 28
@@ -120,7 +120,7 @@ def test_resize_by_a_factor_and_to_a_fixed_size():
     assert Resize(scale=32)(dict(img=img))['img_shape'] == (32, 32)
 
 
-def test_a_picture_without_objects_passes_everything():
+def test_a_image_without_objects_passes_everything():
     results = scene([], bitmap=False)
     for step in (Resize((120, 80)), RandomFlip(1.0), RandomCrop((50, 50), allow_negative_crop=True),
                  FilterAnnotations((1, 1)), Pad(size_divisor=32), PackDetInputs()):  # fmt: skip
@@ -168,7 +168,7 @@ def test_random_scales_stay_in_range():
     ],
 )
 def test_draws_are_those_of_mmdetection(step, shapes):
-    """Recorded with mmdetection 3.3: sizes of a picture of 301 x 477 after np.random.seed(1000), 1017, 1034."""
+    """Recorded with mmdetection 3.3: sizes of an image of 301 x 477 after np.random.seed(1000), 1017, 1034."""
     for seed, shape in zip((1000, 1017, 1034), shapes):
         np.random.seed(seed)
         assert step(dict(img=np.zeros((301, 477, 3), np.uint8)))['img_shape'] == shape
@@ -215,7 +215,7 @@ def test_crop_drops_an_object_whose_mask_it_leaves_out():
 
 
 def test_a_crowd_keeps_its_outline():
-    """Its RLE does not turn the picture's polygons into bitmaps, unless bitmaps are asked for."""
+    """Its RLE does not turn the image's polygons into bitmaps, unless bitmaps are asked for."""
     heap = np.zeros((40, 50), dtype=np.uint8)
     heap[5:20, 8:30] = heap[25:35, 30:45] = 1
     heap[8:12, 10:14] = 0
@@ -316,10 +316,10 @@ def test_wrong_settings(build, message):
         build()
 
 
-# --- reading pictures
+# --- reading images
 
 
-def test_grey_and_16_bit_pictures(tmp_path):
+def test_grey_and_16_bit_images(tmp_path):
     grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
     cv2.imwrite(str(tmp_path / 'grey.png'), grey)
     cv2.imwrite(str(tmp_path / 'deep.png'), grey.astype(np.uint16) * 257)
@@ -344,12 +344,12 @@ def test_cmyk_and_grey_jpeg_look_like_the_plain_one(real_data):
     assert (grey[..., 0] == grey[..., 2]).all()
 
 
-def test_unreadable_pictures_name_their_path(tmp_path, real_data):
+def test_unreadable_images_name_their_path(tmp_path, real_data):
     whole = (real_data / 'photos/tv_dog1.jpg').read_bytes()
     png = (real_data / 'photos/skimage_chelsea.png').read_bytes()
     cases = {
         'empty.jpg': (b'', 'empty file'),
-        'text.jpg': (b'not a picture', 'damaged'),
+        'text.jpg': (b'not an image', 'damaged'),
         'cut.jpg': (whole[: len(whole) // 2], 'cut off'),
         'head.jpg': (whole[:3], 'cut off'),
         'cut.png': (png[:100], 'damaged'),
@@ -382,7 +382,7 @@ def test_damaged_but_complete_jpegs_are_read_as_far_as_they_go(real_data):
         assert img.ndim == 3 and img.std() > 5
 
 
-def test_a_picture_of_another_size_than_annotated(tmp_path):
+def test_a_image_of_another_size_than_annotated(tmp_path):
     path = str(tmp_path / 'a.png')
     cv2.imwrite(path, np.zeros((10, 20, 3), np.uint8))
     with pytest.raises(ValueError, match=r'a.png is of size \(10, 20\).*\(20, 10\)'):

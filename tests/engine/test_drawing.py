@@ -8,20 +8,20 @@ from mmengine.structures import InstanceData
 
 from mmdet.engine.hooks.drawing import DetVisualizationHook
 from mmdet.structures import DetDataSample
-from mmdet.visualization.visualizer import read_picture, write_picture
+from mmdet.visualization.visualizer import read_image, write_image
 
 
-class Pictures(list):
+class Images(list):
     metainfo = dict(classes=('cat',))
     get_data_info = list.__getitem__
 
 
 def shown(tmp_path, *names) -> list[str]:
-    """Files that the hook writes for pictures of these names."""
+    """Files that the hook writes for images of these names."""
     for name in names:
-        write_picture(tmp_path / 'in' / name, np.full((300, 400, 3), 90, np.uint8))
+        write_image(tmp_path / 'in' / name, np.full((300, 400, 3), 90, np.uint8))
     infos = [dict(img_path=str(tmp_path / 'in' / name)) for name in names]
-    runner = SimpleNamespace(test_dataloader=SimpleNamespace(dataset=Pictures(infos)))
+    runner = SimpleNamespace(test_dataloader=SimpleNamespace(dataset=Images(infos)))
     hook = DetVisualizationHook(str(tmp_path / 'out'))
     hook.before_test(runner)
     boxes = torch.tensor([[10.0, 20, 200, 220]])
@@ -29,11 +29,11 @@ def shown(tmp_path, *names) -> list[str]:
     for info in infos:
         hook.after_test_iter(runner, 0, outputs=[DetDataSample(metainfo=info, pred_instances=found)])
     files = [path for path in (tmp_path / 'out').rglob('*') if path.is_file()]
-    assert all(read_picture(path).std() > 0 for path in files)
+    assert all(read_image(path).std() > 0 for path in files)
     return sorted(str(path.relative_to(tmp_path / 'out')) for path in files)
 
 
-def test_pictures_of_one_folder_keep_their_names(tmp_path):
+def test_images_of_one_folder_keep_their_names(tmp_path):
     assert shown(tmp_path, 'val/1.png', 'val/2.png') == ['1.png', '2.png']
 
 

@@ -63,7 +63,7 @@ class Built:
 
 
 @pytest.mark.parametrize('gpu', [False, True])
-def test_pictures_go_through_pinned_memory(tmp_path, monkeypatch, gpu):
+def test_images_go_through_pinned_memory(tmp_path, monkeypatch, gpu):
     cfg = load_config(write_config(tmp_path))
     cfg.work_dir = str(tmp_path)
     set_seed(cfg, seed=0, deterministic=False, resumed=None)

@@ -22,14 +22,14 @@ class Net(nn.Module):
         return conv_norm(self.conv2, self.norm2, x)
 
 
-def pictures(count=6):
+def images(count=6):
     torch.manual_seed(1)  # with different means: the variance between batches matters
     return [torch.randn(2, 3, 8, 8) + torch.randn(1, 3, 1, 1) * 2 for _ in range(count)]
 
 
 @pytest.mark.parametrize('norm', [nn.BatchNorm2d, CrossIterBatchNorm2d, BatchRenorm])
 def test_population_statistics_of_the_first_layer_are_those_of_all_positions(norm):
-    model, batches = Net(norm), pictures()
+    model, batches = Net(norm), images()
     assert precise_statistics(model, model, batches) == 2
     y = model.conv1(torch.cat(batches)).detach()
     torch.testing.assert_close(model.norm1.running_mean, y.mean((0, 2, 3)))
@@ -40,7 +40,7 @@ def test_population_statistics_of_the_first_layer_are_those_of_all_positions(nor
 def test_later_layers_see_what_batch_norm_gives_them():
     """Cumulative running averages of BatchNorm2d in training mode are the 'batch' statistics of every layer."""
     torch.manual_seed(0)
-    model, batches = Net(nn.BatchNorm2d), pictures()
+    model, batches = Net(nn.BatchNorm2d), images()
     average = Net(lambda c: nn.BatchNorm2d(c, momentum=None))
     average.load_state_dict(model.state_dict())
     with torch.no_grad():
@@ -54,7 +54,7 @@ def test_later_layers_see_what_batch_norm_gives_them():
 
 
 def test_the_population_variance_exceeds_the_batches_own():
-    model, batches = Net(nn.BatchNorm2d), pictures()
+    model, batches = Net(nn.BatchNorm2d), images()
     precise_statistics(model, model, batches, variance='batch')
     within = model.norm1.running_var.clone()
     precise_statistics(model, model, batches, variance='population')
@@ -62,7 +62,7 @@ def test_the_population_variance_exceeds_the_batches_own():
 
 
 def test_frozen_layers_and_the_history_of_cbn_stay_as_they_are():
-    model, batches = Net(CrossIterBatchNorm2d), pictures()
+    model, batches = Net(CrossIterBatchNorm2d), images()
     model(batches[0]).sum().backward()
     history = model.norm2.history
     model.norm1.eval()
@@ -76,7 +76,7 @@ def test_a_failing_batch_leaves_the_statistics_as_they_were():
     model = Net(nn.BatchNorm2d)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     with pytest.raises(RuntimeError):
-        precise_statistics(model, model, [*pictures(2), torch.rand(2, 1, 8, 8)])
+        precise_statistics(model, model, [*images(2), torch.rand(2, 1, 8, 8)])
     torch.testing.assert_close(model.state_dict(), before)
     assert model.norm1.training
 
@@ -116,7 +116,7 @@ def runner_at(epoch, loader, max_epochs=4):
     'epoch, interval, runs', [(3, -1, True), (2, -1, False), (1, 2, True), (2, 2, False), (3, 3, True)]
 )
 def test_the_hook_runs_at_its_epochs_and_counts_batches_over_a_short_loader(epoch, interval, runs):
-    batches = pictures(4)
+    batches = images(4)
     runner = runner_at(epoch, batches)
     untouched = runner.model.norm1.running_mean.clone()
     hook = HOOKS.build(dict(type='PreciseBNHook', num_iters=6, interval=interval))

@@ -145,7 +145,7 @@ def test_proposals_travel_with_the_image(tmp_path):
     assert torch.equal(DATASETS.build(dataset)[0]['data_samples'].proposals.bboxes, expected)
     with pytest.raises(ValueError, match='is no .json'):
         DATASETS.build(dict(dataset, proposal_file='rpn.pkl'))
-    with pytest.raises(ValueError, match='nothing for (image|picture) 8'):
+    with pytest.raises(ValueError, match='nothing for (image|image) 8'):
         load(dict(img_id=8))
     with pytest.raises(FileNotFoundError, match='no proposal_file'):
         TRANSFORMS.build(dict(type='LoadProposals', proposal_file='nowhere.json'))

@@ -159,8 +159,8 @@ def test_targets_from_real_annotations(real_data):
     boxes[:, 2:] = torch.maximum(boxes[:, 2:], boxes[:, :2] + 1)
     assert torch.equal(mask_targets(polygons, boxes, 28), slow_targets(polygons, boxes, 28))
     for a in found[:100]:
-        picture = next(i for i in data['images'] if i['id'] == a['image_id'])
-        height, width = picture['height'], picture['width']
+        image = next(i for i in data['images'] if i['id'] == a['image_id'])
+        height, width = image['height'], image['width']
         expected = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(a['segmentation'], height, width)))
         assert np.array_equal(rasterize_polygons([a['segmentation']], height, width)[0].numpy(), expected)
 

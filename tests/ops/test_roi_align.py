@@ -17,17 +17,17 @@ SCALES = [1 / 4, 1 / 8, 1 / 16, 1 / 32]
 BESIDE_TORCHVISION = dict(cpu=dict(atol=1e-5, rtol=1e-5), cuda=dict(atol=1e-4, rtol=1e-4))
 
 
-def random_rois(count, pictures=2, side=60.0, dtype=torch.float32, device='cpu'):
+def random_rois(count, images=2, side=60.0, dtype=torch.float32, device='cpu'):
     """Boxes of all sizes, many partly and some wholly outside the maps."""
     sides = torch.empty(count, 2).uniform_(-1, math.log(4 * side)).exp()
     centres = torch.rand(count, 2) * 1.2 * side - 0.1 * side
-    picture = torch.randint(0, pictures, (count, 1))
-    return torch.cat([picture, centres - sides / 2, centres + sides / 2], 1).to(device, dtype)
+    image = torch.randint(0, images, (count, 1))
+    return torch.cat([image, centres - sides / 2, centres + sides / 2], 1).to(device, dtype)
 
 
 def slow_roi_align(feature, rois, size, scale, sampling_ratio, aligned, legacy):
     """A plain Python loop over every sample, written from the definition."""
-    pictures, channels, height, width = feature.shape
+    images, channels, height, width = feature.shape
     output = torch.zeros(len(rois), channels, *size, dtype=feature.dtype)
 
     def value(plane, y, x):
@@ -40,7 +40,7 @@ def slow_roi_align(feature, rois, size, scale, sampling_ratio, aligned, legacy):
         bottom = plane[:, y1, x0] * (1 - (x - x0)) + plane[:, y1, x1] * (x - x0)
         return top * (1 - (y - y0)) + bottom * (y - y0)
 
-    for k, (picture, x1, y1, x2, y2) in enumerate(rois.tolist()):
+    for k, (image, x1, y1, x2, y2) in enumerate(rois.tolist()):
         shift = 0.5 if aligned and not legacy else 0.0
         left, top = x1 * scale - shift, y1 * scale - shift
         wide = (x2 + legacy) * scale - shift - left
@@ -56,7 +56,7 @@ def slow_roi_align(feature, rois, size, scale, sampling_ratio, aligned, legacy):
             for j in range(size[1]):
                 for a in range(grid_h):
                     for b in range(grid_w):
-                        output[k, :, i, j] += value(feature[int(picture)], top + (i + (a + 0.5) / grid_h) * bin_h,
+                        output[k, :, i, j] += value(feature[int(image)], top + (i + (a + 0.5) / grid_h) * bin_h,
                                                     left + (j + (b + 0.5) / grid_w) * bin_w)
                 output[k, :, i, j] /= max(grid_h * grid_w, 1)
     return output
@@ -158,7 +158,7 @@ def test_few_and_many_boxes_take_the_same_numbers(device, count):
     """Many boxes share packed cells, one does not: the result must not depend on the company."""
     torch.manual_seed(3)
     feature = torch.randn(1, 33, 50, 70, device=device)
-    rois = random_rois(count, pictures=1, side=280, device=device)
+    rois = random_rois(count, images=1, side=280, device=device)
     together = roi_align(feature, rois, 7, 0.25, 0, True)
     alone = [roi_align(feature, r[None], 7, 0.25, 0, True) for r in rois[:20]]
     assert together.shape == (count, 33, 7, 7)
@@ -203,16 +203,16 @@ def test_wild_boxes_stay_inside(device, corner, sampling_ratio, legacy):
         assert feature.grad.isfinite().all()
 
 
-def test_a_picture_outside_the_batch(device, cuda_kernels):
+def test_a_image_outside_the_batch(device, cuda_kernels):
     """An error on the CPU; zeros on CUDA, where an error would need a synchronisation."""
     feature = torch.ones(2, 3, 8, 8, device=device, requires_grad=True)
-    for picture in (-1.0, 2.0, math.nan):
-        rois = torch.tensor([[picture, 0, 0, 5, 5]], device=device)
+    for image in (-1.0, 2.0, math.nan):
+        rois = torch.tensor([[image, 0, 0, 5, 5]], device=device)
         if cuda_kernels:
             output = roi_align(feature, rois, 7)
             assert not output.any() and not torch.autograd.grad(output.sum(), feature)[0].any()
         else:
-            with pytest.raises((ValueError, RuntimeError), match='picture|batch|index'):
+            with pytest.raises((ValueError, RuntimeError), match='image|batch|index'):
                 roi_align(feature, rois, 7)
 
 

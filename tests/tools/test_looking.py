@@ -11,7 +11,7 @@ import torch
 from pycocotools.coco import COCO
 
 from mmdet.apis import inference_detector, init_detector
-from mmdet.visualization.visualizer import read_picture
+from mmdet.visualization.visualizer import read_image
 from projects.demo.shapes import write_shapes
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -64,7 +64,7 @@ def test_predictions_are_the_detectors(call, folder):
         np.testing.assert_allclose(boxes, found.bboxes, atol=1e-4)
         assert [a['category_id'] - 1 for a in annotations] == found.labels.tolist()
         assert all(coco.annToMask(a).shape == (entry['height'], entry['width']) for a in annotations)
-        drawn = read_picture(folder / 'predictions' / path.name)
+        drawn = read_image(folder / 'predictions' / path.name)
         assert drawn.shape == (3 * entry['height'], 3 * entry['width'], 3)  # small images are enlarged
         total += len(annotations)
     assert total > 0 and f'predictions.json: {total} detections in 3 images' in out
@@ -103,15 +103,15 @@ def test_browse_counts_and_draws(call, folder, split, annotations):
     assert f'{len(objects) - len(areas)} ignored regions' in out
     drawn = sorted((folder / split).iterdir())
     assert len(drawn) == 2
-    plain = read_picture(sorted((folder / 'shapes' / split).glob('*'))[int(drawn[0].name[:6])])
-    assert read_picture(drawn[0]).shape == (480, 480, 3) and plain.shape == (160, 160, 3)
+    plain = read_image(sorted((folder / 'shapes' / split).glob('*'))[int(drawn[0].name[:6])])
+    assert read_image(drawn[0]).shape == (480, 480, 3) and plain.shape == (160, 160, 3)
 
 
 def test_browse_draws_float_images(call, folder):
     call('browse.py', CONFIG, '--split', 'val', '--number', 1, '--out-dir', 'floats', '--cfg-options',
          'data_root=shapes/', 'test_pipeline.0.to_float32=True')  # fmt: skip
     (drawn,) = (folder / 'floats').iterdir()
-    assert read_picture(drawn).std() > 10
+    assert read_image(drawn).std() > 10
 
 
 def test_browse_draws_no_negative_number(call):

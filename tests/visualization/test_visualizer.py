@@ -19,8 +19,8 @@ from mmdet.visualization.visualizer import (
     class_colour,
     draw_file,
     draw_instances,
-    read_picture,
-    write_picture,
+    read_image,
+    write_image,
 )
 
 GREY = np.full((600, 800, 3), 128, np.uint8)
@@ -47,7 +47,7 @@ def test_masks_boxes_and_labels_are_drawn():
     assert (drawn[550:] == 128).all() and (GREY == 128).all()
 
 
-def test_low_scores_and_no_instances_leave_the_picture_alone():
+def test_low_scores_and_no_instances_leave_the_image_alone():
     assert np.array_equal(draw_instances(GREY, found(), score_thr=0.95), GREY)
     empty = found()[torch.zeros(2, dtype=torch.bool)]
     assert np.array_equal(draw_instances(GREY, empty), GREY)
@@ -60,7 +60,7 @@ def test_boxes_at_the_border_keep_their_labels_inside():
     assert drawn.shape == GREY.shape and (drawn != GREY).any(-1).sum() > 500
 
 
-def test_small_pictures_are_enlarged():
+def test_small_images_are_enlarged():
     small = np.full((100, 150, 3), 128, np.uint8)
     instances = InstanceData(bboxes=torch.tensor([[10.0, 10.0, 90.0, 60.0]]), labels=torch.tensor([0]))
     assert draw_instances(small, instances).shape == (400, 600, 3)
@@ -75,23 +75,23 @@ def test_colours_of_neighbouring_classes_differ():
 
 
 def test_files_and_side_by_side(tmp_path, monkeypatch):
-    write_picture(tmp_path / 'in' / 'a.png', GREY)
-    assert np.array_equal(read_picture(tmp_path / 'in' / 'a.png'), GREY)
+    write_image(tmp_path / 'in' / 'a.png', GREY)
+    assert np.array_equal(read_image(tmp_path / 'in' / 'a.png'), GREY)
     sample = DetDataSample(pred_instances=found(), gt_instances=found(1, masks=False))
     draw_file(tmp_path / 'in' / 'a.png', sample, tmp_path / 'out' / 'a.jpg', ('cat', 'dog'))
-    assert read_picture(tmp_path / 'out' / 'a.jpg').shape == GREY.shape
+    assert read_image(tmp_path / 'out' / 'a.jpg').shape == GREY.shape
     drawing = DetVisualizer.get_instance('test_files')
     drawing.dataset_meta = dict(classes=('cat', 'dog'))
     drawing.add_datasample('a', GREY, sample, draw_gt=True, out_file=tmp_path / 'both.png')
-    assert read_picture(tmp_path / 'both.png').shape == (600, 1600, 3)
+    assert read_image(tmp_path / 'both.png').shape == (600, 1600, 3)
     added = []
     monkeypatch.setattr(drawing, 'add_image', lambda name, *_: added.append(name))
     drawing.add_datasample('../../up', GREY, sample)  # backends write a file of this name
     assert added == ['.._.._up']
-    for name, data in (('empty.jpg', b''), ('text.jpg', b'no picture')):
+    for name, data in (('empty.jpg', b''), ('text.jpg', b'no image')):
         (tmp_path / name).write_bytes(data)
         with pytest.raises(UserError, match=f'image .*{name} is'):
-            read_picture(tmp_path / name)
+            read_image(tmp_path / name)
 
 
 def test_without_a_display(monkeypatch):

@@ -1,4 +1,4 @@
-"""The head of the pipeline: pictures, annotations and proposals are read. See transforms.py for the keys."""
+"""The head of the pipeline: images, annotations and proposals are read. See transforms.py for the keys."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mmdet.structures.masks import outline
 
 @TRANSFORMS.register_module()
 class LoadImageFromFile(BaseTransform):
-    """Read ``img_path`` into ``img``, (h, w, 3) uint8 BGR: grey, CMYK, palette and 16-bit pictures included.
+    """Read ``img_path`` into ``img``, (h, w, 3) uint8 BGR: grey, CMYK, palette and 16-bit images included.
 
     Args:
         to_float32: give float32 values (0 to 255) instead of uint8.
@@ -154,11 +154,11 @@ class LoadProposals(BaseTransform):
     Args:
         proposal_file: COCO results, as ``tools/test.py configs/rpn/... --format-only`` writes them
             (results.proposal.json). A data set with a `proposal_file` gives it to this step.
-        num_max_proposals: the best so many of each picture; None for all.
+        num_max_proposals: the best so many of each image; None for all.
 
     Raises:
         MissingFile: no such file.
-        UserError: no JSON, or a picture that the file does not have.
+        UserError: no JSON, or an image that the file does not have.
     """
 
     def __init__(self, proposal_file: str | None = None, num_max_proposals: int | None = None) -> None:
@@ -185,7 +185,7 @@ class LoadProposals(BaseTransform):
 
     def transform(self, results: dict) -> dict:
         if results['img_id'] not in self._proposals:
-            raise UserError(f'LoadProposals: {self.proposal_file} has nothing for picture {results["img_id"]}')
+            raise UserError(f'LoadProposals: {self.proposal_file} has nothing for image {results["img_id"]}')
         boxes = self._proposals[results['img_id']].copy()
         boxes[:, 2:] += boxes[:, :2]
         results['proposals'] = boxes

@@ -236,7 +236,7 @@ std::tuple<at::Tensor, at::Tensor> masks_to_rle(const at::Tensor& masks, const a
   return {bytes, offsets};
 }
 
-// Toggles, in a column-major (height, width) picture, every pixel from which on the polygon's inside changes: COCO's
+// Toggles, in a column-major (height, width) image, every pixel from which on the polygon's inside changes: COCO's
 // rasterisation. Corners are rounded to fifths of a pixel; an edge is a line of fifths; where it passes from
 // fifth 2 to fifth 3 of a column (the pixel's middle), the column's inside changes below its upper fifth.
 class Polygon {

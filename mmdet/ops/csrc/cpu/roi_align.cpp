@@ -6,7 +6,7 @@
 // - A block of channels, two cache lines, is the vectorised inner loop. The cells that a chunk of RoIs touches are
 //   packed as (cells, block) once for all of them; they stay in cache, so the map is read from memory once.
 //   RoIs that lie too far apart to share go to chunks of their own, down to one RoI.
-// - Forward spreads (block, chunk) pairs over threads. Backward spreads (picture, block) pairs, so that no two threads
+// - Forward spreads (block, chunk) pairs over threads. Backward spreads (image, block) pairs, so that no two threads
 //   write one cell and the result is the same at any number of threads.
 
 #include <ATen/Dispatch.h>
@@ -151,7 +151,7 @@ struct Axis {
 
 template <typename T>
 struct RoI {
-  int64_t picture = 0;
+  int64_t image = 0;
   int level = -1;  // -1: nothing to sample
   T y = 0, x = 0, bin_y = 0, bin_x = 0;
   int64_t samples_y = 0, samples_x = 0;
@@ -187,9 +187,9 @@ RoI<T> read_roi(const T* row, const std::vector<double>& scales, const RoIRule& 
   const T floor = static_cast<T>(rule.floor);
   width = std::max(width, floor);
   height = std::max(height, floor);
-  TORCH_CHECK_VALUE(row[0] >= T(0) && row[0] < static_cast<T>(batches), "roi_align: a box names picture ", row[0],
+  TORCH_CHECK_VALUE(row[0] >= T(0) && row[0] < static_cast<T>(batches), "roi_align: a box names image ", row[0],
                     " of a batch of ", batches);
-  roi.picture = static_cast<int64_t>(row[0]);
+  roi.image = static_cast<int64_t>(row[0]);
   roi.level = level;
   roi.bin_y = height / static_cast<T>(bins_y);
   roi.bin_x = width / static_cast<T>(bins_x);
@@ -198,9 +198,9 @@ RoI<T> read_roi(const T* row, const std::vector<double>& scales, const RoIRule& 
   return roi;
 }
 
-// RoIs of one picture and level that share a packed copy of the cells in `rows` x `columns`
+// RoIs of one image and level that share a packed copy of the cells in `rows` x `columns`
 struct Chunk {
-  int64_t picture;
+  int64_t image;
   int level;
   std::vector<int64_t> rois;
   std::vector<int> rows, columns;
@@ -214,7 +214,7 @@ class Plan {
   int64_t most_cells = 0;
 
   // sizes: (H, W) of each level
-  Plan(const at::Tensor& boxes, c10::ArrayRef<double> scales, const RoIRule& rule, int64_t pictures, int h, int w,
+  Plan(const at::Tensor& boxes, c10::ArrayRef<double> scales, const RoIRule& rule, int64_t images, int h, int w,
        const std::vector<std::pair<int, int>>& sizes) {
     const T* rows = boxes.const_data_ptr<T>();
     const std::vector<double> factors = scales.vec();
@@ -222,23 +222,23 @@ class Plan {
     at::parallel_for(0, boxes.size(0), 16, [&](int64_t begin, int64_t end) {
       for (int64_t k = begin; k < end; ++k) {
         auto& roi = rois[k];
-        roi = read_roi<T>(rows + 5 * k, factors, rule, pictures, h, w);
+        roi = read_roi<T>(rows + 5 * k, factors, rule, images, h, w);
         if (roi.level < 0) continue;
         roi.rows.build(roi.y, roi.bin_y, h, roi.samples_y, sizes[roi.level].first);
         roi.columns.build(roi.x, roi.bin_x, w, roi.samples_x, sizes[roi.level].second);
       }
     });
     const int64_t levels = static_cast<int64_t>(sizes.size());
-    std::vector<std::vector<int64_t>> groups(pictures * levels);
+    std::vector<std::vector<int64_t>> groups(images * levels);
     for (size_t k = 0; k < rois.size(); ++k)
-      if (rois[k].level >= 0) groups[rois[k].picture * levels + rois[k].level].push_back(static_cast<int64_t>(k));
+      if (rois[k].level >= 0) groups[rois[k].image * levels + rois[k].level].push_back(static_cast<int64_t>(k));
     for (size_t g = 0; g < groups.size(); ++g)
       if (!groups[g].empty()) split(groups[g], g / levels, static_cast<int>(g % levels), sizes[g % levels]);
   }
 
  private:
   // One chunk when sharing reads no more cells than each RoI on its own would, else two halves
-  void split(std::vector<int64_t>& members, int64_t picture, int level, std::pair<int, int> size) {
+  void split(std::vector<int64_t>& members, int64_t image, int level, std::pair<int, int> size) {
     std::vector<int> row_place(size.first, -1), column_place(size.second, -1);
     int64_t alone = 0;
     for (int64_t k : members) {
@@ -259,11 +259,11 @@ class Plan {
       });
       std::vector<int64_t> rest(middle, members.end());
       members.erase(middle, members.end());
-      split(members, picture, level, size);
-      split(rest, picture, level, size);
+      split(members, image, level, size);
+      split(rest, image, level, size);
       return;
     }
-    Chunk chunk{picture, level, std::move(members), {}, {}};
+    Chunk chunk{image, level, std::move(members), {}, {}};
     number(row_place, chunk.rows);
     number(column_place, chunk.columns);
     // neighbours follow each other, so that their common cells are still in the nearest cache
@@ -397,7 +397,7 @@ at::Tensor forward(at::TensorList features, const at::Tensor& boxes, c10::ArrayR
       const Chunk& chunk = plan.chunks[item % num_chunks];
       const int64_t c0 = item / num_chunks * kLanes, n = std::min<int64_t>(kLanes, channels - c0);
       const at::Tensor& map = features[chunk.level];
-      pack(map.const_data_ptr<S>() + chunk.picture * map.stride(0) + c0 * map.stride(1), map.strides(), chunk, n,
+      pack(map.const_data_ptr<S>() + chunk.image * map.stride(0) + c0 * map.stride(1), map.strides(), chunk, n,
            copy.get());
       const int64_t row_stride = static_cast<int64_t>(chunk.columns.size()) * kLanes;
       for (int64_t k : chunk.rois) {
@@ -422,7 +422,7 @@ std::vector<at::Tensor> backward(const at::Tensor& grad, const at::Tensor& boxes
                                  c10::ArrayRef<double> scales, const RoIRule& rule, bool channels_last) {
   using T = typename Compute<S>::type;
   constexpr int kLanes = lanes<T>();
-  const int64_t levels = static_cast<int64_t>(shapes.size()) / 4, pictures = shapes[0], channels = shapes[1];
+  const int64_t levels = static_cast<int64_t>(shapes.size()) / 4, images = shapes[0], channels = shapes[1];
   const int h = static_cast<int>(grad.size(2)), w = static_cast<int>(grad.size(3));
   const int64_t bins = int64_t(h) * w;
   std::vector<at::Tensor> result(levels);
@@ -432,18 +432,18 @@ std::vector<at::Tensor> backward(const at::Tensor& grad, const at::Tensor& boxes
     result[l] = at::empty(shapes.slice(4 * l, 4), grad.options(), format).zero_();
     sizes.emplace_back(result[l].size(2), result[l].size(3));
   }
-  if (grad.numel() == 0 || pictures == 0) return result;
-  const Plan<T> plan(boxes, scales, rule, pictures, h, w, sizes);
+  if (grad.numel() == 0 || images == 0) return result;
+  const Plan<T> plan(boxes, scales, rule, images, h, w, sizes);
   const S* g = grad.const_data_ptr<S>();
   const bool dense_lanes = grad.stride(1) == 1 && channels > 1;
   const int64_t blocks = (channels + kLanes - 1) / kLanes;
-  at::parallel_for(0, pictures * blocks, 1, [&](int64_t begin, int64_t end) {
+  at::parallel_for(0, images * blocks, 1, [&](int64_t begin, int64_t end) {
     const std::unique_ptr<T[]> copy(new T[plan.most_cells * kLanes]);
     std::vector<T> tile(bins * kLanes, T(0)), scratch(w * kLanes);
     for (int64_t item = begin; item < end; ++item) {
       const int64_t c0 = item % blocks * kLanes, n = std::min<int64_t>(kLanes, channels - c0);
       for (const Chunk& chunk : plan.chunks) {
-        if (chunk.picture != item / blocks) continue;
+        if (chunk.image != item / blocks) continue;
         const int64_t row_stride = static_cast<int64_t>(chunk.columns.size()) * kLanes;
         std::fill_n(copy.get(), static_cast<int64_t>(chunk.rows.size()) * row_stride, T(0));
         for (int64_t k : chunk.rois) {
@@ -462,7 +462,7 @@ std::vector<at::Tensor> backward(const at::Tensor& grad, const at::Tensor& boxes
                                           tile.data(), scratch.data()));
         }
         at::Tensor& map = result[chunk.level];
-        unpack(copy.get(), chunk, n, map.data_ptr<S>() + chunk.picture * map.stride(0) + c0 * map.stride(1),
+        unpack(copy.get(), chunk, n, map.data_ptr<S>() + chunk.image * map.stride(0) + c0 * map.stride(1),
                map.strides());
       }
     }

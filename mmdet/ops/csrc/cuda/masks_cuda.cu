@@ -15,7 +15,7 @@ namespace mmdet {
 namespace {
 
 constexpr int kThreads = 128;
-constexpr int kRows = 8;  // pixels a thread takes in a picture of usual height
+constexpr int kRows = 8;  // pixels a thread takes in an image of usual height
 
 // An axis of `cells` cells over start..stop
 struct Axis {
@@ -83,7 +83,7 @@ at::Tensor paste_masks(const at::Tensor& masks, const at::Tensor& boxes, int64_t
   const auto steps = [](int64_t size, int64_t each, int64_t most) {
     return static_cast<unsigned>(std::min((size + each - 1) / each, most));
   };
-  check_int32(width, "picture width", op);
+  check_int32(width, "image width", op);
   const dim3 grid(steps(width, kThreads, width), steps(height, kRows, 65535), steps(masks.size(0), 1, 65535));
   paste<<<grid, kThreads, 0, c10::cuda::getCurrentCUDAStream()>>>(
       values.const_data_ptr<float>(), corners.const_data_ptr<float>(), masks.size(0), static_cast<int>(masks.size(1)),

@@ -4,7 +4,7 @@
 // for all channels of a block. Forward they are ordered by bin (cell, weight): a thread sums the cells of its bin.
 // Backward they are ordered by cell (bin, weight): a thread sums the bins of its cell and adds once, which takes fewer
 // atomics than one per bin and cell, on neighbouring addresses. Threads run along channels where channels are
-// contiguous, along bins or cells otherwise. In order (deterministic), a block takes all RoIs of a picture one after
+// contiguous, along bins or cells otherwise. In order (deterministic), a block takes all RoIs of an image one after
 // another for a few channels, and a thread owns its cell.
 
 #include <ATen/Dispatch.h>
@@ -33,7 +33,7 @@ template <typename S>
 struct Maps {
   S* data[kMaxLevels];
   int height[kMaxLevels], width[kMaxLevels];
-  int64_t picture_stride[kMaxLevels], channel_stride[kMaxLevels], row_stride[kMaxLevels], cell_stride[kMaxLevels];
+  int64_t image_stride[kMaxLevels], channel_stride[kMaxLevels], row_stride[kMaxLevels], cell_stride[kMaxLevels];
   double scale[kMaxLevels];
   int levels;
 };
@@ -53,7 +53,7 @@ struct Span {
 
 // Reads the span of rows or of columns; the level to sample, or -1: nothing
 template <typename T, typename S>
-__device__ int read_roi(const T* row, const Maps<S>& maps, const Rule<T>& rule, int pictures, bool of_rows, int bins,
+__device__ int read_roi(const T* row, const Maps<S>& maps, const Rule<T>& rule, int images, bool of_rows, int bins,
                         Span<T>& span) {
   const T left = row[1], top = row[2], right = row[3] + rule.extra, bottom = row[4] + rule.extra;
   int level = 0;
@@ -65,7 +65,7 @@ __device__ int read_roi(const T* row, const Maps<S>& maps, const Rule<T>& rule, 
   const T x = left * scale - rule.shift, wide = right * scale - rule.shift - x;
   const T y = top * scale - rule.shift, high = bottom * scale - rule.shift - y;
   if (!(isfinite(x) && isfinite(wide) && isfinite(y) && isfinite(high))) return -1;
-  if (!(row[0] >= T(0) && row[0] < static_cast<T>(pictures))) return -1;  // no message without a host sync: zeros
+  if (!(row[0] >= T(0) && row[0] < static_cast<T>(images))) return -1;  // no message without a host sync: zeros
   const T side = of_rows ? high : wide;
   span.start = of_rows ? y : x;
   span.bin = (side < rule.floor ? rule.floor : side) / static_cast<T>(bins);
@@ -212,7 +212,7 @@ __device__ inline void locate(unsigned e, unsigned channels, unsigned places, bo
 
 template <typename S, typename T>
 __global__ void __launch_bounds__(kThreads)
-    forward_kernel(Maps<const S> maps, const T* boxes, Rule<T> rule, int pictures, int channels, int h, int w, int group,
+    forward_kernel(Maps<const S> maps, const T* boxes, Rule<T> rule, int images, int channels, int h, int w, int group,
                    int groups, int room_y, int room_x, S* out, int64_t out_channel, int64_t out_bin) {
   extern __shared__ __align__(16) unsigned char shared[];
   const int64_t k = blockIdx.x / groups;
@@ -220,7 +220,7 @@ __global__ void __launch_bounds__(kThreads)
   const int num_bins = h * w;
   const bool of_rows = threadIdx.x < kHalf;
   Span<T> span;
-  const int l = read_roi<T, const S>(boxes + 5 * k, maps, rule, pictures, of_rows, of_rows ? h : w, span);
+  const int l = read_roi<T, const S>(boxes + 5 * k, maps, rule, images, of_rows, of_rows ? h : w, span);
   S* target = out + k * channels * num_bins + c0 * out_channel;
   const bool channels_fastest = out_channel == 1;
   if (l < 0) {
@@ -235,7 +235,7 @@ __global__ void __launch_bounds__(kThreads)
   const Axis<T> rows(shared, h, room_y, false), columns(second, w, room_x, false);
   const int room = of_rows ? room_y : room_x, bins = of_rows ? h : w, size = of_rows ? maps.height[l] : maps.width[l];
   Axis<T>(of_rows ? shared : second, bins, room, false).build(span, bins, size, room, false);
-  const S* map = maps.data[l] + static_cast<int>(boxes[5 * k]) * maps.picture_stride[l] + c0 * maps.channel_stride[l];
+  const S* map = maps.data[l] + static_cast<int>(boxes[5 * k]) * maps.image_stride[l] + c0 * maps.channel_stride[l];
   const int64_t channel_stride = maps.channel_stride[l], row_stride = maps.row_stride[l];
   const int64_t cell_stride = maps.cell_stride[l];
   for (unsigned e = threadIdx.x; e < unsigned(n * num_bins); e += blockDim.x) {
@@ -256,10 +256,10 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// kInOrder: one block for a picture and a group of channels, all RoIs in order; else one for a RoI and a group
+// kInOrder: one block for an image and a group of channels, all RoIs in order; else one for a RoI and a group
 template <typename S, typename T, bool kInOrder>
 __global__ void __launch_bounds__(kThreads)
-    backward_kernel(Maps<T> maps, const T* boxes, int64_t num_rois, Rule<T> rule, int pictures, int channels, int h,
+    backward_kernel(Maps<T> maps, const T* boxes, int64_t num_rois, Rule<T> rule, int images, int channels, int h,
                     int w, int group, int groups, int room_y, int room_x, const S* grad, int64_t grad_roi,
                     int64_t grad_channel, int64_t grad_y, int64_t grad_x, bool channels_fastest) {
   extern __shared__ __align__(16) unsigned char shared[];
@@ -271,13 +271,13 @@ __global__ void __launch_bounds__(kThreads)
   const int room = of_rows ? room_y : room_x, bins = of_rows ? h : w;
   for (int64_t k = begin; k < end; ++k) {
     Span<T> span;
-    const int l = read_roi<T, T>(boxes + 5 * k, maps, rule, pictures, of_rows, bins, span);
+    const int l = read_roi<T, T>(boxes + 5 * k, maps, rule, images, of_rows, bins, span);
     if (l < 0) continue;  // the same for all threads of the block
-    const int picture = static_cast<int>(boxes[5 * k]);
-    if (kInOrder && picture != own) continue;
+    const int image = static_cast<int>(boxes[5 * k]);
+    if (kInOrder && image != own) continue;
     Axis<T>(of_rows ? shared : second, bins, room, true)
         .build(span, bins, of_rows ? maps.height[l] : maps.width[l], room, true);
-    T* map = maps.data[l] + picture * maps.picture_stride[l] + c0 * maps.channel_stride[l];
+    T* map = maps.data[l] + image * maps.image_stride[l] + c0 * maps.channel_stride[l];
     const S* source = grad + k * grad_roi + c0 * grad_channel;
     const unsigned across = *columns.cells, cells = *rows.cells * across;
     for (unsigned e = threadIdx.x; e < n * cells; e += blockDim.x) {
@@ -315,7 +315,7 @@ Maps<S> device_maps(const Tensors& tensors, c10::ArrayRef<double> scales) {
     maps.data[l] = const_cast<S*>(static_cast<const S*>(t.const_data_ptr()));
     maps.height[l] = static_cast<int>(t.size(2));
     maps.width[l] = static_cast<int>(t.size(3));
-    maps.picture_stride[l] = t.stride(0);
+    maps.image_stride[l] = t.stride(0);
     maps.channel_stride[l] = t.stride(1);
     maps.row_stride[l] = t.stride(2);
     maps.cell_stride[l] = t.stride(3);
@@ -416,9 +416,9 @@ std::vector<at::Tensor> roi_align_backward(const at::Tensor& grad, const at::Ten
   std::vector<at::Tensor> result;
   for (size_t l = 0; l < scales.size(); ++l)
     result.push_back(at::empty(shapes.slice(4 * l, 4), grad.options().dtype(inner), format).zero_());
-  const int64_t pictures = shapes[0], channels = shapes[1], h = grad.size(2), w = grad.size(3);
+  const int64_t images = shapes[0], channels = shapes[1], h = grad.size(2), w = grad.size(3);
   check(result, rois, scales, h, w, sampling_ratio);
-  if (grad.numel() > 0 && pictures > 0) {
+  if (grad.numel() > 0 && images > 0) {
     const at::Tensor boxes = rois.to(inner).contiguous();
     const auto size = largest(result);
     const bool deterministic = at::globalContext().deterministicAlgorithms();
@@ -428,13 +428,13 @@ std::vector<at::Tensor> roi_align_backward(const at::Tensor& grad, const at::Ten
       const int group = deterministic ? 4 : channels_last ? 128 : 32;
       const auto launch = Launch::plan<T>(channels, h, w, group, size.first, size.second, sampling_ratio,
                                           /*backward=*/true);
-      const int64_t blocks = (deterministic ? pictures : rois.size(0)) * launch.groups;
+      const int64_t blocks = (deterministic ? images : rois.size(0)) * launch.groups;
       TORCH_CHECK_VALUE(blocks < std::numeric_limits<int>::max(), "roi_align_backward: too many boxes: ", rois.size(0));
       const auto kernel = deterministic ? backward_kernel<S, T, true> : backward_kernel<S, T, false>;
       launch.allow(kernel);
       kernel<<<static_cast<unsigned>(blocks), kThreads, launch.shared, c10::cuda::getCurrentCUDAStream()>>>(
           device_maps<T>(result, scales), boxes.const_data_ptr<T>(), rois.size(0), device_rule<T>(rule),
-          static_cast<int>(pictures), static_cast<int>(channels), static_cast<int>(h), static_cast<int>(w),
+          static_cast<int>(images), static_cast<int>(channels), static_cast<int>(h), static_cast<int>(w),
           launch.group, launch.groups, launch.room_y, launch.room_x, grad.const_data_ptr<S>(), grad.stride(0),
           grad.stride(1), grad.stride(2), grad.stride(3), channels_last);
       C10_CUDA_KERNEL_LAUNCH_CHECK();
