@@ -70,7 +70,6 @@ OPTIONS: dict[str, dict[str, Rule]] = {
     'StandardRoIHead': dict(shared_head=_NO_C4),
     'CascadeRoIHead': dict(shared_head=_NO_C4),
     'SingleRoIExtractor': {
-        'init_cfg': _unused('there is nothing to initialise'),
         'roi_layer.pool_mode': _only('avg'),
         'roi_layer.use_torchvision': _unused('it chooses a kernel, not a result'),
     },
