@@ -30,22 +30,24 @@ ALLOWED = {
 }
 
 
-def imported_rooms(path: Path, package: Path) -> set[str]:
-    """First components below mmdet of everything a file imports, inside functions too."""
-    rooms = set()
-    here = ['mmdet', *path.relative_to(package).with_suffix('').parts]
+def imported_names(path: Path, here: tuple[str, ...] = ()) -> set[str]:
+    """Dotted names of everything a file imports, inside functions too; `here` is its own name, for relative imports."""
+    names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            origin = here[: len(here) - node.level] if node.level else []
+            origin = list(here[: len(here) - node.level]) if node.level else []
             origin = [*origin, *(node.module or '').split('.')] if node.module else origin
-            names = ['.'.join([*origin, alias.name]) for alias in node.names]
-        else:
-            continue
-        rooms |= {name.split('.')[1] for name in names if name.startswith('mmdet.')}
-        rooms |= {name.split('.')[0] for name in names} & {'tools', 'tests', 'benchmarks', 'projects'}
-    return rooms
+            names |= {'.'.join([*origin, alias.name]) for alias in node.names}
+    return names
+
+
+def imported_rooms(path: Path, package: Path) -> set[str]:
+    """First components below mmdet of everything a file imports."""
+    names = imported_names(path, ('mmdet', *path.relative_to(package).with_suffix('').parts))
+    rooms = {name.split('.')[1] for name in names if name.startswith('mmdet.')}
+    return rooms | {name.split('.')[0] for name in names} & {'tools', 'tests', 'benchmarks', 'projects'}
 
 
 def backwards(package: Path) -> list[str]:
@@ -67,6 +69,17 @@ def test_arrows_run_one_way():
 def test_every_room_has_its_arrows():
     rooms = {p.name.removesuffix('.py') for p in (ROOT / 'mmdet').iterdir() if p.suffix == '.py' or p.is_dir()}
     assert rooms - {'__pycache__'} <= set(ALLOWED)
+
+
+def test_tests_benchmarks_and_projects_stand_alone():
+    """Makers that several need are in tests/factories.py, in benchmarks/common.py, or in the project itself."""
+    tests = {path.stem for path in (ROOT / 'tests').rglob('*.py')} | {'tests'}
+    benchmarks = {path.stem for path in (ROOT / 'benchmarks').glob('*.py')} | {'benchmarks'}
+    foreign = dict(benchmarks=tests - benchmarks, projects=tests | benchmarks, tests={'benchmarks'})
+    for folder, names in foreign.items():
+        for path in (ROOT / folder).rglob('*.py'):
+            imported = imported_names(path, path.relative_to(ROOT).with_suffix('').parts)
+            assert not {name.split('.')[0] for name in imported} & names, path
 
 
 @pytest.mark.parametrize(
