@@ -4,13 +4,11 @@
 ``mmcv.cnn`` is imported, or by a file of the user's own (`custom_imports`); or it is the class itself. The class is
 called with what its place gives, then with the options by their names:
 
-==============  ==========================================================================================
-`conv_cfg`      ``cls(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, **options)``
-                as nn.Conv2d, some of it by name; a map (N, C_in, H, W) -> (N, C_out, H', W')
-`norm_cfg`      ``cls(num_features, **options)``, by the name `num_channels` where the class calls it so
-`act_cfg`       ``cls(**options)``, with ``inplace=True`` unless the config says otherwise or there is no such option
-`upsample_cfg`  ``cls(in_channels, out_channels, scale_factor, **options)``; (N, C_in, H, W) -> (N, C_out, s H, s W)
-==============  ==========================================================================================
+    conv_cfg       cls(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, **options)
+                   as nn.Conv2d, some of it by name; (N, C_in, H, W) -> (N, C_out, H', W')
+    norm_cfg       cls(num_features, **options), by the name `num_channels` where the class calls it so
+    act_cfg        cls(**options), with inplace=True unless the config says otherwise or there is no such option
+    upsample_cfg   cls(in_channels, out_channels, scale_factor, **options); (N, C_in, H, W) -> (N, C_out, s H, s W)
 """
 
 import inspect
