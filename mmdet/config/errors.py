@@ -92,10 +92,12 @@ def run_main(main: Callable[[], None]) -> None:
     try:
         main()
     except Interrupted as stop:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is leaving
         if _rank() == 0:
             print(stop, file=sys.stderr, flush=True)
         _leave(128 + stop.signum)
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         if _rank() == 0:
             print('interrupted', file=sys.stderr, flush=True)
         _leave(128 + signal.SIGINT)

@@ -50,9 +50,9 @@ class EpochLoop(EpochBasedTrainLoop):
         batches = self.dataloader.batch_sampler
         first = self._iter - self._epoch * len(self.dataloader)
         first = first if isinstance(batches, SeededBatches) and 0 < first <= len(self.dataloader) else 0
-        if first:
-            batches.start_at(first)
-        if first < len(self.dataloader):
+        if first < len(self.dataloader):  # else its last iteration was the last one before the stop
+            if first:
+                batches.start_at(first)
             for index, data_batch in enumerate(self.dataloader, start=first):
                 self.run_iter(index, data_batch)
         self.runner.call_hook('after_train_epoch')

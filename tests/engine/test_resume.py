@@ -58,7 +58,7 @@ def test_resumed_at_an_epochs_end(tmp_path, train, options):
     assert resumed.epoch == 4 and resumed.iter == 16
 
 
-@pytest.mark.parametrize('stop', [2, 5, 7])
+@pytest.mark.parametrize('stop', [2, 3, 5, 7])
 def test_resumed_in_the_middle_of_an_epoch(tmp_path, train, stop):
     config = write_config(tmp_path)
     whole = Record()

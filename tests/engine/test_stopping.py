@@ -1,10 +1,13 @@
-"""A signal that one of several processes gets, at any moment, stops all of them at the same iteration."""
+"""Signals: several processes stop at one iteration, and formatting the config is no moment of its own."""
 
 import signal
 
 import pytest
 import torch
+import yapf.yapflib.yapf_api
+from toy_task import write_config
 
+from mmdet.config.load import load_config
 from mmdet.engine.hooks import stopping as hooks
 
 
@@ -44,7 +47,7 @@ def test_a_signal_is_heard_by_all(monkeypatch, moment):
     for rank, hook in enumerate(processes):
         hook.group = 'two processes'
 
-        def leave(runner, signum, epoch, iteration, rank=rank):
+        def leave(runner, signum, iteration, place, rank=rank):
             left.append((rank, signum, iteration))
 
         monkeypatch.setattr(hook, '_leave', leave)
@@ -56,3 +59,22 @@ def test_a_signal_is_heard_by_all(monkeypatch, moment):
                 hook.after_train_iter(Runner(iteration), iteration)
     stop = {'before it asks': 3, 'while it asks': 4, 'while it waits for the answer': 3}[moment]
     assert left == [(0, signal.SIGTERM, stop), (1, signal.SIGTERM, stop)]
+
+
+def test_the_config_is_formatted_once_before_training(tmp_path, train, monkeypatch):
+    """mmengine would do so at each save (seconds), and make a SyntaxError of a signal that arrives meanwhile."""
+    calls = []
+    code = yapf.yapflib.yapf_api.FormatCode
+    monkeypatch.setattr('mmengine.config.config.FormatCode', lambda *args, **options: calls.append(1) or code(
+        *args, **options))
+    config = write_config(tmp_path)
+    runner = train(config, 'a')
+    assert len(calls) == 1 and runner.cfg.pretty_text == load_config('a/toy.py').pretty_text
+    assert torch.load('a/epoch_2.pth', weights_only=True)['meta']['cfg'] == runner.cfg.pretty_text
+
+    def signalled(*args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr('mmengine.config.config.FormatCode', signalled)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, 'b')

@@ -78,7 +78,7 @@ class StopSafelyHook(Hook):
             signum = self._agreed()
             self._ask()
         if signum:
-            self._leave(runner, signum, epoch=runner.epoch, iteration=runner.iter + 1)
+            self._leave(runner, signum, runner.iter + 1, f'epoch {runner.epoch + 1}')
 
     # -- evaluation: processes are at different batches, and one may have none
 
@@ -97,7 +97,7 @@ class StopSafelyHook(Hook):
             for hook in runner.hooks:
                 if isinstance(hook, EMAHook):
                     hook.after_val_epoch(runner)  # puts the trained weights back
-            self._leave(runner, signum, epoch=runner.epoch, iteration=runner.iter)
+            self._leave(runner, signum, runner.iter, 'in its evaluation')
 
     def _verdict(self, finished: bool) -> int:
         """The signal for which all processes leave this evaluation, or 0.
@@ -131,15 +131,15 @@ class StopSafelyHook(Hook):
             self._ask()
             signum = self._agreed()
         if signum:
-            self._leave(runner, signum, epoch=runner.epoch, iteration=runner.iter)
+            self._leave(runner, signum, runner.iter, 'and its evaluation')
 
-    def _leave(self, runner: Runner, signum: int, epoch: int, iteration: int) -> None:
+    def _leave(self, runner: Runner, signum: int, iteration: int, place: str) -> None:
         runner.call_hook('gather_rank_state')
         folder = folder_of_checkpoints(runner)
-        runner.save_checkpoint(folder, INTERRUPTED, by_epoch=False, meta=dict(epoch=epoch, iter=iteration))
+        runner.save_checkpoint(folder, INTERRUPTED, by_epoch=False, meta=dict(epoch=runner.epoch, iter=iteration))
         if self.group is not None:
             barrier(self.group)  # nobody leaves, and takes the others down, before the file is written
         self._restore()
         raise Interrupted(
-            f'stopped by {signal.Signals(signum).name} after iteration {iteration} (epoch {epoch + 1}); saved '
+            f'stopped by {signal.Signals(signum).name} after iteration {iteration} ({place}); saved '
             f'{os.path.join(folder, INTERRUPTED)}, --resume continues from it', signum)
