@@ -1,4 +1,4 @@
-"""Batches of images that lie the same way."""
+"""Batches of images of one orientation."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ from mmdet.registry import DATA_SAMPLERS
 
 @DATA_SAMPLERS.register_module()
 class AspectRatioBatchSampler(BatchSampler):
-    """Group upright and lying images into batches of their own, so that little is padded.
+    """Batch upright and wide images apart, so that little is padded.
 
-    Sizes come from the annotation file; no image is decoded. The last images of either kind share
-    batches, so every process makes as many batches as the number of its images says, and none waits for
-    another.
+    Sizes come from the annotation file; no image is decoded. The last images of both kinds share batches: every
+    process makes as many batches as its number of images says, and none waits for another.
 
     Args:
         sampler: gives indices; its ``dataset`` gives width and height through ``get_data_info``.

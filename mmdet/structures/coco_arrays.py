@@ -358,7 +358,7 @@ def _in_memory(columns: _Columns) -> CocoArrays:
 
 def _cached(path: str) -> CocoArrays:
     """From the cache, where it is made if need be; other processes that want it wait."""
-    folder = Path(os.environ.get('MMDET_CACHE') or Path.home() / '.cache' / 'mmdet')
+    folder = Path(os.environ.get('MMDET_CACHE') or os.path.expanduser('~/.cache/mmdet'))
     folder.mkdir(parents=True, exist_ok=True)
     name = hashlib.blake2b(os.path.realpath(path).encode(), digest_size=12).hexdigest()
     place = folder / f'{Path(path).stem}-{name}.annotations'
@@ -397,6 +397,7 @@ def _write(place: Path, key: list[int], columns: _Columns) -> None:
                 file.write(b''.join(texts[start : start + 10_000]))
             file.flush()
             os.fsync(file.fileno())
+            os.chmod(file.name, 0o644)  # a temporary file is its owner's alone
             os.replace(file.name, place)
         finally:
             with contextlib.suppress(FileNotFoundError):

@@ -124,14 +124,14 @@ def draw_instances(
         corners = np.rint(boxes[i]).astype(int)
         cv2.rectangle(canvas, corners[:2].tolist(), (corners[2:] - 1).tolist(), class_colour(labels[i]), line,
                       cv2.LINE_AA)
-    image = Image.fromarray(canvas)
-    pen = ImageDraw.Draw(image)
+    drawing = Image.fromarray(canvas)
+    pen = ImageDraw.Draw(drawing)
     taken: list[tuple[float, float, float, float]] = []
     for i in reversed(order):  # the smallest first: its label gets the best place
         name = class_name(labels[i], classes)
         text = name if scores is None else f'{name} {float(scores[i]):.2f}'
         _write_label(pen, text, boxes[i], class_colour(labels[i]), (width, height), taken)
-    return np.asarray(image)
+    return np.asarray(drawing)
 
 
 def _paint_mask(canvas: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int], line: int) -> None:
@@ -192,14 +192,14 @@ class DetVisualizer(Visualizer):
         drawn = [self.draw(image, data_sample, pred_score_thr, draw_gt=kind == 'gt_instances')
                  for kind, wanted in (('gt_instances', draw_gt), ('pred_instances', draw_pred))
                  if wanted and data_sample is not None and kind in data_sample]
-        image = np.concatenate(drawn, axis=1) if drawn else image
+        drawing = np.concatenate(drawn, axis=1) if drawn else image
         if show:
-            self.show(image, win_name=name, wait_time=wait_time)
+            self.show(drawing, win_name=name, wait_time=wait_time)
         if out_file is not None:
-            write_image(out_file, image)
+            write_image(out_file, drawing)
         else:
             # backends make a file name of it, and callers take it from the data
-            self.add_image(re.sub(r'[/\\\\]+', '_', name), image, step)
+            self.add_image(re.sub(r'[/\\\\]+', '_', name), drawing, step)
 
 
 def draw_file(

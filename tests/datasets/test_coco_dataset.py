@@ -1,5 +1,6 @@
 import copy
 import json
+import pickle
 
 import cv2
 import numpy as np
@@ -52,8 +53,8 @@ def root(tmp_path):
     write(tmp_path, CONTENT)
     (tmp_path / 'images').mkdir()
     for image in CONTENT['images']:
-        image = np.full((image['height'], image['width'], 3), 99, np.uint8)
-        cv2.imwrite(str(tmp_path / 'images' / image['file_name']), image)
+        pixels = np.full((image['height'], image['width'], 3), 99, np.uint8)
+        cv2.imwrite(str(tmp_path / 'images' / image['file_name']), pixels)
     return tmp_path
 
 
@@ -148,6 +149,53 @@ def test_wrappers(root):
     balanced = ClassBalancedDataset(build(root), oversample_thr=0.9)
     assert len(balanced) > 4
     assert balanced.get_data_info(0)['img_id'] == 7
+
+
+class WholeEntries(CocoDataset):
+    """As for mmdetection: own fields of the file's entries are at hand."""
+
+    def parse_data_info(self, raw_data_info):
+        info = super().parse_data_info(raw_data_info)
+        info['camera'] = raw_data_info['img'].get('camera')
+        info['scores'] = [annotation['score'] for annotation in raw_data_info['anns']]
+        return info
+
+
+class WithoutTheFirst(CocoDataset):
+    def load_data_list(self):
+        infos = super().load_data_list()
+        infos[1]['seen'] = True
+        return infos[1:]
+
+    def filter_data(self):
+        return [info for info in super().filter_data() if info['width'] > 20]
+
+
+def test_overrides_of_a_subclass_get_whole_entries(root):
+    content = copy.deepcopy(CONTENT)
+    content['images'][0]['camera'] = 'left'
+    for k, annotation in enumerate(content['annotations']):
+        annotation['score'] = k / 10
+    write(root, content)
+    settings = dict(data_root=str(root), ann_file='ann.json', data_prefix=dict(img='images/'),
+                    metainfo=dict(classes=('cat', 'dog')))  # fmt: skip
+    info = WholeEntries(**settings).get_data_info(0)
+    assert info['camera'] == 'left' and info['scores'] == [0, 0.1, 0.2, 0.3, 0.4, 0.5] and len(info['instances']) == 3
+    kept = WithoutTheFirst(**settings, filter_cfg=dict(filter_empty_gt=False))
+    assert [kept.get_data_info(i)['img_id'] for i in range(len(kept))] == [3, 9] and kept.get_data_info(0)['seen']
+
+
+def test_subsets_and_copies(root):
+    dataset = build(root)
+    everything = [dataset.get_data_info(i) for i in range(4)]
+    assert [dataset.get_data_info(i - 4)['sample_idx'] for i in range(4)] == [0, 1, 2, 3]
+    parts = [(dataset.get_subset([2, 0]), [9, 7]), (dataset.get_subset(2), [7, 3]), (dataset.get_subset(-1), [4])]
+    for few, ids in [*parts, (build(root, indices=3), [7, 3, 9]), (build(root, indices=[3, 1]), [4, 3])]:
+        assert [few.get_data_info(i)['img_id'] for i in range(len(few))] == ids
+    info = dataset.get_data_info(0)
+    info['instances'].clear()
+    for copied in (dataset, pickle.loads(pickle.dumps(dataset)), copy.deepcopy(dataset)):
+        assert [copied.get_data_info(i) for i in range(4)] == everything
 
 
 def test_missing_annotations_are_fine_for_testing(root):

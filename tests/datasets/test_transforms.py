@@ -120,7 +120,7 @@ def test_resize_by_a_factor_and_to_a_fixed_size():
     assert Resize(scale=32)(dict(img=img))['img_shape'] == (32, 32)
 
 
-def test_a_image_without_objects_passes_everything():
+def test_an_image_without_objects_passes_everything():
     results = scene([], bitmap=False)
     for step in (Resize((120, 80)), RandomFlip(1.0), RandomCrop((50, 50), allow_negative_crop=True),
                  FilterAnnotations((1, 1)), Pad(size_divisor=32), PackDetInputs()):  # fmt: skip
@@ -382,7 +382,7 @@ def test_damaged_but_complete_jpegs_are_read_as_far_as_they_go(real_data):
         assert img.ndim == 3 and img.std() > 5
 
 
-def test_a_image_of_another_size_than_annotated(tmp_path):
+def test_an_image_of_another_size_than_annotated(tmp_path):
     path = str(tmp_path / 'a.png')
     cv2.imwrite(path, np.zeros((10, 20, 3), np.uint8))
     with pytest.raises(ValueError, match=r'a.png is of size \(10, 20\).*\(20, 10\)'):

@@ -143,7 +143,7 @@ def test_proposals_travel_with_the_image(tmp_path):
     ]  # fmt: skip
     dataset = dict(type='CocoDataset', metainfo=dict(classes=('a',)), test_mode=True, pipeline=pipeline, **files)
     assert torch.equal(DATASETS.build(dataset)[0]['data_samples'].proposals.bboxes, expected)
-    with pytest.raises(ValueError, match='is no .json'):
+    with pytest.raises(ValueError, match='is not a .json file'):
         DATASETS.build(dict(dataset, proposal_file='rpn.pkl'))
     with pytest.raises(ValueError, match='nothing for (image|image) 8'):
         load(dict(img_id=8))

@@ -1,4 +1,4 @@
-"""The head of the pipeline: images, annotations and proposals are read. See transforms.py for the keys."""
+"""The beginning of a pipeline: images, annotations and proposals are read."""
 
 from __future__ import annotations
 
@@ -154,11 +154,11 @@ class LoadProposals(BaseTransform):
     Args:
         proposal_file: COCO results, as ``tools/test.py configs/rpn/... --format-only`` writes them
             (results.proposal.json). A data set with a `proposal_file` gives it to this step.
-        num_max_proposals: the best so many of each image; None for all.
+        num_max_proposals: how many of each image to keep, the best; None for all.
 
     Raises:
         MissingFile: no such file.
-        UserError: no JSON, or an image that the file does not have.
+        UserError: not JSON, or an image that the file does not have.
     """
 
     def __init__(self, proposal_file: str | None = None, num_max_proposals: int | None = None) -> None:
@@ -166,7 +166,7 @@ class LoadProposals(BaseTransform):
             raise UserError('LoadProposals needs a proposal_file, its own or that of the data set')
         if not proposal_file.endswith('.json'):
             raise UserError(
-                f'LoadProposals: {proposal_file} is no .json; make one with tools/test.py RPN_CONFIG FILE --format-only'
+                f'LoadProposals: {proposal_file} is not a .json file; make one with tools/test.py RPN_CONFIG FILE --format-only'
             )
         if not os.path.isfile(proposal_file):
             raise MissingFile(f'LoadProposals: no proposal_file {proposal_file}; write one with an RPN')
