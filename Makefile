@@ -25,8 +25,8 @@ $(INSTALLED): $(SOURCES)
 	$(BIN)/python -m mmdet.ops
 	touch $@
 
-# Train on two processes, evaluate on two, draw detections and curves. A demo that was interrupted goes on.
-# On a machine with one GPU it is one process, with the pictures of both.
+# Train on two processes, evaluate on two, draw detections and curves. An interrupted demo is resumed.
+# On a machine with one GPU it is one process with the batch of both.
 demo: install
 	$(RUN) python -m projects.demo.shapes data/shapes
 	processes=$$($(RUN) python -c 'import torch; print(min(torch.cuda.device_count() or 2, 2))') && \
@@ -43,7 +43,7 @@ test: install
 test-all: install
 	$(RUN) python -m pytest
 
-# The norm study on sklearn's digits at a small scale; docs/norm_study.md has the larger ones.
+# The norm study on sklearn's digits at a small scale; projects/norm_study has the larger ones.
 norm-study-quick: install
 	$(RUN) python -m projects.norm_study.classify --regimes digits-one digits-fc --batches 2 8 --seeds 4 \
 		--samples 1024 --out work_dirs/norm_study/classify.json

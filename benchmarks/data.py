@@ -3,9 +3,10 @@
     python benchmarks/data.py --ann data/coco/annotations/instances_val2017.json --img data/coco/val2017
 
 The pipeline is that of Mask R-CNN at 1333x800, once with polygons kept and once drawn as bitmaps at loading
-(`poly2mask=True`). The evaluation repeats the file's pictures to 1,000 with 100 detections each: its objects
-moved about, and random boxes, with ellipses for masks. CPU time of one thread; runs alternate, medians are
-printed.
+(`poly2mask=True`). The evaluation repeats the file's images to 1,000 with 100 detections each: its objects
+moved about, and random boxes, with ellipses for masks. It starts from predictions in memory, in batches of 4, and ends
+with the summary. CPU time of one thread; runs alternate, medians are printed. First of all, the memory
+that evaluating 5,000 images with 100 masks each takes.
 """
 
 import argparse
@@ -13,6 +14,8 @@ import contextlib
 import io
 import json
 import logging
+import os
+import resource
 import tempfile
 import time
 from collections import defaultdict
@@ -58,7 +61,7 @@ def time_pipeline(ann_file, folder, rounds):
                     results = step(results)
                     if repeat >= 0:
                         spent[which][repeat][type(step).__name__] += time.process_time() - start
-    print(f'{count} pictures, CPU ms per picture, median of {rounds} rounds')
+    print(f'{count} images, CPU ms per image, median of {rounds} rounds')
     print(f'{"":20}{"polygons":>10}{"bitmaps":>10}')
     totals = np.zeros(2)
     for step in spent[0][0]:
@@ -76,7 +79,7 @@ def by_image(annotations):
 
 
 def repeated_truth(content, count):
-    """The file's pictures, repeated with new ids."""
+    """The file's images, repeated with new ids."""
     of_image = by_image(content['annotations'])
     images, annotations = [], []
     for number in range(1, count + 1):
@@ -88,12 +91,11 @@ def repeated_truth(content, count):
 
 
 def detections(truth, per_image, rng):
-    """Per picture: objects moved about, then random boxes, with ellipses for masks."""
+    """One image after the other: objects moved about, then random boxes, with ellipses for masks."""
     label = {c['id']: k for k, c in enumerate(truth['categories'])}
     of_image = by_image(truth['annotations'])
     angle = np.linspace(0, 2 * np.pi, 20, endpoint=False)
     ellipse = np.stack([np.cos(angle), np.sin(angle)], axis=1) / 2 + 0.5
-    samples = []
     for image in truth['images']:
         size = np.array([image['width'], image['height']])
         low = rng.uniform(0, 0.8, (per_image, 2)) * size
@@ -111,8 +113,7 @@ def detections(truth, per_image, rng):
             labels=torch.from_numpy(labels),
             masks=coco_mask.frPyObjects(polygons, image['height'], image['width']),
         )
-        samples.append(dict(img_id=image['id'], pred_instances=pred))
-    return samples
+        yield dict(img_id=image['id'], pred_instances=pred)
 
 
 def run_pycocotools(gt, results_file, kind):
@@ -125,16 +126,17 @@ def run_pycocotools(gt, results_file, kind):
 
 
 def run_metric(metric, samples, kind):
-    metric.process(None, samples)
+    for start in range(0, len(samples), 4):
+        metric.process(None, samples[start:start + 4])
     values = metric.evaluate(len(samples))
     return np.array([values[f'coco/{kind}_{item}'] for item in ITEMS])
 
 
 def time_evaluation(ann_file, count, per_image, rounds):
     truth = repeated_truth(json.loads(Path(ann_file).read_text()), count)
-    samples = detections(truth, per_image, np.random.default_rng(0))
+    samples = list(detections(truth, per_image, np.random.default_rng(0)))
     classes = tuple(c['name'] for c in truth['categories'])
-    print(f'\n{count} pictures, {per_image} detections each, CPU seconds, median of {rounds} rounds')
+    print(f'\n{count} images, {per_image} detections each, CPU seconds, median of {rounds} rounds')
     print(f'{"":8}{"pycocotools":>13}{"CocoMetric":>13}{"ratio":>8}{"largest difference":>21}')
     with tempfile.TemporaryDirectory() as folder:
         path = f'{folder}/truth.json'
@@ -156,22 +158,44 @@ def time_evaluation(ann_file, count, per_image, rounds):
                 seconds[1].append(time.process_time() - start)
             theirs, ours = map(np.median, seconds)
             difference = np.abs(got - expected).max()
-            print(f'{kind:8}{theirs:13.2f}{ours:13.2f}{theirs / ours:8.1f}{difference:21.1e}')
+            print(f'{kind:8}{theirs:13.2f}{ours:13.2f}{ours / theirs:8.3f}{difference:21.1e}')
+
+
+def measure_memory(ann_file, count, per_image):
+    truth = repeated_truth(json.loads(Path(ann_file).read_text()), count)
+    with tempfile.TemporaryDirectory() as folder:
+        path = f'{folder}/truth.json'
+        Path(path).write_text(json.dumps(truth))
+        metric = CocoMetric(path, 'segm')
+        metric.dataset_meta = dict(classes=tuple(c['name'] for c in truth['categories']))
+        before = int(Path('/proc/self/statm').read_text().split()[1]) * resource.getpagesize() / 2**20
+        for sample in detections(truth, per_image, np.random.default_rng(0)):
+            metric.process(None, [sample])
+        metric.evaluate(count)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    print(f'{count} images, {per_image} masks each: {before:.0f} MiB with the annotations, at most {peak:.0f} MiB\n')
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--ann', required=True, help='COCO-format annotation file with polygons')
-    parser.add_argument('--img', required=True, help='folder of its pictures')
+    parser.add_argument('--img', required=True, help='folder of its images')
     parser.add_argument('--rounds', type=int, default=3)
-    parser.add_argument('--pictures', type=int, default=1000, help='for the evaluation')
-    parser.add_argument('--detections', type=int, default=100, help='per picture, for the evaluation')
+    parser.add_argument('--images', type=int, default=1000, help='for the evaluation; fivefold for its memory')
+    parser.add_argument('--detections', type=int, default=100, help='of an image, for the evaluation')
+    parts = ['memory', 'pipeline', 'time']
+    parser.add_argument('--parts', nargs='+', default=parts, choices=parts)
     args = parser.parse_args()
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
+    os.environ['RAYON_NUM_THREADS'] = '1'  # hotcoco's
     logging.disable(logging.WARNING)
-    time_pipeline(args.ann, args.img, args.rounds)
-    time_evaluation(args.ann, args.pictures, args.detections, args.rounds)
+    if 'memory' in args.parts:  # first: the peak is that of the whole process
+        measure_memory(args.ann, 5 * args.images, args.detections)
+    if 'pipeline' in args.parts:
+        time_pipeline(args.ann, args.img, args.rounds)
+    if 'time' in args.parts:
+        time_evaluation(args.ann, args.images, args.detections, args.rounds)
 
 
 if __name__ == '__main__':

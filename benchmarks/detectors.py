@@ -1,52 +1,49 @@
 """Whole detectors beside torchvision's, and mmdetection 3's where it is at hand: training steps and inference.
 
     python benchmarks/detectors.py [--models faster_rcnn mask_rcnn retinanet] [--device cpu|cuda] [--amp] [--json FILE]
-    python benchmarks/detectors.py --parts whole --size 800 1216 --pictures 1 --repeats 5
+    python benchmarks/detectors.py --parts whole --size 800 1216 --images 1 --repeats 5
     python benchmarks/detectors.py --parts detection --threads 1 --clock cpu     for a machine that others use too
     python benchmarks/detectors.py --mmdet3 PATHS      mmdetection 3 of that PYTHONPATH, in a process of its own
 
 All sides take turns in each round; the figures are medians. They have the same weights (torchvision's, random, with
-outputs spread so that dozens of objects are found), pictures and objects. Next to torchvision ours runs
+outputs spread so that dozens of objects are found), images and objects. Next to torchvision ours runs
 configs/torchvision, with its rules and numbers; next to mmdetection the recipe of the same name.
 
-- training: pictures in; preprocessing, losses, gradients, SGD step.
+- training: images in; preprocessing, losses, gradients, SGD step.
 - memory: what the forward pass of a training step keeps for its backward pass, weights not counted.
-- inference: pictures in; boxes, scores, labels and, of Mask R-CNN, what each library gives: torchvision float pictures
-  (D, 1, H, W), mmdetection bool pictures, ours COCO run lengths. `+ RLE` brings the others' to run lengths too.
+- inference: images in; boxes, scores, labels and, of Mask R-CNN, what each library gives: torchvision float images
+  (D, 1, H, W), mmdetection bool images, ours COCO run lengths. `+ RLE` brings the others' to run lengths too.
 
 Two parts: `whole` is R-50-FPN; `detection` has given maps of 256 channels in the place of backbone and FPN, and heads
 16 channels wide (the first convolution 1x1), so that anchors, assignment, sampling, losses, proposals, RoIAlign, NMS
-and post-processing remain. Of it are also counted the operators called (each is a launch on a GPU; views are not
+and post-processing remain. Counted there are also the operators called (each is a launch on a GPU; views are not
 counted), those that make the host wait for a GPU, and the tensors made from numbers on the host (each a copy to a GPU).
 
 Where the sides differ: torchvision freezes its norms' scale and shift (`FrozenBatchNorm2d`), the others train them in
-eval mode; torchvision gets float pictures and its resizing inside the model is taken out; mask targets come from
+eval mode; torchvision gets float images and its resizing inside the model is taken out; mask targets come from
 polygons here, from bitmaps in the others, as their pipelines give them.
 """
 
 import argparse
-import contextlib
-import importlib
 import json
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections import Counter, OrderedDict, defaultdict
-from collections.abc import Callable
+from collections import Counter, OrderedDict
 from pathlib import Path
 
-os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 ROOT = Path(__file__).resolve().parent.parent
 SERVING = '--serve' in sys.argv  # the process of mmdetection 3, whose package has our name
 if not SERVING:
-    sys.path[1:1] = [str(ROOT), str(ROOT / 'tests')]
+    sys.path.insert(1, str(ROOT))
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from common import Clock, add_options, bitmaps, data_of, machine, made_up_batch, parser_of, polygon_data, table
+from stages import Stopwatch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -60,161 +57,28 @@ MODELS = {
     'retinanet': ('retinanet_resnet50_fpn', 'retinanet/retinanet_r50_fpn_1x',
                   'retinanet/retinanet_r50_fpn_1x_coco'),
 }  # fmt: skip
-# What is timed by itself: stage -> methods (from the model) and functions (module:name).
-STAGES = {
-    'ours': {
-        'preprocessing': ['data_preprocessor.forward'],
-        'anchors': ['rpn_head.anchor_generator', 'bbox_head.anchor_generator'],
-        'assign, sample': ['rpn_head.sample', 'bbox_head.sample',
-                           'mmdet.models.roi_heads.standard_roi_head:sample_rois'],
-        'losses': ['rpn_head.loss', 'bbox_head.loss', 'roi_head.bbox_head.loss', 'roi_head.mask_head.loss'],
-        'mask targets': ['mmdet.models.roi_heads.standard_roi_head:mask_targets_of'],
-        'proposals': ['rpn_head.predict'],
-        'RoIAlign': ['roi_head.bbox_roi_extractor.forward', 'roi_head.mask_roi_extractor.forward'],
-        'heads': ['rpn_head.forward', 'bbox_head.forward', 'roi_head.bbox_head.forward', 'roi_head.mask_head.forward'],
-        'post-processing': ['roi_head.predict', 'bbox_head.predict'],
-        'masks out': ['mmdet.models.roi_heads.standard_roi_head:masks_of'],
-    },
-    'torchvision': {
-        'preprocessing': ['transform.forward'],
-        'anchors': ['rpn.anchor_generator.forward', 'anchor_generator.forward'],
-        'assign, sample': ['rpn.assign_targets_to_anchors', 'rpn.fg_bg_sampler', 'proposal_matcher',
-                           'roi_heads.select_training_samples'],
-        'losses': ['rpn.compute_loss', 'compute_loss', 'torchvision.models.detection.roi_heads:fastrcnn_loss',
-                   'torchvision.models.detection.roi_heads:maskrcnn_loss'],
-        'mask targets': ['torchvision.models.detection.roi_heads:project_masks_on_boxes'],
-        'proposals': ['rpn.filter_proposals', 'rpn.box_coder.decode'],
-        'RoIAlign': ['roi_heads.box_roi_pool.forward', 'roi_heads.mask_roi_pool.forward'],
-        'heads': ['rpn.head.forward', 'head.forward', 'roi_heads.box_head.forward', 'roi_heads.box_predictor.forward',
-                  'roi_heads.mask_head.forward', 'roi_heads.mask_predictor.forward'],
-        'post-processing': ['roi_heads.postprocess_detections', 'postprocess_detections'],
-        'masks out': ['transform.postprocess'],
-    },
-    'mmdetection': {
-        'preprocessing': ['data_preprocessor.forward'],
-        'anchors': ['rpn_head.get_anchors', 'rpn_head.prior_generator.grid_priors', 'bbox_head.get_anchors',
-                    'bbox_head.prior_generator.grid_priors'],
-        'assign, sample': ['rpn_head.get_targets', 'bbox_head.get_targets', 'roi_head.bbox_assigner.assign',
-                           'roi_head.bbox_sampler.sample'],
-        'losses': ['rpn_head.loss_by_feat', 'bbox_head.loss_by_feat', 'roi_head.bbox_head.loss_and_target',
-                   'roi_head.mask_head.loss_and_target'],
-        'mask targets': ['roi_head.mask_head.get_targets'],
-        'proposals': ['rpn_head.predict_by_feat'],
-        'RoIAlign': ['roi_head.bbox_roi_extractor.forward', 'roi_head.mask_roi_extractor.forward'],
-        'heads': ['rpn_head.forward', 'bbox_head.forward', 'roi_head.bbox_head.forward', 'roi_head.mask_head.forward'],
-        'post-processing': ['roi_head.bbox_head.predict_by_feat', 'bbox_head.predict_by_feat'],
-        'masks out': ['roi_head.mask_head.predict_by_feat'],
-    },
-}  # fmt: skip
 
 
-class Pyramid(nn.Module):
-    """Maps of 256 channels in the place of backbone and FPN, learnable so that gradients reach them."""
-
-    def __init__(self, args, finest: int):
-        super().__init__()
-        height, width = (-(-side // 32) * 32 for side in args.size)
-        generator = torch.Generator().manual_seed(0)
-        self.maps = nn.ParameterList()
-        for level in range(5):
-            size = [-(-side // (finest * 2**level)) for side in (height, width)]
-            coarse = torch.randn(args.pictures, 256, *(-(-side // 3) for side in size), generator=generator)
-            self.maps.append(F.interpolate(coarse, size, mode='bilinear'))
-
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        return tuple(self.maps)
-
-
-class NamedPyramid(nn.Module):
-    """The same as torchvision's backbones give it."""
-
-    out_channels = 256
-
-    def __init__(self, args, finest: int, names: list[str]):
-        super().__init__()
-        self.body = Pyramid(args, finest)
-        self.names = names
-
-    def forward(self, images: Tensor) -> OrderedDict:
-        return OrderedDict(zip(self.names, self.body.maps))
-
-
-def made_up_batch(args) -> dict:
-    """Blurred noise, and boxes with elliptic outlines: what is seen changes nothing but how much is found."""
-    random = np.random.default_rng(0)
-    height, width = args.size
-    generator = torch.Generator().manual_seed(0)
-    coarse = torch.rand(args.pictures, 3, height // 16, width // 16, generator=generator)
-    images = (F.interpolate(coarse, (height, width), mode='bicubic').clamp(0, 1) * 255).to(torch.uint8)
-    boxes, labels, outlines = [], [], []
-    angle = np.linspace(0, 2 * np.pi, 24, endpoint=False)
-    for _ in range(args.pictures):
-        centre, size = random.uniform(0.2, 0.8, (args.objects, 2)), random.uniform(0.05, 0.4, (args.objects, 2))
-        corners = np.concatenate([centre - size / 2, centre + size / 2], 1) * ([width, height] * 2)
-        boxes.append(corners.clip(0, [width, height] * 2).astype(np.float32))
-        labels.append(random.integers(0, NUM_CLASSES, args.objects))
-        outlines.append([
-            np.stack([(a + c + (c - a) * np.cos(angle)) / 2, (b + d + (d - b) * np.sin(angle)) / 2], 1)
-            for a, b, c, d in boxes[-1]
-        ])
-    return dict(images=images, boxes=boxes, labels=labels, outlines=outlines)
-
-
-def bitmaps(outlines: list[np.ndarray], height: int, width: int) -> np.ndarray:
-    from pycocotools import mask as coco_mask
-
-    rles = [coco_mask.frPyObjects([outline.ravel().tolist()], height, width) for outline in outlines]
-    return np.stack([coco_mask.decode(rle)[..., 0] for rle in rles])
-
-
-def data_of(batch: dict, args, masks_of: Callable) -> dict:
-    """The batch as the loader of ours and of mmdetection 3 gives it; `masks_of` makes their masks of outlines."""
-    from mmengine.structures import InstanceData
-
-    from mmdet.structures import DetDataSample
-
-    size = tuple(args.size)
-    samples = []
-    for i, (boxes, labels, outlines) in enumerate(zip(batch['boxes'], batch['labels'], batch['outlines'])):
-        sample = DetDataSample(metainfo=dict(img_id=i, img_shape=size, ori_shape=size, scale_factor=(1.0, 1.0)))
-        sample.gt_instances = InstanceData(
-            bboxes=torch.from_numpy(boxes), labels=torch.from_numpy(labels), masks=masks_of(outlines, *size)
-        )
-        sample.ignored_instances = InstanceData(bboxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.int64))
-        samples.append(sample.to(args.device) if SERVING else sample)
-    return dict(inputs=list(batch['images']), data_samples=samples)
-
-
-def encode(masks: Tensor) -> list[dict]:
-    from pycocotools import mask as coco_mask
-
-    return [coco_mask.encode(np.asfortranarray(mask)) for mask in masks.cpu().numpy().view(np.uint8)]
+# -- the sides -------------------------------------------------------------------------------------------------------
 
 
 class Side:
-    """One library's model and what is measured of it; `run(name)` of the jobs 'training', 'inference', '+ RLE'."""
+    """One library's model and what is measured of it: `run(job)` of the jobs 'training', 'inference', '+ RLE'.
 
-    def __init__(self, name: str, net: nn.Module, args):
-        self.name, self.net, self.args = name, net.to(args.device), args
+    A subclass has `losses()` and `detections()`, `run_lengths(detections)`, which turns their masks into COCO run
+    lengths, and `labels_of(detection)`.
+    """
+
+    def __init__(self, name: str, net: nn.Module, args: argparse.Namespace):
+        self.name, self.net, self.args, self.clock = name, net.to(args.device), args, Clock(args)
         self.without_gradients = torch.inference_mode
         if args.channels_last:
             net.to(memory_format=torch.channels_last)
         trained = [p for key, p in net.named_parameters() if p.requires_grad and '.maps.' not in key]
         self.optimizer = torch.optim.SGD(trained, lr=0.0, momentum=0.9, weight_decay=1e-4)
 
-    def losses(self) -> Tensor:
-        raise NotImplementedError
-
-    def detections(self) -> list:
-        raise NotImplementedError
-
-    def run_lengths(self, detections: list) -> None:
-        """Bring the masks of `detections` to COCO run lengths."""
-        raise NotImplementedError
-
     def run(self, job: str):
-        device = self.args.device
-        amp = torch.autocast(device, enabled=self.args.amp)
+        amp = torch.autocast(self.args.device, enabled=self.args.amp)
         torch.manual_seed(0)
         if job == 'training':
             self.net.train()
@@ -237,18 +101,9 @@ class Side:
         self.optimizer.step()
         self.net.zero_grad()
 
-    def wait(self) -> None:
-        if self.args.device == 'cuda':
-            torch.cuda.synchronize()
-
     def time(self, job: str) -> float:
         """Milliseconds of one run."""
-        now = time.process_time if self.args.clock == 'cpu' else time.perf_counter
-        self.wait()
-        start = now()
-        self.run(job)
-        self.wait()
-        return (now() - start) * 1e3
+        return self.clock.time(lambda: self.run(job))
 
     def memory(self) -> dict[str, float]:
         """Megabytes (2**20 bytes) that a training step's forward pass keeps for its backward pass; on CUDA also what
@@ -294,35 +149,17 @@ class Side:
 
     def stages(self, job: str) -> dict[str, float]:
         """Milliseconds by stage of one run, each without the stages inside it."""
-        watch = Stopwatch(self.wait, time.process_time if self.args.clock == 'cpu' else time.perf_counter)
-        with contextlib.ExitStack() as stack:
-            watch.wrap(stack, self, 'backward', 'backward')
-            watch.wrap(stack, self, 'update', 'SGD step')
-            for stage, paths in STAGES[self.name].items():
-                for path in paths:
-                    owner, attribute = self._place(path)
-                    if owner is not None:
-                        watch.wrap(stack, owner, attribute, stage)
-            watch.start()
+        with Stopwatch(self.clock, self.net, self.name) as watch:
+            watch.wrap(self, 'backward', 'backward')
+            watch.wrap(self, 'update', 'SGD step')
             self.run(job)
-            return watch.stop()
-
-    def _place(self, path: str):
-        """The object that holds the method or function of a path; None where the model lacks the part."""
-        if ':' in path:
-            module, _, attribute = path.partition(':')
-            return importlib.import_module(module), attribute
-        *parents, attribute = path.split('.')
-        owner = self.net
-        for parent in parents:
-            owner = getattr(owner, parent, None)
-        return (owner if parents or hasattr(owner or self.net, attribute) else None), attribute
+        return watch.spent
 
 
 class Ours(Side):
     """This project's; with SERVING mmdetection 3's, whose models are called alike."""
 
-    def __init__(self, name: str, net: nn.Module, data: dict, args):
+    def __init__(self, name: str, net: nn.Module, data: dict, args: argparse.Namespace):
         super().__init__(name, net, args)
         self.data = data
 
@@ -343,7 +180,7 @@ class Ours(Side):
 
 
 class Torchvision(Side):
-    def __init__(self, net: nn.Module, batch: dict, args):
+    def __init__(self, net: nn.Module, batch: dict, args: argparse.Namespace):
         super().__init__('torchvision', net, args)
         self.images = [image.float() / 255 for image in batch['images']]
         self.targets = [
@@ -370,6 +207,12 @@ class Torchvision(Side):
         return found['labels']
 
 
+def encode(masks: Tensor) -> list[dict]:
+    from pycocotools import mask as coco_mask
+
+    return [coco_mask.encode(np.asfortranarray(mask)) for mask in masks.cpu().numpy().view(np.uint8)]
+
+
 class Calls(TorchDispatchMode):
     """Counts operators, those a GPU makes the host wait for, and tensors made of numbers on the host."""
 
@@ -381,16 +224,13 @@ class Calls(TorchDispatchMode):
     def __init__(self):
         super().__init__()
         self.seen = Counter(operators=0, waits=0, host_tensors=0)
-        self.names: Counter = Counter()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
         is_view = any(r.alias_info is not None and not r.alias_info.is_write for r in func._schema.returns)
         self.seen['host_tensors'] += name == 'lift_fresh'
-        if not is_view and name not in self.NO_LAUNCH:
-            self.seen['operators'] += 1
-            self.names[name] += 1
+        self.seen['operators'] += not is_view and name not in self.NO_LAUNCH
         self.seen['waits'] += name in self.WAITING or self._reads_mask(name, args)
         return out
 
@@ -403,49 +243,29 @@ class Calls(TorchDispatchMode):
         return masks and (name == 'index' or args[2].numel() != 1)
 
 
-class Stopwatch:
-    """Time spent in wrapped functions, each without those wrapped inside it."""
+# -- the models ------------------------------------------------------------------------------------------------------
 
-    def __init__(self, wait: Callable, now: Callable):
-        self.wait, self.now = wait, now
-        self.open: list[str] = []
-        self.spent: dict[str, float] = defaultdict(float)
 
-    def wrap(self, stack: contextlib.ExitStack, owner, attribute: str, stage: str) -> None:
-        """Time `owner.attribute` as `stage` until `stack` is closed."""
-        inside = vars(owner).get(attribute, stack)  # what to put back; the stack stands for nothing
-        function = getattr(owner, attribute)
+class Pyramid(nn.Module):
+    """Maps of 256 channels in the place of backbone and FPN, learnable so that gradients reach them.
 
-        def timed(*args, **kwargs):
-            self._turn()
-            self.open.append(stage)
-            try:
-                return function(*args, **kwargs)
-            finally:
-                self._turn()
-                self.open.pop()
+    With `names`, a dict of them, as torchvision's backbones give it.
+    """
 
-        if isinstance(function, nn.Module):  # a child must stay a module
-            owner, attribute, function, inside = function, 'forward', function.forward, stack
-        object.__setattr__(owner, attribute, timed)
-        stack.callback(
-            lambda: object.__delattr__(owner, attribute) if inside is stack else setattr(owner, attribute, inside)
-        )
+    out_channels = 256
 
-    def _turn(self) -> None:
-        self.wait()
-        now = self.now()
-        self.spent[self.open[-1]] += (now - self.last) * 1e3
-        self.last = now
+    def __init__(self, args: argparse.Namespace, finest: int, names: list[str] | None = None):
+        super().__init__()
+        height, width = (-(-side // 32) * 32 for side in args.size)
+        generator = torch.Generator().manual_seed(0)
+        self.maps, self.names = nn.ParameterList(), names
+        for level in range(5):
+            size = [-(-side // (finest * 2**level)) for side in (height, width)]
+            coarse = torch.randn(args.images, 256, *(-(-side // 3) for side in size), generator=generator)
+            self.maps.append(F.interpolate(coarse, size, mode='bilinear'))
 
-    def start(self) -> None:
-        self.open = ['the rest']
-        self.wait()
-        self.last = self.now()
-
-    def stop(self) -> dict[str, float]:
-        self._turn()
-        return dict(self.spent)
+    def forward(self, images: Tensor) -> tuple[Tensor, ...] | OrderedDict:
+        return OrderedDict(zip(self.names, self.maps)) if self.names else tuple(self.maps)
 
 
 def thin(cfg: dict, part: str) -> dict:
@@ -465,20 +285,16 @@ def thin(cfg: dict, part: str) -> dict:
     return cfg
 
 
-def build_ours(file: Path, part: str, state: dict, args) -> nn.Module:
+def build_ours(file: Path, part: str, state: dict, args: argparse.Namespace) -> nn.Module:
     """The model of a config of ours or, when SERVING, of mmdetection 3."""
-    from mmengine.config import Config
+    from mmengine.config import Config, ConfigDict
 
     from mmdet.registry import MODELS as REGISTRY
 
     cfg = thin(Config.fromfile(file, lazy_import=False).model.to_dict(), part)
     if 'eps' in cfg['backbone']['norm_cfg']:
         cfg['backbone']['norm_cfg']['eps'] = 1e-5
-    if SERVING:
-        from mmengine.config import ConfigDict
-
-        cfg = ConfigDict(cfg)
-    net = REGISTRY.build(cfg)
+    net = REGISTRY.build(ConfigDict(cfg) if SERVING else cfg)
     if part == 'detection':
         net.backbone, net.neck = Pyramid(args, 8 if 'retina' in file.name else 4), None
         if 'retina' in file.name:
@@ -487,25 +303,42 @@ def build_ours(file: Path, part: str, state: dict, args) -> nn.Module:
         else:
             net.rpn_head.rpn_conv = nn.Conv2d(256, 16, 1)
     missing, unexpected = net.load_state_dict(state, strict=False)
-    missing = [key for key in missing if 'num_batches' not in key]
+    missing = [key for key in missing if 'num_batches' not in key and '.maps.' not in key]  # equal maps everywhere
     assert not missing and not unexpected, (missing, unexpected)
     return net
 
 
-def build_torchvision(name: str, part: str, batch: dict, args) -> nn.Module:
-    """torchvision's model, its outputs spread, its norms and first stage frozen as its recipe has them."""
-    import lively
+def build_torchvision(name: str, part: str, batch: dict, args: argparse.Namespace) -> tuple[nn.Module, dict]:
+    """torchvision's model, its outputs spread, its norms and first stage frozen as its recipe has them.
+
+    Also its weights under our names.
+    """
     from torchvision.models import detection
     from torchvision.models.detection import faster_rcnn, mask_rcnn, retinanet, rpn
     from torchvision.ops.misc import FrozenBatchNorm2d
 
-    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-    images = (batch['images'] / 255 - mean[:, None, None]) / std[:, None, None]
-    height, width = (-(-side // 32) * 32 for side in args.size)
-    images = F.pad(images, (0, width - args.size[1], 0, height - args.size[0]))
-    sizes = [tuple(args.size)] * args.pictures
+    from mmdet.checkpoints import convert
+
+    torch.manual_seed(0)
+    net = getattr(detection, name)(weights=None, weights_backbone=None, num_classes=NUM_CLASSES + 1)
+    net.transform.resize = lambda image, target=None: (image, target)
+    backbone = net.backbone
+    if part == 'detection' and name.startswith('retinanet'):
+        net.backbone = Pyramid(args, 8, ['0', '1', '2', 'p6', 'p7'])
+        net.head = retinanet.RetinaNetHead(16, 9, NUM_CLASSES + 1)
+        for tower in (net.head.classification_head, net.head.regression_head):
+            tower.conv[0][0] = nn.Conv2d(256, 16, 1)
+    elif part == 'detection':
+        net.backbone = Pyramid(args, 4, ['0', '1', '2', '3', 'pool'])
+        net.rpn.head = rpn.RPNHead(16, 3)
+        net.rpn.head.conv[0][0] = nn.Conv2d(256, 16, 1)
+        net.roi_heads.box_head = faster_rcnn.TwoMLPHead(256 * 49, 64)
+        net.roi_heads.box_predictor = faster_rcnn.FastRCNNPredictor(64, NUM_CLASSES + 1)
+        if name.startswith('mask'):
+            net.roi_heads.mask_head = mask_rcnn.MaskRCNNHeads(256, [16] * 4, 1)
+            net.roi_heads.mask_predictor = mask_rcnn.MaskRCNNPredictor(16, 16, NUM_CLASSES + 1)
+    spread_outputs(net, [image / 255 for image in batch['images']])
     if part == 'whole':
-        net = lively.lively_model(name, images, sizes)
         for parent in list(net.backbone.modules()):
             for key, child in list(parent.named_children()):
                 if isinstance(child, nn.BatchNorm2d):
@@ -514,41 +347,63 @@ def build_torchvision(name: str, part: str, batch: dict, args) -> nn.Module:
                     setattr(parent, key, frozen)
         for module in (net.backbone.body.conv1, net.backbone.body.layer1):
             module.requires_grad_(False)
-    else:
-        torch.manual_seed(0)
-        if name.startswith('retinanet'):
-            names = ['0', '1', '2', 'p6', 'p7']
-            head = retinanet.RetinaNetHead(16, 9, NUM_CLASSES + 1)
-            for tower in (head.classification_head, head.regression_head):
-                tower.conv[0][0] = nn.Conv2d(256, 16, 1)
-            net = detection.RetinaNet(NamedPyramid(args, 8, names), NUM_CLASSES + 1, head=head,
-                                      anchor_generator=retinanet._default_anchorgen())
-        else:
-            head = rpn.RPNHead(16, 3)
-            head.conv[0][0] = nn.Conv2d(256, 16, 1)
-            parts = dict(
-                rpn_head=head, box_head=faster_rcnn.TwoMLPHead(256 * 49, 64),
-                box_predictor=faster_rcnn.FastRCNNPredictor(64, NUM_CLASSES + 1),
-            )  # fmt: skip
-            if name.startswith('mask'):
-                parts.update(mask_head=mask_rcnn.MaskRCNNHeads(256, [16] * 4, 1),
-                             mask_predictor=mask_rcnn.MaskRCNNPredictor(16, 16, NUM_CLASSES + 1))
-            kind = detection.MaskRCNN if name.startswith('mask') else detection.FasterRCNN
-            net = kind(NamedPyramid(args, 4, ['0', '1', '2', '3', 'pool']), **parts)
-        with torch.no_grad(), lively.spread_outputs(net.eval(), lively._SPREAD):
-            lively.run(net, images, sizes)
-        if hasattr(net, 'head'):  # as lively_model does: few objects, and never the background
-            logits = net.head.classification_head.cls_logits
-            logits.bias.data -= 5.0
-            logits.bias.data.unflatten(0, (-1, NUM_CLASSES + 1))[:, 0] = -1e4
-    net.transform.resize = lambda image, target=None: (image, target)
-    return net
+    heads = {key: value for key, value in net.state_dict().items() if not key.startswith('backbone.')}
+    state = {**heads, **{f'backbone.{key}': value for key, value in backbone.state_dict().items()}}
+    state = convert(dict(state_dict=state), NUM_CLASSES).state_dict
+    if part == 'detection':
+        state = {key: value for key, value in state.items() if not key.startswith(('backbone.', 'neck.'))}
+    return net, state
+
+
+# Standard deviation of what an output layer of torchvision's models gives.
+SPREAD = {'rpn.head.cls_logits': 2.0, 'rpn.head.bbox_pred': 0.2, 'roi_heads.box_predictor.cls_score': 2.5,
+          'roi_heads.box_predictor.bbox_pred': 0.8, 'roi_heads.mask_predictor.mask_fcn_logits': 2.0,
+          'head.classification_head.cls_logits': 2.0, 'head.regression_head.bbox_reg': 0.2}  # fmt: skip
+
+
+@torch.no_grad()
+def spread_outputs(net: nn.Module, images: list[Tensor]) -> None:
+    """Let random weights find much: norms get the images' statistics, output layers a deviation of `SPREAD`."""
+    norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = 1.0
+        nn.init.uniform_(norm.weight, 0.5, 1.5)
+        nn.init.normal_(norm.bias, std=0.2)
+
+    def spread_once(layer: nn.Module, deviation: float):
+        called = []
+
+        def hook(module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
+            # A layer shared by the pyramid's levels is called on each; the one that spreads most decides.
+            factor = deviation / output.std().clamp(min=1e-12)
+            if not called or factor < 1:
+                module.weight.mul_(factor)
+            if not called:
+                nn.init.normal_(module.bias, std=0.3 * deviation)
+            called.append(True)
+            return module.forward(*inputs)
+
+        return layer.register_forward_hook(hook)
+
+    modules = dict(net.named_modules())
+    hooks = [spread_once(modules[name], deviation) for name, deviation in SPREAD.items() if name in modules]
+    net.eval()
+    for norm in norms:
+        norm.train()
+    net(images)
+    for hook in hooks:
+        hook.remove()
+    if hasattr(net, 'head'):  # few objects, and never the background, which a trained RetinaNet does not predict
+        bias = net.head.classification_head.cls_logits.bias
+        bias -= 5.0
+        bias.unflatten(0, (-1, NUM_CLASSES + 1))[:, 0] = -1e4
+    net.eval()
 
 
 class Mmdetection:
     """A `Side` in another process, whose `mmdet` is mmdetection 3."""
 
-    def __init__(self, paths: str, args):
+    def __init__(self, paths: str, args: argparse.Namespace):
         command = [sys.executable, __file__, '--serve', json.dumps(vars(args))]
         self.process = subprocess.Popen(
             command, env=dict(os.environ, PYTHONPATH=paths), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -570,7 +425,7 @@ class Mmdetection:
         return lambda *args: self.ask(name, *args)
 
 
-def serve(args) -> None:
+def serve(args: argparse.Namespace) -> None:
     """Answer `Mmdetection`: questions and answers are lines of JSON."""
     out = os.fdopen(os.dup(1), 'w')
     os.dup2(2, 1)  # whatever the libraries print is no answer
@@ -581,7 +436,9 @@ def serve(args) -> None:
 
     init_default_scope('mmdet')
     configs = Path(mmdet.__file__).parent / '.mim' / 'configs'
-    data = data_of(made_up_batch(args), args, lambda outlines, h, w: BitmapMasks(bitmaps(outlines, h, w), h, w))
+    batch = made_up_batch(args.images, *args.size, args.objects, NUM_CLASSES)
+    data = data_of(batch, lambda outlines, h, w: BitmapMasks(bitmaps(outlines, h, w), h, w))
+    data['data_samples'] = [sample.to(args.device) for sample in data['data_samples']]
     side = None
     for line in sys.stdin:
         verb, *rest = json.loads(line)
@@ -594,69 +451,50 @@ def serve(args) -> None:
         print(json.dumps(answer), file=out, flush=True)
 
 
-def build_sides(model: str, part: str, batch: dict, peer: Mmdetection | None, args) -> dict:
-    from mmdet.checkpoints import convert
-    from mmdet.structures.masks import PolygonMasks
-
+def build_sides(model: str, part: str, peer: Mmdetection | None, args: argparse.Namespace) -> dict:
     theirs, recipe, their_config = MODELS[model]
-    net = build_torchvision(theirs, part, batch, args)
-    state = convert(dict(state_dict=net.state_dict()), NUM_CLASSES).state_dict
-    data = data_of(batch, args, lambda outlines, h, w: PolygonMasks([[o.ravel()] for o in outlines], h, w))
-    configs = ROOT / 'configs'
+    batch = made_up_batch(args.images, *args.size, args.objects, NUM_CLASSES)
+    net, state = build_torchvision(theirs, part, batch, args)
+    data, configs = polygon_data(batch), ROOT / 'configs'
     sides = {
         'ours': Ours('ours', build_ours(configs / 'torchvision' / f'{theirs}.py', part, state, args), data, args),
         'torchvision': Torchvision(net, batch, args),
     }
     if peer is not None:
-        extra = {}
-        if model == 'retinanet':  # torchvision's P6 starts from P5, mmdetection's from C5
-            shape = (256, 2048, 3, 3)
-            extra = {} if part == 'detection' else {'neck.fpn_convs.3.conv.weight': torch.randn(shape) * 0.01}
-        sides['ours, recipe'] = Ours(
-            'ours', build_ours(configs / f'{recipe}.py', part, {**state, **extra}, args), data, args
-        )
-        peer.build(their_config, part, {**state, **extra})
+        if model == 'retinanet' and part == 'whole':  # torchvision's P6 starts from P5, mmdetection's from C5
+            state = {**state, 'neck.fpn_convs.3.conv.weight': torch.randn(256, 2048, 3, 3) * 0.01}
+        net = build_ours(configs / f'{recipe}.py', part, state, args)
+        sides['ours, recipe'] = Ours('ours', net, data, args)
+        peer.build(their_config, part, state)
         sides['mmdetection'] = peer
     return sides
 
 
-def table(head: list[str], rows: list[list]) -> None:
-    print('\n| ' + ' | '.join(head) + ' |\n|' + '---|' * len(head))
-    for row in rows:
-        print('| ' + ' | '.join(x if isinstance(x, str) else f'{x:.1f}' if x % 1 else f'{x:.0f}' for x in row) + ' |')
-    print(flush=True)
+# -- the tables ------------------------------------------------------------------------------------------------------
 
 
-def measure(model: str, part: str, peer: Mmdetection | None, args) -> dict:
-    sides = build_sides(model, part, made_up_batch(args), peer, args)
+def measure(model: str, part: str, peer: Mmdetection | None, args: argparse.Namespace) -> dict:
+    sides = build_sides(model, part, peer, args)
     jobs = [job for job in ('training', 'inference', '+ RLE') if model == 'mask_rcnn' or job != '+ RLE']
     jobs = [job for job in jobs if job in args.jobs]
-    times = {job: {name: [] for name in sides} for job in jobs}
-    for job in jobs:
-        for _ in range(args.repeats + 1):
-            for name, side in sides.items():
-                times[job][name].append(side.time(job))
-    medians = {job: {name: statistics.median(ms[1:]) for name, ms in by.items()} for job, by in times.items()}
-    report = dict(model=model, part=part, found={n: s.found() for n, s in sides.items()}, ms=medians)
-    heads = {'torchvision': 'ours', 'mmdetection': 'ours, recipe'}
+    report = dict(model=model, part=part, found={n: s.found() for n, s in sides.items()}, ms={})
+    beside = {'torchvision': 'ours', 'mmdetection': 'ours, recipe'}
     rows = []
-    for job, ms in medians.items():
-        ratios = [f'{ms[peer] / ms[own]:.2f}' for peer, own in heads.items() if peer in ms]
+    for job in jobs:
+        rounds = [{name: side.time(job) for name, side in sides.items()} for _ in range(args.repeats + 1)]
+        report['ms'][job] = ms = {name: statistics.median(row[name] for row in rounds[1:]) for name in sides}
+        ratios = [f'{ms[theirs] / ms[own]:.2f}' for theirs, own in beside.items() if theirs in ms]
         rows.append([f'{model} {part} {job}', *(f'{value:.0f}' for value in ms.values()), *ratios])
     if rows:
-        table(['', *(f'{n} ms' for n in sides), *(f'{p} / {o}' for p, o in heads.items() if p in sides)], rows)
+        table(['', *(f'{n} ms' for n in sides), *(f'{p} / {o}' for p, o in beside.items() if p in sides)], rows)
     if 'memory' in args.jobs:
         report['memory'] = by_side = {n: s.memory() for n, s in sides.items()}
-        table(
-            [f'{model} {part} training, MB', *sides],
-            [[kind, *(f'{megabytes[kind]:.0f}' for megabytes in by_side.values())] for kind in by_side['ours']],
-        )
+        rows = [[kind, *(f'{megabytes[kind]:.0f}' for megabytes in by_side.values())] for kind in by_side['ours']]
+        table([f'{model} {part} training, MB', *sides], rows)
     if part == 'detection':
         report['counts'] = {job: {n: s.count(job) for n, s in sides.items()} for job in jobs}
-        table(
-            [f'{model} {part}', *(f'{n}: operators, waits, host tensors' for n in sides)],
-            [[job, *(', '.join(map(str, c.values())) for c in by.values())] for job, by in report['counts'].items()],
-        )
+        rows = [[job, *(', '.join(map(str, c.values())) for c in by.values())] for job, by in report['counts'].items()]
+        table([f'{model} {part}', *(f'{n}: operators, waits, host tensors' for n in sides)], rows)
         report['stages'] = {}
         for job in jobs:
             rounds = [{n: s.stages(job) for n, s in sides.items()} for _ in range(max(args.repeats, 1))]
@@ -664,45 +502,38 @@ def measure(model: str, part: str, peer: Mmdetection | None, args) -> dict:
             report['stages'][job] = by_stage = {
                 stage: {n: statistics.median(r[n].get(stage, 0.0) for r in rounds) for n in sides} for stage in stages
             }
-            table([f'{model} {part} {job}, ms by stage', *sides],
-                  [[stage, *(f'{ms:.1f}' for ms in by.values())] for stage, by in by_stage.items()])
+            rows = [[stage, *(f'{ms:.1f}' for ms in by.values())] for stage, by in by_stage.items()]
+            table([f'{model} {part} {job}, ms by stage', *sides], rows)
     print(f'detections found: {report["found"]}', flush=True)
     return report
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
+    add_options(parser, repeats=3)
     parser.add_argument('--models', nargs='+', default=list(MODELS), choices=list(MODELS))
     parser.add_argument('--parts', nargs='+', default=['whole', 'detection'], choices=['whole', 'detection'])
     parser.add_argument('--jobs', nargs='+', default=['training', 'inference', '+ RLE', 'memory'],
                         choices=['training', 'inference', '+ RLE', 'memory'])
-    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--amp', action='store_true', help='autocast: float16 on CUDA, bfloat16 on CPU')
     parser.add_argument('--channels-last', action='store_true', help='all models in channels_last')
-    parser.add_argument('--pictures', type=int, default=2)
+    parser.add_argument('--images', type=int, default=2)
     parser.add_argument('--size', type=int, nargs=2, default=(800, 1216), metavar=('H', 'W'))
-    parser.add_argument('--objects', type=int, default=10, help='of each picture')
-    parser.add_argument('--repeats', type=int, default=3)
-    parser.add_argument('--threads', type=int, default=torch.get_num_threads())
-    parser.add_argument('--clock', choices=['wall', 'cpu'], default='wall')
+    parser.add_argument('--objects', type=int, default=10, help='of each image')
     parser.add_argument('--mmdet3', metavar='PATHS', help='PYTHONPATH of an environment with mmdetection 3')
     parser.add_argument('--json', help='also write the figures to this file')
     parser.add_argument('--serve', help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.serve:
-        args = argparse.Namespace(**json.loads(args.serve))
-    torch.set_num_threads(args.threads)
     if SERVING:
-        serve(args)
+        serve(argparse.Namespace(**json.loads(args.serve)))
         return
     import torchvision
 
     from mmdet import ops
 
-    machine = torch.cuda.get_device_name() if args.device == 'cuda' else f'CPU, {args.threads} threads'
-    print(f'{machine}, {args.clock} time, torch {torch.__version__}, torchvision {torchvision.__version__}; '
-          f'{args.pictures} x {args.size[0]}x{args.size[1]}, {args.objects} objects each, '
-          f'{"autocast" if args.amp else "float32"}, medians of {args.repeats}\n{ops.describe()}')
+    print(f'{machine(args)}, torchvision {torchvision.__version__}; {args.images} x {args.size[0]}x{args.size[1]}, '
+          f'{args.objects} objects each, {"autocast" if args.amp else "float32"}, medians of {args.repeats}\n'
+          f'{ops.describe()}')
     peer = Mmdetection(args.mmdet3, args) if args.mmdet3 else None
     reports = [measure(model, part, peer, args) for part in args.parts for model in args.models]
     if args.json:

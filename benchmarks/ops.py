@@ -3,20 +3,16 @@
     python benchmarks/ops.py [--device cpu|cuda] [--filter TEXT] [--repeats N] [--json FILE] [--quick]
     python benchmarks/ops.py --threads 1 --clock cpu        processor time, for a machine that others use too
 
-Boxes have centres anywhere in an 800 x 1216 picture and sides of 16 to 500 pixels, uniform in the logarithm.
+Boxes have centres anywhere in an 800 x 1216 image and sides of 16 to 500 pixels, uniform in the logarithm.
 """
 
-import argparse
 import json
-import os
-import statistics
-import time
-
-os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
+from pathlib import Path
 
 import numpy as np
 import torch
 import torchvision
+from common import Clock, add_options, machine, parser_of
 
 from mmdet import ops
 from mmdet.ops.roi_align import map_levels
@@ -135,30 +131,10 @@ def mask_cases(device: str, quick: bool):
            lambda: ops.masks._plain_paste(masks, boxes, HEIGHT, WIDTH, 0.5))
 
 
-def measure(first, second, repeats: int, device: str, now) -> tuple[float, float]:
-    """Median milliseconds of both by the clock `now`, run in turns."""
-    def clock(function):
-        if device == 'cuda':
-            torch.cuda.synchronize()
-        start = now()
-        function()
-        if device == 'cuda':
-            torch.cuda.synchronize()
-        return (now() - start) * 1e3
-
-    for _ in range(3 if device == 'cuda' else 1):
-        clock(first), clock(second)
-    times = [(clock(first), clock(second)) for _ in range(repeats)]
-    return statistics.median(t[0] for t in times), statistics.median(t[1] for t in times)
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    parser = parser_of(__doc__)
+    add_options(parser, repeats=None)
     parser.add_argument('--filter', default='', help='only cases whose name contains this')
-    parser.add_argument('--repeats', type=int, default=None)
-    parser.add_argument('--threads', type=int, default=torch.get_num_threads())
-    parser.add_argument('--clock', choices=['wall', 'cpu'], default='wall')
     parser.add_argument('--json', help='also write the figures to this file')
     parser.add_argument('--quick', action='store_true', help='fewer sizes')
     args = parser.parse_args()
@@ -166,22 +142,21 @@ def main() -> None:
         parser.error('the compiled ops are missing: python setup.py build_ext --inplace')
     repeats = args.repeats or (50 if args.device == 'cuda' else 5)
     torch.manual_seed(0)
-    torch.set_num_threads(args.threads)
-    now = dict(wall=time.perf_counter, cpu=time.process_time)[args.clock]
-    print(f'torch {torch.__version__}, torchvision {torchvision.__version__}\n{ops.describe()}\n')
+    clock, warm_up = Clock(args), 3 if args.device == 'cuda' else 1
+    print(f'{machine(args)}, torchvision {torchvision.__version__}\n{ops.describe()}\n')
     print(f'| case | mmdet.ops {args.clock} ms | peer {args.clock} ms | ratio |\n|---|---|---|---|')
     rows = []
     for cases in (roi_align_cases, multiscale_cases, nms_cases, mask_cases):
         for name, ours, theirs in cases(args.device, args.quick):
             if args.filter not in name:
                 continue
-            mine, peer = measure(ours, theirs, repeats, args.device, now)
+            mine, peer = clock.medians(dict(ours=ours, theirs=theirs), repeats, warm_up=warm_up).values()
             rows.append(dict(case=name, mmdet_ms=mine, peer_ms=peer, ratio=peer / mine))
             print(f'| {name} | {mine:.2f} | {peer:.2f} | {peer / mine:.1f} |', flush=True)
     if args.json:
-        with open(args.json, 'w') as file:
-            json.dump(dict(torch=torch.__version__, torchvision=torchvision.__version__, device=args.device,
-                           threads=args.threads, clock=args.clock, build=ops.BUILD, rows=rows), file, indent=1)
+        given = {key: vars(args)[key] for key in ('device', 'threads', 'clock')}
+        versions = dict(torch=torch.__version__, torchvision=torchvision.__version__, build=ops.BUILD)
+        Path(args.json).write_text(json.dumps(dict(versions, **given, rows=rows), indent=1))
 
 
 if __name__ == '__main__':

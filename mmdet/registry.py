@@ -9,10 +9,44 @@ name imports the subpackages that may register it; nothing is imported before th
 1.0
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from mmengine import registry as _root
 from mmengine.registry import Registry
+
+_from_data: set[str] = set()
+_import_or_get = Registry.get
+
+
+def look_up_only(names: Iterable[str]) -> None:
+    """Never import these names, which come from data (JSON, YAML, --cfg-options): a registry holds them or not."""
+    _from_data.update(names)
+
+
+def came_from_data(name: str) -> bool:
+    """Whether `name` is one of `look_up_only`."""
+    return name in _from_data
+
+
+def _get(self: Registry, key: str) -> type | None:
+    """mmengine's lookup, which imports what no registry holds ('os.system'); not so for names that came from data.
+
+    For all registries, because mmengine asks its root ones too (for a `collate_fn`). Can go when a lookup imports
+    nothing.
+    """
+    if key not in _from_data:
+        return _import_or_get(self, key)
+    scope, name = self.split_scope_key(key)
+    registry = self if scope in (None, self.scope) else self._get_root_registry()._search_child(scope)
+    while registry is not None:
+        registry.import_from_location()
+        if name in registry.module_dict:
+            return registry.module_dict[name]
+        registry = registry.parent if scope is None else None
+    return None
+
+
+Registry.get = _get
 
 _PARTS_OF_MODELS = ['mmdet.layers', 'mmdet.models']
 
@@ -31,9 +65,9 @@ TRANSFORMS = _child('TRANSFORMS', ['mmdet.datasets'])
 METRICS = _child('METRICS', ['mmdet.evaluation'])
 HOOKS = _child('HOOKS', ['mmdet.engine.hooks'])
 VISUALIZERS = _child('VISUALIZERS', ['mmdet.visualization'])
-LOG_PROCESSORS = _child('LOG_PROCESSORS', ['mmdet.engine.cpu'])
-OPTIM_WRAPPERS = _child('OPTIM_WRAPPERS', ['mmdet.engine.cpu'])
-LOOPS = _child('LOOPS', ['mmdet.engine.seeding'])
+LOG_PROCESSORS = _child('LOG_PROCESSORS', ['mmdet.engine.log'])
+OPTIM_WRAPPERS = _child('OPTIM_WRAPPERS', ['mmdet.engine.amp'])
+LOOPS = _child('LOOPS', ['mmdet.engine.loops'])
 
 # Nothing of ours lives in these; they exist so that a lookup in scope 'mmdet' reaches mmengine's entries.
 RUNNERS = _child('RUNNERS')
@@ -48,3 +82,12 @@ VISBACKENDS = _child('VISBACKENDS')
 FUNCTIONS = _child('FUNCTIONS')
 INFERENCERS = _child('INFERENCERS')
 STRATEGIES = _child('STRATEGIES')
+
+
+def registered_class(name: str) -> type | None:
+    """What this package, or a user's file, has registered under `name` in any registry; None if nothing."""
+    for registry in (MODELS, TASK_UTILS, DATASETS, TRANSFORMS, METRICS, DATA_SAMPLERS, HOOKS, VISUALIZERS):
+        registry.import_from_location()
+        if name in registry.module_dict:
+            return registry.module_dict[name]
+    return None

@@ -1,4 +1,4 @@
-"""Randomly initialised torchvision detectors that find dozens of objects, and real pictures to show them."""
+"""Randomly initialised torchvision detectors that find dozens of objects, and photographs to feed them."""
 
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchvision.models import detection
 from torchvision.models.detection.image_list import ImageList
 
-# Standard deviation that each output layer gets on the calibration pictures.
+# Standard deviation that each output layer gets on the calibration images.
 _SPREAD = {
     'rpn.head.cls_logits': 2.0,
     'rpn.head.bbox_pred': 0.2,
@@ -92,7 +92,7 @@ def _spread_once(spread: float):
 
 
 def run(model: nn.Module, batch: Tensor, sizes: list[tuple[int, int]]) -> tuple[list[Tensor], list[dict]]:
-    """Proposals (RCNN only) and detections of pictures already normalised: torchvision's own resizing is bypassed."""
+    """Proposals (RCNN only) and detections of images already normalised; torchvision's own resizing is bypassed."""
     features = model.backbone(batch)
     images = ImageList(batch, sizes)
     if hasattr(model, 'roi_heads'):

@@ -1,8 +1,9 @@
-"""A pretended accelerator: tensors that say they are on device 'meta' and compute on the CPU.
+"""An emulated accelerator: tensors that report the device 'meta' and compute on the CPU.
 
 On a machine without a GPU everything runs on one device, and code that mixes host and device tensors passes. Within
 `with OtherDevice() as device:` such a mixture raises as it would with a GPU, and what waits for the device is counted
-in `device.waits` by operator. What depends on ``is_cuda`` is not reached.
+in `device.waits` by operator. Tensors made of numbers or arrays on the host are counted in `device.made`: each is
+copied to the device sooner or later. What depends on ``is_cuda`` is not reached.
 """
 
 from collections import Counter
@@ -22,7 +23,7 @@ MIXING = {'_to_copy', 'copy_'}
 
 
 class DeviceTensor(Tensor):
-    """A tensor of the pretended device around the CPU tensor that holds its data."""
+    """A tensor of the emulated device around the CPU tensor that holds its data."""
 
     @staticmethod
     def __new__(cls, held: Tensor) -> 'DeviceTensor':
@@ -72,7 +73,13 @@ class OtherDevice(TorchDispatchMode):
     def __init__(self):
         super().__init__()
         self.waits: Counter = Counter()
+        self.made = 0
         self.numbers = _FromNumbers(self.waits)
+
+    def clear(self) -> None:
+        """Count from here on."""
+        self.waits.clear()
+        self.made = 0
 
     def __enter__(self):
         self.numbers.__enter__()
@@ -85,6 +92,7 @@ class OtherDevice(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         name = func._schema.name.split('::')[1]
+        self.made += name == 'lift_fresh'
         given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
         there = [isinstance(x, DeviceTensor) for x in given]
         if any(there) and name not in MIXING:

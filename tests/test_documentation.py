@@ -1,4 +1,8 @@
-"""The Python that README and docs print runs as it stands, and the files they name are there."""
+"""The Python that README and docs print runs as it stands, and the files they name are there.
+
+docs/extend shows files of tests/extend, which tests of their own run. `python tests/test_documentation.py` copies the
+files into the pages again after a change.
+"""
 
 import json
 import re
@@ -7,6 +11,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import factories
 import pytest
 import torch
 
@@ -16,34 +21,36 @@ from mmdet.registry import METRICS, MODELS
 from projects.demo.shapes import write_shapes
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = [ROOT / 'README.md', ROOT / 'INSTALL.md', ROOT / 'CONTRIBUTING.md', *sorted(ROOT.glob('docs/*.md'))]
+DOCUMENTS = [*sorted(ROOT.glob('*.md')), *sorted(ROOT.glob('docs/**/*.md')), *sorted(ROOT.glob('projects/**/*.md'))]
+GUIDES = sorted(ROOT.glob('docs/extend/*.md'))
 # A word of each Python block, and where it stands; the tests below run them.
 BLOCKS = {
     'plan_cbn(model)': 'README.md',
     "classes=('apple', 'pear')": 'README.md',
-    'class FilterResponseNorm': 'README.md',
-    "imports=['my_norm']": 'README.md',
     'inference_detector(model': 'README.md',
-    'norm.after(conv, x)': 'cbn.md',
-    "type='CocoMetric'": 'data.md',
-    "type='EMAHook'": 'training.md',
+    'norm.after(conv, x)': 'docs/cbn.md',
+    "type='CocoMetric'": 'docs/data.md',
+    "type='EMAHook'": 'docs/training.md',
 }
 SMALL = [
-    'model.backbone.depth=18', 'model.backbone.init_cfg=None', 'model.neck.in_channels=64,128,256,512',
+    *factories.command_line(factories.RESNET18),
     'model.train_cfg.rpn_proposal.max_per_img=50', 'model.train_cfg.rcnn.sampler.num=16',
     'model.test_cfg.rpn.max_per_img=20', 'train_cfg.max_epochs=1', 'train_dataloader.batch_size=2',
     'train_dataloader.num_workers=0', 'val_dataloader.num_workers=0',
     'train_pipeline.2.scale=96,96', 'test_pipeline.1.scale=96,96',
 ]  # fmt: skip
+BLOCK = re.compile(r'^```python\n(.*?)^```', re.DOTALL | re.MULTILINE)
+# A file's path in a comment, and the block that shows it.
+SHOWN = re.compile(r'^<!-- (\S+\.py) -->\n```python\n(.*?)^```', re.DOTALL | re.MULTILINE)
 
 
-def blocks(path: Path) -> list[str]:
-    return re.findall(r'^```python\n(.*?)^```', path.read_text(), re.DOTALL | re.MULTILINE)
+def with_files(text: str) -> str:
+    """A page whose blocks show the files that the comments before them name."""
+    return SHOWN.sub(lambda shown: f'<!-- {shown[1]} -->\n```python\n{(ROOT / shown[1]).read_text()}```', text)
 
 
 def block(word: str) -> str:
-    path = next(path for path in DOCUMENTS if path.name == BLOCKS[word])
-    (found,) = (text for text in blocks(path) if word in text)
+    (found,) = (text for text in BLOCK.findall((ROOT / BLOCKS[word]).read_text()) if word in text)
     return found
 
 
@@ -73,8 +80,19 @@ def here(tmp_path, monkeypatch) -> Path:
 
 
 def test_every_block_is_run():
-    texts = [text for path in DOCUMENTS for text in blocks(path)]
+    texts = [text for path in DOCUMENTS for text in BLOCK.findall(SHOWN.sub('', path.read_text()))]
     assert [sum(word in text for word in BLOCKS) for text in texts] == [1] * len(BLOCKS)
+
+
+@pytest.mark.parametrize('path', GUIDES, ids=lambda path: path.name)
+def test_a_guide_shows_its_files_as_they_are(path):
+    assert path.read_text() == with_files(path.read_text()), 'run python tests/test_documentation.py'
+
+
+def test_every_extension_is_shown():
+    shown = {name for path in GUIDES for name, _ in SHOWN.findall(path.read_text())}
+    files = {f'tests/extend/{path.name}' for path in (ROOT / 'tests' / 'extend').glob('*.py')}
+    assert shown == files - {'tests/extend/test_extend.py'}
 
 
 def test_cbn_in_a_model_of_ones_own(capsys):
@@ -100,9 +118,7 @@ def test_ones_own_data(shapes, here, monkeypatch, capsys):
         shutil.copytree(shapes / split, folder / 'images', dirs_exist_ok=True)
         (folder / f'{split}.json').write_text(relabelled(shapes, split, ('apple', 'pear')))
     Path('my_data.py').write_text(block("classes=('apple', 'pear')").replace('/path/to/mmdet', str(ROOT)))
-    coco = load_config(ROOT / 'configs/cbn/mask_rcnn_r50_fpn_cbn_buffer3_burnin8_1x.py')
-    coco.model.backbone.update(depth=18, init_cfg=None)
-    coco.model.neck.in_channels = [64, 128, 256, 512]
+    coco = load_config(ROOT / 'configs/cbn/mask_rcnn_r50_fpn_cbn_buffer3_burnin8_1x.py', factories.RESNET18)
     torch.save(dict(state_dict=MODELS.build(coco.model).state_dict()), 'mask_rcnn_trained_on_coco.pth')
     tool('train.py', 'my_data.py', '--work-dir', 'run', '--cfg-options', *SMALL, monkeypatch=monkeypatch)
     printed = capsys.readouterr()
@@ -110,21 +126,6 @@ def test_ones_own_data(shapes, here, monkeypatch, capsys):
     tool('test.py', 'my_data.py', 'run/epoch_1.pth', '--eval', 'bbox', 'segm', '--out', 'found.pkl',
          '--cfg-options', *SMALL, monkeypatch=monkeypatch)  # fmt: skip
     assert 'apple' in ''.join(capsys.readouterr()) and Path('found.pkl').exists()
-
-
-def test_ones_own_norm_layer(shapes, here, monkeypatch):
-    data = here / 'coco'
-    (data / 'annotations').mkdir(parents=True)
-    for split in ('train', 'val'):
-        shutil.copytree(shapes / split, data / f'{split}2017')
-        (data / 'annotations' / f'instances_{split}2017.json').write_text(relabelled(shapes, split, COCO_CLASSES))
-    Path('my_norm.py').write_text(block('class FilterResponseNorm'))
-    Path('config.py').write_text(block("imports=['my_norm']").replace('./configs', str(ROOT / 'configs')))
-    monkeypatch.syspath_prepend(here)
-    tool('train.py', 'config.py', '--work-dir', 'run', '--cfg-options', *SMALL, f'data_root={data}/',
-         monkeypatch=monkeypatch)  # fmt: skip
-    weights = torch.load('run/epoch_1.pth', weights_only=True)['state_dict']
-    assert weights['roi_head.mask_head.convs.0.norm_layer.weight'].shape == (256, 1, 1)
 
 
 def test_what_mmengine_brings(shapes, here, monkeypatch, capsys):
@@ -166,12 +167,17 @@ def test_use_from_python(shapes, here, monkeypatch):
     assert found.bboxes.shape == (len(found), 4) and len(found.masks) == len(found.labels) == len(found.scores)
 
 
-@pytest.mark.parametrize('path', DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize('path', DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_and_named_files_are_there(path):
     text = path.read_text()
     links = [link.split('#')[0] for link in re.findall(r'\]\(([^)\s]+)\)', text) if '://' not in link]
-    folder = '(?:configs|tools|docs|benchmarks|tests)'
+    folder = '(?:configs|tools|docs|benchmarks|projects|tests)'
     named = re.findall(rf'(?<![\w/.-])(?:\./)?({folder}/[\w./-]*\w\.(?:py|sh|md|jpg|png))', text)
     missing = [link for link in links if link and not (path.parent / link).exists()]
     missing += [name for name in named if not (ROOT / name).exists()]
     assert missing == []
+
+
+if __name__ == '__main__':
+    for guide in GUIDES:
+        guide.write_text(with_files(guide.read_text()))

@@ -44,7 +44,7 @@ def imported_rooms(path: Path, package: Path) -> set[str]:
         else:
             continue
         rooms |= {name.split('.')[1] for name in names if name.startswith('mmdet.')}
-        rooms |= {name.split('.')[0] for name in names if name.split('.')[0] in ('tools', 'tests', 'benchmarks', 'projects')}
+        rooms |= {name.split('.')[0] for name in names} & {'tools', 'tests', 'benchmarks', 'projects'}
     return rooms
 
 

@@ -1,4 +1,4 @@
-"""A detector and a data set that train in milliseconds, to exercise the runtime alone."""
+"""A detector and a data set that train in milliseconds, to exercise the engine alone."""
 
 import os
 import random
@@ -70,7 +70,7 @@ class ToyDetector(BaseModel):
 
 @METRICS.register_module(force=True)
 class ToyMetric(BaseMetric):
-    """'mAP': the mean score; the picture ids it saw, for tests of their order."""
+    """'mAP': the mean score; the image ids it saw, for tests of their order."""
 
     def process(self, data_batch, data_samples):
         self.results += [(s['img_id'], float(s['pred_instances']['scores'][0])) for s in data_samples]

@@ -1,95 +1,12 @@
-"""Look at the data as the network will see it: python tools/browse.py CONFIG [--split train|val|test] [--number N]"""
+"""Look at the data as the network sees it: python tools/browse.py CONFIG [--split train|val|test] [--number N]"""
 
-import argparse
 import sys
-from collections import Counter
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from mmdet.cli.parser import Parser
-from mmdet.config.errors import UserError, run_main
-
-SIDES = {'small': 32, 'medium': 96, 'large': float('inf')}  # pixels, where COCO's metric draws the lines
-
-
-def parse_args() -> argparse.Namespace:
-    parser = Parser("Count a data set's objects and draw some of its pictures as they leave the config's pipeline.")
-    parser.add_config_arguments('train_dataloader.dataset.ann_file=mine.json')
-    parser.add_argument('--split', choices=('train', 'val', 'test'), default='train', help='default: %(default)s')
-    parser.add_argument('--number', type=int, default=16, help='pictures to draw (default: %(default)s)')
-    parser.add_argument('--out-dir', default='browse', help='folder of the drawings (default: %(default)s)')
-    parser.add_argument('--seed', type=int, default=0, help='which pictures, and how they are augmented')
-    return parser.parse_args()
-
-
-def table_of_objects(dataset) -> str:
-    """Objects of each class by size, and the pictures they are in."""
-    from terminaltables import AsciiTable
-
-    classes = dataset.metainfo['classes']
-    sizes, pictures, crowds, empty = Counter(), Counter(), 0, 0
-    for index in range(len(dataset)):
-        instances = dataset.get_data_info(index)['instances']
-        objects = [x for x in instances if not x['ignore_flag']]
-        crowds += len(instances) - len(objects)
-        empty += not objects
-        pictures.update({x['bbox_label'] for x in objects})
-        for x in objects:
-            x1, y1, x2, y2 = x['bbox']
-            area = max((x2 - x1) * (y2 - y1), 0)
-            sizes[x['bbox_label'], next(name for name, side in SIDES.items() if area < side**2)] += 1
-    rows = [
-        [name, sum(sizes[label, size] for size in SIDES), *(sizes[label, size] for size in SIDES), pictures[label]]
-        for label, name in enumerate(classes)
-    ]
-    rows.append(['all', *(sum(row[i] for row in rows) for i in range(1, 5)), len(dataset) - empty])
-    table = AsciiTable([['class', 'objects', *(f'{n} boxes' for n in SIDES), 'pictures'], *rows])
-    table.inner_footing_row_border = True
-    table.justify_columns = dict.fromkeys(range(1, 6), 'right')
-    return f'{table.table}\n{len(dataset)} pictures, {empty} of them without objects; {crowds} ignored regions'
-
-
-def main() -> None:
-    args = parse_args()
-
-    import numpy as np
-    from mmengine.registry import init_default_scope
-    from mmengine.runner import set_random_seed
-
-    from mmdet.config.load import check_types, has_mask_head, load_config
-    from mmdet.config.output import check_writable
-    from mmdet.registry import DATASETS
-    from mmdet.visualization.visualizer import draw_instances, write_picture
-
-    if args.number < 0:
-        raise UserError(f'--number {args.number}: 0 or more pictures can be drawn')
-    cfg = load_config(args.config, args.cfg_options)
-    loader = cfg.get(f'{args.split}_dataloader')
-    if loader is None:
-        raise UserError(f'{args.config} has no {args.split}_dataloader')
-    check_types(cfg)
-    check_writable(args.out_dir, '--out-dir')
-    init_default_scope('mmdet')
-    steps = loader.dataset.get('pipeline', ())
-    if steps and not any(step['type'] == 'LoadAnnotations' for step in steps):  # testing does without them
-        steps.insert(1, dict(type='LoadAnnotations', with_bbox=True, with_mask=has_mask_head(cfg)))
-    dataset = DATASETS.build(loader.dataset)
-    print(table_of_objects(dataset))
-
-    set_random_seed(args.seed)
-    chosen = np.random.default_rng(args.seed).permutation(len(dataset))[: args.number]
-    for index in sorted(chosen.tolist()):
-        packed = dataset[index]
-        sample = packed['data_samples']
-        bgr = packed['inputs'].permute(1, 2, 0).numpy()
-        picture = np.ascontiguousarray(bgr[..., ::-1], dtype=np.uint8)  # float with to_float32=True
-        picture = draw_instances(picture, sample.gt_instances, dataset.metainfo['classes'])
-        path = Path(args.out_dir, f'{index:06d}_{Path(sample.img_path).stem}.jpg')
-        write_picture(path, picture)
-        height, width = packed['inputs'].shape[1:]
-        print(f'{path}: {width} x {height} pixels, objects: {len(sample.gt_instances)}')
-
+from mmdet.cli.browse import main
+from mmdet.config.errors import run_main
 
 if __name__ == '__main__':
     run_main(main)

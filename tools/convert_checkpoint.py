@@ -1,7 +1,6 @@
 """Convert a checkpoint of another project: python tools/convert_checkpoint.py IN OUT [--to mmdet3|torchvision]"""
 
 import argparse
-import io
 import re
 import sys
 from pathlib import Path
@@ -45,10 +44,9 @@ def pattern(key: str) -> str:
 
 def main() -> None:
     args = parse_args()
-    import torch
-
-    from mmdet.checkpoints import convert, meta_of, plain_meta, to_torchvision
-    from mmdet.checkpoints.files import WEIGHTS_KEYS, read_checkpoint, read_trusted
+    from mmdet.checkpoints import convert, needs_legacy_options, to_torchvision
+    from mmdet.checkpoints.plain import marked, plain_meta, to_bytes
+    from mmdet.checkpoints.reading import WEIGHTS_KEYS, read_checkpoint, read_trusted
     from mmdet.config.output import check_writable, write_atomically
 
     if Path(args.output).exists():
@@ -63,7 +61,7 @@ def main() -> None:
         raise UserError(f"--num-classes is about torchvision's 91 outputs; {args.input} is {converted.source}")
     if args.to == 'torchvision' and all(key.startswith('backbone.') for key in state):
         raise UserError(f'{args.input} holds a backbone alone ({converted.source}); use --to torchvision-backbone')
-    print(f'recognised: {converted.source}, {len(state)} arrays')
+    print(f'recognised: {converted.source}, {len(state)} arrays, by {converted.evidence}')
     pairs = converted.changed.items()
     for old, new in pairs if args.keys else dict.fromkeys((pattern(old), pattern(new)) for old, new in pairs):
         print(f'  {old} -> {new}')
@@ -73,16 +71,17 @@ def main() -> None:
         print(f'  rows or scale changed: {key}')
     for key, reason in converted.dropped.items():
         print(f'  dropped: {key} ({reason})')
-    meta = plain_meta(meta_of(checkpoint))
+    meta = plain_meta(checkpoint.meta)
+    legacy = needs_legacy_options(checkpoint)
     left = sorted(set(checkpoint) - {*WEIGHTS_KEYS, 'meta'})
     if left and not checkpoint.keys().isdisjoint(WEIGHTS_KEYS):
         print(f'  dropped: {", ".join(left)} (not weights)')
-    if converted.legacy:
+    if legacy:
         meta['conventions'] = 'mmdet1'
         print('  its conventions (x2 - x1 + 1, rounded anchors, ...) are noted in the file: testing applies them')
     if args.to == 'mmdet3':
-        result = dict(meta=dict(meta, converted_from=converted.source), state_dict=state)
-    elif converted.legacy:
+        result = dict(meta=marked(dict(meta, converted_from=converted.source)), state_dict=state)
+    elif legacy:
         raise UserError(f'{args.input} follows the conventions of mmdetection 0.x / 1.x, which torchvision lacks')
     elif args.to == 'torchvision':
         result = to_torchvision(state)
@@ -91,9 +90,7 @@ def main() -> None:
         if len(result) < len(state):
             print(f'  dropped: {len(state) - len(result)} arrays beside the backbone')
     check_writable(Path(args.output).parent, 'OUT')
-    buffer = io.BytesIO()
-    torch.save(result, buffer)
-    write_atomically(args.output, buffer.getvalue())
+    write_atomically(args.output, to_bytes(result))
     print(f'wrote {args.output}')
 
 

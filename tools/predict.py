@@ -1,102 +1,12 @@
-"""Detect in pictures of your own: python tools/predict.py CONFIG CHECKPOINT PICTURE_OR_FOLDER... [--out-dir DIR]"""
+"""Detect in images of your own: python tools/predict.py CONFIG CHECKPOINT IMAGE_OR_FOLDER... [--out-dir DIR]"""
 
-import argparse
-import json
 import sys
-from collections import Counter
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from mmdet.cli.parser import Parser
-from mmdet.config.errors import UserError, at_most, one_line, run_main
-
-PICTURES = {'.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff'}
-
-
-def parse_args() -> argparse.Namespace:
-    parser = Parser('Detect in pictures: draw what is found, and write it in COCO layout.')
-    parser.add_config_arguments('model.test_cfg.rcnn.max_per_img=50')
-    parser.add_argument('checkpoint', help='weights')
-    parser.add_argument('pictures', nargs='+', help='files, or folders to search for pictures')
-    parser.add_argument('--out-dir', default='predictions', help='folder of the results (default: %(default)s)')
-    parser.add_argument('--score-thr', type=float, default=0.3, help='least score shown (default: %(default)s)')
-    parser.add_argument('--device', help='cpu or cuda:0 (default: a GPU where there is one)')
-    return parser.parse_args()
-
-
-def find_pictures(given: list[str], out_dir: Path) -> dict[Path, Path]:
-    """Where each picture's drawing goes; pictures of a folder keep their places below it.
-
-    Raises:
-        UserError: no such file, no picture in a folder, or two drawings in one place.
-    """
-    places: dict[Path, Path] = {}
-    for name in given:
-        path = Path(name)
-        if not path.exists():
-            raise UserError(f'{path}: no such file or folder')
-        found, earlier = [path], {out_dir} - {path, *path.parents}  # drawings of an earlier call
-        if path.is_dir():
-            found = sorted(p for p in path.rglob('*') if p.suffix.lower() in PICTURES and not earlier & {*p.parents})
-            if not found:
-                raise UserError(f'{path}: no picture in this folder ({", ".join(sorted(PICTURES))})')
-        for picture in found:
-            place = out_dir / (picture.relative_to(path) if path.is_dir() else picture.name)
-            if places.setdefault(place, picture) != picture:
-                raise UserError(f'{places[place]} and {picture} would both be drawn to {place}: name them in two calls '
-                                'with an --out-dir each')
-            if place.resolve() == picture.resolve():
-                raise UserError(f'{place} would be overwritten by its drawing: choose another --out-dir')
-    return {picture: place for place, picture in places.items()}
-
-
-def main() -> None:
-    args = parse_args()
-    out_dir = Path(args.out_dir)
-    places = find_pictures(args.pictures, out_dir)
-
-    import torch
-
-    from mmdet.apis import inference_detector, init_detector
-    from mmdet.config.output import check_writable
-    from mmdet.visualization.visualizer import class_name, draw_file
-
-    check_writable(args.out_dir, '--out-dir')
-    device = args.device or ('cuda:0' if torch.cuda.is_available() else 'cpu')
-    model = init_detector(args.config, args.checkpoint, device, args.cfg_options)
-    classes = tuple(model.dataset_meta.get('classes') or ())
-    coco = dict(images=[], annotations=[], categories=[dict(id=i, name=name) for i, name in enumerate(classes, 1)])
-    unread = []
-    for number, (picture, place) in enumerate(places.items(), 1):
-        try:
-            sample = inference_detector(model, picture)
-        except (ValueError, OSError) as error:
-            unread.append(str(picture))
-            print(f'left out: {one_line(error)}', file=sys.stderr)
-            continue
-        found = sample.pred_instances
-        sample.pred_instances = found = found[found.scores >= args.score_thr]
-        draw_file(picture, sample, place, classes, args.score_thr)
-        height, width = sample.ori_shape
-        coco['images'].append(dict(id=number, file_name=str(picture), height=height, width=width))
-        for i, ((x1, y1, x2, y2), score, label) in enumerate(
-            zip(found.bboxes.tolist(), found.scores.tolist(), found.labels.tolist())
-        ):
-            entry = dict(id=len(coco['annotations']) + 1, image_id=number, category_id=label + 1, score=score,
-                         bbox=[x1, y1, x2 - x1, y2 - y1], area=(x2 - x1) * (y2 - y1), iscrowd=0)  # fmt: skip
-            if 'masks' in found:
-                rle = found.masks[i]
-                entry['segmentation'] = dict(size=list(rle['size']), counts=rle['counts'].decode())
-            coco['annotations'].append(entry)
-        counts = Counter(class_name(label, classes) for label in found.labels.tolist())
-        summary = ', '.join(f'{count} {name}' for name, count in counts.most_common()) or 'nothing'
-        print(f'{place}: {summary}')
-    (out_dir / 'predictions.json').write_text(json.dumps(coco))
-    print(f'{out_dir / "predictions.json"}: {len(coco["annotations"])} detections in {len(coco["images"])} pictures')
-    if unread:
-        raise UserError(f'{len(unread)} of {len(places)} files are no readable pictures: {at_most(unread, 3)}')
-
+from mmdet.cli.predict import main
+from mmdet.config.errors import run_main
 
 if __name__ == '__main__':
     run_main(main)

@@ -1,7 +1,6 @@
 """Weights alone, named by their hash: python tools/publish_model.py IN OUT.pth -> OUT-1a2b3c4d.pth"""
 
 import hashlib
-import io
 import sys
 from pathlib import Path
 
@@ -18,20 +17,19 @@ def main() -> None:
     args = parser.parse_args()
     import torch
 
-    from mmdet.checkpoints import meta_of, plain_meta
-    from mmdet.checkpoints.files import read_checkpoint, weights_of
+    from mmdet.checkpoints import read_checkpoint
+    from mmdet.checkpoints.plain import marked, plain_meta, to_bytes
     from mmdet.config.output import check_writable, write_atomically
 
     if args.output.endswith('/'):
         raise UserError(f'{args.output} is a folder; the name of a file is needed')
     checkpoint = read_checkpoint(args.input)
-    state = weights_of(checkpoint)
+    state = checkpoint.weights
     if not state:
         raise UserError(f'{args.input} holds no weights')
     state = {key: value.contiguous() if isinstance(value, torch.Tensor) else value for key, value in state.items()}
-    buffer = io.BytesIO()
-    torch.save(dict(meta=plain_meta(meta_of(checkpoint)), state_dict=state), buffer)
-    data = buffer.getvalue()
+    meta = plain_meta(checkpoint.meta)
+    data = to_bytes(dict(meta=marked(meta) if checkpoint.saved_here else meta, state_dict=state))
     path = f'{args.output.removesuffix(".pth")}-{hashlib.sha256(data).hexdigest()[:8]}.pth'
     check_writable(Path(path).parent, 'OUT')
     write_atomically(path, data)

@@ -1,61 +1,12 @@
 """Train a detector: python tools/train.py CONFIG [--gpus N] [--resume] ..."""
 
-import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from mmdet.cli.parser import Parser, start_processes
+from mmdet.cli.train import main
 from mmdet.config.errors import run_main
-from mmdet.engine.launch import join_processes, leave_processes
-
-
-def parse_args() -> argparse.Namespace:
-    parser = Parser('Train a detector.')
-    parser.add_config_arguments('optim_wrapper.optimizer.lr=0.01')
-    parser.add_process_arguments()
-    parser.add_argument('--work-dir', help='folder of logs and checkpoints (default: work_dirs/CONFIG_NAME)')
-    parser.add_argument('--resume', nargs='?', const=True, default=False, metavar='CHECKPOINT',
-                        help='continue a run: the given checkpoint, or the newest one of the work dir that loads')
-    parser.add_argument('--amp', action='store_true',
-                        help='mixed precision (float16 on GPU, bfloat16 without)')
-    parser.add_argument('--auto-scale-lr', action='store_true',
-                        help="scale the learning rate by batch size / the config's auto_scale_lr.base_batch_size")
-    parser.add_argument('--seed', type=int, help='seed of all randomness (default: a random one, which is logged)')
-    parser.add_argument('--deterministic', action='store_true', help='only algorithms that give the same bits')
-    return parser.parse_args()
-
-
-def main() -> None:
-    args = parse_args()
-    launcher = start_processes(args)
-
-    from mmdet.config.check import check_values
-    from mmdet.config.load import check_types, load_config
-    from mmdet.engine.runner import (
-        build_runner,
-        enter_work_dir,
-        on_rank_0,
-        scale_learning_rate,
-        set_seed,
-        use_amp,
-    )
-
-    cfg = load_config(args.config, args.cfg_options)
-    check_types(cfg)
-    check_values(cfg, training=True)
-    join_processes(launcher, cfg.get('env_cfg'))
-    cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{Path(args.config).stem}'
-    if args.amp:
-        use_amp(cfg)
-    if args.auto_scale_lr:
-        scale_learning_rate(cfg)
-    resume_from = on_rank_0(lambda: enter_work_dir(cfg, args.resume or cfg.get('resume', False)))
-    set_seed(cfg, args.seed, args.deterministic, resume_from)
-    build_runner(cfg, launcher, resume_from).train()
-    leave_processes()
-
 
 if __name__ == '__main__':
     run_main(main)

@@ -1,4 +1,4 @@
-# The method's baseline: no norm in neck and heads, backbone norm fixed. Its siblings differ in norm_cfg alone.
+# Baseline of the method: no norm in neck and heads, backbone norm frozen. The other configs differ in norm_cfg alone.
 _base_ = [
     '../_base_/models/faster_rcnn_r50_fpn.py',
     '../_base_/datasets/coco_detection.py',

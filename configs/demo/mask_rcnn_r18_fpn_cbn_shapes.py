@@ -1,5 +1,5 @@
 # Mask R-CNN, ResNet-18 from scratch, on the generated shapes: Cross-Iteration BatchNorm in neck and heads.
-# 2 processes x 2 pictures; minutes on two CPU cores. Make the data with: python -m projects.demo.shapes data/shapes
+# 2 processes x 2 images; minutes on two CPU cores. Generate the data with: python -m projects.demo.shapes data/shapes
 _base_ = [
     '../_base_/models/mask_rcnn_r50_fpn.py',
     '../_base_/datasets/shapes.py',

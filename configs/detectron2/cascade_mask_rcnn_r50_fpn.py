@@ -1,5 +1,5 @@
-# detectron2's Misc/cascade_mask_rcnn_R_50_FPN; see faster_rcnn_r50_fpn.py. It has one mask head, which is loaded into
-# each of the three here: their mean is what it says alone. Without masks: --cfg-options model.roi_head.mask_head=None
+# detectron2's Misc/cascade_mask_rcnn_R_50_FPN; see faster_rcnn_r50_fpn.py. Its one mask head is loaded into
+# each of the three here, whose mean is then its output. Without masks: --cfg-options model.roi_head.mask_head=None
 _base_ = '../cascade_rcnn/cascade_mask_rcnn_r50_fpn_1x.py'
 
 model = dict(
@@ -20,5 +20,5 @@ model = dict(
         ],
         average='probabilities',
     ),
-    train_cfg=dict(rpn=dict(allowed_border=None)),
+    train_cfg=dict(rpn=dict(allowed_border=None, assigner=dict(min_pos_iou=0, low_quality_to_best_gt=True))),
 )

@@ -1,4 +1,4 @@
-# Needs proposals of both parts of the data, written by an RPN:
+# Needs proposals for train2017 and val2017, written by an RPN:
 #   python tools/test.py configs/rpn/rpn_r50_fpn_1x.py RPN.pth --format-only --cfg-options \
 #     test_evaluator.outfile_prefix=proposals/rpn_r50_fpn_1x_val2017
 _base_ = [

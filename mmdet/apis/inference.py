@@ -10,9 +10,11 @@ from mmengine.dataset import Compose, pseudo_collate
 from mmengine.registry import init_default_scope
 from torch import nn
 
-from mmdet.checkpoints import adapt_config, load_checkpoint
+from mmdet.checkpoints import adapt_config, load_checkpoint, load_pretrained
 from mmdet.config.errors import UserError
-from mmdet.config.load import load_config
+from mmdet.config.load import adopt_vocabulary, load_config
+from mmdet.config.values import names_a
+from mmdet.datasets.transforms import LoadAnnotations
 from mmdet.engine.runner import drop_pretrained, fast_layout
 from mmdet.registry import DATASETS, MODELS
 from mmdet.structures import DetDataSample
@@ -28,7 +30,7 @@ def init_detector(
 
     Args:
         config: a config file or a loaded config.
-        checkpoint: weights; every one must have its place in the model. None keeps random weights.
+        checkpoint: path or address of weights; every one must have its place in the model. None keeps random weights.
         device: 'cpu' or 'cuda:0'.
         cfg_options: dotted keys of the config and their new values.
 
@@ -43,15 +45,16 @@ def init_detector(
         config = load_config(config, cfg_options)
     elif cfg_options:
         raise UserError('cfg_options apply to a config file; change the loaded config itself')
+    else:
+        adopt_vocabulary(config)
     init_default_scope('mmdet')
-    if checkpoint is not None:
-        adapt_config(config, checkpoint)
+    opened = None if checkpoint is None else load_pretrained(checkpoint)
+    if opened is not None:
+        adapt_config(config, opened)
     model_cfg = config.model.to_dict()
     drop_pretrained(model_cfg)
     model = MODELS.build(model_cfg)
-    meta = None
-    if checkpoint is not None:
-        meta = (load_checkpoint(model, checkpoint).get('meta') or {}).get('dataset_meta')
+    meta = None if opened is None else load_checkpoint(model, opened).meta.get('dataset_meta')
     model.cfg = config
     model.dataset_meta = meta or _classes_of(config)
     return fast_layout(model.to(device)).eval()
@@ -94,7 +97,7 @@ def inference_detector(
     single = isinstance(imgs, (str, Path, np.ndarray))
     pictures = [imgs] if single else list(imgs)
     steps = model.cfg.test_dataloader.dataset.pipeline
-    steps = [step for step in steps if step['type'] not in ('LoadAnnotations', 'LoadPanopticAnnotations')]
+    steps = [step for step in steps if not names_a(step, LoadAnnotations)]
     if not steps or not steps[0]['type'].startswith('LoadImage'):
         raise UserError('the test pipeline of the config does not begin with LoadImageFromFile')
     load, rest = Compose(steps[:1]), Compose(steps[1:])

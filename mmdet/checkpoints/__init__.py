@@ -1,25 +1,39 @@
-"""Other projects' weights: recognise, convert, explain (see docs/compatibility.md)."""
+"""The one door for weights: files of this and other projects are opened, recognised, converted, fitted and written.
 
-from mmdet.checkpoints.formats import Converted, convert, meta_of, plain_meta, to_torchvision
+reading.py opens a file, once; formats.py recognises its project (one file each: legacy.py, torchvision.py,
+detectron2.py); fitting.py compares it with a model; load.py does all of this; plain.py is what is written;
+pretrained.py knows addresses. See docs/compatibility.md.
+"""
+
+from mmdet.checkpoints.fitting import fit_weights
+from mmdet.checkpoints.formats import convert
 from mmdet.checkpoints.load import (
     adapt_config,
     backbone_weights,
-    convert_for,
     load_checkpoint,
     needs_legacy_options,
     num_classes_of,
+    weights_for,
+    weights_for_part,
 )
+from mmdet.checkpoints.names import Converted
+from mmdet.checkpoints.pretrained import load_pretrained
+from mmdet.checkpoints.reading import Checkpoint, read_checkpoint
+from mmdet.checkpoints.torchvision import to_torchvision
 
 __all__ = [
+    'Checkpoint',
     'Converted',
     'adapt_config',
     'backbone_weights',
     'convert',
-    'convert_for',
+    'fit_weights',
     'load_checkpoint',
-    'meta_of',
+    'load_pretrained',
     'needs_legacy_options',
     'num_classes_of',
-    'plain_meta',
+    'read_checkpoint',
     'to_torchvision',
+    'weights_for',
+    'weights_for_part',
 ]

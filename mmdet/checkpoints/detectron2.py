@@ -5,11 +5,13 @@ before ratio, and Cascade R-CNN has one mask head where ours has one for each st
 """
 
 import re
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from mmdet.checkpoints.names import Table
+from mmdet.checkpoints.names import Converted, Table, refuse_unknown, rename, together
+from mmdet.config.errors import UserError
 
 _BACKBONE: Table = [
     ('backbone.bottom_up.stem.conv1.norm.{p}', 'backbone.NORM1.{p}'),
@@ -118,6 +120,33 @@ def reorder_anchors(state: dict[str, Tensor], num_scales: int = 3) -> list[str]:
     return touched
 
 
+def convert(state: dict[str, Tensor], meta: dict[str, Any], num_classes: int | None) -> Converted | None:
+    """A detector's weights; None where they are not of detectron2.
+
+    Raises:
+        UserError: a model without FPN, or keys without counterpart.
+    """
+    without_fpn = together(state, ('backbone.stem.conv1.',), ('backbone.res4.', 'roi_heads.res5.'))
+    if without_fpn:
+        raise UserError(f'a detectron2 model without FPN (C4 or DC5), which is not supported: it holds {without_fpn}')
+    parts = ('backbone.fpn_', 'proposal_generator.', 'roi_heads.', 'head.cls_subnet.')
+    evidence = together(state, ('backbone.bottom_up.',), parts)
+    if not evidence:
+        return None
+    dropped = {key: 'not a weight' for key in state if NOT_WEIGHTS.fullmatch(key)}
+    state = {key: value for key, value in state.items() if key not in dropped}
+    renamed = rename(state, table(state))
+    refuse_unknown('our models', renamed.unknown)
+    named = name_norms(renamed.state)
+    new = mask_head_for_each_stage(named)
+    changed = dict(zip(state, named))
+    if new.keys() != named.keys():
+        changed = {old: name.replace('mask_head.', 'mask_head.{0,1,2}.') for old, name in changed.items()}
+    return Converted(new, 'detectron2', evidence, changed, dropped, reorder_anchors(new))
+
+
+# ---------------------------------------------------------------------- caffe2
+
 _CAFFE2 = re.compile(r'(?:res_)?(?P<layer>conv1|res[2-5]_\d+_branch(?:1|2a|2b|2c))_(?P<part>w|[bg]n_\w+)')
 _CAFFE2_PARTS = {
     's': 'weight', 'gamma': 'weight', 'b': 'bias', 'beta': 'bias', 'rm': 'running_mean', 'running_mean': 'running_mean',
@@ -163,3 +192,15 @@ def _caffe2_layer(layer: str, kind: str, place: int) -> str:
     stage, block, branch = layer[3], layer.split('_')[1], layer.rpartition('branch')[2]
     block = f'layer{int(stage) - 1}.{block}'
     return f'{block}.downsample.{place}' if branch == '1' else f'{block}.{kind}{"abc".index(branch[1]) + 1}'
+
+
+def convert_caffe2(state: dict[str, Tensor], meta: dict[str, Any], num_classes: int | None) -> Converted | None:
+    """The same for a backbone with caffe2's names."""
+    evidence = together(state, ('conv1_w',), ('res_conv1_', 'res2_', 'fpn_'))
+    if not evidence:
+        return None
+    weights, dropped = from_caffe2(state)
+    source = 'caffe2 backbone'
+    if 'no part of a backbone' in dropped.values():
+        source = 'backbone of a Caffe2 detector, whose other weights follow older conventions and stay out'
+    return Converted({f'backbone.{key}': value for key, value in weights.items()}, source, evidence, {}, dropped)

@@ -10,8 +10,11 @@ from typing import Any
 from mmengine.config import Config
 from torch import Tensor
 
-from mmdet.checkpoints.names import Table
-from mmdet.config.load import has_mask_head
+from mmdet.checkpoints.classes import background_last
+from mmdet.checkpoints.names import Converted, Table, rename
+from mmdet.checkpoints.plain import is_marked
+from mmdet.config.errors import at_most
+from mmdet.config.values import predicted_fields
 from mmdet.registry import MODELS
 
 TABLE: Table = [
@@ -37,14 +40,46 @@ TEST_RCNN = dict(mask_paste='resize')
 _CBN_EPS = 1e-5
 
 
-def is_legacy(state: dict[str, Tensor], meta: dict[str, Any]) -> bool:
-    """RoI heads stand at the top, or (RPN, RetinaNet) `meta` names the version."""
+def recognise(state: dict[str, Tensor], meta: dict[str, Any]) -> str | None:
+    """What shows that the weights follow these conventions; None where nothing does.
+
+    `meta` names the version, or says that `tools/convert_checkpoint.py` has renamed the keys. A file without it is
+    known by an R-CNN's head at the top whose outputs, of these shapes, count the background.
+    """
     version = str(meta.get('mmdet_version', ''))
-    return (
-        meta.get('conventions') == 'mmdet1'
-        or any(key.startswith(('bbox_head.fc_', 'bbox_head.0.', 'mask_head.')) for key in state)
-        or ('mmcv_version' in meta and version.startswith(('0.', '1.')))
-    )
+    if meta.get('conventions') == 'mmdet1':
+        return 'conventions=mmdet1 in its meta'
+    if is_marked(meta):
+        return None
+    if version:
+        old = 'mmcv_version' in meta and version.startswith(('0.', '1.'))
+        return f'mmdet_version={version} in its meta' if old else None
+    for head in ('bbox_head', 'bbox_head.0'):
+        keys = [f'{head}.{layer}.weight' for layer in ('shared_fcs.0', 'fc_cls', 'fc_reg')]
+        if state.keys() >= set(keys) and not any(key.startswith('roi_head.') for key in state):
+            _, classes, deltas = (state[key].shape for key in keys)
+            agnostic = deltas[0] == 4 and 'rpn_head.rpn_cls.weight' in state
+            if deltas[1:] == classes[1:] and (agnostic or deltas[0] == 4 * classes[0]):
+                return f'{at_most(keys)} and their shapes'
+    return None
+
+
+def convert(state: dict[str, Tensor], meta: dict[str, Any], num_classes: int | None) -> Converted | None:
+    """A detector's weights; None where they are not of these versions."""
+    evidence = recognise(state, meta)
+    if not evidence:
+        return None
+    version = meta.get('mmdet_version', '0.x / 1.x')
+    changed: dict[str, str] = {}
+    reordered: list[str] = []
+    if any(key.startswith(('bbox_head.fc_', 'bbox_head.0.', 'mask_head.')) for key in state):
+        renamed = rename(state, TABLE)
+        state, changed = renamed.state, renamed.changed
+        reordered = background_last(state)
+    else:
+        state = dict(state)
+    reordered += move_eps_inside(state)
+    return Converted(state, f'mmdetection {version}', evidence, changed, {}, reordered)
 
 
 def move_eps_inside(state: dict[str, Tensor]) -> list[str]:
@@ -72,7 +107,7 @@ def apply_options(cfg: Config) -> dict[str, Any]:
     _walk(cfg.model, 'model', changed)
     test_cfg = cfg.model.get('test_cfg') or {}
     for key, options in (('rpn', TEST_RPN), ('rcnn', TEST_RCNN)):
-        if test_cfg.get(key) is not None and (key == 'rpn' or has_mask_head(cfg)):
+        if test_cfg.get(key) is not None and (key == 'rpn' or 'masks' in (predicted_fields(cfg.model) or ())):
             _set(test_cfg[key], options, f'model.test_cfg.{key}', changed)
     for key in ('test_dataloader', 'test_evaluator', 'val_dataloader', 'val_evaluator'):
         if cfg.get(key) is not None:

@@ -1,4 +1,4 @@
-"""Two spellings of the same state-dict keys, and renaming from either to the other.
+"""What the files of foreign projects share: recognising them by their keys, and renaming these.
 
 A table is a list of pairs of patterns. ``{n}`` stands for a number, ``{p}`` for a name without dots, ``{rest}`` for
 anything; the same field has the same value on both sides.
@@ -8,7 +8,12 @@ anything; the same field has the same value on both sides.
 """
 
 import re
+from collections.abc import Iterable
 from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from mmdet.config.errors import UserError, at_most
 
 _FIELDS = {'n': r'\d+', 'p': r'\w+', 'rest': r'.+'}
 
@@ -21,6 +26,49 @@ class Renamed(NamedTuple):
     state: dict[str, Any]
     changed: dict[str, str]
     unknown: list[str]
+
+
+class Converted(NamedTuple):
+    """Weights under our names.
+
+    source: what the file was recognised as, and `evidence` by what; changed: old -> new name of the renamed keys;
+    dropped: keys left out, each with its reason; reordered: our keys whose rows (classes, channels) were moved.
+    """
+
+    state_dict: dict[str, Tensor]
+    source: str
+    evidence: str = ''
+    changed: dict[str, str] = {}
+    dropped: dict[str, str] = {}
+    reordered: list[str] = []
+
+    def summary(self) -> str:
+        """One line for the log."""
+        done = [f'{len(self.state_dict)} arrays']
+        for count, what in (
+            (len(self.changed), 'keys renamed'),
+            (len(self.reordered), 'output layers reordered'),
+            (len(self.dropped), 'keys dropped'),
+        ):
+            if count:
+                done.append(f'{count} {what}')
+        return f'{self.source}, recognised by {self.evidence}: {", ".join(done)}'
+
+
+def together(keys: Iterable[str], *groups: tuple[str, ...]) -> str | None:
+    """One key that begins like a member of each group; None unless every group has one, since one key proves nothing.
+
+    >>> together(['conv1_w', 'res2_0_branch2a_w'], ('conv1_',), ('res2_', 'res_conv1_'))
+    'conv1_w with res2_0_branch2a_w'
+    """
+    found = [next((key for key in keys if key.startswith(group)), None) for group in groups]
+    return ' with '.join(found) if all(found) else None
+
+
+def refuse_unknown(project: str, keys: list[str]) -> None:
+    """Raise UserError where keys have no counterpart in `project`."""
+    if keys:
+        raise UserError(f'{len(keys)} keys have no counterpart in {project}: {at_most(keys)}')
 
 
 def reverse(table: Table) -> Table:

@@ -6,9 +6,11 @@ is ever called. Can go when mmengine saves plain containers.
 """
 
 import pickle
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
+
+from mmdet.checkpoints.plain import from_plain
 
 _NAMES = [
     'mmengine.logging.history_buffer.HistoryBuffer',
@@ -33,23 +35,15 @@ class _StandIn:
         pass
 
 
-def read_without_history(path: str) -> dict | None:
+def read_without_history(file: BinaryIO) -> dict | None:
     """State dict and meta of a Runner's file; None where it asks for any other name, or torch is older than 2.6."""
+    file.seek(0)
     try:
         with torch.serialization.safe_globals([(_StandIn, name) for name in _NAMES]):
-            checkpoint = torch.load(path, map_location='cpu', weights_only=True)
+            checkpoint = torch.load(file, map_location='cpu', weights_only=True)
     except (pickle.UnpicklingError, TypeError, AttributeError, RuntimeError):
         return None
     if not isinstance(checkpoint, dict) or 'state_dict' not in checkpoint:
         return None
     meta = checkpoint.get('meta')
-    return dict(meta=_plain(meta) if isinstance(meta, dict) else {}, state_dict=checkpoint['state_dict'])
-
-
-def _plain(value: Any) -> Any:
-    """Without the stand-ins inside."""
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items() if not isinstance(v, _StandIn)}
-    if isinstance(value, (list, tuple)):
-        return type(value)(_plain(v) for v in value if not isinstance(v, _StandIn))
-    return value
+    return dict(meta=from_plain(meta, _StandIn) if isinstance(meta, dict) else {}, state_dict=checkpoint['state_dict'])

@@ -1,8 +1,17 @@
 """torchvision.models.detection: Faster R-CNN, Mask R-CNN and RetinaNet with a ResNet-FPN, both directions."""
 
+from typing import Any
+
 from torch import Tensor
 
-from mmdet.checkpoints.names import Table, rename
+from mmdet.checkpoints.classes import (
+    add_background_column,
+    background_first,
+    background_last,
+    drop_background_column,
+)
+from mmdet.checkpoints.names import Converted, Table, refuse_unknown, rename, reverse, together
+from mmdet.config.errors import UserError
 
 _PREFIX: Table = [('backbone.body.{rest}', 'backbone.{rest}')]
 
@@ -83,3 +92,55 @@ def table(ours: bool, keys) -> Table:
     v2 = ('roi_head.bbox_head.shared_convs.0.conv.weight' if ours else 'roi_heads.box_head.0.0.weight') in keys
     rpn = _RPN + (_RPN_CONVS if two_convs else _RPN_ONE_CONV)
     return _FPN + rpn + (_ROI_V2 if v2 else []) + _ROI + _PREFIX
+
+
+def convert(state: dict[str, Tensor], meta: dict[str, Any], num_classes: int | None) -> Converted | None:
+    """A detector's weights; None where they are not of torchvision."""
+    parts = ('backbone.fpn.', 'rpn.head.', 'roi_heads.', 'head.classification_head.')
+    evidence = together(state, ('backbone.body.',), parts)
+    if not evidence:
+        return None
+    given = set(state)
+    state = modern_keys(state)
+    renamed = rename(state, table(False, state))
+    new = dict(renamed.state)
+    refuse_unknown('our models', renamed.unknown)
+    reordered = background_last(new, num_classes)
+    kind = 'Faster R-CNN'
+    if 'bbox_head.retina_reg.weight' in new:
+        kind = 'RetinaNet'
+        reordered += drop_background_column(new, len(new['bbox_head.retina_reg.weight']) // 4, num_classes)
+    elif 'roi_head.mask_head.upsample.weight' in new:
+        kind = 'Mask R-CNN'
+    changed = {old: name for old, name in renamed.changed.items() if old in given}
+    return Converted(new, f'torchvision {kind}', evidence, changed, {}, reordered)
+
+
+def to_torchvision(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Our weights of Faster R-CNN, Mask R-CNN or RetinaNet under torchvision's names, background first.
+
+    The model to load them has ``num_classes=C + 1``.
+
+    Raises:
+        UserError: names keys that have no place there.
+    """
+    state = dict(state)
+    if any(key.startswith('roi_head.bbox_head.0.') for key in state):
+        raise UserError('torchvision has no Cascade R-CNN')
+    background_first(state)
+    if 'bbox_head.retina_reg.weight' in state:
+        add_background_column(state, len(state['bbox_head.retina_reg.weight']) // 4)
+    renamed = rename(state, reverse(table(True, state)))
+    refuse_unknown('torchvision', renamed.unknown)
+    return renamed.state
+
+
+def convert_backbone(state: dict[str, Tensor], meta: dict[str, Any], num_classes: int | None) -> Converted | None:
+    """The same for a ResNet that classifies."""
+    evidence = together(state, ('conv1.weight',), ('layer1.0.conv1.weight',))
+    if not evidence:
+        return None
+    dropped = {key: 'ImageNet classifier' for key in state if key.startswith('fc.')}
+    changed = {key: f'backbone.{key}' for key in state if key not in dropped}
+    new = {name: state[key] for key, name in changed.items()}
+    return Converted(new, 'ResNet backbone (torchvision names)', evidence, changed, dropped)

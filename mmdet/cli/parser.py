@@ -1,18 +1,22 @@
-"""What the command lines of the tools have in common; a mistake in one is a `UserError` like any other."""
+"""What the command lines have in common; a mistake in one is a `UserError` like any other.
+
+Neither torch nor mmengine is imported here: a process that only starts others waits for nothing.
+"""
 
 import argparse
 import ast
 import os
-from typing import NoReturn
+from collections.abc import Sequence
+from typing import Any, NoReturn
 
-from mmdet.config.errors import UserError, one_line, suggest
-from mmdet.engine.launch import LAUNCHERS, check_gpus, is_spawned, spawn
+from mmdet.config.errors import UserError, suggest
+from mmdet.engine.launch import LAUNCHERS, is_spawned, spawn
 
 # Options of mmdetection's tools that these have not.
 _ABSENT = {
     '--tta': 'There is no test-time augmentation here: tta_model and tta_pipeline of a config have no effect.',
-    '--show': 'Pictures are drawn into files: --show-dir FOLDER.',
-    '--wait-time': 'Pictures are drawn into files: --show-dir FOLDER.',
+    '--show': 'Images are drawn into files: --show-dir FOLDER.',
+    '--wait-time': 'Images are drawn into files: --show-dir FOLDER.',
 }
 
 
@@ -30,29 +34,8 @@ class Parser(argparse.ArgumentParser):
 
     def add_config_arguments(self, example: str) -> None:
         """CONFIG and --cfg-options."""
-        from mmengine.config import DictAction
-
-        class KeyValues(DictAction):
-            @staticmethod
-            def _parse_iterable(text):
-                if text.startswith(('{', '[', '(')):
-                    try:
-                        return ast.literal_eval(text)
-                    except (SyntaxError, ValueError):
-                        if '{' in text:
-                            raise ValueError(f'{text} is no Python value (strings in it need quotes)') from None
-                return DictAction._parse_iterable(text)  # [a,b] without quotes, numbers, words
-
-            def __call__(self, parser, namespace, values, option_string=None):
-                for pair in values:
-                    try:
-                        super().__call__(parser, namespace, [pair], option_string)
-                    except (AssertionError, SyntaxError, ValueError) as error:
-                        reason = one_line(error) if '=' in pair else 'KEY=VALUE is needed'
-                        parser.error(f'--cfg-options {pair}: {reason}')
-
         self.add_argument('config', help='a config file')
-        self.add_argument('--cfg-options', nargs='+', action=KeyValues, default={}, metavar='KEY=VALUE',
+        self.add_argument('--cfg-options', nargs='+', action=_KeyValues, default={}, metavar='KEY=VALUE',
                           help=f'change the config, e.g. {example}')
 
     def add_process_arguments(self) -> None:
@@ -64,6 +47,64 @@ class Parser(argparse.ArgumentParser):
         self.add_argument('--local_rank', '--local-rank', help=argparse.SUPPRESS)  # of torch.distributed.launch
 
 
+class _KeyValues(argparse.Action):
+    def __call__(self, parser, namespace, values: Sequence[str], option_string=None) -> None:
+        options = dict(getattr(namespace, self.dest))
+        for pair in values:
+            key, equals, text = pair.partition('=')
+            if not equals:
+                parser.error(f'--cfg-options {pair}: KEY=VALUE is needed')
+            try:
+                options[key] = parse_value(text)
+            except ValueError as error:
+                parser.error(f'--cfg-options {pair}: {error}')
+        setattr(namespace, self.dest, options)
+
+
+def parse_value(text: str) -> Any:
+    """A value as it is typed: a Python literal, or as mmengine reads it, whose words need no quotes.
+
+    Raises:
+        ValueError: brackets that do not match, or braces that are not a Python literal.
+
+    >>> parse_value('1333,800'), parse_value('[a,(b,2)]'), parse_value("{'k': [1e-3, None]}"), parse_value('true')
+    ([1333, 800], ['a', ('b', 2)], {'k': [0.001, None]}, True)
+    """
+    text = text.strip()
+    if text.startswith(('{', '[', '(')):
+        try:
+            return ast.literal_eval(text)
+        except (SyntaxError, ValueError, MemoryError, RecursionError):
+            if '{' in text:
+                raise ValueError(f'{text} is not a Python value (strings in it need quotes)') from None
+    text = text.strip('\'"')
+    inner = text[1:-1] if text.startswith(('[', '(')) and text.endswith((']', ')')) else text
+    if inner is text and ',' not in text:
+        return _scalar(text)
+    parts, depth = [''], 0
+    for letter in inner:
+        depth += (letter in '[(') - (letter in '])')
+        if depth < 0 or depth > 50:
+            break
+        if letter == ',' and depth == 0:
+            parts.append('')
+        else:
+            parts[-1] += letter
+    if depth:
+        raise ValueError(f'the brackets of {text} do not match')
+    values = [parse_value(part) for part in parts if part.strip()]
+    return tuple(values) if text.startswith('(') else values
+
+
+def _scalar(text: str) -> int | float | bool | str | None:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    return {'true': True, 'false': False, 'none': None if text == 'None' else text}.get(text.lower(), text)
+
+
 def start_processes(args: argparse.Namespace) -> str:
     """Run this command in ``args.gpus`` processes, where nobody else does; returns the launcher to join them by.
 
@@ -71,7 +112,8 @@ def start_processes(args: argparse.Namespace) -> str:
     """
     if args.local_rank is not None:
         os.environ.setdefault('LOCAL_RANK', args.local_rank)
-    check_gpus(args.gpus)
+    if args.gpus < 1:
+        raise UserError(f'--gpus {args.gpus}: at least 1 process is needed')
     if args.launcher == 'none':
         spawn(args.gpus)
     return 'pytorch' if is_spawned() else args.launcher

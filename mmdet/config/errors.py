@@ -1,4 +1,8 @@
-"""A user's mistake ends in one clear line; this is where that line is made and printed."""
+"""A user's mistake ends in one clear line; this is where that line is made and printed.
+
+Exit statuses: 0 done; 2 a mistake in what was asked for (one line); 1 anything else: a bug with its traceback, or a
+state of the machine that a later try may not meet (one line: disk full, a lost process); 128 + N ended by signal N.
+"""
 
 import atexit
 import difflib
@@ -16,17 +20,22 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import FrameType
 
-EXIT_USER_ERROR = 2
 SPAWNED = 'MMDET_SPAWNED'  # set in processes that `launch.spawn` started: the folder for their reports
 
-# What a person's input can cause: shown as one line. Anything else is our bug and keeps its traceback.
-_USER_ERRORS = (ValueError, FileNotFoundError)
-# What the system says in full without naming a file.
-_SPEAKING = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EROFS)
+# What the machine refuses whatever the program does; the system's words and the file's name say it all.
+_REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EROFS, errno.EACCES,
+            errno.EPERM, errno.EIO)  # fmt: skip
 
 
 class UserError(ValueError):
-    """Something the user asked for cannot be done; the message names the value, the place and the remedy."""
+    """Something the user asked for cannot be done; the message names the value, the place and the remedy.
+
+    It alone becomes one line. Whoever checks what a person wrote (a config, a command line, a data file) raises it.
+    """
+
+
+class MissingFile(UserError, FileNotFoundError):
+    """A file that the user named is not there."""
 
 
 class Interrupted(Exception):
@@ -78,7 +87,7 @@ def run_main(main: Callable[[], None]) -> None:
 
     Of several processes one is heard, whether all meet a mistake or rank 3 alone: `launch.spawn` chooses among their
     reports. Under another launcher rank 0 speaks at once and the others a few seconds later, when that launcher will
-    have ended them. MMDET_DEBUG=1 adds the traceback.
+    have ended them. MMDET_DEBUG=1 adds the traceback of a mistake.
     """
     try:
         main()
@@ -94,12 +103,13 @@ def run_main(main: Callable[[], None]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
     except Exception as error:
-        explained = explain(error)
-        text = f'error: {explained or one_line(error)}'
-        if explained is None or os.environ.get('MMDET_DEBUG') == '1':
+        mistake = mistake_in(error)
+        line = mistake or _state_of_the_machine(error)
+        text = f'error: {line or _hint(error) or one_line(error)}'
+        if line is None or os.environ.get('MMDET_DEBUG') == '1':
             text = traceback.format_exc() + text
         _report(text, _lost_peer(error))
-        _leave(EXIT_USER_ERROR if explained else 1)
+        _leave(2 if mistake else 1)
     if _has_peers():
         # Now and then a thread of gloo outlives its group, and aborts when it meets an interpreter that is going down.
         atexit._run_exitfuncs()
@@ -135,51 +145,51 @@ def _lost_peer(error: BaseException) -> bool:
         re.search(r'Connection (closed|reset|refused)|[Gg]loo|NCCL|Broken pipe', str(error)))
 
 
-def explain(error: BaseException) -> str | None:
-    """One line for a user's mistake, None for what looks like a bug."""
-    if isinstance(error, OSError) and error.errno is not None:
-        return _system_error(error)
-    if isinstance(error, _USER_ERRORS):
-        return _foreign_class(error) + one_line(error)
+def mistake_in(error: BaseException) -> str | None:
+    """One line for a mistake in what was asked for; None for anything else."""
+    if isinstance(error, UserError):
+        return one_line(error)
     if unknown_type(error):
         name, registry = unknown_type(error)
-        return f'unknown type {name!r} ({registry}).{suggest(name, registered_names(registry))}'
-    if isinstance(error, (TypeError, KeyError, AttributeError, AssertionError)) and _built(error):
-        return _wrong_config(error, *_built(error))
-    if isinstance(error, ImportError) and _built(error):  # TensorBoard, Weights & Biases
+        return unknown_type_text(name, f' ({registry})', registered_names(registry))
+    if isinstance(error, TypeError) and _built(error):
+        return _wrong_option(error, *_built(error)) or _no_type(error)
+    return _no_type(error)
+
+
+def _state_of_the_machine(error: BaseException) -> str | None:
+    """One line for what another try, or another machine, may not meet; None for anything else."""
+    if isinstance(error, OSError) and error.errno in _REFUSED:
+        return ': '.join(map(str, filter(None, (error.strerror, error.filename))))
+    # torch.multiprocessing's
+    if isinstance(error, OSError) and any(f.f_code.co_name == 'rebuild_storage_fd' for f in _frames(error)):
+        return (f"the connection to a data loader's worker is lost ({error.strerror}): it has ended, or its files in "
+                f'{tempfile.gettempdir()} were removed. --resume continues from the last checkpoint')
+    if isinstance(error, ImportError) and error.name is None and _built(error):  # said by hand: what is to be installed
         return f'{_built(error)[0].__name__}: {one_line(error)}'
     if _lost_peer(error):
         return f'lost the connection to another process, which has ended: {one_line(error)[:200]}'
     if isinstance(error, RuntimeError) and 'DataLoader worker (pid' in str(error):
         return (f'{one_line(error).split(". ")[0].rstrip(".")}. Often the machine ran out of memory: lower num_workers '
                 'or batch_size of the dataloader; --resume continues from the last checkpoint')
-    if isinstance(error, RuntimeError) and re.search(r'expected input.* channels|mat1 and mat2 shapes', str(error)):
-        return f'{_model_part(error)} gets features of another size than its options say: {one_line(error)}'
+    return None
+
+
+def _hint(error: BaseException) -> str | None:
+    """What a traceback is likely to mean, where that is known."""
     if isinstance(error, MemoryError):
         return f'out of memory: {one_line(error)}'
     if type(error).__name__ == 'OutOfMemoryError':
         return (f'out of GPU memory: {one_line(error).split(". ")[0]}. Use a smaller '
-                'train_dataloader.batch_size or smaller pictures')
-    if isinstance(error, RuntimeError) and _built(error):
-        return _wrong_config(error, *_built(error))
+                'train_dataloader.batch_size or smaller images')
+    if isinstance(error, RuntimeError) and re.search(r'expected input.* channels|mat1 and mat2 shapes', str(error)):
+        return f'{_model_part(error)} gets features of another size than its options say: {one_line(error)}'
+    if _built(error):
+        built, options = _built(error)
+        given = [f'{k}={v!r}' for k, v in options.items() if isinstance(v, (bool, int, float, str, list, tuple))]
+        return (f'{built.__name__} cannot be built from these options: {type(error).__name__}: {one_line(error)}. '
+                f'Given were {at_most((text for text in given if len(text) < 60), 8)}')
     return None
-
-
-def _system_error(error: OSError) -> str | None:
-    """What the system refused, and for which file; None where neither it nor the reason tells a person anything."""
-    if error.filename is not None or error.errno in _SPEAKING:
-        return ': '.join(map(str, filter(None, (error.strerror, error.filename))))
-    if any(frame.f_code.co_name == 'rebuild_storage_fd' for frame in _frames(error)):  # torch.multiprocessing
-        return (f"the connection to a data loader's worker is lost ({error.strerror}): it has ended, or its files in "
-                f'{tempfile.gettempdir()} were removed. --resume continues from the last checkpoint')
-    return None
-
-
-def _foreign_class(error: BaseException) -> str:
-    """'SGD: ' where a library's class refused an option without saying whose; ours do."""
-    *_, frame = _frames(error) if error.__traceback__ else [None]
-    ours = frame is None or isinstance(error, UserError) or frame.f_globals.get('__name__', '').startswith('mmdet.')
-    return '' if ours or not _built(error) else f'{_built(error)[0].__name__}: '
 
 
 def _frames(error: BaseException) -> Iterator[FrameType]:
@@ -200,27 +210,55 @@ def _built(error: BaseException) -> tuple[Callable, dict] | None:
     """The innermost class that was being built from the config when the error was raised, and its options."""
     # mmengine's function
     builds = [frame.f_locals for frame in _frames(error) if frame.f_code.co_name == 'build_from_cfg']
-    return (builds[-1]['obj_cls'], builds[-1]['args']) if builds and 'obj_cls' in builds[-1] else None
+    builds = [names for names in builds if names.get('obj_cls') is not None]  # found already
+    return (builds[-1]['obj_cls'], builds[-1]['args']) if builds else None
 
 
-def _wrong_config(error: BaseException, built: Callable, options: dict) -> str:
-    wrong_call = r'.*__init__\(\) (got an unexpected keyword argument|missing \d+ required .*:) (.*)'
-    option = re.match(wrong_call, one_line(error))
-    if option is None:
-        given = [f'{k}={v!r}' for k, v in options.items() if isinstance(v, (bool, int, float, str, list, tuple))]
-        return (f'{built.__name__} cannot be built from these options: {type(error).__name__}: {one_line(error)}. '
-                f'Given were {at_most((text for text in given if len(text) < 60), 8)}')
-    what, which = option.groups()
+def _no_type(error: BaseException) -> str | None:
+    """A line about a part of the config that is no dict with a type, which mmengine met when it was to be built."""
+    *_, innermost = _frames(error) if error.__traceback__ else [None]
+    if getattr(innermost, 'f_code', None) is None or innermost.f_code.co_name != 'build_from_cfg':
+        return None
+    cfg = innermost.f_locals.get('cfg')
+    inside = f' inside {_built(error)[0].__name__}' if _built(error) else ''
+    if isinstance(error, KeyError) and 'type' not in (cfg or {}):
+        return f'a part of the config{inside} has no type; its keys are {at_most(map(str, cfg or ()))}'
+    if isinstance(error, TypeError) and not isinstance(cfg, dict):
+        return f'a part of the config{inside} is {cfg!r}; dict(type=...) is needed'
+    return None
+
+
+def _wrong_option(error: TypeError, built: Callable, options: dict) -> str | None:
+    """A line about an option that the class, or one that it is based on, does not know or lacks."""
+    call = re.match(r"(\S+)\(\) (got an unexpected|missing \d+ required) .*?('.*)", one_line(error))
+    if call is None:
+        return None
+    name, what, which = call.groups()
+    bases = [base.__name__ for base in getattr(built, '__mro__', [built])]
+    if name.removesuffix('.__init__').rpartition('.')[2] not in bases:
+        return None  # a call inside the constructor is wrong, not the config
     if what.startswith('missing'):
         return f'{built.__name__}: the config lacks {which}'
+    if which.strip("'") not in options:
+        return None
     hint = suggest(which.strip("'"), inspect.signature(built).parameters)
     return f'{built.__name__}: the config gives an unknown option {which}' + (f'.{hint}' if hint else '')
 
 
 def unknown_type(error: BaseException) -> tuple[str, str] | None:
     """(type, registry) of mmengine's KeyError about a type that no registry holds."""
-    missing = re.match(r'(\S+) is not in the \S+?::(\S+) registry', one_line(error))
+    missing = re.match(r'(\S+) is not in the \S+?::(.+?) registry', one_line(error))
     return missing.groups() if isinstance(error, KeyError) and missing else None
+
+
+def unknown_type_text(name: str, place: str, known: Iterable[str]) -> str:
+    """A line about a type that no registry holds."""
+    from mmdet.registry import came_from_data
+
+    if '.' in name and came_from_data(name):
+        return (f'unknown type {name!r}{place}: JSON and YAML configs and --cfg-options name registered types alone; a '
+                'Python config may name any class')
+    return f'unknown type {name!r}{place}.{suggest(name, known)}'
 
 
 def registered_names(registry_name: str | None = None) -> set[str]:

@@ -7,10 +7,13 @@ copied elsewhere. Everything here can go when ``Config.fromfile`` does these che
 
 import ast
 import difflib
+import importlib.util
 import inspect
 import os
 import re
+import sys
 from collections.abc import Iterator
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,10 @@ from mmengine.config import Config
 from mmengine.registry import Registry
 from mmengine.runner import Runner
 
-from mmdet.config.errors import UserError, at_most, one_line, suggest
+from mmdet.config.data_files import SUFFIXES, check_data, check_placeholders, configs_are_read
+from mmdet.config.errors import UserError, at_most, one_line, say, suggest, unknown_type_text
+from mmdet.config.mmdet3 import KEYS_OF_2X, adopt
+from mmdet.config.values import walk
 
 # Read by the Runner besides its parameters, or by our tools.
 _TOOL_KEYS = {
@@ -30,14 +36,6 @@ _HELPER_KEYS = {
     'backend_args', 'base_batch_size', 'classes', 'data_root', 'dataset_type', 'img_norm_cfg', 'img_scale',
     'img_scales', 'max_epochs', 'metainfo', 'norm_cfg', 'num_classes', 'test_pipeline', 'train_pipeline',
     'val_pipeline', 'vis_backends',
-}  # fmt: skip
-# mmdetection 2.x's keys, which nothing reads, and what took their place. Some may be variables of a config.
-_KEYS_OF_2X = {
-    'data': 'train_dataloader, val_dataloader and test_dataloader', 'optimizer': 'optim_wrapper',
-    'checkpoint_config': 'default_hooks.checkpoint', 'dist_params': 'env_cfg.dist_cfg',
-    'evaluation': 'val_evaluator and train_cfg.val_interval', 'log_config': 'default_hooks.logger',
-    'lr_config': 'param_scheduler', 'optimizer_config': 'optim_wrapper.clip_grad', 'resume_from': '--resume',
-    'runner': 'train_cfg', 'total_epochs': 'train_cfg.max_epochs', 'workflow': 'train_cfg and val_cfg',
 }  # fmt: skip
 RUN_KEYS = (set(inspect.signature(Runner.__init__).parameters) - {'self', 'cfg'}) | _TOOL_KEYS
 
@@ -58,22 +56,77 @@ def load_config(path: str | Path, cfg_options: dict[str, Any] | None = None) -> 
     path = str(path)
     _check_files(path)
     try:
-        # lazy_import=False: mmengine takes any config that imports os or math for a lazy one.
-        cfg = Config.fromfile(path, lazy_import=False)
-    except ImportError as error:
-        first: BaseException = error
-        while first.__context__ is not None:
-            first = first.__context__
-        raise UserError(f'{path}: custom_imports: {one_line(first)}. Python looks in the folder of this project and in '
-                        'those of PYTHONPATH') from error
+        with configs_are_read():
+            # lazy_import=False: mmengine takes any config that imports os or math for a lazy one.
+            cfg = Config.fromfile(path, lazy_import=False, import_custom_modules=False,
+                                  use_environment_variables=not path.endswith(SUFFIXES))
+    except UserError as error:
+        raise UserError(f'{path}: {error}') from error
     except Exception as error:
         place = _place(error) or f'{path}: '
         raise UserError(f'{place}{type(error).__name__}: {one_line(error)}') from error
+    _import_custom(cfg.get('custom_imports'), path)
     _check_keys(cfg, path)
     if cfg_options:
         _apply_options(cfg, cfg_options)
     cfg.setdefault('default_scope', 'mmdet')
+    adopt_vocabulary(cfg)
     return cfg
+
+
+def adopt_vocabulary(cfg: Config) -> None:
+    """Drop what mmdetection's configs may write and has one meaning here; raises UserError for another meaning."""
+    for key in cfg:
+        adopt(cfg[key], key)
+
+
+_custom: dict[str, str] = {}  # name of each module that a config's folder or the working folder had, and its file
+
+
+def _import_custom(custom: dict | None, path: str) -> None:
+    """Import what ``custom_imports`` names, from the config's folder, the working folder, or where Python looks.
+
+    Both folders stay in sys.path, for what those files import themselves and for processes that unpickle it.
+
+    Raises:
+        UserError: no such module. An error inside a module is left as it is.
+    """
+    if not custom:
+        return
+    if not isinstance(custom, dict) or not set(custom) <= {'imports', 'allow_failed_imports'}:
+        raise UserError(f"{path}: custom_imports={custom!r} must be dict(imports=['my_module'])")
+    folders = [os.path.dirname(os.path.abspath(path)), os.getcwd()]
+    sys.path += [folder for folder in dict.fromkeys(folders) if folder not in sys.path]
+    names = custom.get('imports') or []
+    for name in [names] if isinstance(names, str) else names:
+        try:
+            _import_nearest(name.partition('.')[0], folders, path)
+            importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name is None or not f'{name}.'.startswith(f'{error.name}.'):
+                raise  # something that the module imports
+            text = f'{path}: custom_imports: there is no module {name!r} in {" or ".join(folders)}, nor in PYTHONPATH'
+            if not custom.get('allow_failed_imports'):
+                raise UserError(text) from error
+            say(text)
+
+
+def _import_nearest(name: str, folders: list[str], path: str) -> None:
+    """Import a module of `folders`, if there is one, before Python finds another one of that name elsewhere."""
+    spec = PathFinder.find_spec(name, folders)
+    if spec is None or spec.origin is None:
+        return
+    if _custom.get(name, spec.origin) != spec.origin:
+        raise UserError(f'{path}: custom_imports: {name} is {spec.origin} here, and {_custom[name]} has been imported '
+                        'under that name; rename one of them')
+    if name not in sys.modules:
+        _custom[name] = spec.origin
+        module = sys.modules[name] = importlib.util.module_from_spec(spec)
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[name], _custom[name]
+            raise
 
 
 def _place(error: BaseException) -> str:
@@ -99,17 +152,18 @@ def _check_files(path: str, chain: tuple[str, ...] = ()) -> None:
     resolved = os.path.abspath(path)
     if resolved in chain:
         raise UserError(f'{path}: the _base_ files form a circle: {" -> ".join((*chain, resolved))}')
-    if not path.endswith('.py'):
-        if not path.endswith(('.json', '.yml', '.yaml')):
-            raise UserError(f'{path}: a config is a .py, .json or .yaml file')
-        return
+    if not path.endswith(('.py', *SUFFIXES)):
+        raise UserError(f'{path}: a config is a .py, .json or .yaml file')
     try:
-        tree = ast.parse(Path(path).read_text(encoding='utf-8'), filename=path)
+        text = Path(path).read_text(encoding='utf-8')
+        if not path.endswith('.py'):
+            return check_placeholders(path, text) if chain else None
+        tree = ast.parse(text, filename=path)
     except SyntaxError as error:
-        text = (error.text or '').strip()
-        raise UserError(f'{path} line {error.lineno}: {error.msg}: {text}') from error
+        line = (error.text or '').strip()
+        raise UserError(f'{path} line {error.lineno}: {error.msg}: {line}') from error
     except UnicodeDecodeError as error:
-        raise UserError(f'{path} is no text in UTF-8: {error.reason} at byte {error.start}') from error
+        raise UserError(f'{path} is not a text in UTF-8: {error.reason} at byte {error.start}') from error
     for base in _bases(tree, path):
         if '::' in base:
             raise UserError(f'{path}: _base_ {base!r} names a config of another package; copy that config '
@@ -143,10 +197,10 @@ def _near(key: str, known: set[str]) -> str | None:
 
 
 def _check_keys(cfg: Config, path: str) -> None:
-    old = [key for key in _KEYS_OF_2X if key in cfg and not _is_used(cfg.to_dict(), key)]
+    old = [key for key in KEYS_OF_2X if key in cfg and not _is_used(cfg.to_dict(), key)]
     if old:
         raise UserError(f'{path}: the top-level key {old[0]!r} is of mmdetection 2.x; configs here are those of 3.x, '
-                        f'which has {_KEYS_OF_2X[old[0]]} instead')
+                        f'which has {KEYS_OF_2X[old[0]]} instead')
     for key in cfg:
         near = _near(key, RUN_KEYS | _HELPER_KEYS)
         if near:
@@ -159,6 +213,7 @@ def _is_used(cfg: dict, key: str) -> bool:
 
 
 def _apply_options(cfg: Config, options: dict[str, Any]) -> None:
+    check_data(options, '--cfg-options')
     for dotted, value in options.items():
         _check_option(cfg, dotted)
         top = dotted.split('.')[0]
@@ -244,22 +299,13 @@ def _replace_copies(cfg: Config, name: str, before: Any, dotted: str) -> None:
             cfg[key] = replaced(value)
 
 
-def walk(node: Any, path: str = '') -> Iterator[tuple[str, Any]]:
-    """Every dotted path below a dict or list, at any depth, and its value."""
-    items = node.items() if isinstance(node, dict) else enumerate(node)
-    for key, value in items:
-        here = f'{path}.{key}' if path else str(key)
-        yield here, value
-        if isinstance(value, (dict, list, tuple)):
-            yield from walk(value, here)
-
-
 # Which registry the `type` at a place of the config belongs to: the last pattern part is the parent key.
 _PLACES = [
     (r'model(\.(data_preprocessor|backbone|neck|rpn_head|roi_head|roi_head\.\w+_head))?', 'MODELS'),
     (r'(train|val|test)_dataloader(\.dataset)+(\.datasets\.\d+)?', 'DATASETS'),
     (r'(train|val|test)_dataloader(\.dataset)+(\.datasets\.\d+)?\.pipeline\.\d+', 'TRANSFORMS'),
     (r'(train|val|test)_dataloader\.(batch_)?sampler', 'DATA_SAMPLERS'),
+    (r'(train|val|test)_dataloader\.(collate_fn|worker_init_fn)', 'FUNCTIONS'),
     (r'(val|test)_evaluator(\.\d+)?', 'METRICS'),
     (r'optim_wrapper', 'OPTIM_WRAPPERS'),
     (r'optim_wrapper\.optimizer', 'OPTIMIZERS'),
@@ -299,12 +345,7 @@ def _check_type(registry: Registry, value: str, path: str) -> None:
     known = set(registry.module_dict)
     if registry.parent is not None:
         known |= set(registry.parent.module_dict)
-    raise UserError(f'unknown type {value!r} at {path}.{suggest(value, known)}')
-
-
-def has_mask_head(cfg: Config) -> bool:
-    """Whether the config's model predicts masks."""
-    return bool((cfg.model.get('roi_head') or {}).get('mask_head'))
+    raise UserError(unknown_type_text(value, f' at {path}', known))
 
 
 def type_places(cfg: Config, name: str) -> list[str]:

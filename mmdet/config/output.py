@@ -2,9 +2,12 @@
 
 import os
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 from mmdet.config.errors import UserError
+
+IMAGE_SUFFIXES = {'.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff'}  # looked for, and drawn into
 
 
 def check_writable(folder: str, option: str) -> None:
@@ -44,3 +47,37 @@ def write_atomically(path: str | Path, data: bytes) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def output_files(inputs: Iterable[str | Path], folder: str | Path) -> list[Path]:
+    """Where the drawing of each input image goes: below `folder`, wherever the input lies, and no two to one place.
+
+    An image keeps its name and, where images of several folders have equal names, its folders below the one that they
+    all share. Several drawings of one image are numbered; what does not end as an image file gets '.png'.
+
+    Raises:
+        UserError: an input would be overwritten.
+
+    >>> [str(path) for path in output_files(['/data/a/1.jpg', '/data/b/../../2.jpg', '/data/a/1.jpg'], 'show')]
+    ['show/1.jpg', 'show/2.jpg', 'show/1_2.jpg']
+    >>> [str(path) for path in output_files(['/data/a/1.jpg', '/data/b/../../1.jpg'], 'show')]
+    ['show/data/a/1.jpg', 'show/1.jpg']
+    """
+    paths = [Path(os.path.abspath(path)) for path in inputs]  # without '..'
+    root = os.path.commonpath([path.parent for path in paths]) if paths else ''
+    distinct = set(paths)
+    flat = len({path.name for path in distinct}) == len(distinct)
+    names = [Path(path.name) if flat else path.relative_to(root) for path in paths]
+    places: dict[Path, None] = {}
+    for name in names:
+        first = place = name if name.suffix.lower() in IMAGE_SUFFIXES else name.with_name(f'{name.name}.png')
+        number = 1
+        while place in places:
+            number += 1
+            place = first.with_stem(f'{first.stem}_{number}')
+        places[place] = None
+    source, target = Path(os.path.realpath(root)), Path(os.path.realpath(folder))
+    lost = {source / path.relative_to(root) for path in distinct} & {target / place for place in places}
+    if lost:
+        raise UserError(f'{folder}: a drawing there would overwrite the image {min(lost)}; choose another folder')
+    return [Path(folder) / place for place in places]

@@ -1,18 +1,21 @@
-"""CocoDataset, the transforms of its pipeline, and batches of pictures that lie the same way."""
+"""CocoDataset, the transforms of its pipeline, and batches of images of like orientation."""
 
 from mmdet.datasets.coco import CocoDataset
 from mmdet.datasets.samplers import AspectRatioBatchSampler
-from mmdet.datasets.transforms.geometry import (
+from mmdet.datasets.transforms import (
     FilterAnnotations,
+    LoadAnnotations,
+    LoadImageFromFile,
+    LoadProposals,
     PackDetInputs,
     Pad,
+    ProposalBroadcaster,
     RandomChoiceResize,
     RandomCrop,
     RandomFlip,
     RandomResize,
     Resize,
 )
-from mmdet.datasets.transforms.loading import LoadAnnotations, LoadImageFromFile, LoadProposals, ProposalBroadcaster
 
 __all__ = [
     'AspectRatioBatchSampler',

@@ -1,18 +1,23 @@
-"""`CocoDataset`: pictures and objects from an annotation file in COCO's format."""
+"""`CocoDataset`: images and objects from an annotation file in COCO's format."""
 
 from __future__ import annotations
 
+import copy
 import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import mmengine.fileio as fileio
-from mmengine.dataset import BaseDataset
-from mmengine.registry import DefaultScope
+import numpy as np
+from mmengine.dataset import BaseDataset, force_full_init
 
-from mmdet.config.errors import say
-from mmdet.registry import DATASETS, TRANSFORMS
-from mmdet.structures.coco_file import category_ids, doubts, garbage_kept, load_coco_file
+from mmdet.config.errors import MissingFile, UserError, say
+from mmdet.config.values import class_of
+from mmdet.datasets.pipeline import build_steps, check_order
+from mmdet.datasets.transforms import PackDetInputs
+from mmdet.registry import DATASETS
+from mmdet.structures.coco_arrays import CocoArrays, load_coco_arrays
+from mmdet.structures.coco_file import choose_categories, garbage_kept, load_coco_file
 
 COCO_CLASSES = (
     'person', 'bicycle', 'car', 'motorcycle', 'airplane', 'bus', 'train', 'truck', 'boat', 'traffic light',
@@ -29,32 +34,44 @@ COCO_CLASSES = (
 
 @DATASETS.register_module()
 class CocoDataset(BaseDataset):
-    """Pictures and objects from an annotation file in COCO's format.
+    """Images and objects from an annotation file in COCO's format.
 
-    A picture is a dict of img_id, img_path, height, width (pixels) and ``instances``; an instance has
+    An image is a dict of img_id, img_path, height, width (pixels) and ``instances``; an instance has
     ``bbox`` [x1, y1, x2, y2] in pixels, ``bbox_label`` (position of its class in ``classes``),
     ``ignore_flag`` (1 for a crowd or an annotation marked ``ignore``) and, where annotated, ``mask``
     (polygons or RLE).
     Annotations of other classes, and boxes under one pixel, are left out.
 
+    The annotations are kept as arrays (see `mmdet.structures.coco_arrays`) and a dict is made when it is asked for. For
+    a subclass that overrides `parse_data_info`, `load_data_list` or `filter_data` every dict is made at the start, from
+    the file's whole entries.
+
     Args:
         ann_file: annotation file, below `data_root` unless absolute. May lack 'annotations' in `test_mode`.
-        data_prefix: dict(img=folder of the pictures), below `data_root` unless absolute.
+        data_prefix: dict(img=folder of the images), below `data_root` unless absolute.
         metainfo: dict(classes=names); labels follow this order. Default: the 80 classes of COCO.
-        filter_cfg: for training, dict(filter_empty_gt=True) drops pictures without an object,
+        filter_cfg: for training, dict(filter_empty_gt=True) drops images without an object,
             dict(min_size=32) those with a side under 32 pixels.
         backend_args: mmengine's file backend for the annotation file.
         proposal_file: of the pipeline's `LoadProposals`, below `data_root` unless absolute.
-        test_mode: keep every picture.
+        test_mode: keep every image.
         pipeline, data_root, indices, serialize_data, lazy_init, max_refetch: see mmengine's `BaseDataset`.
 
     Raises:
-        FileNotFoundError: no annotation file, no image folder, or a first picture that is not in it.
-        ValueError: a broken annotation file, an empty image folder, a class the file does not have, no masks where
-            the pipeline loads them, or no picture left.
+        MissingFile: no annotation file, no image folder, or a first image that is not in it.
+        UserError: a broken annotation file; an empty folder; a class that the file does not have; no masks where the
+            pipeline loads them; no image left; a pipeline in the wrong order.
     """
 
     METAINFO = dict(dataset_type='coco', classes=COCO_CLASSES)
+
+    @classmethod
+    def check_config(cls, cfg: dict, path: str, whole: dict, training: bool) -> None:
+        """Refuse a pipeline of known transforms none of which packs its results."""
+        steps = cfg.get('pipeline') or ()
+        if all(_cannot_pack(step) for step in steps):
+            names = [step.get('type') for step in steps]
+            raise UserError(f"{path}.pipeline must end with dict(type='PackDetInputs'), its steps are {names}")
 
     def __init__(
         self,
@@ -66,15 +83,16 @@ class CocoDataset(BaseDataset):
         pipeline: Sequence = (),
         backend_args: dict | None = None,
         proposal_file: str | None = None,
+        serialize_data: bool = True,
         **kwargs,
     ) -> None:
         if not ann_file:
-            raise ValueError('CocoDataset needs ann_file, an annotation file in COCO format')
+            raise UserError('CocoDataset needs ann_file, an annotation file in COCO format')
         unknown = set(filter_cfg or {}) - {'filter_empty_gt', 'min_size'}
         if unknown:
-            raise ValueError(f"filter_cfg has unknown {sorted(unknown)}; use 'filter_empty_gt', 'min_size'")
+            raise UserError(f"filter_cfg has unknown {sorted(unknown)}; use 'filter_empty_gt', 'min_size'")
         if not isinstance(data_prefix, (dict, type(None))):
-            raise ValueError(f"data_prefix={data_prefix!r} must be a dict: data_prefix=dict(img='folder/of/pictures/')")
+            raise UserError(f"data_prefix={data_prefix!r} must be a dict: data_prefix=dict(img='folder/of/images/')")
         self.backend_args = backend_args
         if proposal_file is not None:
             file = os.path.join(data_root or '', proposal_file)
@@ -82,9 +100,13 @@ class CocoDataset(BaseDataset):
                 {'proposal_file': file, **t} if isinstance(t, dict) and t['type'] == 'LoadProposals' else t
                 for t in pipeline
             ]
-        # ours, also where no default scope is set, and inside a RandomChoice: mmcv has transforms of the same names
-        with DefaultScope.overwrite_default_scope('mmdet'):
-            pipeline = [TRANSFORMS.build(t) if isinstance(t, dict) else t for t in pipeline]
+        pipeline = build_steps(pipeline)
+        if not kwargs.get('test_mode', False):
+            check_order(pipeline)
+        self._whole_entries = any(
+            getattr(type(self), name) is not getattr(CocoDataset, name)
+            for name in ('parse_data_info', 'load_data_list', 'filter_data')
+        )
         super().__init__(
             ann_file=ann_file,
             metainfo=metainfo,
@@ -92,40 +114,46 @@ class CocoDataset(BaseDataset):
             data_prefix=dict(img='') if data_prefix is None else data_prefix,
             filter_cfg=filter_cfg,
             pipeline=pipeline,
+            serialize_data=serialize_data and self._whole_entries,
             **kwargs,
         )
 
     @classmethod
     def _load_metainfo(cls, metainfo=None) -> dict:
         if metainfo and isinstance(metainfo.get('classes'), str) and not os.path.isfile(metainfo['classes']):
-            metainfo = dict(metainfo, classes=(metainfo['classes'],))  # mmengine would warn that it is no file
+            metainfo = dict(metainfo, classes=(metainfo['classes'],))  # mmengine would warn that it is not a file
         metainfo = super()._load_metainfo(metainfo)
         classes = metainfo['classes']
         metainfo['classes'] = (classes,) if isinstance(classes, str) else tuple(classes)
         return metainfo
 
-    @garbage_kept()
-    def load_data_list(self) -> list[dict]:
-        content = load_coco_file(self.ann_file, self.backend_args, need_annotations=not self.test_mode)
-        cat_ids = category_ids(content, self._metainfo['classes'], self.ann_file)
+    def load_data_list(self) -> Sequence[dict]:
+        file = load_coco_arrays(self.ann_file, self.backend_args, need_annotations=not self.test_mode)
+        cat_ids = choose_categories(file.categories, file.used_categories(), self._metainfo['classes'], self.ann_file)
         self.cat_ids = cat_ids
         self.cat2label = {cat_id: label for label, cat_id in enumerate(cat_ids)}
-        self.order_in_file = tuple(c['name'] for c in content['categories'] if c['id'] in self.cat2label)
-
-        for doubt in doubts(content):
+        self.order_in_file = tuple(c['name'] for c in file.categories if c['id'] in self.cat2label)
+        self._doubts = file.doubts
+        for doubt in file.doubts:
             say(f'{self.ann_file}: {doubt}')
+        images = _Images(file, self.cat2label, self.parse_data_info)
+        self._check_images(images)
+        self._left_out = images.left_out()
+        if file.has_annotations and images.empty.all():
+            say(f'{self.ann_file}: no image has an object of the {len(cat_ids)} classes{self._left_out}')
+        self._check_masks(images)
+        return self._parse_whole() if self._whole_entries else images
+
+    @garbage_kept()
+    def _parse_whole(self) -> list[dict]:
+        content = load_coco_file(self.ann_file, self.backend_args, need_annotations=not self.test_mode)
         annotations = defaultdict(list)
         for annotation in content.get('annotations', ()):
             annotations[annotation['image_id']].append(annotation)
-        data_list = [self.parse_data_info(dict(img=x, anns=annotations[x['id']])) for x in content['images']]
-        self._check_pictures(data_list)
-        if 'annotations' in content and all(map(_is_empty, data_list)):
-            say(f'{self.ann_file}: no picture has an object of the {len(cat_ids)} classes')
-        self._check_masks(data_list)
-        return data_list
+        return [self.parse_data_info(dict(img=x, anns=annotations[x['id']])) for x in content['images']]
 
     def parse_data_info(self, raw_data_info: dict) -> dict:
-        """One picture from its COCO ``img`` entry and the ``anns`` on it."""
+        """One image from its COCO ``img`` entry and the ``anns`` on it."""
         img = raw_data_info['img']
         info = dict(
             img_id=img['id'],
@@ -155,54 +183,127 @@ class CocoDataset(BaseDataset):
             instance['mask'] = annotation['segmentation']
         return instance
 
-    def filter_data(self) -> list[dict]:
+    def filter_data(self) -> Sequence[dict]:
         if self.test_mode:
             return self.data_list
-        config = self.filter_cfg or {}
-        min_size = config.get('min_size', 0)
-        kept = [
-            info
-            for info in self.data_list
-            if min(info['height'], info['width']) >= min_size
-            and not (config.get('filter_empty_gt', False) and _is_empty(info))
-        ]
-        if not kept:
-            raise ValueError(
-                f'no picture of {self.ann_file} is left after filter_cfg={config}: of {len(self.data_list)}, '
-                f'{sum(map(_is_empty, self.data_list))} have no object of the {len(self.cat_ids)} classes'
+        config, images = self.filter_cfg or {}, self.data_list
+        if isinstance(images, _Images):
+            sides, empty = images.file.shapes.min(axis=1), images.empty
+        else:
+            sides = np.array([min(info['height'], info['width']) for info in images])
+            empty = np.array([all(x['ignore_flag'] for x in info['instances']) for info in images])
+        small = sides < config.get('min_size', 0)
+        kept = np.flatnonzero(~(small | (empty & config.get('filter_empty_gt', False))))
+        if not len(kept):
+            advice = ''.join(f'; {doubt}' for doubt in self._doubts)
+            raise UserError(
+                f'no image of {self.ann_file} is left after filter_cfg={config}: of {len(images)}, {empty.sum()} have '
+                f'no object of the {len(self.cat_ids)} classes{self._left_out}, {small.sum()} have a side under '
+                f'min_size={config.get("min_size", 0)}{advice}'
             )
-        return kept
+        return images.subset(kept) if isinstance(images, _Images) else [images[i] for i in kept]
+
+    @force_full_init
+    def get_data_info(self, idx: int) -> dict:
+        if not isinstance(self.data_list, _Images):
+            return super().get_data_info(idx)
+        # made anew each time: mmengine's deep copy is not needed
+        return self.data_list[idx] | dict(sample_idx=idx if idx >= 0 else len(self) + idx)
 
     def get_cat_ids(self, idx: int) -> list[int]:
-        """Labels of the objects on picture `idx` (mmengine's ClassBalancedDataset asks for them)."""
+        """Labels of the objects on image `idx` (mmengine's ClassBalancedDataset asks for them)."""
         return [x['bbox_label'] for x in self.get_data_info(idx)['instances']]
 
-    def _check_pictures(self, data_list: list[dict]) -> None:
-        if not data_list:
-            raise ValueError(f"annotation file {self.ann_file} lists no picture (its 'images' is empty)")
+    def _check_images(self, images: _Images) -> None:
+        if not len(images):
+            raise UserError(f"annotation file {self.ann_file} lists no image (its 'images' is empty)")
         folder = self.data_prefix.get('img', '')
         if self.backend_args or '://' in folder:
             return
+        url = images.file.first_name_with('://')
+        if url is not None:
+            raise UserError(f'{self.ann_file}: file_name {url!r} is a URL; fetch the images, and give the name of each '
+                            f'file below {folder or "."}')
+        first = fileio.join_path(folder, images.file.file_name(0))
+        if os.path.isfile(first):
+            return
         folder = folder or '.'
         if not os.path.isdir(folder):
-            raise FileNotFoundError(f'no image folder {folder}; check data_root and data_prefix')
+            raise MissingFile(f'no image folder {folder}; check data_root and data_prefix')
         with os.scandir(folder) as entries:
             if next(entries, None) is None:
-                raise ValueError(f'image folder {folder} is empty; put the pictures of {self.ann_file} there')
-        first = data_list[0]['img_path']
-        if not os.path.isfile(first):
-            raise FileNotFoundError(f'no picture {first}, the first of {self.ann_file}; check data_prefix')
+                raise UserError(f'image folder {folder} is empty; put the images of {self.ann_file} there')
+        raise MissingFile(f'no image {first}, the first of {self.ann_file}; check data_prefix')
 
-    def _check_masks(self, data_list: list[dict]) -> None:
+    def _check_masks(self, images: _Images) -> None:
         if self.test_mode or not any(getattr(step, 'with_mask', False) for step in self.pipeline.transforms):
             return
-        instances = [instance for info in data_list for instance in info['instances']]
-        if instances and not any('mask' in x for x in instances):
-            raise ValueError(
-                f'with_mask=True, but no object of {self.ann_file} has a segmentation; '
+        masks, objects = np.count_nonzero(images.objects & (images.file.mask > 0)), np.count_nonzero(images.objects)
+        if masks == 0 < objects:
+            raise UserError(
+                f'with_mask=True, but no object of {self.ann_file} has a segmentation of three points or more; '
                 'train a box detector (with_mask=False) or add masks to the annotation file'
             )
+        if masks < objects:
+            say(f'{self.ann_file}: {objects - masks} of {objects} objects have no mask, or polygons of fewer than '
+                'three points: they are ignored in training')
 
 
-def _is_empty(info: dict) -> bool:
-    return all(x['ignore_flag'] for x in info['instances'])
+def _cannot_pack(step: dict | Callable) -> bool:
+    """Whether a transform of ours or of mmcv's, without others inside, packs nothing; of others nothing is known."""
+    kind = class_of(step) if isinstance(step, dict) and 'transforms' not in step else None
+    return isinstance(kind, type) and kind.__module__.startswith(('mmdet.', 'mmcv.')) and kind is not PackDetInputs
+
+
+class _Images(Sequence):
+    """Images of an annotation file as `CocoDataset.parse_data_info` gives them, each made when it is asked for.
+
+    N images of the file, A objects on them.
+
+    Attributes:
+        file: the annotation file.
+        which: positions in the file of the images that are here.
+        objects: (A,) bool: an object of one of the classes, and no crowd.
+        empty: (N,) bool: an image without such an object.
+    """
+
+    def __init__(self, file: CocoArrays, cat2label: dict, parse: Callable[[dict], dict]) -> None:
+        self.file, self.parse = file, parse
+        self.which = np.arange(len(file))
+        wanted = np.array([category['id'] in cat2label for category in file.categories] + [False])
+        counts = np.diff(file.first)
+        low, size = file.boxes[:, :2], file.boxes[:, 2:]
+        seen = np.minimum(low + size, np.repeat(file.shapes[:, ::-1], counts, axis=0)) - np.maximum(low, 0)
+        # as CocoDataset._parse_annotation, and the ignored ones, which are not left out there
+        self._reasons = {
+            'are of other categories': ~wanted[file.category],
+            'have a box under one pixel': (size < 1).any(axis=1),
+            'have a box outside their image': (seen <= 0).any(axis=1),
+            'have an area of 0': file.areas <= 0,
+            'are ignored (iscrowd or ignore is 1)': file.crowd | file.ignore,
+        }
+        self.objects = ~np.any(list(self._reasons.values()), axis=0)
+        self.empty = np.bincount(np.repeat(self.which, counts), self.objects, minlength=len(file)) == 0
+
+    def left_out(self) -> str:
+        """' (of 9 annotations 7 are of other categories, ...)', for a message."""
+        remaining, parts = np.ones(len(self.objects), dtype=bool), []
+        for reason, these in self._reasons.items():
+            count = np.count_nonzero(these & remaining)
+            remaining &= ~these
+            parts += [f'{count} {reason}'] if count else []
+        return f' (of {len(remaining)} annotations {", ".join(parts)})' if parts else ''
+
+    def subset(self, kept: np.ndarray | slice) -> _Images:
+        """The images at the positions `kept`."""
+        new = copy.copy(self)
+        new.which = self.which[kept]
+        return new
+
+    def __len__(self) -> int:
+        return len(self.which)
+
+    def __getitem__(self, index: int | slice) -> dict | _Images:
+        if isinstance(index, slice):
+            return self.subset(index)
+        return self.parse(self.file.entry(int(self.which[index])))

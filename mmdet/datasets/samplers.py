@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from torch.utils.data import BatchSampler, Sampler
 
+from mmdet.config.errors import UserError
 from mmdet.registry import DATA_SAMPLERS
 
 
@@ -25,7 +26,7 @@ class AspectRatioBatchSampler(BatchSampler):
 
     def __init__(self, sampler: Sampler, batch_size: int, drop_last: bool = False) -> None:
         if not isinstance(batch_size, int) or batch_size < 1:
-            raise ValueError(f'batch_size={batch_size} must be a whole number of at least 1')
+            raise UserError(f'batch_size={batch_size} must be a whole number of at least 1')
         super().__init__(sampler, batch_size, drop_last)
         self._upright: dict[int, bool] = {}
 

@@ -6,6 +6,7 @@ group here first makes it leave that out; can go when `init_dist` runs without a
 
 import ctypes
 import datetime
+import functools
 import os
 import signal
 import socket
@@ -13,14 +14,19 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from mmdet.config.errors import SPAWNED, UserError, report_name
 
 # torch is imported where it is needed: the launching process waits for nothing but its children.
 
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
+TIMEOUT = 1800  # seconds without progress after which a run ends, unless env_cfg.dist_cfg.timeout says otherwise
+_MARGIN = 60  # a collective waits longer, by so many seconds: who started the processes can say which one hangs
 _DEFAULT_PORT = 29500
+_timeout = TIMEOUT
 
 
 def check_gpus(asked: int) -> None:
@@ -104,6 +110,13 @@ def _wait(children: list[subprocess.Popen], reports: Path) -> int:
         signal.signal(signum, forward)
     culprit, first = None, 0.0
     while any(child.poll() is None for child in children):
+        stalled = _stalled(reports)
+        if stalled:
+            print(stalled, file=sys.stderr, flush=True)
+            for child in children:
+                child.kill()
+                child.wait()
+            return 1
         failed = by_blame()
         if failed and not stopping:  # after a signal the others may still be saving
             first = first or time.monotonic()
@@ -117,6 +130,30 @@ def _wait(children: list[subprocess.Popen], reports: Path) -> int:
         child.wait()
     culprit = culprit or next(iter(by_blame()), None)
     return _last_words(culprit, children, reports) if culprit else 0
+
+
+def report_progress(count: int, doing: str) -> None:
+    """Tell the process that started this one how far it is, and what it does next."""
+    if is_spawned():
+        path = Path(os.environ[SPAWNED], f'{os.environ["RANK"]}.progress')
+        with open(path, 'r+' if path.exists() else 'w') as file:  # one write of one line, of one length
+            file.write(f'{_timeout} {count} {doing}'.ljust(100))
+
+
+def _stalled(reports: Path) -> str | None:
+    """What to say where no process has made progress for as long as they allow each other, else None."""
+    files = sorted(reports.glob('*.progress'))
+    waited = time.time() - max((file.stat().st_mtime for file in files), default=time.time())
+    if waited < 1 or not files:
+        return None
+    lines = {int(file.stem): file.read_text().split(maxsplit=2) for file in files}
+    states = [(int(line[1]), rank, line[2].strip()) for rank, line in lines.items() if line and waited > float(line[0])]
+    if not states:
+        return None
+    behind = [(rank, doing) for count, rank, doing in states if count == min(states)[0]]
+    last = '; '.join(f'process {rank}: {doing}' for rank, doing in behind[:4])
+    return (f'error: no process has made progress for {waited:.0f} s. Furthest behind is {last}. '
+            'If that may take so long, set env_cfg=dict(dist_cfg=dict(timeout=SECONDS))')
 
 
 def _last_words(child: subprocess.Popen, children: list[subprocess.Popen], reports: Path) -> int:
@@ -177,7 +214,7 @@ def join_processes(launcher: str, env_cfg: dict | None = None) -> None:
 
     Args:
         launcher: none, pytorch (torchrun), slurm or mpi.
-        env_cfg: the config's; its dist_cfg.timeout is how many seconds a collective waits before it fails.
+        env_cfg: the config's; its dist_cfg.timeout is how many seconds the processes wait for one that hangs.
 
     Raises:
         UserError: the launcher's variables are missing, or this machine has fewer GPUs than processes.
@@ -197,10 +234,10 @@ def join_processes(launcher: str, env_cfg: dict | None = None) -> None:
         # gloo looks its own address up by host name, which a container often cannot resolve. Beside nccl too:
         # StopSafelyHook's group is on the CPU.
         os.environ.setdefault('GLOO_SOCKET_IFNAME', 'lo')
-    timeout = ((env_cfg or {}).get('dist_cfg') or {}).get('timeout')
-    options = {} if timeout is None else {'timeout': datetime.timedelta(seconds=timeout)}
+    global _timeout
+    _timeout = ((env_cfg or {}).get('dist_cfg') or {}).get('timeout') or TIMEOUT
     try:
-        dist.init_process_group('nccl' if cuda else 'gloo', **options)
+        dist.init_process_group('nccl' if cuda else 'gloo', timeout=patience())
     except RuntimeError as error:
         address = f'{os.environ["MASTER_ADDR"]}:{os.environ["MASTER_PORT"]}'
         raise UserError(
@@ -250,6 +287,68 @@ def _from_mpi() -> None:
             raise UserError('--launcher mpi on several machines: set MASTER_ADDR to the first one')
         os.environ['MASTER_ADDR'] = '127.0.0.1'
     os.environ.setdefault('MASTER_PORT', os.environ.get('PORT', str(_DEFAULT_PORT)))
+
+
+def on_rank_0(function: Callable[[], Any]) -> Any:
+    """Run a function on rank 0 alone; all ranks get its result, or raise the UserError it raised."""
+    from mmengine import dist
+
+    answer: list = [None, None]
+    if dist.get_rank() == 0:
+        try:
+            answer[0] = function()
+        except (UserError, FileNotFoundError) as error:
+            answer[1] = str(error)
+    dist.broadcast_object_list(answer)
+    if answer[1] is not None:
+        raise UserError(answer[1])
+    return answer[0]
+
+
+def patience() -> datetime.timedelta:
+    """How long a collective waits."""
+    return datetime.timedelta(seconds=_timeout + _MARGIN)
+
+
+@functools.cache
+def _cpu_group(world: Any) -> Any:
+    import torch.distributed as dist
+
+    return dist.new_group(backend='gloo', timeout=patience())
+
+
+def cpu_group() -> Any:
+    """A process group on the CPU beside the GPUs' one; None for one process. The first call is a collective."""
+    import torch.distributed as dist
+
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return None
+    return _cpu_group(dist.group.WORLD)
+
+
+def gather_differences(state: dict[str, Any]) -> list[dict[str, Any]]:
+    """At rank 0: for each other rank the entries of its `state` that differ from rank 0's (a collective).
+
+    Tensors are moved to the CPU. The list is empty on the other ranks, and where nothing differs.
+    """
+    import torch.distributed as dist
+    from mmengine.utils import apply_to
+
+    group = cpu_group()
+    if group is None:
+        return []
+    state = apply_to(state, lambda part: hasattr(part, 'cpu'), lambda part: part.cpu())
+    states = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
+    dist.gather_object(state, states, dst=0, group=group)
+    own = [{key: value for key, value in other.items() if not _same(value, state[key])} for other in (states or [])[1:]]
+    return own if any(own) else []
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Whether two states of one form are equal to the bit."""
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(_same(value, b[key]) for key, value in a.items())
+    return a.equal(b) if hasattr(a, 'equal') and hasattr(b, 'equal') else a is b or a == b
 
 
 def leave_processes() -> None:

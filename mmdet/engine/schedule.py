@@ -1,22 +1,29 @@
-"""Resuming with another schedule than the checkpoint's.
+"""Learning rates: of a resumed run whose config has changed, and of another batch size.
 
-mmengine 0.10.7 restores the schedulers and the optimizer's settings from the file and silently ignores
+mmengine 0.10.7 restores the schedulers and the optimizer's settings from the checkpoint and silently ignores
 what the config says now. Can go when it applies the config's, or says that it does not.
 """
 
+import inspect
 from collections import Counter
 from typing import Any
 
+from mmengine.config import Config
 from mmengine.optim import OptimWrapper, _ParamScheduler
 from mmengine.runner import Runner
+from torch.optim import Optimizer
 
-from mmdet.config.errors import at_most, say
+from mmdet.config.errors import UserError, at_most, say
 
-_PROGRESS = {'last_step', '_global_step', '_last_value', 'verbose', 'base_values'}
+_NO_SETTINGS = {'last_step', 'verbose'}  # though parameters
+_DERIVED = {'_schedule_phases', 'min_values'}  # from parameters that a scheduler does not keep
 
 
-def _settings(state: dict) -> dict[str, Any]:
-    return {k: v for k, v in state.items() if k not in _PROGRESS}
+def _settings(scheduler: _ParamScheduler, state: dict) -> dict[str, Any]:
+    """What the config says of a scheduler, out of its state: attributes named as parameters of its class."""
+    classes = [cls for cls in type(scheduler).__mro__ if '__init__' in vars(cls)]
+    names = {name for cls in classes for name in inspect.signature(cls.__init__).parameters} - _NO_SETTINGS
+    return {key: value for key, value in state.items() if key in names | _DERIVED}
 
 
 def _shown(value: Any) -> Any:
@@ -27,34 +34,55 @@ def keep_new_schedule(runner: Runner, checkpoint: dict) -> None:
     """Where the config's schedule or optimizer settings differ from the checkpoint's, apply the config's.
 
     The learning rate becomes what the new schedule gives at the resumed iteration; one line says so.
+
+    Raises:
+        UserError: the checkpoint is of another optimizer.
     """
-    schedulers = runner.param_schedulers
+    schedulers = runner.param_schedulers or []
     if not isinstance(schedulers, list) or not isinstance(runner.optim_wrapper, OptimWrapper):
         return  # several optimizers: mmengine's behaviour
-    changes = _schedule_changes(schedulers, checkpoint.get('param_schedulers') or [])
+    saved_states = checkpoint.get('param_schedulers') or []
+    changes = _schedule_changes(schedulers, saved_states)
     groups, saved_groups = runner.optim_wrapper.param_groups, checkpoint['optimizer']['param_groups']
-    if len(groups) != len(saved_groups):
-        return  # load_state_dict refuses it with its own message
+    _check_optimizer(runner.optim_wrapper.optimizer, groups, saved_groups)
     was, now = (group.get('initial_lr', group['lr']) for group in (saved_groups[0], groups[0]))
     if was != now:
         changes.append(f'lr {was} -> {now}')
-    scheduled = {scheduler.param_name for scheduler in schedulers} | {'lr', 'initial_lr', 'params'}
+    names = {scheduler.param_name for scheduler in schedulers} | {'lr'}
+    scheduled = {prefix + name for name in names for prefix in ('', 'initial_', 'max_', 'min_')} | {'params'}
+    if 'momentum' in names:
+        scheduled.add('betas')  # Adam's momentum
     for number, (group, saved) in enumerate(zip(groups, saved_groups)):
         for key in set(group) & set(saved) - scheduled:
-            if group[key] != saved[key] and not key.startswith('initial_'):
+            if group[key] != saved[key]:
                 if number == 0:
                     changes.append(f'{key} {saved[key]} -> {group[key]}')
                 saved[key] = group[key]
     if not changes:
         return
-    _replay(schedulers, checkpoint['meta']['epoch'], checkpoint['meta']['iter'])
-    checkpoint['param_schedulers'] = [scheduler.state_dict() for scheduler in schedulers]
-    for group, saved in zip(groups, saved_groups):
-        for key in scheduled - {'params'}:
-            if key in group:
-                saved[key] = group[key]
+    if any(getattr(scheduler, 'need_val_args', False) for scheduler in schedulers):
+        _keep_progress(schedulers, saved_states, groups, saved_groups)
+    else:
+        _replay(schedulers, checkpoint['meta']['epoch'], checkpoint['meta']['iter'])
+        checkpoint['param_schedulers'] = [scheduler.state_dict() for scheduler in schedulers]
+        for group, saved in zip(groups, saved_groups):
+            saved.update({key: group[key] for key in scheduled - {'params'} if key in group})
     say(f'the schedule has changed since the checkpoint: {at_most(changes, 6)}; the new one goes on with '
-        f'lr {groups[0]["lr"]:.6g} at epoch {checkpoint["meta"]["epoch"] + 1}')
+        f'lr {saved_groups[0]["lr"]:.6g} at epoch {checkpoint["meta"]["epoch"] + 1}')
+
+
+def _check_optimizer(optimizer: Optimizer, groups: list[dict], saved_groups: list[dict]) -> None:
+    numbers = {key for key, value in optimizer.defaults.items()  # torch adds switches, which an older file lacks
+               if isinstance(value, (int, float, tuple)) and not isinstance(value, bool)}
+    ours, saved = ([len(group['params']) for group in some] for some in (groups, saved_groups))
+    if numbers - set(saved_groups[0]):
+        why = f'the config has the optimizer {type(optimizer).__name__}, the checkpoint was written with another'
+    elif ours != saved:
+        why = f"the config's optimizer has groups of {ours} weights, the checkpoint's {saved}"
+    else:
+        return
+    raise UserError(f'--resume: {why}. Resume with the config of that training, or start a new one from its weights: '
+                    '--cfg-options load_from=FILE, without --resume')
 
 
 def _schedule_changes(schedulers: list[_ParamScheduler], saved: list[dict]) -> list[str]:
@@ -62,11 +90,22 @@ def _schedule_changes(schedulers: list[_ParamScheduler], saved: list[dict]) -> l
         return [f'{len(saved)} schedulers -> {len(schedulers)}']
     changes = []
     for scheduler, state in zip(schedulers, saved):
-        now, was = _settings(scheduler.state_dict()), _settings(state)
+        now, was = _settings(scheduler, scheduler.state_dict()), _settings(scheduler, state)
         for key in sorted(set(now) | set(was)):
             if now.get(key) != was.get(key):
                 changes.append(f'{type(scheduler).__name__}.{key} {_shown(was.get(key))} -> {_shown(now.get(key))}')
     return changes
+
+
+def _keep_progress(schedulers: list[_ParamScheduler], states: list[dict], groups: list[dict],
+                   saved_groups: list[dict]) -> None:
+    """Metrics drove the schedule, so it cannot be replayed: new settings, old progress, lr in proportion."""
+    for scheduler, state in zip(schedulers, states):
+        state.update(_settings(scheduler, scheduler.state_dict()))
+    for group, saved in zip(groups, saved_groups):
+        if group.get('initial_lr') and saved.get('initial_lr'):
+            saved['lr'] *= group['initial_lr'] / saved['initial_lr']
+            saved['initial_lr'] = group['initial_lr']
 
 
 def _replay(schedulers: list[_ParamScheduler], epochs: int, iterations: int) -> None:
@@ -74,3 +113,11 @@ def _replay(schedulers: list[_ParamScheduler], epochs: int, iterations: int) -> 
     for scheduler in schedulers:
         for _ in range(epochs if scheduler.by_epoch else iterations):
             scheduler.step()
+
+
+def scale_learning_rate(cfg: Config) -> None:
+    """Let the Runner scale the learning rate by (batch of all processes) / ``base_batch_size``."""
+    if not (cfg.get('auto_scale_lr') or {}).get('base_batch_size'):
+        raise UserError('--auto-scale-lr: the config has no auto_scale_lr=dict(base_batch_size=N), the batch '
+                        'size its learning rate is meant for')
+    cfg.auto_scale_lr.enable = True

@@ -2,7 +2,7 @@
 
 mmengine draws a sample's random numbers from its worker's generator. With workers restarted every epoch
 each epoch then replays the same numbers, all ranks share numpy's and Python's, and a resumed run, or one
-with another number of workers or processes, sees other pictures. Here the generators are seeded
+with another number of workers or processes, sees other images. Here the generators are seeded
 
 - for each sample with (seed, epoch, index in the data set), in whichever worker or process it is loaded,
 - for each training iteration with (seed, rank, iteration)
@@ -12,19 +12,20 @@ so that a run resumed at any iteration continues to the bit, and 2 processes x 1
 """
 
 import hashlib
+import os
 import random
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
-from mmengine.dataset import InfiniteSampler
-from mmengine.dist import get_world_size
+from mmengine.config import Config
+from mmengine.dist import get_world_size, sync_random_seed
 from mmengine.registry import DATA_SAMPLERS, DATASETS
-from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
 from torch.utils.data import BatchSampler, Sampler
 
-from mmdet.registry import LOOPS
+from mmdet.checkpoints import Checkpoint
+from mmdet.config.errors import say
 
 
 def derived_seed(*parts: int) -> int:
@@ -45,6 +46,27 @@ def seed_generators(seed: int, cuda: bool = True) -> None:
         torch.manual_seed(seed)
     else:
         torch.default_generator.manual_seed(seed)
+
+
+def set_seed(cfg: Config, seed: int | None, deterministic: bool, resumed: Checkpoint | None) -> None:
+    """Fix the run's seed before anything is built: the asked, the resumed, the config's, or a random one.
+
+    mmengine draws it after the samplers are built when resuming, so that they shuffle otherwise.
+    """
+    randomness = cfg.get('randomness') or {}
+    asked = randomness.get('seed') if seed is None else seed
+    seed = asked
+    if resumed is not None:
+        seed = resumed.meta.get('seed', asked)
+        if asked is not None and asked != seed:
+            say(f'seed {seed} of {resumed} goes on; the asked seed {asked} would break its sequence')
+    if seed is None:
+        seed = sync_random_seed()
+    deterministic = deterministic or randomness.get('deterministic', False)
+    if deterministic:
+        os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # cuBLAS refuses to run without
+    # The same seed on all ranks gives one initial model; StepSeedHook lets them differ afterwards.
+    cfg.randomness = dict(seed=seed, deterministic=deterministic)
 
 
 class SeededDataset:
@@ -118,52 +140,3 @@ def seeded_dataloader(cfg: dict, seed: int) -> dict:
     cfg['batch_sampler'] = dict(type=SeededBatches, seed=seed, inner=cfg.get('batch_sampler'),
                                 drop_last=cfg.pop('drop_last', False))
     return cfg
-
-
-@LOOPS.register_module(name='EpochBasedTrainLoop')
-class EpochLoop(EpochBasedTrainLoop):
-    """mmengine's loop, resuming in the middle of an epoch at the batch it was stopped at.
-
-    mmengine restarts the epoch at batch 0 with the iteration count of the middle.
-    """
-
-    def run_epoch(self) -> None:
-        self.runner.call_hook('before_train_epoch')
-        self.runner.model.train()
-        batches = self.dataloader.batch_sampler
-        first = self._iter - self._epoch * len(self.dataloader)
-        first = first if isinstance(batches, SeededBatches) and 0 < first <= len(self.dataloader) else 0
-        if first:
-            batches.start_at(first)
-        if first < len(self.dataloader):
-            for index, data_batch in enumerate(self.dataloader, start=first):
-                self.run_iter(index, data_batch)
-        self.runner.call_hook('after_train_epoch')
-        self._epoch += 1
-
-
-@LOOPS.register_module(name='IterBasedTrainLoop')
-class IterLoop(IterBasedTrainLoop):
-    """mmengine's loop, resuming without decoding every past batch again."""
-
-    def run(self) -> torch.nn.Module:
-        done = self._iter
-        batches = self.dataloader.batch_sampler
-        if done and isinstance(batches, SeededBatches):
-            epoch, first = (0, done) if isinstance(batches.sampler, InfiniteSampler) else divmod(done, len(batches))
-            batches.sampler.set_epoch(epoch)
-            batches.start_at(first)
-            self.dataloader_iterator = type(self.dataloader_iterator)(self.dataloader)
-            self.dataloader_iterator._epoch = epoch
-        self.runner.call_hook('before_train')
-        self.runner.call_hook('before_train_epoch')
-        while self._iter < self._max_iters and not self.stop_training:
-            self.runner.model.train()
-            self.run_iter(next(self.dataloader_iterator))
-            self._decide_current_val_interval()
-            due = self._iter % self.val_interval == 0 or self._iter == self._max_iters
-            if self.runner.val_loop is not None and self._iter >= self.val_begin and due:
-                self.runner.val_loop.run()
-        self.runner.call_hook('after_train_epoch')
-        self.runner.call_hook('after_train')
-        return self.runner.model

@@ -1,5 +1,7 @@
-"""The COCO metric."""
+"""What detections are worth: metrics."""
 
 from mmdet.evaluation.coco import CocoMetric
+from mmdet.evaluation.dump import DumpDetResults
+from mmdet.evaluation.gathered import GatheredMetric
 
-__all__ = ['CocoMetric']
+__all__ = ['CocoMetric', 'DumpDetResults', 'GatheredMetric']

@@ -1,65 +1,82 @@
-"""`CocoMetric`: COCO's average precision and recall for boxes, masks and proposals."""
+"""`CocoMetric`: COCO's average precision and recall for boxes, masks and proposals.
 
-from __future__ import annotations
+Legend: D detections of an image, T IoU thresholds, R = 101 recalls, K classes (1 without `use_cats`), A area ranges,
+M limits of the number of detections.
+"""
 
 import contextlib
 import io
 import json
 import os
+import tempfile
+from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
-from mmengine.dist import all_gather_object, broadcast_object_list, collect_results, is_main_process
-from mmengine.evaluator import BaseMetric
+from mmengine.dist import get_world_size
 from mmengine.logging import MMLogger
-from pycocotools import mask as coco_mask
 from terminaltables import AsciiTable
-from torch import Tensor
 
+from mmdet.config.errors import MissingFile, UserError, say
 from mmdet.config.output import write_atomically
+from mmdet.config.values import predicted_fields
+from mmdet.evaluation.gathered import GatheredMetric
+from mmdet.evaluation.ground_truth import GroundTruth
+from mmdet.evaluation.predictions import checked_predictions
 from mmdet.registry import METRICS
-from mmdet.structures.coco_file import category_ids, load_coco_file
-from mmdet.structures.masks import check_segmentation
 
-# Ends of the numbers' names -> COCO's ranges of area, as they are numbered in its arrays and called in its lines.
-_AREAS = {'': 0, '_s': 1, '_m': 2, '_l': 3}
-_AREA_NAMES = ('all', 'small', 'medium', 'large')
+_AREA_NAMES = {'': 'all', '_s': 'small', '_m': 'medium', '_l': 'large'}
 
 
 @METRICS.register_module()
-class CocoMetric(BaseMetric):
-    """COCO's metrics over the pictures that were processed, from any number of processes.
+class CocoMetric(GatheredMetric):
+    """COCO's metrics over the images that were processed, by any number of processes.
 
-    A picture that several processes saw (a sampler pads to equal shares) counts once. Numbers are those of
-    pycocotools; faster-coco-eval computes them.
+    Each batch is matched at once and a few kB an image are kept; detections are kept only for result files. An image
+    that was processed several times (a sampler pads to equal shares) counts once.
 
     Args:
         ann_file: annotation file of the data set. With `format_only` it may lack 'annotations'.
-        metric: 'bbox', 'segm', 'proposal', or a list of them; 'proposal_fast' of mmdet 3 counts as 'proposal'.
+        metric: 'bbox', 'segm', 'proposal', or a list of them; 'proposal_fast' of mmdetection 3 counts as 'proposal'.
         classwise: log a table of the classes' AP; True returns them as well, 'coco/person_precision' (with 'bbox' and
             'segm' the latter's). Default: the table alone.
-        proposal_nums: numbers of proposals per picture at which 'proposal' gives the recall.
+        proposal_nums: `max_dets` of 'proposal', which has no classes.
         iou_thrs: IoU thresholds; default 0.50, 0.55, ..., 0.95.
         metric_items: names to return of those computed, such as ['mAP', 'mAP_50', 'AR@100'] ('coco/bbox_mAP', for
             proposals 'coco/mAP'); default: the six mAP for bbox and segm, all recalls for proposal.
         format_only: write the result files and compute nothing; needs `outfile_prefix`.
         outfile_prefix: write ``PREFIX.bbox.json`` and so on, in COCO's result format.
-        backend: 'faster-coco-eval' or 'pycocotools'.
+        backend: 'hotcoco' or 'pycocotools', the slower reference, which also serves where hotcoco is not installed.
         offset: 1 for detections of mmdetection 0.x models, whose boxes are x2 - x1 + 1 wide.
         backend_args: mmengine's file backend for the annotation file.
-        collect_device, prefix, collect_dir: see mmengine's `BaseMetric`. Without `collect_dir` results travel
-            through the process group, so machines need no shared folder.
+        collect_device, prefix, collect_dir: see mmengine's `BaseMetric` and `GatheredMetric`.
+        max_dets: of an image and class so many best detections count, in 'AR@1', 'AR@10', ...; in AP the last number.
+        area_ranges: for 'mAP_NAME' and 'AR_NAME@100' {NAME: (from, to)} in square pixels; default COCO's s, m and l.
+        use_cats: False: a detection may match an object of any class.
 
     Returns from `evaluate` full-precision numbers 'coco/bbox_mAP', 'coco/bbox_mAP_50', 'coco/segm_mAP',
     'coco/AR@100', ... ; -1 where there is no object to find.
 
     Raises:
         FileNotFoundError: no annotation file.
-        ValueError: an unknown metric or item; labels beyond the classes; classes or pictures that the
-            annotation file does not have; 'segm' without masks; no picture processed.
+        UserError: an unknown option; classes or images that the annotation file does not have; 'segm' without masks;
+            labels beyond the classes; detections that are not finite; no image processed.
+        ValueError: predictions that do not fit one another, or masks that do not fit their image.
     """
 
     default_prefix = 'coco'
+    offers = ('bbox', 'segm', 'proposal', 'proposal_fast')  # values of `metric`, which --eval chooses among
+
+    @classmethod
+    def check_config(cls, cfg: dict, path: str, whole: dict, training: bool) -> None:
+        """Refuse to evaluate masks of a model that says it predicts none."""
+        predicted = predicted_fields(whole['model'])
+        if 'segm' in cfg.get('metric', ()) and predicted is not None and 'masks' not in predicted:
+            model = whole['model']['type']
+            raise UserError(f"{path}.metric={cfg['metric']!r}: {model} has no mask head here; use 'bbox'")
 
     def __init__(
         self,
@@ -71,51 +88,47 @@ class CocoMetric(BaseMetric):
         metric_items: Sequence[str] | None = None,
         format_only: bool = False,
         outfile_prefix: str | None = None,
-        backend: str = 'faster-coco-eval',
+        backend: str = 'hotcoco',
         offset: float = 0.0,
         backend_args: dict | None = None,
         collect_device: str = 'cpu',
         prefix: str | None = None,
         collect_dir: str | None = None,
+        max_dets: Sequence[int] = (1, 10, 100),
+        area_ranges: dict[str, Sequence[float]] | None = None,
+        use_cats: bool = True,
     ) -> None:
         super().__init__(collect_device=collect_device, prefix=prefix, collect_dir=collect_dir)
         names = [metric] if isinstance(metric, str) else metric
+        for name in names:
+            if name not in self.offers:
+                raise UserError(f"CocoMetric: metric {name!r} is unknown; use 'bbox', 'segm' or 'proposal'")
         self.metrics = ['proposal' if name == 'proposal_fast' else name for name in names]
-        for name in self.metrics:
-            if name not in ('bbox', 'segm', 'proposal'):
-                raise ValueError(f"metric {name!r} is unknown; use 'bbox', 'segm' or 'proposal'")
-        if backend not in ('faster-coco-eval', 'pycocotools'):
-            raise ValueError(f"backend={backend!r} is unknown; use 'faster-coco-eval' or 'pycocotools'")
         if format_only and outfile_prefix is None:
-            raise ValueError('format_only=True needs outfile_prefix, where to write the result files')
+            raise UserError('CocoMetric: format_only=True needs outfile_prefix, where to write the result files')
         if not ann_file:
-            raise ValueError('CocoMetric needs ann_file, the annotation file of the data set it evaluates')
+            raise UserError('CocoMetric needs ann_file, the annotation file of the data set it evaluates')
         if '://' not in ann_file and backend_args is None and not os.path.isfile(ann_file):
-            raise FileNotFoundError(f"no annotation file {ann_file}; check the evaluator's ann_file")
-        self.ann_file = ann_file
-        self.classwise = classwise
-        self.proposal_nums = tuple(sorted(proposal_nums))
-        if iou_thrs is None:
-            iou_thrs = np.linspace(0.5, 0.95, 10)
-        self.iou_thrs = np.atleast_1d(np.asarray(iou_thrs, dtype=np.float64))
+            raise MissingFile(f"no annotation file {ann_file}; check the evaluator's ann_file")
+        for option, limits in dict(max_dets=max_dets, proposal_nums=proposal_nums).items():
+            if not limits or not all(isinstance(limit, int) and limit > 0 for limit in limits):
+                raise UserError(f'CocoMetric: {option}={limits!r} must be whole numbers above 0, such as (1, 10, 100)')
+        self.ann_file, self.backend_args = ann_file, backend_args
+        self.classwise, self.use_cats, self.offset = classwise, use_cats, offset
+        self.max_dets = {n: sorted(proposal_nums if n == 'proposal' else max_dets) for n in self.metrics}
+        self.iou_thrs = np.atleast_1d(np.linspace(0.5, 0.95, 10) if iou_thrs is None else np.array(iou_thrs, float))
+        area_ranges = area_ranges or dict(s=(0, 32**2), m=(32**2, 96**2), l=(96**2, 1e10))
+        self.area_ranges = {'': (0, 1e10)} | {f'_{area}': limits for area, limits in area_ranges.items()}
+        self.format_only, self.outfile_prefix = format_only, outfile_prefix
         self.metric_items = metric_items
-        self.format_only = format_only
-        self.outfile_prefix = outfile_prefix
-        self.backend = backend
-        self.offset = offset
-        self.backend_args = backend_args
-        self._truth: _GroundTruth | None = None
-        if metric_items is not None:
-            self._check_items(metric_items)
-
-    def _max_dets(self, metric: str) -> tuple[int, ...]:
-        return self.proposal_nums if metric == 'proposal' else (1, 10, 100)
-
-    def _check_items(self, items: Sequence[str]) -> None:
-        known = {n for m in self.metrics for n in summary_items(self._max_dets(m), self.iou_thrs)}
-        for item in items:
+        known = {item for name in self.metrics for item in self._items(name)}
+        for item in metric_items or ():
             if item not in known:
-                raise ValueError(f'metric item {item!r} is unknown; {self.metrics} give {sorted(known)}')
+                raise UserError(f'CocoMetric: metric item {item!r} is unknown; {self.metrics} give {sorted(known)}')
+        self._engine = _engine(backend)
+        # As in mmdetection, the files of a subclass that writes its own are what is evaluated.
+        self._counts_files = type(self).results2json is not CocoMetric.results2json
+        self._truth: GroundTruth | None = None
 
     @property
     def dataset_meta(self) -> dict | None:
@@ -126,356 +139,230 @@ class CocoMetric(BaseMetric):
     @dataset_meta.setter
     def dataset_meta(self, meta: dict) -> None:
         self._dataset_meta = meta
-        if self._truth is None and is_main_process() and meta and 'classes' in meta:
-            self._truth = self._load_truth()
+        if self._truth is None and meta and 'classes' in meta:
+            self._truth = GroundTruth(self.ann_file, meta['classes'], self.backend_args,
+                                      'segm' in self.metrics and not self.format_only, not self.format_only)
+            if set(self.metrics) != {'proposal'}:
+                self._truth.say_if_crowded(max(limits[-1] for n, limits in self.max_dets.items() if n != 'proposal'))
+            self._restart()
 
-    def process(self, data_batch, data_samples: Sequence[dict]) -> None:
-        """Keep the predictions of some pictures: dicts (or data samples) with ``img_id`` and
-        ``pred_instances`` of bboxes (D, 4), scores (D,), labels (D,) and, for 'segm', masks (D RLE dicts)."""
-        num_classes = len(self._classes())
-        for sample in data_samples:
-            pred = sample['pred_instances'] if isinstance(sample, dict) else sample.pred_instances
-            img_id = sample['img_id'] if isinstance(sample, dict) else sample.img_id
-            if self._truth is not None:
-                self._check_picture(img_id)
-            result = dict(
-                img_id=img_id,
-                bboxes=_array(pred['bboxes']).reshape(-1, 4),
-                scores=_array(pred['scores']),
-                labels=_array(pred['labels']).astype(np.int64),
-            )
-            labels = result['labels']
-            if len(labels) and not 0 <= labels.min() <= labels.max() < num_classes:
-                wrong = labels.max() if labels.max() >= num_classes else labels.min()
-                raise ValueError(
-                    f'the model predicts label {wrong} on picture {img_id}, but the data set has '
-                    f'{num_classes} classes (0 to {num_classes - 1}); make num_classes of the heads and '
-                    'metainfo.classes of the data set agree'
-                )
-            if 'segm' in self.metrics:
-                if 'masks' not in pred:
-                    raise ValueError("metric 'segm' needs masks, but the model predicts none; use 'bbox'")
-                result['masks'] = [_rle(m) for m in pred['masks']]
-            self.results.append(result)
+    @property
+    def cat_ids(self) -> list[int]:
+        """The annotation file's category id of each label."""
+        return self._truth.cat_ids
+
+    def check_dataset(self, dataset: Any) -> None:
+        """Raise UserError where a data set holds images that the annotation file lacks, or two images of one id, as a
+        ConcatDataset may: predictions are told apart by it."""
+        if self._truth is None or not hasattr(dataset, 'get_data_info'):
+            return
+        paths: dict[Any, str | None] = {}
+        for info in map(dataset.get_data_info, range(len(dataset))):
+            img_id, path = info.get('img_id'), info.get('img_path')
+            self._number(img_id)
+            if paths.setdefault(img_id, path) != path:
+                raise UserError(f'two images of the data set to evaluate have the id {img_id!r}, {paths[img_id]} and '
+                                f'{path}: CocoMetric cannot tell them apart. Evaluate one annotation file at a time, '
+                                'or join them into one in which each image has its own id')
+
+    def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
+        """Count the predictions on some images: dicts (or data samples) with ``img_id`` and ``pred_instances`` of
+        bboxes (D, 4) xyxy pixels, scores (D,), labels (D,) and, for 'segm', masks (D RLE dicts or bitmaps)."""
+        if self._truth is None:
+            raise ValueError('CocoMetric does not know the classes; set dataset_meta=dict(classes=(...))')
+        results = list({result['img_id']: result for result in map(self._checked, data_samples)}.values())
+        self._seen.update(self._number(result['img_id']) for result in results)
+        if self.outfile_prefix is not None or self._counts_files:
+            self.results += results
+        for name, stream in self._streams.items() if results and not self._counts_files else ():
+            self._count(name, stream, results, self._detections(name, results))
 
     def evaluate(self, size: int) -> dict:
         """Metrics over all processes; `size`, the length of the data set, is not needed."""
-        if self.collect_dir is not None or self.collect_device != 'cpu':
-            every = 2**62  # collect_results would cut what it takes for padding
-            gathered = collect_results(self.results, every, self.collect_device, self.collect_dir) or []
-        else:
-            gathered = [result for part in all_gather_object(self.results) for result in part]
-        outcome: dict | Exception | None = None
-        if is_main_process():
-            try:
-                values = self.compute_metrics(gathered)
-                outcome = {f'{self.prefix}/{name}': value for name, value in values.items()}
-            except Exception as error:  # told to all processes: none is left waiting
-                outcome = error
-        shared = [outcome]
-        broadcast_object_list(shared)
-        self.results.clear()
-        if isinstance(shared[0], Exception):
-            raise outcome or shared[0]
-        return shared[0]
+        self.results = [(self._seen, self.results, self._streams)]
+        self._restart()
+        return super().evaluate(get_world_size())
 
-    def compute_metrics(self, results: list[dict]) -> dict[str, float]:
+    def compute_metrics(self, shares: list[tuple]) -> dict[str, float]:
+        """`shares`, one a process: numbers of its images, their predictions if they are kept, its streams."""
         logger = MMLogger.get_current_instance()
-        unique = {result['img_id']: result for result in results}
-        if not unique:
-            raise ValueError('no picture was evaluated; is the test data set empty?')
-        if self._truth is None:
-            self._truth = self._load_truth()
-        truth = self._truth
-        for img_id in unique:  # other processes have no truth to ask
-            self._check_picture(img_id)
-        # in the order of the annotation file's ids: ties between scores are then broken as pycocotools does
-        pictures = sorted(unique, key=truth.index.get)
-        if self.outfile_prefix is not None:
-            for metric in self.metrics:
-                path = f'{self.outfile_prefix}.{metric}.json'
-                entries = [entry for i in pictures for entry in self._result_entries(unique[i], metric)]
-                write_atomically(path, json.dumps(entries).encode())
-                logger.info(f'Results written to {path}')
+        seen = set().union(*(share[0] for share in shares))
+        if not seen:
+            raise UserError('no image was evaluated; is the test data set empty?')
+        streams = {n: self._engine.StreamingEval.merge(share[2][n] for share in shares) for n in self._streams}
+        if self.outfile_prefix is not None or self._counts_files:
+            unique = {self._number(result['img_id']): result for share in shares for result in share[1]}
+            results = [unique[number] for number in sorted(unique)]
+            with tempfile.TemporaryDirectory() as folder:
+                files = self.results2json(results, self.outfile_prefix or f'{folder}/results')
+                if self.outfile_prefix is not None:
+                    logger.info(f'Results written to {", ".join(map(str, files.values()))}')
+                for name in streams if self._counts_files else ():
+                    self._count(name, streams[name], results, self._read(name, files[name]))
         if self.format_only:
             return {}
-        if len(pictures) < len(truth.index):
-            logger.warning(
-                f'{len(pictures)} of the {len(truth.index)} pictures of {self.ann_file} were evaluated; '
-                'the numbers are for those alone'
-            )
+        if len(seen) < len(self._truth.images):
+            say(f'{len(seen)} of the {len(self._truth.images)} images of {self.ann_file} were evaluated; the numbers '
+                'are for those alone')
         values: dict[str, float] = {}
-        for metric in self.metrics:
-            values.update(self._compute(metric, [unique[i] for i in pictures], logger))
+        for name, stream in streams.items():
+            evaluation = stream.finalize()
+            with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
+                evaluation.accumulate()
+            values |= self._report(name, evaluation.eval['precision'], evaluation.eval['recall'], seen, logger)
         return values
 
-    def _check_picture(self, img_id) -> None:
+    def results2json(self, results: Sequence[dict], outfile_prefix: str) -> dict[str, str]:
+        """Write the result files and return their paths by metric. A subclass may write others: they are evaluated.
+
+        Args:
+            results: for each image img_id, bboxes (D, 4) xyxy pixels, scores (D,), labels (D,) and, for 'segm', masks
+                (D compressed RLEs).
+        """
+        files = {}
+        for name in self.metrics:
+            entries = []
+            for result in results:
+                boxes, scores = self.xyxy2bbox(result['bboxes']).tolist(), result['scores'].tolist()
+                for i, (score, label) in enumerate(zip(scores, result['labels'])):
+                    cat_id = 1 if name == 'proposal' else self.cat_ids[label]
+                    entry = dict(image_id=result['img_id'], category_id=cat_id, score=score)
+                    if name == 'segm':  # without a box: pycocotools would take the area from it
+                        mask = result['masks'][i]
+                        entry['segmentation'] = dict(mask, counts=mask['counts'].decode())
+                    else:
+                        entry['bbox'] = boxes[i]
+                    entries.append(entry)
+            files[name] = f'{outfile_prefix}.{name}.json'
+            write_atomically(files[name], json.dumps(entries).encode())
+        return files
+
+    def xyxy2bbox(self, boxes: np.ndarray) -> np.ndarray:
+        """(..., 4) corners as COCO's x, y, width, height."""
+        return np.concatenate([boxes[..., :2], boxes[..., 2:] - boxes[..., :2] + self.offset], axis=-1)
+
+    # ---------------------------------------------------------------------- what goes into the engine
+
+    def _restart(self) -> None:
+        self._seen: set[int] = set()
+        self._streams = {} if self.format_only else {name: self._stream(name) for name in self.metrics}
+
+    def _stream(self, name: str) -> Any:
+        kind = 'segm' if name == 'segm' else 'bbox'
+        params = self._engine.Params(kind)
+        params.iouThrs = self.iou_thrs.tolist()
+        params.maxDets = self.max_dets[name]
+        params.areaRng = [list(map(float, limits)) for limits in self.area_ranges.values()]
+        params.areaRngLbl = list(self.area_ranges)
+        params.useCats = self._uses_cats(name)
+        return self._engine.StreamingEval(self._truth.categories, kind, params=params)
+
+    def _uses_cats(self, name: str) -> bool:
+        return self.use_cats and name != 'proposal'
+
+    def _number(self, img_id: Any) -> int:
         if img_id not in self._truth.index:
-            raise ValueError(
-                f'picture {img_id!r} of the data set is not in {self.ann_file}; '
-                'data set and evaluator need the same ann_file'
-            )
+            raise UserError(f'image {img_id!r} of the data set is not in {self.ann_file}; data set and evaluator need '
+                            'the same ann_file')
+        return self._truth.index[img_id]
 
-    def _compute(self, metric: str, results: list[dict], logger: MMLogger) -> dict[str, float]:
-        truth = self._truth
-        ids = [truth.index[result['img_id']] for result in results]
-        max_dets = self._max_dets(metric)
-        iou_type = 'segm' if metric == 'segm' else 'bbox'
-        detections = self._detections(results, ids, iou_type)
-        use_cats = metric != 'proposal'
-        try:
-            precision, recall = coco_curves(
-                truth.dataset, detections, ids, truth.cat_ids, iou_type, self.iou_thrs, max_dets, use_cats, self.backend
-            )
-        except RuntimeError as error:  # of the engine, about an RLE that it alone looks into
-            raise ValueError(f'{self.backend} cannot evaluate {metric} on {self.ann_file}: {error}') from error
-        summary = summarise(precision, recall, max_dets, self.iou_thrs)
-        lines = summary_lines(summary, max_dets, self.iou_thrs)
-        if metric == 'proposal':
-            lines = [line for line in lines if 'Recall' in line]
-        logger.info(f'Evaluation of {metric}, {len(ids)} pictures:\n' + '\n'.join(lines))
-        values = {}
-        if self.classwise is not False and metric != 'proposal':
-            logger.info(f'{metric} by class:\n' + self._class_table(precision, ids))
-            if self.classwise:
-                values = {f'{c}_precision': _mean(precision[:, :, k, 0, -1]) for k, c in enumerate(self._classes())}
-        names, prefix = self.metric_items, '' if metric == 'proposal' else f'{metric}_'
-        if names is None:
-            names = [n for n in summary if n.startswith('AR' if metric == 'proposal' else 'mAP')]
-        return values | {f'{prefix}{n}': summary[n] for n in names if n in summary}
+    def _checked(self, sample: Any) -> dict:
+        image = self._truth.images[self._number(sample.get('img_id'))]
+        if 'segm' in self.metrics and 'masks' not in sample.get('pred_instances'):
+            raise UserError("metric 'segm' needs masks, but the model predicts none; use 'bbox'")
+        size = (image['height'], image['width']) if 'segm' in self.metrics else None
+        return checked_predictions(sample, len(self.cat_ids), size)
 
-    def _classes(self) -> tuple[str, ...]:
-        if not self.dataset_meta or 'classes' not in self.dataset_meta:
-            raise ValueError("CocoMetric does not know the classes; set dataset_meta=dict(classes=(...))")
-        return self.dataset_meta['classes']
+    def _detections(self, name: str, results: Sequence[dict]) -> np.ndarray | list[dict]:
+        """Rows of image, x, y, w, h, score, category; for masks, which do not fit into rows, dicts."""
+        numbers = [self._number(result['img_id']) for result in results]
+        if name != 'segm':
+            boxes, scores, labels = (np.concatenate([r[k] for r in results]) for k in ('bboxes', 'scores', 'labels'))
+            images = np.repeat(numbers, [len(result['scores']) for result in results])
+            return np.column_stack([images, self.xyxy2bbox(boxes), scores, self._truth.numbers[labels]])
+        return [dict(image_id=number, category_id=category, score=score, segmentation=mask)
+                for number, r in zip(numbers, results) for category, score, mask
+                in zip(self._truth.numbers[r['labels']].tolist(), r['scores'].tolist(), r['masks'])]
 
-    def _load_truth(self) -> _GroundTruth:
-        truth = _GroundTruth(self.ann_file, self._classes(), self.backend_args, not self.format_only)
-        if 'segm' in self.metrics:
-            truth.check_masks()
-        return truth
+    def _read(self, name: str, path: str) -> list[dict]:
+        """What a result file holds, as `_detections`."""
+        key = 'segmentation' if name == 'segm' else 'bbox'
+        categories = dict(zip(self.cat_ids, self._truth.numbers.tolist()))
+        return [dict(image_id=self._number(entry['image_id']), score=entry['score'], **{key: entry[key]},
+                     category_id=categories[entry['category_id']] if self._uses_cats(name) else 1)
+                for entry in json.loads(Path(path).read_text())]
 
-    def _result_entries(self, result: dict, metric: str):
-        """COCO result entries of one picture, with its own ids."""
-        xywh = _xywh(result['bboxes'], self.offset)
-        rows = zip(xywh.tolist(), result['scores'].tolist(), result['labels'])
-        for i, (box, score, label) in enumerate(rows):
-            cat_id = 1 if metric == 'proposal' else self._truth.cat_ids[label]
-            entry = dict(image_id=result['img_id'], category_id=cat_id, score=score)
-            if metric == 'segm':  # without a box: pycocotools would take the area from it
-                rle = result['masks'][i]
-                entry['segmentation'] = dict(size=list(rle['size']), counts=rle['counts'].decode())
-            else:
-                entry['bbox'] = box
-            yield entry
+    def _count(self, name: str, stream: Any, results: Sequence[dict], detections: np.ndarray | list[dict]) -> None:
+        numbers = [self._number(result['img_id']) for result in results]
+        stream.update([self._truth.images[n] for n in numbers], self._truth.of(numbers, name == 'segm'), detections)
 
-    def _detections(self, results: list[dict], ids: list[int], iou_type: str) -> list[dict]:
-        """Detections as the engines hold them. Boxes and areas are known here: letting an engine's `loadRes`
-        find them from masks would cost more than the matching."""
-        detections = []
-        for img_id, result in zip(ids, results):
-            if not len(result['scores']):
-                continue
-            boxes = _xywh(result['bboxes'], self.offset)
-            masks = result['masks'] if iou_type == 'segm' else [None] * len(boxes)
-            areas = coco_mask.area(masks) if iou_type == 'segm' else boxes[:, 2] * boxes[:, 3]
-            rows = zip(boxes.tolist(), result['scores'].tolist(), result['labels'], areas.tolist(), masks)
-            for box, score, label, area, mask in rows:
-                detection = dict(
-                    id=len(detections) + 1,
-                    image_id=img_id,
-                    category_id=self._truth.cat_ids[label],
-                    bbox=box,
-                    score=score,
-                    area=area,
-                    iscrowd=0,
-                )
-                if mask is not None:
-                    detection['segmentation'] = mask
-                detections.append(detection)
-        return detections
+    # ---------------------------------------------------------------------- what comes out of it
 
-    def _class_table(self, precision: np.ndarray, ids: list[int]) -> str:
-        counts = self._truth.objects_per_class(set(ids))
+    def _items(self, name: str) -> dict[str, tuple[str, float | None, str, int]]:
+        """Names of a summary's numbers, each with (kind, IoU or None, area range, position in max_dets)."""
+        last, areas = self.max_dets[name][-1], [area for area in self.area_ranges if area]
+        items = {'mAP': ('precision', None, '', -1), 'mAP_50': ('precision', 0.5, '', -1),
+                 'mAP_75': ('precision', 0.75, '', -1)}
+        items |= {f'mAP{area}': ('precision', None, area, -1) for area in areas}
+        items |= {f'AR@{limit}': ('recall', None, '', i) for i, limit in enumerate(self.max_dets[name])}
+        return items | {f'AR{area}@{last}': ('recall', None, area, -1) for area in areas}
+
+    def _report(self, name: str, precision: np.ndarray, recall: np.ndarray, seen: set[int], logger: MMLogger) -> dict:
+        """Log the summary of `precision` (T, R, K, A, M) and `recall` (T, K, A, M); returns the numbers asked for."""
+        main, prefix = ('AR', '') if name == 'proposal' else ('mAP', f'{name}_')
+        span = '{:.2f}:{:.2f}'.format(*self.iou_thrs[[0, -1]]) if len(self.iou_thrs) > 1 else f'{self.iou_thrs[0]:.2f}'
+        summary, lines = {}, []
+        for item, (kind, iou, area, position) in self._items(name).items():
+            curves = (precision if kind == 'precision' else recall)[..., list(self.area_ranges).index(area), position]
+            summary[item] = _mean(curves if iou is None else curves[np.isclose(self.iou_thrs, iou)])
+            if kind == 'recall' or name != 'proposal':
+                title = 'Average Precision  (AP)' if kind == 'precision' else 'Average Recall     (AR)'
+                lines.append(f' {title} @[ IoU={span if iou is None else f"{iou:.2f}":<9} '
+                             f'| area={_AREA_NAMES.get(area, area[1:]):>6} '
+                             f'| maxDets={self.max_dets[name][position]:>4} ] = {summary[item]:.3f}')
+        logger.info(f'Evaluation of {name}, {len(seen)} images:\n' + '\n'.join(lines))
+        wanted = [item for item in summary if item.startswith(main)] if self.metric_items is None else self.metric_items
+        values = {f'{prefix}{item}': summary[item] for item in wanted if item in summary}
+        if self.classwise is not False and self._uses_cats(name):
+            precision = precision[..., -1][:, :, self._truth.numbers - 1]  # the engine's order is that of the ids
+            logger.info(f'{name} by class:\n' + self._class_table(precision, seen))
+            if self.classwise:  # after the main numbers: save_best='auto' takes the first
+                classes = enumerate(self._dataset_meta['classes'])
+                values |= {f'{class_name}_precision': _mean(precision[:, :, k, 0]) for k, class_name in classes}
+        return values
+
+    def _class_table(self, precision: np.ndarray, seen: set[int]) -> str:
+        """`precision`: (T, R, K, A)."""
+        counts = Counter(one['category_id'] for one in self._truth.of(seen, False) if not one['iscrowd'])
         at = {f'AP{round(t * 100)}': i for i, t in enumerate(self.iou_thrs) if round(t, 3) in (0.5, 0.75)}
-        rows = [['class', 'objects', 'AP', *at, 'APs', 'APm', 'APl']]
-        for k, name in enumerate(self._classes()):
-            p = precision[:, :, k, :, -1]
-            cells = [p[:, :, 0], *(p[i, :, 0] for i in at.values()), *(p[:, :, a] for a in (1, 2, 3))]
-            rows.append([name, counts[k], *(_percent(_mean(c)) for c in cells)])
+        rows = [['class', 'objects', 'AP', *at, *(f'AP{area[1:]}' for area in self.area_ranges if area)]]
+        for k, name in enumerate(self._dataset_meta['classes']):
+            of_class = precision[:, :, k]
+            cells = [of_class[..., 0], *of_class[list(at.values()), :, 0], *np.moveaxis(of_class[..., 1:], -1, 0)]
+            means = map(_mean, cells)
+            rows.append([name, counts[self._truth.numbers[k]], *('-' if m < 0 else f'{100 * m:.1f}' for m in means)])
         table = AsciiTable(rows)
         table.inner_column_border = False
         table.justify_columns = {i: 'right' for i in range(1, len(rows[0]))}
         return table.table
 
 
-class _GroundTruth:
-    """The annotations of the classes under evaluation, pictures and annotations renumbered from 1.
+def _engine(backend: str) -> ModuleType:
+    """A module with hotcoco's `StreamingEval` and `Params`."""
+    if backend not in ('hotcoco', 'pycocotools'):
+        raise UserError(f"CocoMetric: backend={backend!r} is unknown; use 'hotcoco' or 'pycocotools'")
+    if backend == 'hotcoco':
+        try:
+            import hotcoco
 
-    Renumbering gives the engines what they take for granted: whole-number picture ids and no annotation
-    with id 0, which they would count as unmatched.
-    """
+            return hotcoco
+        except ImportError as error:
+            say(f'pycocotools evaluates, more slowly, for want of hotcoco ({error}): pip install hotcoco')
+    from mmdet.evaluation import pycocotools_stream
 
-    def __init__(
-        self, path: str, classes: Sequence[str], backend_args: dict | None, need_annotations: bool
-    ) -> None:
-        self.path = path
-        content = load_coco_file(path, backend_args, need_annotations)
-        self.cat_ids = category_ids(content, classes, path)
-        wanted = set(self.cat_ids)
-        images = sorted(content['images'], key=lambda image: image['id'])
-        self.index = {image['id']: number for number, image in enumerate(images, start=1)}
-        annotations = []
-        for annotation in content.get('annotations', ()):
-            if annotation['category_id'] in wanted and annotation['image_id'] in self.index:
-                width, height = annotation['bbox'][2:]
-                annotations.append(
-                    dict(
-                        annotation,
-                        id=len(annotations) + 1,
-                        image_id=self.index[annotation['image_id']],
-                        area=annotation.get('area', width * height),
-                        iscrowd=annotation.get('iscrowd', 0),
-                    )
-                )
-        self.dataset = dict(
-            images=[dict(image, id=number) for number, image in enumerate(images, start=1)],
-            annotations=annotations,
-            categories=[c for c in content['categories'] if c['id'] in wanted],
-        )
-
-    def check_masks(self) -> None:
-        """Raise ValueError where an object has no mask, or one of no known form or size."""
-        sizes = {image['id']: (image['height'], image['width']) for image in self.dataset['images']}
-        for annotation in self.dataset['annotations']:
-            segmentation = annotation.get('segmentation')
-            if not segmentation:
-                raise ValueError(f"metric 'segm' needs masks, but objects of {self.path} lack them; use metric='bbox'")
-            try:
-                check_segmentation(segmentation, *sizes[annotation['image_id']])
-            except ValueError as error:
-                where = {key: annotation[key] for key in ('category_id', 'bbox')}
-                raise ValueError(f'{self.path}: the annotation {where}: {error}') from None
-
-    def objects_per_class(self, image_ids: set[int]) -> list[int]:
-        label = {cat_id: k for k, cat_id in enumerate(self.cat_ids)}
-        counts = [0] * len(label)
-        for annotation in self.dataset['annotations']:
-            if annotation['image_id'] in image_ids and not annotation['iscrowd']:
-                counts[label[annotation['category_id']]] += 1
-        return counts
-
-
-def coco_curves(
-    truth: dict,
-    detections: list[dict],
-    image_ids: Sequence[int],
-    cat_ids: Sequence[int],
-    iou_type: str,
-    iou_thrs: np.ndarray,
-    max_dets: Sequence[int],
-    use_cats: bool = True,
-    backend: str = 'faster-coco-eval',
-) -> tuple[np.ndarray, np.ndarray]:
-    """Match detections to ground truth with COCO's rules.
-
-    Legend: T IoU thresholds, K classes in the order of `cat_ids` (1 without `use_cats`), A = 4 area ranges
-    (all, small, medium, large), M = len(max_dets).
-
-    Returns:
-        precision (T, 101, K, A, M) at 101 recalls, recall (T, K, A, M); -1 where there is no object.
-    """
-    if backend == 'pycocotools':
-        from pycocotools.coco import COCO
-        from pycocotools.cocoeval import COCOeval
-    else:
-        from faster_coco_eval import COCO
-        from faster_coco_eval import COCOeval_faster as COCOeval
-
-    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
-        gt, dt = COCO(), COCO()
-        gt.dataset = truth
-        dt.dataset = dict(truth, annotations=detections)
-        gt.createIndex()
-        dt.createIndex()
-        engine = COCOeval(gt, dt, iou_type)
-        engine.params.imgIds = list(image_ids)
-        engine.params.catIds = list(cat_ids)
-        engine.params.iouThrs = iou_thrs
-        engine.params.maxDets = list(max_dets)
-        engine.params.useCats = int(use_cats)
-        engine.evaluate()
-        engine.accumulate()
-    shape = (len(iou_thrs), len(engine.params.recThrs), len(cat_ids) if use_cats else 1, 4, len(max_dets))
-    precision = np.asarray(engine.eval['precision']).reshape(shape)
-    recall = np.asarray(engine.eval['recall']).reshape(shape[:1] + shape[2:])
-    if use_cats:  # the engines sort the classes by id
-        order = np.argsort(np.argsort(cat_ids))
-        precision, recall = precision[:, :, order], recall[:, order]
-    return precision, recall
-
-
-def summary_items(max_dets: Sequence[int], iou_thrs: np.ndarray) -> dict[str, tuple]:
-    """Names of a summary's numbers, each with (kind, IoU or None, area, position in max_dets)."""
-    last = len(max_dets) - 1
-    items = {'mAP': ('precision', None, 0, last)}
-    items.update({f'mAP_{round(t * 100)}': ('precision', t, 0, last) for t in (0.5, 0.75)})
-    items.update({f'mAP{suffix}': ('precision', None, a, last) for suffix, a in _AREAS.items() if a})
-    items.update({f'AR@{n}': ('recall', None, 0, i) for i, n in enumerate(max_dets)})
-    items.update({f'AR{s}@{max_dets[-1]}': ('recall', None, a, last) for s, a in _AREAS.items() if a})
-    return items
-
-
-def summarise(
-    precision: np.ndarray, recall: np.ndarray, max_dets: Sequence[int], iou_thrs: np.ndarray
-) -> dict[str, float]:
-    """COCO's twelve numbers by name, from the arrays of `coco_curves`; -1 where nothing was to be found."""
-    summary = {}
-    for name, (kind, iou, area, position) in summary_items(max_dets, iou_thrs).items():
-        values = (precision if kind == 'precision' else recall)[..., area, position]
-        if iou is not None:
-            values = values[np.isclose(iou_thrs, iou)]
-        summary[name] = _mean(values)
-    return summary
-
-
-def summary_lines(summary: dict[str, float], max_dets: Sequence[int], iou_thrs: np.ndarray) -> list[str]:
-    """The summary as COCO prints it."""
-    span = f'{iou_thrs[0]:.2f}:{iou_thrs[-1]:.2f}' if len(iou_thrs) > 1 else f'{iou_thrs[0]:.2f}'
-    lines = []
-    for name, (kind, iou, area, position) in summary_items(max_dets, iou_thrs).items():
-        title = 'Average Precision  (AP)' if kind == 'precision' else 'Average Recall     (AR)'
-        threshold = span if iou is None else f'{iou:.2f}'
-        lines.append(
-            f' {title} @[ IoU={threshold:<9} | area={_AREA_NAMES[area]:>6} '
-            f'| maxDets={max_dets[position]:>4} ] = {summary[name]:.3f}'
-        )
-    return lines
+    return pycocotools_stream
 
 
 def _mean(values: np.ndarray) -> float:
     valid = values[values > -1]
     return float(valid.mean()) if valid.size else -1.0
-
-
-def _percent(value: float) -> str:
-    return '-' if value < 0 else f'{100 * value:.1f}'
-
-
-def _array(values) -> np.ndarray:
-    return values.detach().float().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
-
-
-def _xywh(boxes: np.ndarray, offset: float = 0.0) -> np.ndarray:
-    boxes = boxes.astype(np.float64)
-    return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2] + offset], axis=1)
-
-
-def _rle(mask) -> dict:
-    """A compressed RLE with counts as bytes, of an RLE dict or of an (H, W) bitmap."""
-    if isinstance(mask, dict):
-        counts = mask['counts']
-        if isinstance(counts, list):
-            return coco_mask.frPyObjects(mask, *mask['size'])
-        return dict(size=list(mask['size']), counts=counts.encode() if isinstance(counts, str) else counts)
-    return coco_mask.encode(np.asfortranarray(_array(mask).astype(np.uint8)))

@@ -1,41 +1,59 @@
-"""Detections in a file, for evaluation elsewhere."""
+"""What a model predicts on one image, as metrics read it."""
 
-import pickle
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from mmengine.evaluator import BaseMetric
-from mmengine.logging import print_log
+from pycocotools import mask as coco_mask
 
-from mmdet.config.output import write_atomically
+from mmdet.config.errors import UserError
+from mmdet.structures.masks import compressed_rle, rle_areas
 
 
-class DumpPredictions(BaseMetric):
-    """Pickle the predictions: a list of dicts in the order of the data set.
+def checked_predictions(sample: Any, num_classes: int, mask_size: tuple[int, int] | None = None) -> dict:
+    """The ``img_id`` and ``pred_instances`` of a data sample, or of its dict.
 
-    Each holds img_id, img_path, ori_shape (h, w) and pred_instances: a dict of numpy arrays bboxes (D, 4) xyxy
-    pixels, scores (D,), labels (D,) and, with a mask head, masks (D RLE dicts).
+    Returns:
+        dict of img_id, bboxes (D, 4) xyxy pixels and scores (D,) float64, labels (D,) int64 and, with `mask_size`
+        (h, w), masks: D compressed RLEs, made of RLEs of any form or of bitmaps.
+
+    Raises:
+        UserError: labels beyond the classes, or boxes or scores that are not finite.
+        ValueError: lengths or shapes that do not fit one another, or a mask that is damaged or of another size.
     """
+    img_id, pred = sample.get('img_id'), sample.get('pred_instances')
+    bboxes, scores = (_array(pred[key], torch.float64) for key in ('bboxes', 'scores'))
+    labels, masks = _array(pred['labels'], torch.int64), pred['masks'] if mask_size else ()
+    count = scores.size
+    bboxes = bboxes if bboxes.size else bboxes.reshape(0, 4)
+    shapes = dict(bboxes=bboxes.shape, scores=scores.shape, labels=labels.shape)
+    needed = dict(bboxes=(count, 4), scores=(count,), labels=(count,))
+    if mask_size:
+        shapes['masks'], needed['masks'] = (len(masks),), (count,)
+    if shapes != needed:
+        raise ValueError(f'predictions on image {img_id!r} do not fit one another: their shapes are {shapes}, with as '
+                         f'many scores {needed} are needed')
+    if not (np.isfinite(bboxes).all() and np.isfinite(scores).all()):
+        raise UserError(f'the model predicts boxes or scores that are not finite on image {img_id!r}: its training has '
+                        'diverged (use a lower learning rate), or its weights are damaged')
+    if count and not 0 <= labels.min() <= labels.max() < num_classes:
+        wrong = labels.max() if labels.max() >= num_classes else labels.min()
+        raise UserError(f'the model predicts label {wrong} on image {img_id!r}, but the data set has {num_classes} '
+                        f'classes (0 to {num_classes - 1}); make num_classes of the heads and metainfo.classes of the '
+                        'data set agree')
+    result = dict(img_id=img_id, bboxes=bboxes, scores=scores, labels=labels)
+    if mask_size:
+        try:
+            result['masks'] = [compressed_rle(m if isinstance(m, dict) else _encoded(m), *mask_size) for m in masks]
+            rle_areas(result['masks'])
+        except ValueError as error:
+            raise ValueError(f'a predicted mask on image {img_id!r}: {error}') from None
+    return result
 
-    def __init__(self, out_file: str, collect_device: str = 'cpu'):
-        super().__init__(collect_device=collect_device)
-        self.out_file = out_file
 
-    def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
-        for sample in data_samples:
-            result = {key: sample.get(key) for key in ('img_id', 'img_path', 'ori_shape')}
-            result['pred_instances'] = {key: _numpy(value) for key, value in sample['pred_instances'].items()}
-            self.results.append(result)
-
-    def compute_metrics(self, results: list[dict]) -> dict:
-        write_atomically(self.out_file, pickle.dumps(results))
-        print_log(f'Detections of {len(results)} images: {self.out_file}', logger='current')
-        return {}
+def _array(values: Any, dtype: torch.dtype) -> np.ndarray:
+    return torch.as_tensor(values).detach().to('cpu', dtype).numpy()
 
 
-def _numpy(value: Any) -> Any:
-    if isinstance(value, torch.Tensor):
-        return value.detach().cpu().numpy()
-    return value if isinstance(value, (list, dict)) else np.asarray(value)
+def _encoded(bitmap: Any) -> dict:
+    return coco_mask.encode(np.asfortranarray(_array(bitmap, torch.uint8)))

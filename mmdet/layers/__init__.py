@@ -1,42 +1,39 @@
 """Building blocks: convolution with a norm, the norms by name, and Cross-Iteration Batch Normalization."""
 
-from mmdet.layers import cbn
 from mmdet.layers.batch_renorm import BatchRenorm
-from mmdet.layers.cbn.convert import convert_cbn, plan_cbn, revert_cbn
-from mmdet.layers.cbn.layer import CrossIterBatchNorm2d, cbn_state, load_cbn_state, set_cbn_epoch
-from mmdet.layers.conv import ConvModule, ConvWS2d, build_conv_layer, conv_norm
+from mmdet.layers.cbn import (
+    CrossIterBatchNorm2d,
+    cbn_state,
+    convert_cbn,
+    kernels,
+    load_cbn_state,
+    plan_cbn,
+    revert_cbn,
+    set_cbn_epoch,
+)
+from mmdet.layers.conv import (
+    ConvModule,
+    ConvWS2d,
+    build_activation_layer,
+    build_conv_layer,
+    conv_norm,
+    conv_stack,
+    init_conv,
+    kaiming_normal,
+)
 from mmdet.layers.losses.basic import BalancedL1Loss, CrossEntropyLoss, L1Loss, SmoothL1Loss
 from mmdet.layers.losses.focal import FocalLoss
 from mmdet.layers.losses.iou import BoundedIoULoss, CIoULoss, DIoULoss, GIoULoss, IoULoss
 from mmdet.layers.norm import BATCH_NORMS, SyncBN, build_norm_layer
+from mmdet.layers.upsample import build_upsample_layer
 from mmdet.ops import COMPILED
 
-cbn.layer.COMPILED = COMPILED  # that file stands alone and cannot ask
+kernels.ENABLED = COMPILED  # that folder stands alone and cannot ask
 
 __all__ = [
-    'BATCH_NORMS',
-    'BalancedL1Loss',
-    'BatchRenorm',
-    'BoundedIoULoss',
-    'CIoULoss',
-    'ConvModule',
-    'ConvWS2d',
-    'CrossEntropyLoss',
-    'CrossIterBatchNorm2d',
-    'DIoULoss',
-    'FocalLoss',
-    'GIoULoss',
-    'IoULoss',
-    'L1Loss',
-    'SmoothL1Loss',
-    'SyncBN',
-    'build_conv_layer',
-    'build_norm_layer',
-    'cbn_state',
-    'conv_norm',
-    'convert_cbn',
-    'load_cbn_state',
-    'plan_cbn',
-    'revert_cbn',
-    'set_cbn_epoch',
-]
+    'BATCH_NORMS', 'BalancedL1Loss', 'BatchRenorm', 'BoundedIoULoss', 'CIoULoss', 'ConvModule', 'ConvWS2d',
+    'CrossEntropyLoss', 'CrossIterBatchNorm2d', 'DIoULoss', 'FocalLoss', 'GIoULoss', 'IoULoss', 'L1Loss',
+    'SmoothL1Loss', 'SyncBN', 'build_activation_layer', 'build_conv_layer', 'build_norm_layer', 'build_upsample_layer',
+    'cbn_state', 'conv_norm', 'conv_stack', 'convert_cbn', 'init_conv', 'kaiming_normal', 'load_cbn_state', 'plan_cbn',
+    'revert_cbn', 'set_cbn_epoch',
+]  # fmt: skip

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.modules.batchnorm import _NormBase
 
-from mmdet.layers.cbn.layer import batch_moments
+from mmdet.layers.batch_stats import batch_moments, track_running_stats
 from mmdet.registry import MODELS
 
 
@@ -77,16 +77,11 @@ class BatchRenorm(_NormBase):
             return F.batch_norm(
                 y, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
             )
-        mean, var, count = batch_moments(y.detach())
-        if count == 1:
-            raise ValueError(
-                f'BatchRenorm: one value per channel (input {tuple(y.shape)}) has no variance to train on'
-            )
-        scale, shift = self._correction(mean, var)
-        with torch.no_grad():
-            self.num_batches_tracked.add_(1)
-            self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
-            self.running_var.lerp_((var * (count / (count - 1))).to(self.running_var.dtype), self.momentum)
+        batch = batch_moments(y.detach())
+        if batch.count == 1:
+            raise ValueError(f'BatchRenorm: one value per channel (input {tuple(y.shape)}) has no variance to train on')
+        scale, shift = self._correction(batch.mean, batch.var)
+        track_running_stats(self, batch)
         if self.affine:
             scale, shift = self.weight * scale, self.weight * shift + self.bias
         return F.batch_norm(y, None, None, scale, shift, True, 0.0, self.eps)

@@ -1,37 +1,33 @@
 """Convolution, norm and activation as one block.
 
-N, C, H, W    pictures (or RoIs), channels, height, width
+N, C, H, W    images (or RoIs), channels, height, width
 """
+
+import inspect
+from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from mmdet.layers.cbn.layer import CrossIterBatchNorm2d, Geometry
+from mmdet.config.errors import UserError
+from mmdet.layers.build import build_layer, layer_class
+from mmdet.layers.cbn import CrossIterBatchNorm2d
+from mmdet.layers.cbn.derivatives import Geometry
 from mmdet.layers.norm import SyncBN, build_norm_layer
 from mmdet.registry import MODELS
 
-_ACTIVATIONS = {
-    'ReLU': nn.ReLU,
-    'LeakyReLU': nn.LeakyReLU,
-    'ReLU6': nn.ReLU6,
-    'SiLU': nn.SiLU,
-    'GELU': nn.GELU,
-}
+CONV_NAMES = ['Conv2d', 'Conv', 'ConvWS']
+for _name in ('Conv2d', 'Conv'):
+    MODELS.register_module(name=_name, module=nn.Conv2d)
 
+ACTIVATION_NAMES = ['ReLU', 'LeakyReLU', 'PReLU', 'RReLU', 'ReLU6', 'ELU', 'SiLU', 'GELU', 'Sigmoid', 'Tanh']
+for _name in ACTIVATION_NAMES:
+    MODELS.register_module(name=_name, module=getattr(nn, _name))
 
-def _build_activation(cfg: dict) -> nn.Module:
-    options = dict(cfg)
-    kind = options.pop('type', None)
-    if kind not in _ACTIVATIONS:
-        layer = MODELS.get(kind) if isinstance(kind, str) else None
-        if layer is None:
-            raise ValueError(f'act_cfg={cfg!r}: unknown type {kind!r}; known are {", ".join(_ACTIVATIONS)}')
-        return layer(**options)
-    if kind != 'GELU':
-        options.setdefault('inplace', True)
-    return _ACTIVATIONS[kind](**options)
+kaiming_normal = partial(nn.init.kaiming_normal_, mode='fan_out', nonlinearity='relu')
 
 
 @MODELS.register_module('ConvWS')
@@ -46,25 +42,51 @@ class ConvWS2d(nn.Conv2d):
         return self._conv_forward(x, (self.weight - mean) / (std + self.weight_eps), self.bias)
 
 
-def build_conv_layer(cfg: dict | None, *args, **kwargs) -> nn.Conv2d:
+def build_conv_layer(cfg: dict | None, *args, **kwargs) -> nn.Module:
     """The convolution that ``conv_cfg`` names, by default nn.Conv2d; `args` and `kwargs` are nn.Conv2d's.
 
+    It may be any registered class that takes them (see `mmdet.layers.build`). One that derives from nn.Conv2d is
+    initialised by the model it stands in (not what it holds itself); any other initialises itself. Before CBN it must
+    have a `weight` (C_out, ...).
+
     Raises:
-        ValueError: any type but 'Conv', 'Conv2d' and 'ConvWS'.
+        UserError: an unknown type, or an option that it does not have.
     """
-    options = dict(cfg or {})
-    kind = options.pop('type', 'Conv2d')
-    layers = {'Conv': nn.Conv2d, 'Conv2d': nn.Conv2d, 'ConvWS': ConvWS2d}
-    if kind not in layers:
-        raise ValueError(f'conv_cfg={dict(cfg)!r}: unknown type {kind!r}; known are {", ".join(layers)}')
-    return layers[kind](*args, **kwargs, **options)
+    if cfg is None:
+        return nn.Conv2d(*args, **kwargs)
+    layer, options = layer_class('conv_cfg', cfg, CONV_NAMES)
+    return build_layer('conv_cfg', cfg, layer, *args, **kwargs, **options)
+
+
+def build_activation_layer(cfg: dict) -> nn.Module:
+    """The activation that ``act_cfg`` names, in place where its class can (see `mmdet.layers.build`).
+
+    Raises:
+        UserError: an unknown type, or an option that it does not have.
+    """
+    layer, options = layer_class('act_cfg', cfg, ACTIVATION_NAMES)
+    if 'inplace' in inspect.signature(layer).parameters:
+        options.setdefault('inplace', True)
+    return build_layer('act_cfg', cfg, layer, **options)
+
+
+def init_conv(conv: nn.Module, init: Callable[[Tensor], object] = kaiming_normal) -> None:
+    """Fill the weight by `init` and the bias with 0; what does not derive from torch's classes initialised itself."""
+    if isinstance(conv, (nn.Conv2d, nn.ConvTranspose2d)):
+        init(conv.weight)
+        if conv.bias is not None:
+            nn.init.zeros_(conv.bias)
 
 
 def conv_norm(conv: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
     """``norm(conv(x))``, x (N, C_in, H, W).
 
-    Cross-Iteration Batch Normalization also gets what it needs for its closed forms. A norm in eval mode after a
-    convolution that learns, as in a backbone with `norm_eval`, is folded into the weight, which spares memory.
+    Cross-Iteration Batch Normalization also gets the convolution: a plain one for its closed forms, any other for
+    derivatives through autograd. A norm in eval mode after a plain convolution that learns, as in a backbone with
+    `norm_eval`, is folded into the weight, which spares memory.
+
+    Raises:
+        UserError: CBN trains behind a convolution without a tensor `weight`.
     """
     traced = not isinstance(x, Tensor)  # torch.fx has to see the modules
     geometry = _folded(conv, norm) if torch.is_grad_enabled() and not traced else None
@@ -72,7 +94,17 @@ def conv_norm(conv: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
         scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
         shift = torch.addcmul(norm.bias, norm.running_mean, scale, value=-1)
         return _ScaledConv.apply(x, conv.weight, scale, shift, *geometry[1:])
-    return norm.after(conv, x) if isinstance(norm, CrossIterBatchNorm2d) else norm(conv(x))
+    if not isinstance(norm, CrossIterBatchNorm2d):
+        return norm(conv(x))
+    if isinstance(conv, nn.Conv2d):
+        return norm.after(conv, x)
+    weight = getattr(conv, 'weight', None)
+    if weight is None and norm.training and norm.buffer_num:
+        raise UserError(
+            f'CBN behind {type(conv).__name__}: it has no tensor `weight` (channels first), whose changes CBN '
+            'compensates for; give it one, or use another norm'
+        )
+    return norm(conv(x), weight)
 
 
 class _ScaledConv(torch.autograd.Function):
@@ -133,12 +165,11 @@ class ConvModule(nn.Module):
 
     Args:
         bias: 'auto' gives the convolution a bias where there is no norm.
-        conv_cfg: see `build_conv_layer`.
-        norm_cfg: see `build_norm_layer`; None for no norm.
-        act_cfg: dict(type=...), one of nn's activations or a registered layer; None for none.
+        conv_cfg, norm_cfg, act_cfg: dict(type=...) of a registered layer, see `mmdet.layers.build`. By default
+            nn.Conv2d, no norm and ReLU; ``act_cfg=None`` is no activation.
 
     Raises:
-        ValueError: a type or option that does not exist.
+        UserError: a type or option that does not exist.
 
     >>> block = ConvModule(3, 8, 3, padding=1, norm_cfg=dict(type='CBN', buffer_num=3, burnin=8))
     >>> [name for name, _ in block.named_parameters()]
@@ -169,20 +200,24 @@ class ConvModule(nn.Module):
         if norm_cfg is not None:
             self.norm_name, norm = build_norm_layer(norm_cfg, out_channels)
             self.add_module(self.norm_name, norm)
-        self.activate = None if act_cfg is None else _build_activation(act_cfg)
-        self.init_weights()
+        self.activate = None if act_cfg is None else build_activation_layer(act_cfg)
+        init_conv(self.conv)
 
     @property
     def norm(self) -> nn.Module | None:
         return getattr(self, self.norm_name) if self.norm_name else None
-
-    def init_weights(self) -> None:
-        nn.init.kaiming_normal_(self.conv.weight, mode='fan_out', nonlinearity='relu')
-        if self.conv.bias is not None:
-            nn.init.zeros_(self.conv.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, in_channels, H, W) -> (N, out_channels, H', W')."""
         norm = self.norm
         x = self.conv(x) if norm is None else conv_norm(self.conv, norm, x)
         return x if self.activate is None else self.activate(x)
+
+
+def conv_stack(count: int, in_channels: int, out_channels: int, kernel_size: int = 3, **options) -> nn.ModuleList:
+    """`count` `ConvModule`s in a row, (N, C, H, W) -> (N, C', H, W) by an odd kernel; `options` are theirs."""
+    padding = (kernel_size - 1) // 2
+    channels = [in_channels, *[out_channels] * count]
+    return nn.ModuleList(
+        ConvModule(channels[i], out_channels, kernel_size, padding=padding, **options) for i in range(count)
+    )

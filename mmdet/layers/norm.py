@@ -1,22 +1,18 @@
 """Normalisation layers by name: ``norm_cfg = dict(type='BN' | 'SyncBN' | 'GN' | 'CBN' | 'BatchRenorm', ...)``.
 
-N, C, H, W    pictures (or RoIs), channels, height, width
+N, C, H, W    images (or RoIs), channels, height, width
 """
 
-import difflib
 import inspect
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
+from mmdet.config.errors import UserError
 from mmdet.layers.batch_renorm import BatchRenorm
-from mmdet.layers.cbn.layer import (
-    CrossIterBatchNorm2d,
-    NormalizeWithPooled,
-    batch_moments,
-    process_group,
-    track_running_stats,
-)
+from mmdet.layers.batch_stats import Normalize, batch_moments, process_group, track_running_stats
+from mmdet.layers.build import build_layer, layer_class
+from mmdet.layers.cbn import CrossIterBatchNorm2d
 from mmdet.registry import MODELS
 
 
@@ -41,11 +37,11 @@ class SyncBN(_BatchNorm):
         if x.is_cuda:
             return nn.SyncBatchNorm.forward(self, x)
         self._check_input_dim(x)
-        mean, var, count = batch_moments(x.detach(), group)
-        if count < 2:
-            raise ValueError(f'SyncBN: {count} values per channel over all processes; training needs two')
-        track_running_stats(self, mean, var, count)
-        return NormalizeWithPooled.apply(x, mean, var, self.weight, self.bias, self.eps, 1, count, group)
+        batch = batch_moments(x.detach(), group)
+        if batch.count < 2:
+            raise UserError(f'SyncBN: {batch.count} values per channel over all processes; training needs two')
+        track_running_stats(self, batch)
+        return Normalize.apply(x, batch.mean, batch.var, self.weight, self.bias, self.eps, 1, batch.count, group)
 
 
 for _name, _layer in {
@@ -54,11 +50,12 @@ for _name, _layer in {
     'BN2d': nn.BatchNorm2d,
     'SyncBN': SyncBN,
     'GN': nn.GroupNorm,
+    'IN': nn.InstanceNorm2d,
     'CBN': CrossIterBatchNorm2d,
 }.items():
     MODELS.register_module(name=_name, module=_layer)
 
-NORM_NAMES = ['BN', 'SyncBN', 'GN', 'CBN', 'BatchRenorm']
+NORM_NAMES = ['BN', 'SyncBN', 'GN', 'CBN', 'BatchRenorm', 'IN']
 # What a frozen backbone keeps in eval mode: everything with running statistics.
 BATCH_NORMS = (_BatchNorm, CrossIterBatchNorm2d, BatchRenorm)
 
@@ -84,38 +81,23 @@ def _attribute_name(layer: type) -> str:
 
 
 def build_norm_layer(cfg: dict, num_features: int, postfix: int | str = '') -> tuple[str, nn.Module]:
-    """Build ``cfg``; returns its attribute name ('bn', 'gn', ...) followed by ``postfix``, and the layer.
+    """The norm that ``norm_cfg`` names: its attribute name ('bn', 'gn', ...) followed by `postfix`, and the layer.
 
-    ``requires_grad=False`` in ``cfg`` freezes gamma and beta. Other keys go to the layer's constructor.
+    ``requires_grad=False`` in `cfg` freezes gamma and beta; see `mmdet.layers.build` for the rest.
 
     Raises:
-        ValueError: unknown type or an option that the layer does not have.
+        UserError: an unknown type, or an option that it does not have.
 
     >>> build_norm_layer(dict(type='GN', num_groups=32), 256)
     ('gn', GroupNorm(32, 256, eps=1e-05, affine=True))
     """
-    if not isinstance(cfg, dict) or 'type' not in cfg:
-        raise ValueError(f"norm_cfg={cfg!r} must be a dict with a 'type', one of {', '.join(NORM_NAMES)}")
-    options = dict(cfg)
-    kind = options.pop('type')
+    layer, options = layer_class('norm_cfg', cfg, NORM_NAMES)
     requires_grad = options.pop('requires_grad', True)
-    layer_type = kind if inspect.isclass(kind) else MODELS.module_dict.get(kind)
-    if layer_type is None and isinstance(kind, str):
-        layer_type = MODELS.get(kind)  # imports the subpackages that may register it
-    if layer_type is None:
-        known = {name.lower(): name for name in (*MODELS.module_dict, *NORM_NAMES)}
-        near = [known[n] for n in difflib.get_close_matches(str(kind).lower(), known, n=3)] or NORM_NAMES
-        raise ValueError(f'norm_cfg: there is no norm {kind!r}; did you mean {", ".join(near)}?')
-    if issubclass(layer_type, nn.GroupNorm):
-        if 'num_groups' not in options:
-            raise ValueError(f"norm_cfg={cfg!r} lacks 'num_groups', for example num_groups=32")
-        options['num_channels'] = num_features
+    if layer is nn.GroupNorm and 'num_groups' not in options:
+        raise UserError(f"norm_cfg={cfg!r} lacks 'num_groups', for example num_groups=32")
+    if 'num_channels' in inspect.signature(layer).parameters:
+        norm = build_layer('norm_cfg', cfg, layer, num_channels=num_features, **options)
     else:
-        options['num_features'] = num_features
-    try:
-        inspect.signature(layer_type).bind(**options)
-        layer = layer_type(**options)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f'norm_cfg={cfg!r} does not fit {layer_type.__name__}: {error}') from None
-    layer.requires_grad_(requires_grad)
-    return f'{_attribute_name(layer_type)}{postfix}', layer
+        norm = build_layer('norm_cfg', cfg, layer, num_features, **options)
+    norm.requires_grad_(requires_grad)
+    return f'{_attribute_name(layer)}{postfix}', norm

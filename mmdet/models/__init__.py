@@ -1,60 +1,15 @@
-"""The parts of a detector, one file each, and the detectors built from them."""
+"""The parts of a detector, one class a file where it can be, and the detectors built from them."""
 
-from mmdet.models.backbones import ResNet, ResNeXt
+from mmdet.models import backbones, dense_heads, detectors, necks, roi_heads, task_modules
+from mmdet.models.backbones import *  # noqa: F403
 from mmdet.models.data_preprocessor import BatchFixedSizePad, DetDataPreprocessor
-from mmdet.models.dense_heads import RetinaHead, RPNHead
-from mmdet.models.detectors import RPN, CascadeRCNN, FasterRCNN, FastRCNN, MaskRCNN, RetinaNet
-from mmdet.models.necks import BFP, FPN
-from mmdet.models.roi_heads import (
-    CascadeRoIHead,
-    ConvFCBBoxHead,
-    FCNMaskHead,
-    Shared2FCBBoxHead,
-    Shared4Conv1FCBBoxHead,
-    SingleRoIExtractor,
-    StandardRoIHead,
-)
-from mmdet.models.task_modules import (
-    AnchorGenerator,
-    CombinedSampler,
-    DeltaXYWHBBoxCoder,
-    InstanceBalancedPosSampler,
-    IoUBalancedNegSampler,
-    MaxIoUAssigner,
-    OHEMSampler,
-    PseudoSampler,
-    RandomSampler,
-)
+from mmdet.models.dense_heads import *  # noqa: F403
+from mmdet.models.detectors import *  # noqa: F403
+from mmdet.models.initialize import init_weights
+from mmdet.models.necks import *  # noqa: F403
+from mmdet.models.roi_heads import *  # noqa: F403
+from mmdet.models.task_modules import *  # noqa: F403
 
-__all__ = [
-    'AnchorGenerator',
-    'BFP',
-    'BatchFixedSizePad',
-    'CascadeRCNN',
-    'CascadeRoIHead',
-    'CombinedSampler',
-    'ConvFCBBoxHead',
-    'DeltaXYWHBBoxCoder',
-    'DetDataPreprocessor',
-    'FCNMaskHead',
-    'FPN',
-    'FastRCNN',
-    'FasterRCNN',
-    'InstanceBalancedPosSampler',
-    'IoUBalancedNegSampler',
-    'MaskRCNN',
-    'MaxIoUAssigner',
-    'OHEMSampler',
-    'PseudoSampler',
-    'RPN',
-    'RPNHead',
-    'RandomSampler',
-    'ResNeXt',
-    'ResNet',
-    'RetinaHead',
-    'RetinaNet',
-    'Shared2FCBBoxHead',
-    'Shared4Conv1FCBBoxHead',
-    'SingleRoIExtractor',
-    'StandardRoIHead',
-]
+__all__ = ['BatchFixedSizePad', 'DetDataPreprocessor', 'init_weights']
+for _room in (backbones, dense_heads, detectors, necks, roi_heads, task_modules):
+    __all__ += _room.__all__

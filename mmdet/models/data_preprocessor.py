@@ -1,6 +1,6 @@
-"""From a list of pictures to one normalised, padded batch.
+"""From a list of images to one normalised, padded batch.
 
-N images, H and W of the padded batch.
+N images, C channels, h and w of an image, H and W of the padded batch, G ground-truth boxes of an image.
 """
 
 import torch
@@ -8,26 +8,29 @@ import torch.nn.functional as F
 from mmengine.model import BaseDataPreprocessor
 from torch import Tensor, nn
 
-from mmdet.models.options import only
+from mmdet.config.errors import UserError
+from mmdet.config.overrides import refuse_overrides
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample, Target
 
-_NEEDED = ('img_shape', 'ori_shape', 'scale_factor')  # to give detections in pixels of the original picture
+_NEEDED = ('img_shape', 'ori_shape', 'scale_factor')  # to give detections in pixels of the original image
 
 
 @MODELS.register_module()
+@refuse_overrides(_get_pad_shape='forward', pad_gt_masks='forward', pad_gt_sem_seg='forward')
 class DetDataPreprocessor(BaseDataPreprocessor):
-    """Normalise uint8 pictures and pad them right and bottom with zeros to one batch (N, 3, H, W).
+    """Normalise uint8 images and pad them right and bottom to one batch (N, C, H, W).
 
     Args:
         mean, std: per channel, in the channel order after `bgr_to_rgb`, pixel values 0..255.
-        bgr_to_rgb: reverse the channel order of the pictures as read.
-        pad_size_divisor: H and W are the smallest multiples that hold every picture.
+        bgr_to_rgb, rgb_to_bgr: either reverses the order of the first three channels of the images as read.
+        pad_size_divisor: H and W are the smallest multiples that hold every image.
         pad_value: value of the padding, after normalisation.
-        pad_mask, mask_pad_value: accepted for configs written for mmdet 3; masks carry their own size here.
-        non_blocking: copy pictures to the GPU without waiting, which takes effect where they are in pinned memory.
+        non_blocking: copy images to the GPU without waiting, which takes effect where they are in pinned memory.
         batch_augments: what to do with training batches, ``dict(type='BatchFixedSizePad', size=(h, w))``.
-        rgb_to_bgr, pad_seg, seg_pad_value, boxtype2tensor: as mmdet 3's defaults; no others.
+
+    Raises:
+        UserError: options that do not go together.
     """
 
     def __init__(
@@ -37,35 +40,34 @@ class DetDataPreprocessor(BaseDataPreprocessor):
         bgr_to_rgb: bool = False,
         pad_size_divisor: int = 1,
         pad_value: float = 0.0,
-        pad_mask: bool = False,
         non_blocking: bool = True,
-        mask_pad_value: int = 0,
         batch_augments: list[dict] | None = None,
         rgb_to_bgr: bool = False,
-        pad_seg: bool = False,
-        seg_pad_value: int = 255,
-        boxtype2tensor: bool = True,
     ):
         super().__init__(non_blocking)
-        only('DetDataPreprocessor', pad_seg=(pad_seg, False), boxtype2tensor=(boxtype2tensor, True))
         if rgb_to_bgr and bgr_to_rgb:
-            raise ValueError('DetDataPreprocessor: bgr_to_rgb and rgb_to_bgr exclude each other; set one of them')
+            raise UserError('DetDataPreprocessor: bgr_to_rgb and rgb_to_bgr exclude each other; set one of them')
         if mean and std and len(mean) != len(std):
-            raise ValueError(f'DetDataPreprocessor: {len(mean)} values of mean, {len(std)} of std; give as many')
+            raise UserError(f'DetDataPreprocessor: {len(mean)} values of mean, {len(std)} of std; give as many')
         self.register_buffer('mean', torch.tensor(mean or [0.0]).view(-1, 1, 1), persistent=False)
         self.register_buffer('std', torch.tensor(std or [1.0]).view(-1, 1, 1), persistent=False)
+        self.normalises = any(mean or ()) or any(value != 1 for value in std or ())
         self.flip_channels = bgr_to_rgb or rgb_to_bgr
         self.pad_size_divisor = pad_size_divisor
         self.pad_value = pad_value
         self.batch_augments = nn.ModuleList(MODELS.build(cfg) for cfg in batch_augments or ())
 
     def forward(self, data: dict, training: bool = False) -> dict:
-        """dict(inputs=[(3, h, w)], data_samples=[...]) -> the same with inputs (N, 3, H, W) on the model's device."""
+        """dict(inputs=[(C, h, w)], data_samples=[...]) -> the same with inputs (N, C, H, W) on the model's device.
+
+        Raises:
+            UserError: an image of other channels than `mean` has, or a data sample without its sizes.
+        """
         images = [image.to(self.device, non_blocking=self._non_blocking) for image in data['inputs']]
         divisor = self.pad_size_divisor
         shapes = [tuple(-(-side // divisor) * divisor for side in image.shape[-2:]) for image in images]
         height, width = (max(sides) for sides in zip(*shapes))
-        # one batch, written in place: padding and stacking each picture would copy it twice more
+        # one batch, written in place: padding and stacking each image would copy it twice more
         dtype = torch.promote_types(self.mean.dtype, torch.float32)
         size = (len(images), images[0].shape[0], height, width)
         batch = torch.full(size, self.pad_value, dtype=dtype, device=self.device)
@@ -75,20 +77,26 @@ class DetDataPreprocessor(BaseDataPreprocessor):
         for sample, shape in zip(samples or [], shapes):
             missing = [key for key in (('img_shape',) if training else _NEEDED) if key not in sample]
             if missing:
-                raise ValueError(f'a data sample lacks {", ".join(missing)}; name it in meta_keys of PackDetInputs')
+                raise UserError(f'a data sample lacks {", ".join(missing)}; name it in meta_keys of PackDetInputs')
+            if 'img_norm_cfg' in sample and self.normalises:
+                raise UserError('Normalize in the pipeline, and mean and std in model.data_preprocessor: images would '
+                                'be normalised twice; drop Normalize from the pipeline')
             sample.set_metainfo(dict(batch_input_shape=(height, width), pad_shape=shape))
         for augment in self.batch_augments if training else ():
             batch, samples = augment(batch, samples)
         return dict(inputs=batch, data_samples=samples)
 
     def _normalise(self, image: Tensor, out: Tensor) -> None:
-        if len(self.mean) not in (1, len(image)):  # of a grey picture the first would be taken for all
-            raise ValueError(
-                f'DetDataPreprocessor: {len(self.mean)} values of mean, a picture has {len(image)} channels; set as '
+        if len(image) != len(out):
+            raise UserError(f'a batch has images of {len(out)} and of {len(image)} channels; leave LoadImageFromFile '
+                            "its color_type='color', which makes them three")
+        if len(self.mean) not in (1, len(image)):  # of a grey image the first would be taken for all
+            raise UserError(
+                f'DetDataPreprocessor: {len(self.mean)} values of mean, an image has {len(image)} channels; set as '
                 "many, or leave LoadImageFromFile its color_type='color'"
             )
-        if self.flip_channels:
-            image = image.flip(0)
+        if self.flip_channels and len(image) >= 3:  # alpha, depth and whatever else follows keep their place
+            image = image.flip(0) if len(image) == 3 else torch.cat([image[:3].flip(0), image[3:]])
         torch.sub(image.float(), self.mean, out=out).div_(self.std)
 
 
@@ -98,30 +106,23 @@ class BatchFixedSizePad(nn.Module):
 
     Args:
         img_pad_value: value of the padding, after normalisation.
-        pad_mask, mask_pad_value: accepted; masks carry their own size here.
-        pad_seg, seg_pad_value: semantic maps, which are not supported.
+
+    Raises:
+        UserError: a batch larger than `size`.
     """
 
-    def __init__(
-        self,
-        size: tuple[int, int],
-        img_pad_value: float = 0,
-        pad_mask: bool = False,
-        mask_pad_value: int = 0,
-        pad_seg: bool = False,
-        seg_pad_value: int = 255,
-    ):
+    def __init__(self, size: tuple[int, int], img_pad_value: float = 0):
         super().__init__()
-        only('BatchFixedSizePad', pad_seg=(pad_seg, False))
         self.size = tuple(size)
         self.value = img_pad_value
 
     def forward(self, batch: Tensor, samples: list[DetDataSample]) -> tuple[Tensor, list[DetDataSample]]:
+        """(N, C, H, W) -> (N, C, h, w) of `size`, and the samples with their new padded sizes."""
         extra = [wanted - given for wanted, given in zip(self.size, batch.shape[-2:])]
         if min(extra) < 0:
-            raise ValueError(
+            raise UserError(
                 f'BatchFixedSizePad: a batch of {tuple(batch.shape[-2:])} is larger than size={self.size}; crop the '
-                'pictures, or use a larger size'
+                'images, or use a larger size'
             )
         for sample in samples:
             sample.set_metainfo(dict(batch_input_shape=self.size, pad_shape=self.size))

@@ -1,60 +1,30 @@
-"""Options of mmdet 3's config vocabulary: what is set must act or be refused, never pass unseen."""
+"""What train_cfg and test_cfg of the heads may say, and what it means.
+
+S samples (anchors or RoIs).
+"""
 
 from collections.abc import Iterable
-from typing import Any
 
-from mmengine.model import initialize
-from torch import nn
+import torch
+from torch import Tensor
 
-from mmdet.checkpoints import load_checkpoint
-from mmdet.config.errors import suggest
-from mmdet.registry import MODELS
-
-
-def only(owner: str, **options: tuple[Any, Any]) -> None:
-    """Accept options that have one possible value here: ``name=(value given, value possible)``.
-
-    Raises:
-        ValueError: names the owner, the option and both values.
-    """
-    for name, (given, possible) in options.items():
-        if given != possible:
-            raise ValueError(f'{owner}: {name}={given!r} is not supported, only {possible!r}')
+from mmdet.config.errors import UserError, suggest
 
 
 def check_keys(owner: str, cfg: dict | None, known: Iterable[str]) -> None:
     """Refuse keys of a train_cfg or test_cfg that nothing reads.
 
     Raises:
-        ValueError: names the owner, the key, and the known ones.
+        UserError: names the owner, the key, and the known ones.
     """
     known = set(known)
     for key in cfg or {}:
         if key not in known:
-            raise ValueError(f'{owner} has no key {key!r}.{suggest(key, known)} Known are {", ".join(sorted(known))}')
+            raise UserError(f'{owner} has no key {key!r}.{suggest(key, known)} Known are {", ".join(sorted(known))}')
 
 
-def build_neck(neck: dict | list[dict] | None) -> nn.Module | None:
-    """One neck, or several in a row (`FPN` and `BFP`)."""
-    if isinstance(neck, (list, tuple)):
-        return nn.Sequential(*(MODELS.build(cfg) for cfg in neck))
-    return None if neck is None else MODELS.build(neck)
-
-
-def apply_init_cfg(module: nn.Module, init_cfg: dict | list[dict] | None) -> None:
-    """Initialise a module as mmengine's initialisers (Normal, Xavier, Kaiming, Constant, ...) say.
-
-    Without ``init_cfg`` the module keeps what its constructor did.
-    """
-    if init_cfg:
-        initialize(module, init_cfg)
-
-
-def init_detector_weights(detector: nn.Module) -> None:
-    """What a detector's and its backbone's ``init_cfg`` name; called by the Runner once, before training."""
-    detector.backbone.init_weights()
-    cfg = detector.init_cfg
-    if isinstance(cfg, dict) and cfg.get('type') == 'Pretrained':
-        load_checkpoint(detector, cfg['checkpoint'], strict=False)
-    else:
-        apply_init_cfg(detector, cfg)
+def weight_positives(is_positive: Tensor, pos_weight: float) -> Tensor | None:
+    """``train_cfg.pos_weight`` as weights (S,) of the classification loss; None where it is not set (negative or 0)."""
+    if pos_weight <= 0:
+        return None
+    return torch.where(is_positive, float(pos_weight), 1.0)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from mmdet.config.errors import UserError
 from mmdet.ops.library import COMPILED, serves
 
 _METHODS = {'naive': 0, 'linear': 1, 'gaussian': 2}
@@ -73,7 +74,7 @@ def apply_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, nms_cfg: Mapping) -> 
     (tensor([0, 2]), tensor([0.9000, 0.7000]))
     """
     if nms_cfg is None:
-        raise ValueError('nms=None is not supported; nms=dict(type="nms", iou_threshold=1.0) keeps every box')
+        raise UserError('nms=None is not supported; nms=dict(type="nms", iou_threshold=1.0) keeps every box')
     cfg = dict(nms_cfg)
     kind = cfg.pop('type', 'nms')
     if 'iou_thr' in cfg:
@@ -84,16 +85,16 @@ def apply_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, nms_cfg: Mapping) -> 
     allowed = {'nms': {'iou_threshold', 'offset'},
                'soft_nms': {'iou_threshold', 'sigma', 'min_score', 'method', 'offset'}}
     if kind not in allowed:
-        raise ValueError(f"nms_cfg: type must be 'nms' or 'soft_nms', got {kind!r}")
+        raise UserError(f"nms_cfg: type must be 'nms' or 'soft_nms', got {kind!r}")
     unknown = sorted(set(cfg) - allowed[kind])
     if unknown:
-        raise ValueError(f'nms_cfg: {kind} does not know {", ".join(unknown)}; it takes '
+        raise UserError(f'nms_cfg: {kind} does not know {", ".join(unknown)}; it takes '
                          f'{", ".join(sorted(allowed[kind]))}, class_agnostic, max_num')
     if kind == 'soft_nms':
         keep, kept_scores = soft_nms(boxes, scores, idxs=groups, **cfg)
     else:
         if 'iou_threshold' not in cfg:
-            raise ValueError('nms_cfg: iou_threshold is missing, e.g. dict(type="nms", iou_threshold=0.5)')
+            raise UserError('nms_cfg: iou_threshold is missing, e.g. dict(type="nms", iou_threshold=0.5)')
         keep = nms(boxes, scores, **cfg) if groups is None else batched_nms(boxes, scores, groups, **cfg)
         kept_scores = scores[keep]
     return (keep[:max_num], kept_scores[:max_num]) if max_num >= 0 else (keep, kept_scores)

@@ -1,9 +1,9 @@
-"""Instance masks of one picture: `PolygonMasks` while they can stay polygons, `BitmapMasks` otherwise.
+"""Instance masks of one image: `PolygonMasks` while they can stay polygons, `BitmapMasks` otherwise.
 
-Legend: n instances, (h, w) the picture, R boxes (RoIs), s side of a mask target.
+Legend: n instances, (h, w) the image, R boxes (RoIs), s side of a mask target.
 
 Coordinates are continuous: pixel (row i, column j) covers [j, j + 1) x [i, i + 1), its centre is
-(j + 0.5, i + 0.5), and a picture of width w ends at x = w. Nothing here changes a mask in place: every
+(j + 0.5, i + 0.5), and an image of width w ends at x = w. Nothing here changes a mask in place: every
 method returns new masks, which may share memory with the old.
 """
 
@@ -17,6 +17,7 @@ import torch
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
+from mmdet.config.errors import UserError
 from mmdet.ops import mask_targets, rasterize_polygons, roi_align
 
 Polygon = np.ndarray  # flat (2 V,) float64: x0, y0, x1, y1, ...
@@ -48,7 +49,7 @@ class PolygonMasks:
     Args:
         polygons: per instance a list of flat (x0, y0, x1, y1, ...) arrays in pixels, three vertices or
             more each; an instance without polygons is an empty mask.
-        height, width: size of the picture in pixels.
+        height, width: size of the image in pixels.
 
     >>> masks = PolygonMasks([[[1, 1, 5, 1, 5, 4, 1, 4]]], height=6, width=8)
     >>> masks.areas()
@@ -77,7 +78,7 @@ class PolygonMasks:
 
     @classmethod
     def cat(cls, parts: Sequence[PolygonMasks]) -> PolygonMasks:
-        """The instances of several masks of one picture, in order."""
+        """The instances of several masks of one image, in order."""
         _check_one_size(parts)
         polygons = [instance for part in parts for instance in part.polygons]
         return cls(polygons, parts[0].height, parts[0].width)
@@ -90,7 +91,7 @@ class PolygonMasks:
         return new
 
     def resize(self, shape: tuple[int, int]) -> PolygonMasks:
-        """Stretch the picture to `shape` (h, w)."""
+        """Stretch the image to `shape` (h, w)."""
         scale = np.array([shape[1] / self.width, shape[0] / self.height])
         polygons = [[(p.reshape(-1, 2) * scale).ravel() for p in parts] for parts in self.polygons]
         return self._like(polygons, *shape)
@@ -110,7 +111,7 @@ class PolygonMasks:
         return self._like([[mirrored(p) for p in parts] for parts in self.polygons])
 
     def crop(self, window: Sequence[float]) -> PolygonMasks:
-        """What is seen through `window` (x1, y1, x2, y2), which becomes the picture.
+        """What is seen through `window` (x1, y1, x2, y2), which becomes the image.
 
         Polygons are clipped at its border (Sutherland and Hodgman, 1974); the clipped parts of a concave
         polygon stay joined by edges along the border, which enclose no area.
@@ -123,9 +124,9 @@ class PolygonMasks:
         return self._like(polygons, y2 - y1, x2 - x1)
 
     def pad(self, shape: tuple[int, int], value: int = 0) -> PolygonMasks:
-        """Extend the picture to `shape` (h, w) at its right and bottom; `value` must be 0."""
+        """Extend the image to `shape` (h, w) at its right and bottom; `value` must be 0."""
         if value != 0:
-            raise ValueError(f'polygons can only be padded with 0, not {value}; set poly2mask=True')
+            raise UserError(f'polygons can only be padded with 0, not {value}; set poly2mask=True')
         return self._like(self.polygons, *shape)
 
     def areas(self) -> np.ndarray:
@@ -168,7 +169,7 @@ class BitmapMasks:
 
     Args:
         masks: (n, height, width) array of 0 and 1 (uint8 or bool).
-        height, width: size of the picture in pixels.
+        height, width: size of the image in pixels.
     """
 
     def __init__(self, masks: np.ndarray, height: int, width: int) -> None:
@@ -188,12 +189,12 @@ class BitmapMasks:
 
     @classmethod
     def cat(cls, parts: Sequence[BitmapMasks]) -> BitmapMasks:
-        """The instances of several masks of one picture, in order."""
+        """The instances of several masks of one image, in order."""
         _check_one_size(parts)
         return cls(np.concatenate([part.masks for part in parts]), parts[0].height, parts[0].width)
 
     def resize(self, shape: tuple[int, int]) -> BitmapMasks:
-        """Stretch the picture to `shape` (h, w); a new pixel takes the value under its centre."""
+        """Stretch the image to `shape` (h, w); a new pixel takes the value under its centre."""
         height, width = shape
         masks = np.empty((len(self), height, width), dtype=np.uint8)
         for mask, resized in zip(self.masks, masks):
@@ -207,15 +208,15 @@ class BitmapMasks:
         return BitmapMasks(np.ascontiguousarray(masks), self.height, self.width)
 
     def crop(self, window: Sequence[float]) -> BitmapMasks:
-        """What is seen through `window` (x1, y1, x2, y2), whole pixels, which becomes the picture."""
+        """What is seen through `window` (x1, y1, x2, y2), whole pixels, which becomes the image."""
         x1, y1, x2, y2 = _window(window)
         if x1 < 0 or y1 < 0 or x2 > self.width or y2 > self.height:
-            picture = (self.width, self.height)
-            raise ValueError(f'crop window {(x1, y1, x2, y2)} leaves the picture of (w, h) = {picture}')
+            size = (self.width, self.height)
+            raise ValueError(f'crop window {(x1, y1, x2, y2)} leaves the image of (w, h) = {size}')
         return BitmapMasks(np.ascontiguousarray(self.masks[:, y1:y2, x1:x2]), y2 - y1, x2 - x1)
 
     def pad(self, shape: tuple[int, int], value: int = 0) -> BitmapMasks:
-        """Extend the picture to `shape` (h, w) with `value` at its right and bottom."""
+        """Extend the image to `shape` (h, w) with `value` at its right and bottom."""
         masks = np.full((len(self), *shape), value, dtype=np.uint8)
         masks[:, : self.height, : self.width] = self.masks
         return BitmapMasks(masks, *shape)
@@ -263,12 +264,12 @@ def _send(tensor: Tensor, device: torch.device) -> Tensor:
 def masks_from_coco(
     segmentations: Sequence, height: int, width: int, bitmap: bool = False
 ) -> PolygonMasks | BitmapMasks:
-    """Masks of one picture from COCO's ``segmentation`` entries.
+    """Masks of one image from COCO's ``segmentation`` entries.
 
     Args:
         segmentations: per instance a list of flat polygons, an RLE dict (counts compressed or as a
             list), or None for an instance without a mask. Polygons of fewer than three vertices are dropped.
-        height, width: size of the picture in pixels.
+        height, width: size of the image in pixels.
         bitmap: give bitmaps whatever the entries are.
 
     Raises:
@@ -295,6 +296,8 @@ def outline(rle: dict, height: int, width: int) -> list[Polygon]:
 
 
 def _whole_polygons(polygons: Sequence) -> list[Polygon]:
+    if isinstance(polygons, list) and polygons and all(type(value) in (int, float) for value in polygons):
+        polygons = [polygons]  # one polygon, as VIA writes it
     try:
         arrays = [np.asarray(p, dtype=np.float64) for p in polygons]
         known = all(p.ndim == 1 and np.isfinite(p).all() for p in arrays)
@@ -302,7 +305,7 @@ def _whole_polygons(polygons: Sequence) -> list[Polygon]:
         known = False
     if not known:
         text = str(polygons)
-        raise ValueError('a segmentation is a list of polygons [[x1, y1, x2, y2, ...], ...] or an RLE dict, not '
+        raise UserError('a segmentation is a list of polygons [[x1, y1, x2, y2, ...], ...] or an RLE dict, not '
                          f'{text[:80]}{"..." * (len(text) > 80)}')
     return [p for p in arrays if p.size >= 6 and p.size % 2 == 0]
 
@@ -310,35 +313,110 @@ def _whole_polygons(polygons: Sequence) -> list[Polygon]:
 def check_segmentation(segmentation: list | dict, height: int, width: int) -> None:
     """Raise ValueError for an entry that `masks_from_coco` would refuse, without drawing it."""
     if isinstance(segmentation, dict):
-        _check_rle(segmentation, height, width)
+        rle_areas([compressed_rle(segmentation, height, width)])
     else:
         _whole_polygons(segmentation)
 
 
-def _check_rle(rle: dict, height: int, width: int) -> None:
+def rle_from_coco(segmentation: list | dict | None, height: int, width: int) -> dict | None:
+    """COCO's ``segmentation`` as one compressed RLE; None where no polygon of three vertices is in it.
+
+    Raises:
+        ValueError: an entry that `masks_from_coco` would refuse.
+    """
+    if isinstance(segmentation, dict):
+        rle = compressed_rle(segmentation, height, width)
+        rle_areas([rle])
+        return rle
+    polygons = _whole_polygons(segmentation or [])
+    if not polygons:
+        return None
+    if max(np.abs(p).max() for p in polygons) < 1e6:
+        return coco_mask.merge(coco_mask.frPyObjects([p.tolist() for p in polygons], height, width))
+    # pycocotools stores each pixel along an edge: a vertex far away would take all memory
+    return coco_mask.encode(np.asfortranarray(rasterize_polygons([polygons], height, width)[0].numpy()))
+
+
+def compressed_rle(rle: dict, height: int, width: int) -> dict:
+    """An RLE mask of any form as dict(size=[h, w], counts=bytes). Compressed counts are not read: see `rle_areas`.
+
+    Raises:
+        ValueError: no RLE, one of another size, or listed counts that do not fit it.
+    """
     size, counts = rle.get('size'), rle.get('counts')
+    if type(counts) is bytes and size == [height, width]:
+        return rle  # as models predict them
     known = isinstance(counts, (str, bytes)) or isinstance(counts, list) and all(isinstance(c, int) for c in counts)
     if not known or not isinstance(size, (list, tuple)):
         text = str(rle)
-        raise ValueError('an RLE mask is dict(size=[h, w], counts=whole numbers or a text), not '
+        raise UserError('an RLE mask is dict(size=[h, w], counts=whole numbers or a text), not '
                          f'{text[:80]}{"..." * (len(text) > 80)}')
     if tuple(size) != (height, width):
-        raise ValueError(f'RLE mask is of size {tuple(size)} (h, w), its picture {(height, width)}')
-    if isinstance(counts, list) and sum(counts) != height * width:
-        raise ValueError(f'the counts of an RLE mask sum to {sum(counts)}, its picture has {height * width} pixels')
+        raise ValueError(f'RLE mask is of size {tuple(size)} (h, w), its image {(height, width)}')
+    size = [height, width]
+    if isinstance(counts, list):
+        _check_counts(min(counts, default=0), sum(counts), height * width)
+        return coco_mask.frPyObjects(dict(size=size, counts=counts), height, width)
+    return dict(size=size, counts=counts.encode() if isinstance(counts, str) else counts)
+
+
+def rle_areas(rles: Sequence[dict]) -> np.ndarray:
+    """Areas in pixels, (n,) int64, of compressed RLEs. All their counts are read and checked on the way: pycocotools
+    hangs on damaged ones, or shows memory that was never written.
+
+    Raises:
+        ValueError: counts that are cut off, negative or do not sum to the number of pixels.
+    """
+    if not rles:
+        return np.zeros(0, dtype=np.int64)
+    # COCO's format: a number is groups of five bits, the lowest first, each plus 48. In a group 32 says that another
+    # follows; in the last, 16 says that the number is negative.
+    groups = np.frombuffer(b''.join([rle['counts'] for rle in rles]), dtype=np.uint8) - np.uint8(48)
+    mask_stops = np.cumsum([len(rle['counts']) for rle in rles])
+    stops = np.flatnonzero(groups < 32) + 1  # of numbers
+    sizes = np.diff(stops, prepend=0)
+    last = np.searchsorted(stops, mask_stops)  # each mask's last number
+    known = (groups < 64).all() and sizes.max(initial=0) <= 8 and np.diff(mask_stops, prepend=0).all()
+    if not known or last[-1] == len(stops) or (stops[last] != mask_stops).any():
+        raise ValueError("the counts of an RLE mask are empty, cut off or not COCO's compressed counts")
+    numbers = -((groups[stops - 1] & 16).astype(np.int64) << 5 * sizes - 4)
+    for k in range(sizes.max()):
+        longer = np.flatnonzero(sizes > k) if k else slice(None)
+        numbers[longer] += (groups[stops[longer] - sizes[longer] + k] & 31).astype(np.int64) << 5 * k
+    # From its mask's fourth on, a number is the difference from the last but one, so counts are sums of every other
+    # number. They are summed over all masks at once; `before` is what does not belong to the mask.
+    first = np.concatenate([[0], last[:-1] + 1])
+    lengths = np.diff(first, append=len(numbers))
+    is_object = (np.arange(len(numbers)) - np.repeat(first, lengths)) & 1
+    sums = np.empty_like(numbers)
+    sums[::2], sums[1::2] = np.cumsum(numbers[::2]), np.cumsum(numbers[1::2])
+    before = np.where(is_object, np.repeat(np.where(first > 0, sums[first - 1], 0), lengths),
+                      np.repeat(sums[first], lengths))
+    counts = sums - before
+    counts[first] = numbers[first]
+    least, totals = np.minimum.reduceat(counts, first), np.add.reduceat(counts, first)
+    pixels = np.array([rle['size'][0] * rle['size'][1] for rle in rles])
+    for k in np.flatnonzero((least < 0) | (totals != pixels))[:1]:
+        _check_counts(least[k], totals[k], pixels[k])
+    return np.add.reduceat(counts * is_object, first)
+
+
+def _check_counts(least: int, total: int, pixels: int) -> None:
+    if least < 0 or total != pixels:
+        negative = ' with negative ones among them' if least < 0 else ''
+        raise ValueError(f'the counts of an RLE mask sum to {total}{negative}, its image has {pixels} pixels')
 
 
 def _decode_rle(rle: dict, height: int, width: int) -> np.ndarray:
-    _check_rle(rle, height, width)
-    if isinstance(rle['counts'], list):
-        rle = coco_mask.frPyObjects(rle, height, width)
+    rle = compressed_rle(rle, height, width)
+    rle_areas([rle])
     return coco_mask.decode(rle)
 
 
 def _check_one_size(parts: Sequence) -> None:
     sizes = {(part.height, part.width) for part in parts}
     if len(sizes) != 1:
-        raise ValueError(f'masks of one picture are needed, got sizes (h, w) {sorted(sizes)}')
+        raise ValueError(f'masks of one image are needed, got sizes (h, w) {sorted(sizes)}')
 
 
 def _window(window: Sequence[float]) -> tuple[int, int, int, int]:

@@ -2,6 +2,7 @@
 
 import colorsys
 import os
+import re
 import sys
 from functools import lru_cache
 from pathlib import Path
@@ -17,6 +18,7 @@ from pycocotools import mask as mask_utils
 
 from mmdet.config.errors import UserError
 from mmdet.registry import VISUALIZERS
+from mmdet.structures.image_file import decode_image
 
 _LEAST_SIDE = 480  # pixels; pictures smaller than half of it are enlarged,
 _LONGEST_SIDE = 1920  # but not beyond this
@@ -161,23 +163,24 @@ class DetVisualizer(Visualizer):
         if out_file is not None:
             write_picture(out_file, picture)
         else:
-            self.add_image(name, picture, step)
+            # backends make a file name of it, and callers take it from the data
+            self.add_image(re.sub(r'[/\\\\]+', '_', name), picture, step)
 
 
 def draw_file(
     path: str | Path, sample, out_file: str | Path, classes: tuple[str, ...] = (), score_thr: float = 0.3
 ) -> None:
-    """Draw the predictions of a data sample on the picture at `path` into `out_file` (its folder is made)."""
+    """Draw the predictions of a data sample on the image at `path` into `out_file` (its folder is made)."""
     write_picture(out_file, draw_instances(read_picture(path), sample.pred_instances, classes, score_thr))
 
 
 def read_picture(path: str | Path) -> np.ndarray:
-    """(H, W, 3) uint8 RGB."""
-    data = np.fromfile(path, np.uint8)
-    image = cv2.imdecode(data, cv2.IMREAD_COLOR) if len(data) else None
-    if image is None:
-        raise UserError(f'{path} is no readable picture')
-    return image[..., ::-1]
+    """(H, W, 3) uint8 RGB, of any size: what is drawn on has passed the limit of the pipeline that read it.
+
+    Raises:
+        UserError: no readable image.
+    """
+    return decode_image(Path(path).read_bytes(), str(path), max_megapixels=None)[..., ::-1]
 
 
 def write_picture(path: str | Path, image: np.ndarray) -> None:

@@ -1,10 +1,10 @@
-"""A small data set of textured shapes in COCO's format, drawn by numbers from one seed.
+"""A small data set of textured shapes in COCO's format, generated from one seed.
 
     python -m projects.demo.shapes data/shapes --train 400 --val 60 --size 160 --seed 0
 
-writes ``train/``, ``val/`` and ``annotations/instances_{train,val}.json``: one to five objects per picture,
+writes ``train/``, ``val/`` and ``annotations/instances_{train,val}.json``: one to five objects per image,
 of four classes told apart by outline alone (colour, texture, size, turn and light are drawn at random), lying
-over each other and over the border, on textured ground. Polygons follow the visible part. Some pictures hold
+over each other and over the border, on textured ground. Polygons follow the visible part. Some images hold
 a heap of small objects annotated as one crowd, and one in each split is empty.
 """
 
@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 
 from mmdet.cli.parser import Parser
-from mmdet.config.errors import run_main
+from mmdet.config.errors import UserError, run_main
 
 CLASSES = ('circle', 'square', 'triangle', 'star')
 _ZOOM = 4  # outlines and visible parts are worked out on a grid this much finer
@@ -34,24 +34,24 @@ def write_shapes(out: str | Path, train: int = 400, val: int = 60, size: int = 1
 
     Args:
         out: folder to make.
-        train, val: numbers of pictures.
-        size: width and height of a picture in pixels, at least 96.
+        train, val: numbers of images.
+        size: width and height of an image in pixels, at least 96.
         seed: same seed, same set.
 
     Raises:
-        ValueError: a number out of range, or `out` holds something else.
+        UserError: a number out of range, or `out` holds something else.
     """
     out = Path(out)
     settings = dict(train=train, val=val, size=size, seed=seed)
     if train < 1 or val < 1:
-        raise ValueError(f'train={train} and val={val} must be at least 1')
+        raise UserError(f'train={train} and val={val} must be at least 1')
     if size < 96:
-        raise ValueError(f'size={size} is too small for objects of 32 pixels and more; use at least 96')
+        raise UserError(f'size={size} is too small for objects of 32 pixels and more; use at least 96')
     if out.exists():
         done = out / _SHAPES_FILE
         if done.is_file() and json.loads(done.read_text()) == settings:
             return out
-        raise ValueError(f'{out} exists and is not the set of {settings}; remove it or name another folder')
+        raise UserError(f'{out} exists and is not the set of {settings}; remove it or name another folder')
 
     out.parent.mkdir(parents=True, exist_ok=True)
     unfinished = out.with_name(f'.{out.name}.{os.getpid()}')
@@ -71,15 +71,15 @@ def _write_split(root: Path, name: str, count: int, size: int, seed: tuple[int, 
     images, annotations = [], []
     for number in range(count):
         rng = np.random.default_rng((*seed, number))
-        # the second picture is empty; every eighth has a crowd
+        # the second image is empty; every eighth has a crowd
         objects = 0 if number == 1 else int(rng.integers(1, 6))
-        picture, records = draw_picture(rng, size, objects, crowd=number % 8 == 5)
-        image = dict(id=number + 1, file_name=f'{number + 1:06d}.jpg', height=size, width=size)
-        if not cv2.imwrite(str(root / name / image['file_name']), picture, [cv2.IMWRITE_JPEG_QUALITY, 95]):
-            raise OSError(f'cannot write {root / name / image["file_name"]}; is the disk full?')
-        images.append(image)
+        pixels, records = draw_image(rng, size, objects, crowd=number % 8 == 5)
+        info = dict(id=number + 1, file_name=f'{number + 1:06d}.jpg', height=size, width=size)
+        if not cv2.imwrite(str(root / name / info['file_name']), pixels, [cv2.IMWRITE_JPEG_QUALITY, 95]):
+            raise OSError(f'cannot write {root / name / info["file_name"]}; is the disk full?')
+        images.append(info)
         for record in records:
-            annotations.append(dict(id=len(annotations) + 1, image_id=image['id'], **record))
+            annotations.append(dict(id=len(annotations) + 1, image_id=info['id'], **record))
     content = dict(
         info=dict(description='textured shapes', seed=list(seed)),
         images=images,
@@ -89,10 +89,10 @@ def _write_split(root: Path, name: str, count: int, size: int, seed: tuple[int, 
     (root / 'annotations' / f'instances_{name}.json').write_text(json.dumps(content))
 
 
-def draw_picture(
+def draw_image(
     rng: np.random.Generator, size: int, objects: int, crowd: bool = False
 ) -> tuple[np.ndarray, list[dict]]:
-    """One picture, (size, size, 3) uint8 BGR, and its COCO annotations without ids."""
+    """One image, (size, size, 3) uint8 BGR, and its COCO annotations without ids."""
     canvas = _ground(rng, size)
     layers = []  # from the back to the front: (label, mask on the fine grid), a crowd being one layer
     if crowd:
@@ -105,7 +105,7 @@ def draw_picture(
                 _paint(rng, canvas, mask)
                 layers.append((label, mask))
                 break
-    picture = _grain(rng, canvas)
+    pixels = _grain(rng, canvas)
 
     records = []
     covered = np.zeros((size * _ZOOM,) * 2, dtype=np.uint8)
@@ -114,7 +114,7 @@ def draw_picture(
         visible = mask & ~covered
         covered |= mask
         records.append(_crowd_record(label, visible) if crowd and index == 0 else _record(label, visible))
-    return picture, records[::-1]
+    return pixels, records[::-1]
 
 
 def _random_outline(rng: np.random.Generator, size: int) -> tuple[int, np.ndarray]:
@@ -242,8 +242,8 @@ def _draw_crowd(rng: np.random.Generator, canvas: np.ndarray) -> tuple[int, np.n
 
 def _grain(rng: np.random.Generator, canvas: np.ndarray) -> np.ndarray:
     """A slightly soft lens and a noisy sensor."""
-    picture = cv2.GaussianBlur(canvas, (0, 0), 0.5) + rng.normal(0, 0.02, canvas.shape).astype(np.float32)
-    return np.round(np.clip(picture, 0, 1) * 255).astype(np.uint8)
+    pixels = cv2.GaussianBlur(canvas, (0, 0), 0.5) + rng.normal(0, 0.02, canvas.shape).astype(np.float32)
+    return np.round(np.clip(pixels, 0, 1) * 255).astype(np.uint8)
 
 
 def _record(label: int, visible: np.ndarray) -> dict:
@@ -300,13 +300,13 @@ def _annotation(label: int, low: np.ndarray, high: np.ndarray, area: float, segm
 def main() -> None:
     parser = Parser('Write a small COCO-format set of textured shapes.')
     parser.add_argument('out', help='folder to make')
-    parser.add_argument('--train', type=int, default=400, help='training pictures (default 400)')
-    parser.add_argument('--val', type=int, default=60, help='validation pictures (default 60)')
+    parser.add_argument('--train', type=int, default=400, help='training images (default 400)')
+    parser.add_argument('--val', type=int, default=60, help='validation images (default 60)')
     parser.add_argument('--size', type=int, default=160, help='width and height in pixels (default 160)')
     parser.add_argument('--seed', type=int, default=0, help='same seed, same set (default 0)')
     args = parser.parse_args()
     out = write_shapes(args.out, args.train, args.val, args.size, args.seed)
-    print(f'{out}: {args.train} training and {args.val} validation pictures of {args.size}x{args.size}')
+    print(f'{out}: {args.train} training and {args.val} validation images of {args.size}x{args.size}')
 
 
 if __name__ == '__main__':

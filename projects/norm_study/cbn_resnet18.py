@@ -3,13 +3,13 @@
     python projects/norm_study/cbn_resnet18.py [--data digits shapes] [--seeds 5] [--epochs 4]
 
 scikit-learn's digits (8x8 pixels, enlarged to 16x16; 1440 to train, 357 to test), and crops of the generated
-shapes (4 classes, 16x16). The network is ResNet-18 for small pictures: a 3x3 stem without pooling, four stages of
+shapes (4 classes, 16x16). The network is ResNet-18 for small images: a 3x3 stem without pooling, four stages of
 two basic blocks, with 16 to 128 channels. At batch 2 its last stage normalises over 8 positions. The seeds run
 side by side, as the groups of one network's convolutions: norms work per channel and do not notice.
 Learning rate in proportion to the batch, rising during the first tenth and falling as a cosine; momentum of the
-running statistics in proportion too, so that they span as many pictures whatever the batch. Accuracy is eval
-mode's, on pictures not trained on: mean and standard deviation, with the running statistics of training, and with
-statistics measured anew on the training pictures with the final weights.
+running statistics in proportion too, so that they span as many images whatever the batch. Accuracy is eval
+mode's, on images not trained on: mean and standard deviation, with the running statistics of training, and with
+statistics measured anew on the training images with the final weights.
 """
 
 import argparse
@@ -162,7 +162,7 @@ def accuracy(model: ResNet18, images: Tensor, labels: Tensor) -> Tensor:
 
 @torch.no_grad()
 def remeasure(model: ResNet18, images: Tensor) -> None:
-    """Replace the running statistics by those of the training pictures in batches of 60 with the final weights."""
+    """Replace the running statistics by those of the training images in batches of 60 with the final weights."""
     model.train()
     for norm in model.modules():
         if isinstance(norm, BATCH_NORMS):

@@ -1,8 +1,8 @@
-"""How well the window knows the statistics that past batches have under today's weight.
+"""How well the history knows the statistics that past batches have under today's weight.
 
     python projects/norm_study/cbn_statistics.py conv                 one convolution, three learning rates
     python projects/norm_study/cbn_statistics.py mask-rcnn            CBN layers of a Mask R-CNN in training
-    python projects/norm_study/cbn_statistics.py all --figure docs/cbn_statistics.png
+    python projects/norm_study/cbn_statistics.py all --figure projects/norm_study/figures/cbn_statistics.png
 
 While a network trains, the inputs of a layer's last three batches are kept. Now and then they are convolved with
 today's weight, which gives their true statistics. One table holds the mean over channels and batches of
@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from mmdet.layers import ConvModule, CrossIterBatchNorm2d
-from mmdet.layers.cbn.layer import closed_slopes
+from mmdet.layers.cbn.derivatives import Grid, in_closed_form
 
 WINDOW = 3
 
@@ -32,17 +32,17 @@ WINDOW = 3
 class ContiguousQuarter(CrossIterBatchNorm2d):
     """The derivative from one block: a quarter of the map, or of the RoIs."""
 
-    def _slopes(self, y, x, mean, var, weight, geometry, group):
+    def _derivatives(self, y, batch, call, group=None):
         inside = torch.zeros_like(y, dtype=torch.bool)
         n, _, height, width = y.shape
         if n >= 64:
             inside[: n // 4] = True
         else:
             inside[:, :, : height // 2, : width // 2] = True
-        block = torch.where(inside, y, mean.view(1, -1, 1, 1))  # where y is its mean, nothing is added
-        slopes = closed_slopes(x, block, mean, var, weight, geometry, 1, 0)
-        slopes[:, :-1] *= inside.numel() / inside.sum()
-        return slopes
+        block = torch.where(inside, y, batch.mean.view(1, -1, 1, 1))  # where y is its mean, nothing is added
+        derivatives = in_closed_form(call.x, block, batch, call.weight, call.geometry, Grid((1, 1, 1), (0, 0, 0)))
+        derivatives[:, :-1] *= inside.numel() / inside.sum()
+        return derivatives
 
 
 ESTIMATES = {
@@ -88,8 +88,8 @@ class Watch:
         true = torch.stack([y.var((0, 2, 3), correction=0) for y in outputs]).clamp(min=1e-12)
         true_mean = torch.stack([y.mean((0, 2, 3)) for y in outputs])
         for name, layer in self.watchers.items():
-            mean, var = layer.window.under(weight.flatten(1), layer.rho, layer.compensation)
-            oldest_first = [(layer.window.slot + i) % WINDOW for i in range(WINDOW)]
+            mean, var = layer.history.estimate(weight.flatten(1), layer.rho, layer.compensation)
+            oldest_first = [(layer.history.slot + i) % WINDOW for i in range(WINDOW)]
             of_var = (var.T[oldest_first] - true).abs() / true
             of_mean = (mean.T[oldest_first] - true_mean).abs() / true.sqrt()
             self.errors[name].append(torch.stack([of_var.mean(), of_mean.mean()]))

@@ -1,4 +1,4 @@
-"""The norm study on small pictures: accuracy by norm, batch size, window, burn-in and learning rate.
+"""The norm study on small images: accuracy by norm, batch size, window, burn-in and learning rate.
 
     python -m projects.norm_study.classify --data DIR             everything; finished cells are not run again
     python -m projects.norm_study.classify --sections main --regimes digits --batches 2 8
@@ -23,12 +23,12 @@ from torch import Tensor
 
 from mmdet.engine.hooks import precise_statistics
 
-from .data import Pictures, batches, load
+from .data import Images, batches, load
 from .nets import SideBySide
 
 RESULTS = Path(__file__).parent / 'results'
 EPOCHS = 12  # the 1x schedule in miniature: the rate falls to a tenth after epochs 8 and 11
-SAMPLES = 2048  # pictures that every cell sees
+SAMPLES = 2048  # images that every cell sees
 BASE_BATCH = 16  # a regime's learning rate is that of batch 16; other batches' are in proportion
 BATCHES = (1, 2, 4, 8, 16, 32)
 
@@ -45,14 +45,14 @@ class Regime(NamedTuple):
     note: str
     data: str
     net: str
-    order: str  # what the pictures of one batch share: 'iid' (nothing), 'class' or 'picture'
+    order: str  # what the images of one batch share: 'iid' (nothing), 'class' or 'photo'
     lr: float
     weight_decay: float = 1e-4
 
 
 REGIMES = {
     'digits': Regime('digits, independent, maps of 8x8 to 2x2', 'digits', 'maps', 'iid', 0.1),
-    'digits-fc': Regime('digits, fully connected: one position per picture', 'digits', 'fc', 'iid', 0.1),
+    'digits-fc': Regime('digits, fully connected: one position per image', 'digits', 'fc', 'iid', 0.1),
     'digits-one': Regime('digits, one fully connected hidden layer', 'digits', 'one', 'iid', 0.1),
     'digits-fast': Regime(
         'digits, learning rate x 4, weight decay x 100', 'digits', 'maps', 'iid', 0.4, 1e-2
@@ -61,18 +61,18 @@ REGIMES = {
         'digits-one, learning rate x 4, decay x 100', 'digits', 'one', 'iid', 0.4, 1e-2
     ),
     'digits-class': Regime(
-        'digits, all pictures of a batch show the same digit', 'digits', 'maps', 'class', 0.1
+        'digits, all images of a batch show the same digit', 'digits', 'maps', 'class', 0.1
     ),
     'cells': Regime('blood cells, independent crops', 'cells', 'crops', 'iid', 0.1),
     'cells-photo': Regime(
-        'blood cells, all crops of a batch from one photograph', 'cells', 'crops', 'picture', 0.1
+        'blood cells, all crops of a batch from one photograph', 'cells', 'crops', 'photo', 0.1
     ),
     'cells-even-photo': Regime(
-        'as cells-photo, each photograph brought to one mean and deviation', 'cells-even', 'crops', 'picture', 0.1
+        'as cells-photo, each photograph brought to one mean and deviation', 'cells-even', 'crops', 'photo', 0.1
     ),
     'coco': Regime('COCO objects, independent crops', 'coco', 'crops', 'iid', 0.1),
     'coco-photo': Regime(
-        'COCO objects, all crops of a batch from one photograph', 'coco', 'crops', 'picture', 0.1
+        'COCO objects, all crops of a batch from one photograph', 'coco', 'crops', 'photo', 0.1
     ),
 }
 
@@ -116,8 +116,8 @@ def norm_cfg(setting: Setting, epoch_iters: float) -> dict:
     }[name]
 
 
-def accuracy(model: SideBySide, data: Pictures, classes: int) -> list[float]:
-    """Mean over the classes of the share of their pictures that are recognised, %, for each run."""
+def accuracy(model: SideBySide, data: Images, classes: int) -> list[float]:
+    """Mean over the classes of the share of their images that are classified correctly, %, for each run."""
     model.eval()
     with torch.no_grad():
         right = [
@@ -181,8 +181,8 @@ def train(setting: Setting, seeds: list[int], root: Path | None, samples: int = 
     return record
 
 
-def _calibration(data: Pictures, regime: Regime, batch: int, runs: int) -> Iterator[Tensor]:
-    """512 training pictures in batches as in training, the same for all runs."""
+def _calibration(data: Images, regime: Regime, batch: int, runs: int) -> Iterator[Tensor]:
+    """512 training images in batches as in training, the same for all runs."""
     for index in batches(data, regime.order, batch, 512 // batch, seed=12345):
         yield _side_by_side(data.images[index][:, None], runs)
 
@@ -218,9 +218,7 @@ def save(path: Path, results: dict) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--data', type=Path, help='folder with bccd/ and coco_dev/')
     parser.add_argument('--out', type=Path, default=RESULTS / 'classify.json')
     parser.add_argument('--sections', nargs='+', default=['main'], choices=['main', 'window', 'burnin', 'lr'])
@@ -228,7 +226,7 @@ def main() -> None:
     parser.add_argument('--batches', nargs='+', type=int, default=list(BATCHES), help='of the main table')
     parser.add_argument('--norms', nargs='+', default=list(NORMS))
     parser.add_argument('--seeds', type=int, default=8)
-    parser.add_argument('--samples', type=int, default=SAMPLES, help='pictures that each cell sees')
+    parser.add_argument('--samples', type=int, default=SAMPLES, help='images that each cell sees')
     args = parser.parse_args()
     results = json.loads(args.out.read_text()) if args.out.exists() else {}
     for section in args.sections:

@@ -1,6 +1,6 @@
-"""Small pictures to classify: sklearn's digits, and crops of the objects of COCO-format data sets.
+"""Small images to classify: sklearn's digits, and crops of the objects of COCO-format data sets.
 
-n    pictures; C, H, W as usual
+n    images; C, H, W as usual
 """
 
 import json
@@ -14,27 +14,18 @@ import torch
 from torch import Tensor
 
 CROP = 16  # px
-COCO_CLASSES = (
-    'person',
-    'kitchen',
-    'furniture',
-    'food',
-    'vehicle',
-    'animal',
-)  # supercategories with most objects
+COCO_CLASSES = ('person', 'kitchen', 'furniture', 'food', 'vehicle', 'animal')  # supercategories with most objects
 
 
-class Pictures(NamedTuple):
+class Images(NamedTuple):
     images: Tensor  # (n, C, H, W) float32, zero mean and unit deviation over the training set
     labels: Tensor  # (n,) int64
-    pictures: (
-        Tensor  # (n,) int64: the photograph that a crop comes from; the picture itself where there is none
-    )
+    photos: Tensor  # (n,) int64: the photograph that a crop comes from; the image itself where there is none
 
 
 class Split(NamedTuple):
-    train: Pictures
-    test: Pictures
+    train: Images
+    test: Images
     classes: int
 
 
@@ -48,16 +39,16 @@ def _digits() -> Split:
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
     test, train = order[:1000], order[1000:1300]
     return _standardised(
-        *(Pictures(images[part], labels[part], torch.arange(len(part))) for part in (train, test)), 10
+        *(Images(images[part], labels[part], torch.arange(len(part))) for part in (train, test)), 10
     )
 
 
-def _standardised(train: Pictures, test: Pictures, classes: int) -> Split:
+def _standardised(train: Images, test: Images, classes: int) -> Split:
     mean, std = train.images.mean((0, 2, 3), keepdim=True), train.images.std((0, 2, 3), keepdim=True)
     return Split(*(part._replace(images=(part.images - mean) / std) for part in (train, test)), classes)
 
 
-def _crops(annotations: Path, folder: Path, label_of) -> Pictures:
+def _crops(annotations: Path, folder: Path, label_of) -> Images:
     """Every object of at least 16 px, not a crowd, with a tenth of its size around it."""
     data = json.loads(annotations.read_text())
     categories = {category['id']: category for category in data['categories']}
@@ -66,20 +57,20 @@ def _crops(annotations: Path, folder: Path, label_of) -> Pictures:
         label = label_of(categories[a['category_id']])
         if label is not None and not a.get('iscrowd') and min(a['bbox'][2:]) >= 16:
             objects.setdefault(a['image_id'], []).append((a['bbox'], label))
-    images, labels, pictures = [], [], []
+    images, labels, photos = [], [], []
     for info in data['images']:
         if info['id'] not in objects:
             continue
-        picture = cv2.imread(str(folder / info['file_name']))
-        if picture is None:
-            raise ValueError(f'{folder / info["file_name"]} is no picture that OpenCV reads')
+        photo = cv2.imread(str(folder / info['file_name']))
+        if photo is None:
+            raise ValueError(f'{folder / info["file_name"]} is not an image that OpenCV can read')
         for (x, y, w, h), label in objects[info['id']]:
             left, top = max(int(x - w / 10), 0), max(int(y - h / 10), 0)
-            crop = picture[top : int(y + h * 1.1) + 1, left : int(x + w * 1.1) + 1]
+            crop = photo[top : int(y + h * 1.1) + 1, left : int(x + w * 1.1) + 1]
             images.append(cv2.resize(crop, (CROP, CROP), interpolation=cv2.INTER_AREA).transpose(2, 0, 1))
             labels.append(label)
-            pictures.append(info['id'])
-    return Pictures(torch.from_numpy(np.stack(images)).float(), torch.tensor(labels), torch.tensor(pictures))
+            photos.append(info['id'])
+    return Images(torch.from_numpy(np.stack(images)).float(), torch.tensor(labels), torch.tensor(photos))
 
 
 def _cells(root: Path) -> Split:
@@ -107,13 +98,13 @@ def _coco(root: Path) -> Split:
     return _standardised(*parts, len(COCO_CLASSES))
 
 
-def _even(part: Pictures) -> Pictures:
+def _even(part: Images) -> Images:
     """The crops of each photograph brought to zero mean and unit deviation, colour by colour."""
     images = part.images.clone()
-    for photograph in part.pictures.unique():
-        own = images[part.pictures == photograph]
+    for photo in part.photos.unique():
+        own = images[part.photos == photo]
         deviation, mean = torch.std_mean(own, (0, 2, 3), keepdim=True)
-        images[part.pictures == photograph] = (own - mean) / (deviation + 0.05)
+        images[part.photos == photo] = (own - mean) / (deviation + 0.05)
     return part._replace(images=images)
 
 
@@ -134,10 +125,10 @@ def load(name: str, root: Path | None) -> Split:
     return _cells(root) if name == 'cells' else _coco(root)
 
 
-def batches(data: Pictures, kind: str, batch: int, iterations: int, seed: int) -> Tensor:
+def batches(data: Images, kind: str, batch: int, iterations: int, seed: int) -> Tensor:
     """(iterations, batch) indices into ``data``; each place of each batch is uniform over ``data``.
 
-    'iid': epochs of permutations. 'class' and 'picture': the batch's first member is drawn, the others from its
+    'iid': epochs of permutations. 'class' and 'photo': the batch's first member is drawn, the others from its
     class or its photograph, with replacement.
     """
     rng = np.random.default_rng(seed)
@@ -146,7 +137,7 @@ def batches(data: Pictures, kind: str, batch: int, iterations: int, seed: int) -
         epochs = -(-iterations * batch // count)
         order = np.concatenate([rng.permutation(count) for _ in range(epochs)])[: iterations * batch]
         return torch.from_numpy(order).view(iterations, batch)
-    groups = (data.labels if kind == 'class' else data.pictures).numpy()
+    groups = (data.labels if kind == 'class' else data.photos).numpy()
     members = {group: np.flatnonzero(groups == group) for group in np.unique(groups)}
     first = rng.integers(count, size=iterations)
     rest = [rng.choice(members[groups[i]], size=batch - 1) for i in first]

@@ -1,13 +1,13 @@
 """The norm study on detection: Faster R-CNN on blood cells, Mask R-CNN on nuclei, from random weights.
 
-    python projects/norm_study/detect.py --data DIR                      the small scale of docs/norm_study.md
+    python projects/norm_study/detect.py --data DIR                      the small scale of study.md
     python projects/norm_study/detect.py --data DIR --epochs 12          three times as long
     python projects/norm_study/detect.py --data DIR --pretrained DIR     from a backbone that knows the other data
-    python projects/norm_study/detect.py --data DIR --full --out FILE    ResNet-50, larger pictures, a GPU
+    python projects/norm_study/detect.py --data DIR --full --out FILE    ResNet-50, larger images, a GPU
 
 DIR holds bccd/ and nuclei_dsb2018/. A cell is one data set, norm, batch size per process and seed; finished cells
 are not run again. Only the neck and the heads have the norm in question, as in the paper; the backbone has GN. The
-learning rate is in proportion to the pictures per step, the number of pictures seen is the same for all. A pretrained
+learning rate is in proportion to the images per step, the number of images seen is the same for all. A pretrained
 backbone comes from twelve epochs on the other data set, with GN; its stem and first stage stay as they are.
 """
 
@@ -36,7 +36,7 @@ class Scale(NamedTuple):
     size: tuple[int, int]  # px
     epochs: int
     rois: int
-    lr: float  # for one picture a step
+    lr: float  # for one image a step
 
 
 SCALES = {
@@ -149,7 +149,8 @@ def run_cell(cell: dict, root: Path, processes: int, full: bool, out: Path) -> N
     from mmengine.dist import get_rank
 
     from mmdet.engine.launch import is_spawned, join_processes, leave_processes
-    from mmdet.engine.runner import build_runner, set_seed
+    from mmdet.engine.runner import build_runner
+    from mmdet.engine.seeding import set_seed
 
     if processes == 1:
         import torch
@@ -207,9 +208,7 @@ def other_sets_backbone(name: str, args: argparse.Namespace) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--data', type=Path, required=True)
     parser.add_argument('--out', type=Path, default=HERE / 'results' / 'detect.json')
     parser.add_argument('--full', action='store_true', help='the large scale, for a GPU')

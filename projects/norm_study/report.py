@@ -1,9 +1,9 @@
-"""Tables and figures of docs/norm_study*.md from results/*.json.
+"""Tables and figures of this folder's pages from results/*.json.
 
     python -m projects.norm_study.report
 
-Each table replaces what stands between ``<!-- NAME -->`` and ``<!-- /NAME -->`` in the document; the text around
-it is left alone. Figures go to docs/norm_study_*.png.
+Each table replaces what stands between ``<!-- NAME -->`` and ``<!-- /NAME -->`` in README.md, study.md or tables.md;
+the text around it is left alone. The figures go to figures/.
 """
 
 import argparse
@@ -21,7 +21,7 @@ import matplotlib.pyplot as plt
 
 from .classify import BATCHES, NORMS, REGIMES, RESULTS
 
-DOCS = Path(__file__).resolve().parents[2] / 'docs'
+HERE = Path(__file__).resolve().parent
 COLOURS = dict(zip(NORMS, 'tab:blue grey tab:purple tab:orange tab:red hotpink darkred saddlebrown'.split()))
 DETECTION_NORMS = ('none', 'BN', 'SyncBN', 'GN', 'naive', 'CBN', 'CBN-full')
 DEFAULTS = dict(burnin=1, window=4, lr_factor=1.0)
@@ -255,14 +255,10 @@ def replace(documents: dict[Path, str], name: str, content: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--results', type=Path, default=RESULTS)
-    parser.add_argument('--docs', type=Path, default=DOCS)
-    parser.add_argument(
-        '--print', action='store_true', help='print the main tables of other results; write nothing'
-    )
+    parser.add_argument('--pages', type=Path, default=HERE, help='folder of the pages and figures to update')
+    parser.add_argument('--print', action='store_true', help='print the main tables of other results; write nothing')
     args = parser.parse_args()
     records = list(json.loads((args.results / 'classify.json').read_text()).values())
     if args.print:
@@ -284,15 +280,15 @@ def main() -> None:
         **{f'detection-{n}': detection_table(select(from_scratch, epochs=n)) for n in (4, 12)},
         'detection-pretrained': detection_table([r for r in detection if 'backbone' in r]),
     }
-    documents = {path: path.read_text() for path in args.docs.glob('norm_study*.md')}
+    documents = {path: path.read_text() for path in args.pages.glob('*.md')}
     for name, content in tables.items():
         replace(documents, name, content)
     for path, text in documents.items():
         path.write_text(text)
-    draw_norms(records, args.docs / 'norm_study_norms.png')
-    draw_batches(records, args.docs / 'norm_study_batch.png')
+    draw_norms(records, args.pages / 'figures' / 'norms.png')
+    draw_batches(records, args.pages / 'figures' / 'batches.png')
     shown = {k: curves[k] for k in ('digits|4|1.0', 'digits-fc|4|1.0', 'digits-one-fast|4|1.0') if k in curves}
-    draw_errors(shown, args.docs / 'norm_study_statistics.png')
+    draw_errors(shown, args.pages / 'figures' / 'statistics.png')
 
 
 if __name__ == '__main__':

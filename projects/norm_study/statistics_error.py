@@ -7,12 +7,12 @@ A network with CBN (window 4, no burn-in) is trained as in classify.py. Every fe
 - *own weights*: past batches' statistics (naive, Taylor, root; the derivative from all positions or from a
   lattice) against those of the layer's stored inputs under its current weights. This is what the compensation
   approximates.
-- *all weights*: the same against those of the past pictures sent through the network as it is now, but for the
+- *all weights*: the same against those of the past images sent through the network as it is now, but for the
   statistics that each layer normalises with, which stay those of then: all layers' weights changed.
 - *whole network*: the same with the statistics that the layers normalise with now. This is what one would like
   to know.
 - *population*: what the layer normalises with (the current batch alone, as BatchNorm does; pooled, naive,
-  Taylor, root) against the statistics of 256 training pictures sent through the network as it is now.
+  Taylor, root) against the statistics of 256 training images sent through the network as it is now.
 
 Errors: of the variance |v - v_true| / v_true, of the mean |m - m_true| / sqrt(v_true); medians over channels,
 then means over layers, runs, and past batches.
@@ -26,14 +26,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmdet.layers.cbn.layer import (
-    CrossIterBatchNorm2d,
-    Geometry,
-    Window,
-    _pool,
-    batch_moments,
-    closed_slopes,
-)
+from mmdet.layers.batch_stats import batch_moments
+from mmdet.layers.cbn import CrossIterBatchNorm2d
+from mmdet.layers.cbn.derivatives import ConvCall, in_closed_form, subsampling_grid
+from mmdet.layers.cbn.history import History, pool_moments
 
 from .classify import BASE_BATCH, EPOCHS, NETS, REGIMES, RESULTS, SAMPLES
 from .classify import _side_by_side as side_by_side
@@ -41,47 +37,46 @@ from .data import batches, load
 from .nets import SideBySide
 
 PAST = 3
-KEEP = {'all positions': 1, '1/4 of them': 4, '1/16 of them': 16}
+FACTORS = {'all positions': 1, '1/4 of them': 4, '1/16 of them': 16}
 
 
 class Watched(CrossIterBatchNorm2d):
     """CBN that keeps what it normalised with."""
 
     def _statistics(self, *args, **kwargs):
-        result = super()._statistics(*args, **kwargs)
-        self.used = result[2].mean, result[2].var
-        return result
+        pooled = super()._statistics(*args, **kwargs)
+        self.used = pooled.mean, pooled.var
+        return pooled
 
 
 class Probe:
     """One layer's past batches, with derivatives of each kind."""
 
     def __init__(self, conv: nn.Conv2d) -> None:
-        self.conv, self.windows, self.inputs, self.count = conv, {}, [None] * PAST, 0
+        self.conv, self.histories, self.inputs, self.count = conv, {}, [None] * PAST, 0
 
     def flat(self) -> Tensor:
         return self.conv.weight.detach().flatten(1)
 
     def push(self, x: Tensor, y: Tensor) -> None:
-        mean, var, _ = batch_moments(y)
-        geometry = Geometry.of(self.conv)
-        for name, keep in KEEP.items():
-            phase = int(self.count * 0.618034 % 1 * keep)
-            slopes = closed_slopes(x, y, mean, var, self.conv.weight, geometry, keep, phase)
-            window = self.windows.setdefault(name, Window(PAST, slopes))
-            self.inputs[window.slot] = x  # the slots of all windows agree
-            window.push(mean, var, slopes, self.flat())
+        batch, call = batch_moments(y), ConvCall.of(None, self.conv, x)
+        for name, factor in FACTORS.items():
+            grid = subsampling_grid(len(y), *y.shape[2:], factor, int(self.count * 0.618034 % 1 * factor))
+            derivatives = in_closed_form(x, y, batch, call.weight, call.geometry, grid)
+            history = self.histories.setdefault(name, History(PAST, derivatives.shape, derivatives))
+            self.inputs[history.slot] = x  # the slots of all histories agree
+            history.add(batch, call, derivatives)
         self.count += 1
 
     def estimates(self) -> dict[str, tuple[Tensor, Tensor]]:
         """Means and variances (C, PAST) under the current weight."""
-        full = self.windows['all positions']
+        full = self.histories['all positions']
         found = {
-            'naive': full.under(self.flat(), 0.0, 'taylor'),
-            'root': full.under(self.flat(), 1.0, 'root'),
+            'naive': full.estimate(self.flat(), 0.0, 'taylor'),
+            'root': full.estimate(self.flat(), 1.0, 'root'),
         }
-        for name, window in self.windows.items():
-            found[f'Taylor, {name}'] = window.under(self.flat(), 1.0, 'taylor')
+        for name, history in self.histories.items():
+            found[f'Taylor, {name}'] = history.estimate(self.flat(), 1.0, 'taylor')
         return found
 
 
@@ -128,7 +123,7 @@ def run(regime_name: str, batch: int, lr_factor: float, root: Path | None, runs:
     inputs = {}
     for conv in model.convs:
         conv.register_forward_hook(lambda conv, x, y: inputs.__setitem__(conv, (x[0].detach(), y.detach())))
-    pictures, curve = [None] * PAST, []
+    past, curve = [None] * PAST, []
     for step, index in enumerate(order):
         epoch = step * EPOCHS / iterations
         decay = 0.1 ** ((epoch >= 8) + (epoch >= 11))
@@ -137,14 +132,14 @@ def run(regime_name: str, batch: int, lr_factor: float, root: Path | None, runs:
         images = side_by_side(split.train.images[index], runs)
         near = step % every
         if near == 0 and step:
-            now = measure(model, probes, inputs, images, pictures, population, runs)
+            now = measure(model, probes, inputs, images, past, population, runs)
             curve.append(dict(step=step, lr=optimizer.param_groups[0]['lr'], **now))
         logits = model(images)
         if near >= every - PAST:  # only what the next measurement needs
             for probe in probes:
                 probe.push(*inputs[probe.conv])
             used = [norm.used for norm in model.norms]
-            pictures[(probes[0].windows['all positions'].slot - 1) % PAST] = images, used
+            past[(probes[0].histories['all positions'].slot - 1) % PAST] = images, used
         losses = F.cross_entropy(logits.transpose(1, 2), split.train.labels[index], reduction='none').mean(0)
         optimizer.zero_grad()
         losses.sum().backward()
@@ -153,21 +148,21 @@ def run(regime_name: str, batch: int, lr_factor: float, root: Path | None, runs:
 
 
 @torch.no_grad()
-def measure(model, probes, inputs, images, pictures, population, runs) -> dict:
-    # A look at the current batch without a trace: no_grad leaves the windows as they are.
+def measure(model, probes, inputs, images, past, population, runs) -> dict:
+    # A look at the current batch without a trace: no_grad leaves the histories as they are.
     states = {key: value.clone() for key, value in model.state_dict().items()}
     model(images)
     model.load_state_dict(states)
     found: dict[str, list] = {}
-    weights = [through(model, past, used) for past, used in pictures]
-    whole = [through(model, past) for past, _ in pictures]
+    weights = [through(model, batch, used) for batch, used in past]
+    whole = [through(model, batch) for batch, _ in past]
     everything = through(model, population)
     for layer, probe in enumerate(probes):
         own = [batch_moments(probe.conv(x))[:2] for x in probe.inputs]
         truths = {
             name: tuple(torch.stack(parts, 1) for parts in zip(*batches_of))
             for name, batches_of in dict(
-                own=own, weights=[past[layer] for past in weights], whole=[past[layer] for past in whole]
+                own=own, weights=[batch[layer] for batch in weights], whole=[batch[layer] for batch in whole]
             ).items()
         }
         current = batch_moments(inputs[probe.conv][1])[:2]
@@ -175,8 +170,8 @@ def measure(model, probes, inputs, images, pictures, population, runs) -> dict:
         for kind, truth in truths.items():
             for name, estimate in estimates.items():
                 found.setdefault(f'{kind}|{name}', []).append(errors(estimate, truth, runs))
-        pooled = {name: _pool(*current, *estimate) for name, estimate in estimates.items()}
-        pooled['pooled true'] = _pool(*current, *truths['whole'])
+        pooled = {name: pool_moments(*current, *estimate) for name, estimate in estimates.items()}
+        pooled['pooled true'] = pool_moments(*current, *truths['whole'])
         for name, used in dict(pooled, BatchNorm=current).items():
             found.setdefault(f'population|{name}', []).append(errors(used, everything[layer], runs))
     mean = {key: torch.tensor(values).mean(0).tolist() for key, values in found.items()}
@@ -197,9 +192,7 @@ SETTINGS = [  # regime, batch, learning rate factor
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--data', type=Path, help='folder with coco_dev/')
     parser.add_argument('--out', type=Path, default=RESULTS / 'statistics_error.json')
     parser.add_argument('--runs', type=int, default=2, help='seeds')

@@ -3,6 +3,7 @@
 import copy
 from pathlib import Path
 
+import factories
 import numpy as np
 import pytest
 import torch
@@ -14,7 +15,7 @@ from mmdet.visualization.visualizer import read_picture, write_picture
 
 CONFIG = Path(__file__).resolve().parents[2] / 'configs' / 'mask_rcnn' / 'mask_rcnn_r50_fpn_1x.py'
 SMALL = {
-    'model.backbone.depth': 18, 'model.neck.in_channels': [64, 128, 256, 512],
+    **factories.RESNET18,
     'model.test_cfg.rcnn.score_thr': 0.0, 'model.test_cfg.rcnn.max_per_img': 3, 'model.test_cfg.rpn.max_per_img': 20,
 }  # fmt: skip
 

@@ -2,7 +2,7 @@
 
 Written from reading its modules (anchor_generator, box_regression, fpn, proposal_utils, poolers, fast_rcnn,
 cascade_rcnn, mask_head, retinanet, mask_ops of version 0.6); it shares no code with the package. Like detectron2 it
-takes RoIAlign and NMS from torchvision. One picture at a time.
+takes RoIAlign and NMS from torchvision. One image at a time.
 """
 
 import math
@@ -216,7 +216,7 @@ def one_stage(state, maps, features, shape, clip_first):
 def detect(state, image, scale, clip_first=False):
     """uint8 BGR (H, W, 3) -> boxes (D, 4), scores, labels and bool masks (D, H, W) or None; `state` is float64.
 
-    clip_first: let RetinaNet's NMS see boxes that are clipped to the picture, and no empty one, as mmdetection's does.
+    clip_first: let RetinaNet's NMS see boxes that are clipped to the image, and no empty one, as mmdetection's does.
     """
     height, width = image.shape[:2]
     factor = min(max(scale) / max(height, width), min(scale) / min(height, width))

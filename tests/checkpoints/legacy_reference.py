@@ -1,6 +1,6 @@
 """Inference as mmdetection 0.6 did it, slowly and from its own key names, for tests.
 
-Written from a description of that release's conventions; it shares no code with the package. One picture at a time,
+Written from a description of that release's conventions; it shares no code with the package. One image at a time,
 numpy and plain loops for everything that is not a convolution.
 """
 
@@ -195,9 +195,9 @@ def pool(features, boxes, size):
 def paste(mask, box, shape):
     x1, y1, x2, y2 = (int(v) for v in box[:4])
     width, height = max(x2 - x1 + 1, 1), max(y2 - y1 + 1, 1)
-    picture = np.zeros(shape, np.uint8)
-    picture[y1 : y1 + height, x1 : x1 + width] = cv2.resize(mask, (width, height)) > 0.5
-    return picture
+    image = np.zeros(shape, np.uint8)
+    image[y1 : y1 + height, x1 : x1 + width] = cv2.resize(mask, (width, height)) > 0.5
+    return image
 
 
 # ------------------------------------------------------------------ all of it

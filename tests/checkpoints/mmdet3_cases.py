@@ -209,37 +209,37 @@ def fill_weights(model: torch.nn.Module) -> None:
         value.copy_(torch.from_numpy(array))
 
 
-def made_up_pictures() -> list[np.ndarray]:
-    """Two pictures (h, w, 3) uint8 of waves and rectangles."""
-    pictures = []
+def made_up_images() -> list[np.ndarray]:
+    """Two images (h, w, 3) uint8 of waves and rectangles."""
+    images = []
     for seed, (height, width) in enumerate([(160, 224), (190, 150)]):
         random = np.random.RandomState(seed)
         y, x = np.mgrid[:height, :width]
-        picture = np.full((height, width, 3), 128.0)
+        image = np.full((height, width, 3), 128.0)
         for _ in range(6):
             fy, fx, phase = random.uniform(-0.2, 0.2), random.uniform(-0.2, 0.2), random.uniform(0, 6)
-            picture += 25 * np.sin(fy * y + fx * x + phase)[..., None] * random.uniform(-1, 1, 3)
+            image += 25 * np.sin(fy * y + fx * x + phase)[..., None] * random.uniform(-1, 1, 3)
         for _ in range(8):
             top, left = random.randint(0, height - 20), random.randint(0, width - 20)
             bottom, right = top + random.randint(15, 90), left + random.randint(15, 90)
-            picture[top:bottom, left:right] += random.uniform(-80, 80, 3)
-        pictures.append(picture.clip(0, 255).round().astype(np.uint8))
-    return pictures
+            image[top:bottom, left:right] += random.uniform(-80, 80, 3)
+        images.append(image.clip(0, 255).round().astype(np.uint8))
+    return images
 
 
 def photos(folder: Path, names: list[str], height: int) -> list[np.ndarray]:
     """Photographs (h, w, 3) uint8 BGR, resized to about this height."""
-    pictures = []
+    images = []
     for name in names:
-        picture = cv2.imread(str(folder / name))
-        width = round(picture.shape[1] * height / picture.shape[0])
-        pictures.append(cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA))
-    return pictures
+        image = cv2.imread(str(folder / name))
+        width = round(image.shape[1] * height / image.shape[0])
+        images.append(cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA))
+    return images
 
 
-def metainfo(picture: np.ndarray, img_id: int) -> dict:
-    """As if the picture had been enlarged by about 5/4 before."""
-    height, width = picture.shape[:2]
+def metainfo(image: np.ndarray, img_id: int) -> dict:
+    """As if the image had been enlarged by about 5/4 before."""
+    height, width = image.shape[:2]
     original = round(height / 1.25), round(width / 1.25)
     return dict(
         img_id=img_id, img_shape=(height, width), ori_shape=original,
@@ -247,9 +247,9 @@ def metainfo(picture: np.ndarray, img_id: int) -> dict:
     )  # fmt: skip
 
 
-def ground_truth(picture: np.ndarray, img_id: int) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
+def ground_truth(image: np.ndarray, img_id: int) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
     """Boxes (G, 4), labels (G,) and masks (G, h, w) of ellipses in the boxes."""
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     random = np.random.RandomState(100 + img_id)
     boxes, masks = [], []
     y, x = np.mgrid[:height, :width] + 0.5
@@ -262,27 +262,27 @@ def ground_truth(picture: np.ndarray, img_id: int) -> tuple[torch.Tensor, torch.
     return torch.tensor(boxes, dtype=torch.float32), torch.from_numpy(labels), np.array(masks, dtype=np.uint8)
 
 
-def proposals(picture: np.ndarray, img_id: int) -> torch.Tensor:
+def proposals(image: np.ndarray, img_id: int) -> torch.Tensor:
     """Boxes (120, 4) for Fast R-CNN: the ground truth moved about, and others."""
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     random = np.random.RandomState(200 + img_id)
-    near = ground_truth(picture, img_id)[0].numpy().repeat(10, axis=0) + random.normal(0, 4, (60, 4))
+    near = ground_truth(image, img_id)[0].numpy().repeat(10, axis=0) + random.normal(0, 4, (60, 4))
     size = np.array([width, height, width, height])
     far = np.concatenate([random.uniform(0, 0.5, (60, 2)), random.uniform(0.5, 1, (60, 2))], axis=1) * size
     boxes = np.concatenate([near, far]).clip(0, size)
     return torch.from_numpy(boxes[(boxes[:, 2:] - boxes[:, :2] > 2).all(1)]).float()
 
 
-def run(model: torch.nn.Module, pictures: list[np.ndarray], mode: str, sample_type: type, masks_type: type):
+def run(model: torch.nn.Module, images: list[np.ndarray], mode: str, sample_type: type, masks_type: type):
     """What the model gives in `mode` for a loader's batch; DetDataSample and BitmapMasks are the side's own."""
     samples = []
-    for img_id, picture in enumerate(pictures):
-        boxes, labels, masks = ground_truth(picture, img_id)
-        sample = sample_type(metainfo=metainfo(picture, img_id))
-        sample.gt_instances = InstanceData(bboxes=boxes, labels=labels, masks=masks_type(masks, *picture.shape[:2]))
+    for img_id, image in enumerate(images):
+        boxes, labels, masks = ground_truth(image, img_id)
+        sample = sample_type(metainfo=metainfo(image, img_id))
+        sample.gt_instances = InstanceData(bboxes=boxes, labels=labels, masks=masks_type(masks, *image.shape[:2]))
         sample.ignored_instances = InstanceData(bboxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.long))
         if type(model).__name__ == 'FastRCNN':  # others of mmdetection's would take them as well
-            sample.proposals = InstanceData(bboxes=proposals(picture, img_id))
+            sample.proposals = InstanceData(bboxes=proposals(image, img_id))
         samples.append(sample)
-    inputs = [torch.from_numpy(p).permute(2, 0, 1).contiguous() for p in pictures]
+    inputs = [torch.from_numpy(p).permute(2, 0, 1).contiguous() for p in images]
     return model(**model.data_preprocessor(dict(inputs=inputs, data_samples=samples), mode == 'loss'), mode=mode)

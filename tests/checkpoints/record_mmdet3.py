@@ -21,7 +21,7 @@ from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 
 
-def record(config: Path, changes: dict, pictures: list[np.ndarray], thin: bool) -> dict[str, np.ndarray]:
+def record(config: Path, changes: dict, images: list[np.ndarray], thin: bool) -> dict[str, np.ndarray]:
     cfg = Config.fromfile(config).model.to_dict()
     cases.merge(cfg, changes)
     cfg['backbone']['init_cfg'] = None
@@ -34,7 +34,7 @@ def record(config: Path, changes: dict, pictures: list[np.ndarray], thin: bool) 
     found = dict(keys=np.array(list(state)), shapes=np.array([json.dumps(list(v.shape)) for v in state.values()]))
 
     model.train()
-    total, logged = model.parse_losses(cases.run(model, pictures, 'loss', DetDataSample, BitmapMasks))
+    total, logged = model.parse_losses(cases.run(model, images, 'loss', DetDataSample, BitmapMasks))
     total.backward()
     found['loss_names'] = np.array([name for name in logged if name != 'loss'])
     found['losses'] = np.array([float(logged[name]) for name in found['loss_names']])
@@ -48,7 +48,7 @@ def record(config: Path, changes: dict, pictures: list[np.ndarray], thin: bool) 
 
     model.eval()
     with torch.no_grad():
-        samples = cases.run(model, pictures, 'predict', DetDataSample, BitmapMasks)
+        samples = cases.run(model, images, 'predict', DetDataSample, BitmapMasks)
     for index, sample in enumerate(samples):
         instances = sample.pred_instances
         for name in ('bboxes', 'scores', 'labels'):
@@ -69,13 +69,13 @@ def main() -> None:
     init_default_scope('mmdet')
     args.out.mkdir(parents=True, exist_ok=True)
     names = sorted(path.name for path in args.photos.glob('*.jpg'))[:2] if args.photos else []
-    pictures = cases.photos(args.photos, names, args.height) if names else cases.made_up_pictures()
+    images = cases.photos(args.photos, names, args.height) if names else cases.made_up_images()
     for name in args.only:
         config, _, _, *both = cases.CASES[name]
-        found = record(args.configs / f'{config}.py', both[0] if both else {}, pictures, not names)
+        found = record(args.configs / f'{config}.py', both[0] if both else {}, images, not names)
         source = json.dumps(dict(photos=names, height=args.height))
         np.savez_compressed(args.out / f'{name}.npz', source=np.array(source), **found)
-        counts = [len(found[f'scores{i}']) for i in range(len(pictures))]
+        counts = [len(found[f'scores{i}']) for i in range(len(images))]
         losses = ', '.join(f'{k} {v:.3f}' for k, v in zip(found['loss_names'], found['losses']))
         print(f'{name}: {len(found["keys"])} keys, {counts} detections, {losses}', flush=True)
 

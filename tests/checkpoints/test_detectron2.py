@@ -12,9 +12,13 @@ from mmengine.config import Config
 from pycocotools import mask as coco_mask
 
 from mmdet.apis import inference_detector, init_detector
-from mmdet.checkpoints import convert, load_checkpoint
-from mmdet.checkpoints.files import read_checkpoint
-from mmdet.checkpoints.load import backbone_weights
+from mmdet.checkpoints import (
+    Checkpoint,
+    backbone_weights,
+    convert,
+    load_checkpoint,
+    read_checkpoint,
+)
 from mmdet.config.errors import UserError
 from mmdet.registry import MODELS
 
@@ -184,7 +188,7 @@ def test_caffe2_backbone(norm, tmp_path):
     assert converted.source == 'caffe2 backbone' and converted.dropped.keys() == extra.keys()
     wanted = known.mmdet_backbone(norm='gn' if norm == 'gn' else 'bn')
     assert sorted(converted.state_dict) == sorted(k for k in wanted if not k.endswith('num_batches_tracked'))
-    state = backbone_weights(checkpoint, path)
+    state = backbone_weights(checkpoint)
     assert all(state[new][0] == i for i, (_, new) in enumerate(pairs))
 
 
@@ -192,7 +196,7 @@ def test_caffe2_affine_norm_is_a_batch_norm():
     """Its statistics were folded into scale and shift."""
     blobs = dict(conv1_w=torch.zeros(1), res_conv1_bn_s=torch.rand(64), res_conv1_bn_b=torch.rand(64))
     norm = torch.nn.BatchNorm2d(64).eval()
-    state = {k: v for k, v in backbone_weights(blobs, 'R-50.pkl').items() if k.startswith('bn1.')}
+    state = {k: v for k, v in backbone_weights(Checkpoint(blobs, 'R-50.pkl')).items() if k.startswith('bn1.')}
     norm.load_state_dict({key.removeprefix('bn1.'): value for key, value in state.items()})
     x = torch.randn(1, 64, 2, 2)
     expected = x * blobs['res_conv1_bn_s'][:, None, None] + blobs['res_conv1_bn_b'][:, None, None]

@@ -47,7 +47,7 @@ SPREAD = {
 }
 
 
-def picture(real_data) -> np.ndarray:
+def photo(real_data) -> np.ndarray:
     image = cv2.imread(str(sorted((real_data / 'photos').glob('*.jpg'))[0]))
     return cv2.resize(image, (231, 157), interpolation=cv2.INTER_AREA)
 
@@ -89,7 +89,7 @@ def legacy_file(name: str, image: np.ndarray, path) -> dict:
     pixels = torch.from_numpy(cv2.resize(image, (177, 120))).permute(2, 0, 1)  # as SCALE does; padded to 192 x 128
     batch = model.data_preprocessor(dict(inputs=[pixels]))['inputs']
     with torch.no_grad(), spread_outputs(model, SPREAD):
-        features = model.extract(batch)
+        features = model.extract_feat(batch)
         logits, deltas, anchors = model.eval().rpn_head(features)
         boxes = model.rpn_head.predict(logits, deltas, anchors, [(120, 177)])[0][0][:100]
         rois = torch.nn.functional.pad(boxes, (1, 0))
@@ -113,7 +113,7 @@ FAST = {'mask_rcnn_r50_fpn_cbn_buffer3_burnin8_1x', 'faster_rcnn_r50_fpn_1x'}
     'name', [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in COUNTS]
 )
 def test_same_detections_as_the_release(name, real_data, tmp_path):
-    image, path = picture(real_data), tmp_path / 'epoch_12.pth'
+    image, path = photo(real_data), tmp_path / 'epoch_12.pth'
     state = legacy_file(name, image, path)
     assert len(state) == COUNTS[name]
     assert all(KEY.fullmatch(key) for key in state)

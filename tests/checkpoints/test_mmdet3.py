@@ -21,14 +21,14 @@ RECORDS = Path(os.environ.get('MMDET3_RECORDS', Path(__file__).parent / 'mmdet3_
 
 @pytest.fixture(scope='module', params=cases.CASES)
 def case(request):
-    """The recording, our model with the same weights, and the pictures."""
+    """The recording, our model with the same weights, and the images."""
     record = np.load(RECORDS / f'{request.param}.npz')
     source = json.loads(str(record['source']))
     if source['photos']:
         folder = request.getfixturevalue('real_data') / 'photos'
-        pictures = cases.photos(folder, source['photos'], source['height'])
+        images = cases.photos(folder, source['photos'], source['height'])
     else:
-        pictures = cases.made_up_pictures()
+        images = cases.made_up_images()
     _, config, *changes = cases.CASES[request.param]
     cfg = Config.fromfile(f'configs/{config}.py', lazy_import=False).model.to_dict()
     for change in (cases.RECIPES.get(cfg['type'], {}), *changes):
@@ -39,7 +39,7 @@ def case(request):
     cases.sample_everything(cfg)
     model = MODELS.build(cfg)
     cases.fill_weights(model)
-    return record, model, pictures
+    return record, model, images
 
 
 def test_same_keys_and_shapes(case):
@@ -51,9 +51,9 @@ def test_same_keys_and_shapes(case):
 
 
 def test_same_losses_and_gradients(case):
-    record, model, pictures = case
+    record, model, images = case
     model.train().zero_grad()
-    losses = cases.run(model, pictures, 'loss', DetDataSample, BitmapMasks)
+    losses = cases.run(model, images, 'loss', DetDataSample, BitmapMasks)
     total, logged = model.parse_losses(losses)
     assert set(logged) - {'loss'} == set(record['loss_names'].tolist())
     for name, value in zip(record['loss_names'].tolist(), record['losses']):
@@ -73,9 +73,9 @@ def test_same_losses_and_gradients(case):
 
 @torch.no_grad()
 def test_same_detections(case):
-    record, model, pictures = case
+    record, model, images = case
     model.eval()
-    samples = cases.run(model, pictures, 'predict', DetDataSample, BitmapMasks)
+    samples = cases.run(model, images, 'predict', DetDataSample, BitmapMasks)
     for index, sample in enumerate(samples):
         ours, height_width = sample.pred_instances, sample.ori_shape
         boxes, scores, labels = (record[f'{name}{index}'] for name in ('bboxes', 'scores', 'labels'))

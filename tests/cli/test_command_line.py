@@ -1,9 +1,15 @@
 """What a person types after a tool's name."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
-from mmdet.cli.parser import Parser
+from mmdet.cli.parser import Parser, parse_value
 from mmdet.config.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def options(*words):
@@ -21,16 +27,41 @@ def test_values_of_options():
     assert options('--cfg-options', 'a=1', '--cfg-options', 'b=2').cfg_options == dict(a=1, b=2)
 
 
+def test_values_are_read_as_mmengine_reads_them():
+    """Except that spaces inside a text stay."""
+    from mmengine.config import DictAction
+
+    texts = """1 -2.5 1e-3 inf TRUE False None none word '1' "ab" 1,2 a, [1,b] (1,2) [(a,1),[b]] [] () [a] x/y.json 007
+               [1,a] a(b 1_000 (a)""".split()
+    for text in texts:
+        assert parse_value(text) == DictAction._parse_iterable(text), text
+    assert parse_value('runs/a b') == 'runs/a b' and parse_value('[a b, c]') == ['a b', 'c']
+
+
+def test_the_process_that_starts_others_imports_neither_torch_nor_mmengine():
+    code = """
+import sys
+from mmdet.cli import parser, test, train
+def spawn(gpus):
+    sys.exit(f'{gpus} {sorted({"torch", "mmengine", "numpy"} & set(sys.modules))}')
+parser.spawn = spawn
+getattr(sys.modules[f'mmdet.cli.{sys.argv[1]}'], 'main')(sys.argv[2:])
+"""
+    for words in ('train c.py --gpus 2 --cfg-options a=[1,2]', 'test c.py x.pth --gpus 2'):
+        done = subprocess.run([sys.executable, '-c', code, *words.split()], capture_output=True, text=True, cwd=ROOT)
+        assert done.stderr == '2 []\n'
+
+
 @pytest.mark.parametrize(
     'words, expected',
     [
         (['--work_dir', 'x'], 'unrecognized arguments: --work_dir x. Did you mean --work-dir?'),
         (['--tta'], 'unrecognized arguments: --tta. There is no test-time augmentation here'),
-        (['--show'], 'unrecognized arguments: --show. Pictures are drawn into files: --show-dir FOLDER'),
+        (['--show'], 'unrecognized arguments: --show. Images are drawn into files: --show-dir FOLDER'),
         (['--cfg-options'], 'argument --cfg-options: expected at least one argument'),
         (['--cfg-options', 'a'], '--cfg-options a: KEY=VALUE is needed'),
-        (['--cfg-options', 'a=[1,2'], '--cfg-options a=[1,2: Imbalanced brackets'),
-        (['--cfg-options', 'a={b: 1}'], '{b: 1} is no Python value'),
+        (['--cfg-options', 'a=[1,2'], '--cfg-options a=[1,2: the brackets of [1,2 do not match'),
+        (['--cfg-options', 'a={b: 1}'], '{b: 1} is not a Python value'),
     ],
 )
 def test_mistakes(words, expected):

@@ -35,13 +35,43 @@ def test_error_while_running_names_file_and_line(tmp_path):
     assert message(load_config, path) == f"{path} line 2: NameError: name 'undefined' is not defined"
 
 
-def test_custom_imports(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, 'my_norm', raising=False)  # another test's
-    path = write_config(tmp_path, base="custom_imports = dict(imports=['my_norm'])\n")
-    assert "toy.py: custom_imports: No module named 'my_norm'. Python looks in" in message(load_config, path)
-    (tmp_path / 'my_norm.py').write_text('import torch\nx = tourch\n')
-    assert f"{tmp_path / 'my_norm.py'} line 2: NameError" in message(load_config, path)
+def test_custom_imports_are_found_beside_the_config_and_in_the_working_folder(tmp_path, monkeypatch):
+    for name, folder in dict(beside_config=tmp_path / 'configs', in_cwd=tmp_path / 'cwd').items():
+        folder.mkdir()
+        (folder / f'{name}.py').write_text(f'import {name}_helper\nwhere = __file__\n')
+        (folder / f'{name}_helper.py').write_text('')
+    elsewhere = tmp_path / 'elsewhere'
+    elsewhere.mkdir()
+    (elsewhere / 'beside_config.py').write_text('raise RuntimeError')
+    monkeypatch.setattr(sys, 'path', [str(elsewhere), *sys.path])
+    monkeypatch.chdir(tmp_path / 'cwd')
+    text = "custom_imports = dict(imports=['beside_config', 'in_cwd'])\n"
+    load_config(write_config(tmp_path / 'configs', base=text))
+    assert sys.modules['beside_config'].where == str(tmp_path / 'configs' / 'beside_config.py')
+    assert sys.modules['in_cwd'].where == str(tmp_path / 'cwd' / 'in_cwd.py')
+    # a second file of that name would silently be the first
+    (tmp_path / 'cwd' / 'beside_config.py').write_text('')
+    path = write_config(tmp_path / 'cwd', base=text)
+    assert 'has been imported under that name; rename one of them' in message(load_config, path)
+
+
+def test_custom_imports_that_are_not_there(tmp_path):
+    path = write_config(tmp_path, base="custom_imports = dict(imports=['not_there'])\n")
+    text = message(load_config, path)
+    assert f"toy.py: custom_imports: there is no module 'not_there' in {tmp_path} or" in text and 'PYTHONPATH' in text
+    may_fail = "custom_imports = dict(imports=['not_there'], allow_failed_imports=True)\n"
+    load_config(write_config(tmp_path, base=may_fail))
+    path = write_config(tmp_path, base="custom_imports = ['not_there']\n")
+    assert "must be dict(imports=['my_module'])" in message(load_config, path)
+
+
+def test_an_error_inside_a_custom_module_is_left_as_it_is(tmp_path):
+    (tmp_path / 'broken.py').write_text('import torch\nx = tourch\n')
+    (tmp_path / 'lacks.py').write_text('import not_installed\n')
+    with pytest.raises(NameError):
+        load_config(write_config(tmp_path, base="custom_imports = dict(imports=['broken'])\n"))
+    with pytest.raises(ModuleNotFoundError, match='not_installed'):
+        load_config(write_config(tmp_path, base="custom_imports = dict(imports='lacks')\n"))
 
 
 def test_keys_of_none(tmp_path):
@@ -76,7 +106,7 @@ def test_bases_of_other_packages_lazy_bases_and_circles(tmp_path):
 def test_another_encoding_names_the_file(tmp_path):
     path = tmp_path / 'latin.py'
     path.write_bytes('# café\nx = 1\n'.encode('latin1'))
-    assert message(load_config, path) == f'{path} is no text in UTF-8: invalid continuation byte at byte 5'
+    assert message(load_config, path) == f'{path} is not a text in UTF-8: invalid continuation byte at byte 5'
 
 
 def test_misspelt_top_level_key(tmp_path):
@@ -153,12 +183,6 @@ def test_options_with_a_place(tmp_path):
     cfg = load_config(write_config(tmp_path), options)
     assert cfg.train_dataloader.dataset.metainfo.classes == ['a']
     assert (cfg.model.width, cfg.param_scheduler[1].gamma, cfg.work_dir, cfg.randomness.seed) == (8, 0.2, 'w', 3)
-
-
-def test_unknown_type_deep_in_the_model_names_its_place(tmp_path, train):
-    text = CONFIG.replace("type='ToyDetector'", "type='ToyDetector', head=dict(type='ToyHed')")
-    path = write_config(tmp_path, base=text)
-    assert message(train, path) == "unknown type 'ToyHed' at model.head.type. Did you mean ToyHead?"
 
 
 def test_options_reach_the_copies_of_a_variable(tmp_path):

@@ -5,7 +5,9 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from mmcv.transforms import BaseTransform
 from mmengine.config import Config
+from toy_task import ToyDataset, ToyDetector, ToyMetric
 
 from mmdet.config.check import check_values
 from mmdet.config.errors import UserError
@@ -62,7 +64,7 @@ def test_shipped_configs_are_right(path):
         ('model.test_cfg.rcnn.nms.iou_threshold', 5, 'a number from 0 to 1'),
         ('model.test_cfg.rpn.nms.type', 'nmss', "'nms' or 'soft_nms'"),
         ('default_hooks.logger.interval', 0, 'a whole number of at least 1'),
-        ('model.test_cfg.rcnn.mask_paste', 'resized', "'resize' is all it can be"),
+        ('model.test_cfg.rcnn.mask_paste', 'resized', "'resize' is needed"),
         ('default_hooks', 3, 'a dict is needed'),
         ('test_dataloader', 'coco', 'a dict is needed'),
     ],
@@ -108,6 +110,38 @@ def test_what_is_not_needed_may_be_missing():
     cfg = mask_rcnn()
     cfg.optim_wrapper = Config(two_optimizers)._cfg_dict
     check_values(cfg, training=True)
+
+
+def test_what_a_users_classes_do_not_ask_for_is_not_asked_for():
+    """A set-prediction head without test_cfg, a data set without a pipeline, a pack of one's own, another metric."""
+    cfg = mask_rcnn()
+    cfg.model = dict(type=ToyDetector, bbox_head=dict(type='MyHead'), roi_head=dict(type='MyHead'))
+    cfg.train_dataloader.dataset = dict(type=ToyDataset)
+    cfg.val_evaluator = dict(type=ToyMetric)
+    cfg.test_dataloader.dataset.pipeline = [dict(type=MyPack)]
+    check_values(cfg, training=True)
+    check_values(cfg, training=False)
+
+
+class MyPack(BaseTransform):
+    def transform(self, results):
+        return results
+
+
+class Picky(ToyMetric):
+    @classmethod
+    def check_config(cls, cfg, path, whole, training):
+        if cfg.get('speed') == 'slow':
+            raise UserError(f'{path}.speed: too slow for {whole["model"]["type"]}, {training}')
+
+
+def test_a_class_checks_its_own_part():
+    cfg = mask_rcnn()
+    cfg.test_evaluator = [dict(type='CocoMetric'), dict(type=Picky, speed='slow')]
+    with pytest.raises(UserError, match=r'test_evaluator\.1\.speed: too slow for MaskRCNN, False'):
+        check_values(cfg, training=False)
+    cfg.test_evaluator[1].speed = 'fast'
+    check_values(cfg, training=False)
 
 
 def test_the_data_set_inside_a_wrapper():

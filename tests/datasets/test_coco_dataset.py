@@ -9,7 +9,7 @@ from mmengine.dataset import ClassBalancedDataset, ConcatDataset, RepeatDataset
 from mmengine.registry import init_default_scope
 from torch.utils.data import DataLoader
 
-from mmdet.config.errors import one_line
+from mmdet.config.errors import UserError, one_line
 from mmdet.datasets import CocoDataset, LoadAnnotations
 from mmdet.datasets.coco import COCO_CLASSES
 from mmdet.registry import DATASETS
@@ -172,44 +172,44 @@ def without(key):
 @pytest.mark.parametrize(
     'content, kwargs, error, message',
     [
-        (None, dict(ann_file='gone.json'), FileNotFoundError, 'no annotation file .*gone.json; check'),
+        (None, dict(ann_file='gone.json'), UserError, 'no annotation file .*gone.json; check'),
         (None, dict(ann_file=''), ValueError, 'ann_file'),
         ('{"images": [', {}, ValueError, 'ann.json is not JSON'),
         (without('categories'), {}, ValueError, 'ann.json is not in COCO format: it lacks categories'),
-        (dict(CONTENT, images=[]), {}, ValueError, 'lists no picture'),
+        (dict(CONTENT, images=[]), {}, ValueError, 'lists no image'),
         (dict(CONTENT, images=CONTENT['images'][:1] * 2), {}, ValueError, 'several images of id 7'),
         (dict(CONTENT, images=[dict(id=1, file_name='a.png')]), {}, ValueError, 'images lacks width'),
         (dict(CONTENT, annotations=[dict(image_id=7, category_id=2)]), {}, ValueError, 'annotations lacks bbox'),
-        (dict(CONTENT, images=['a.png']), {}, ValueError, 'an entry of images is no JSON object: a'),
-        (dict(CONTENT, images='a.png'), {}, ValueError, 'its images is no list'),
+        (dict(CONTENT, images=['a.png']), {}, ValueError, 'an entry of images is not a JSON object: a'),
+        (dict(CONTENT, images='a.png'), {}, ValueError, 'its images is not a list'),
         (dict(CONTENT, images=[CONTENT['images'][0] | dict(id=[7])]), {}, ValueError, 'in images, id must be a number'),
-        (dict(CONTENT, images=[CONTENT['images'][0] | dict(file_name=7)]), {}, ValueError, 'file_name that is no text'),
+        (dict(CONTENT, images=[CONTENT['images'][0] | dict(file_name=7)]), {}, ValueError, 'name that is not the'),
         (dict(CONTENT, categories=[dict(id=2, name={})]), {}, ValueError, 'in categories, name must be a number or'),
         *(
             (dict(CONTENT, annotations=[CONTENT['annotations'][0] | {key: [7]}]), {}, ValueError, f'{key} must be a n')
             for key in ('image_id', 'category_id')
         ),
-        (dict(CONTENT, annotations=5), {}, ValueError, 'its annotations is no list'),
+        (dict(CONTENT, annotations=5), {}, ValueError, 'its annotations is not a list'),
         (BOXES, dict(pipeline=[LoadAnnotations(with_mask=True)]), ValueError, 'no object of .*ann.json has a segment'),
         *(
             (dict(CONTENT, annotations=[dict(image_id=7, category_id=2, bbox=box)]), {}, ValueError, 'not four numbers')
             for box in ([1, 2, 3], [1, 2, 'a', 4], [1, 2, 3, float('nan')], 5)
         ),
-        (dict(CONTENT, annotations=[CONTENT['annotations'][0] | dict(iscrowd='0')]), {}, ValueError, "iscrowd='0'"),
-        (dict(CONTENT, annotations=[CONTENT['annotations'][0] | dict(area=None)]), {}, ValueError, 'area=None, which'),
+        (dict(CONTENT, annotations=[CONTENT['annotations'][0] | dict(iscrowd='no')]), {}, ValueError, "iscrowd='no'"),
+        (dict(CONTENT, annotations=[CONTENT['annotations'][0] | dict(area='x')]), {}, ValueError, "area='x', wh"),
         (dict(CONTENT, categories=CONTENT['categories'] + [dict(id=2, name='pig')]), {}, ValueError, 's of id 2'),
         (dict(CONTENT, annotations=None), {}, ValueError, 'it lacks annotations'),
-        (dict(CONTENT, categories=CONTENT['categories'] + [dict(id=5, name='dog')]), {}, ValueError, "called 'dog'"),
-        (dict(CONTENT, images=[CONTENT['images'][0] | dict(width='60')]), {}, ValueError, 'no positive number'),
-        (dict(CONTENT, images=[CONTENT['images'][0] | dict(height=0)]), {}, ValueError, 'no positive number'),
+        (dict(CONTENT, categories=CONTENT['categories'][:2] + [dict(id=40, name='dog')]), {}, ValueError, "led 'dog'"),
+        (dict(CONTENT, images=[CONTENT['images'][0] | dict(width='wide')]), {}, ValueError, 'not a positive number'),
+        (dict(CONTENT, images=[CONTENT['images'][0] | dict(height=0)]), {}, ValueError, 'not a positive number'),
         (None, dict(metainfo=dict(classes=['dgo'])), ValueError, "'dgo' are not in .*'cat', 'dog', 'cow'"),
         (None, dict(metainfo=None), ValueError, "'person', .* and 7. more are not in .*'cat', 'dog', 'cow'"),
         (None, dict(data_prefix='img/'), ValueError, "data_prefix='img/' must be a dict"),
-        (None, dict(data_prefix=dict(img='img/')), FileNotFoundError, 'no image folder .*img/'),
-        (None, dict(data_prefix=dict(img='')), FileNotFoundError, 'no picture .*a.png'),
+        (None, dict(data_prefix=dict(img='img/')), UserError, 'no image folder .*img/'),
+        (None, dict(data_prefix=dict(img='')), UserError, 'no image .*a.png'),
         (None, dict(data_prefix=dict(img='empty')), ValueError, 'image folder .*empty is empty'),
         (None, dict(pipeline=[dict(type='CenterCrop', crop_size=9)]), ValueError, "mmcv's CenterCrop leaves"),
-        (None, dict(filter_cfg=dict(min_size=999)), ValueError, 'no picture of .*ann.json is left'),
+        (None, dict(filter_cfg=dict(min_size=999)), ValueError, 'no image of .*ann.json is left'),
         (None, dict(filter_cfg=dict(filter_empty=True)), ValueError, 'filter_empty'),
     ],
 )
@@ -244,12 +244,12 @@ def test_doubts_are_said(root, monkeypatch):
         '1 of 6 annotations have an id that is not in images (99)',
         '1 of 6 boxes have a negative width or height',
         '1 of 6 annotations are left out, their area is 0: give the t',
-        '2 of 6 boxes reach out of their pictures: a bbox is x, y, wi',
+        '2 of 6 boxes reach out of their images: a bbox is x, y, widt',
     ]
     said.clear()
     write(root, dict(CONTENT, annotations=[]))
     build(root)
-    assert [text.partition('ann.json: ')[2] for text in said] == ['no picture has an object of the 2 classes']
+    assert [text.partition('ann.json: ')[2] for text in said] == ['no image has an object of the 2 classes']
 
 
 def test_a_bad_picture_met_by_a_worker_is_still_one_line(root):
@@ -259,7 +259,7 @@ def test_a_bad_picture_met_by_a_worker_is_still_one_line(root):
     with pytest.raises(ValueError) as raised:
         list(loader)
     path = root / 'images' / 'b.png'
-    assert one_line(raised.value) == f'picture {path} is an empty file; fetch it again or drop it from the set'
+    assert one_line(raised.value) == f'image {path} is an empty file; fetch it again or drop it from the set'
 
 
 def test_the_registry_passes_the_message_on(root):

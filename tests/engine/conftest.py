@@ -3,7 +3,9 @@
 import pytest
 
 from mmdet.config.load import load_config
-from mmdet.engine.runner import build_runner, enter_work_dir, set_seed
+from mmdet.engine.runner import build_runner
+from mmdet.engine.seeding import set_seed
+from mmdet.engine.work_dir import enter_work_dir
 
 
 @pytest.fixture(autouse=True)

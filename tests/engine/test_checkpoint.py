@@ -1,5 +1,7 @@
-"""Checkpoints: no pickled code, never half written, and a misfit is named."""
+"""Checkpoints of a run: no pickled code, never half written, resumed from the newest that is whole."""
 
+import builtins
+import io
 import json
 import os
 import pickle
@@ -7,54 +9,26 @@ import signal
 import subprocess
 import sys
 import time
-import zipfile
-from collections import Counter, deque
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from mmengine.fileio import get_file_backend
 from mmengine.hooks import Hook
 from mmengine.logging import HistoryBuffer
-from torch import nn
+from mmengine.runner import CheckpointLoader
 from toy_task import ENVIRONMENT, ToyDetector, ToyMetric, write_config
 
-from mmdet.checkpoints.files import (
-    AtomicLocalBackend,
-    fit_weights,
-    from_plain,
-    load_pretrained,
-    newest_resumable,
-    read_checkpoint,
-    to_plain,
-    weights_of,
-)
+from mmdet.apis import init_detector
+from mmdet.checkpoints import read_checkpoint
+from mmdet.cli import test as evaluate
 from mmdet.config.errors import UserError
 from mmdet.config.output import write_atomically
 from mmdet.datasets import CocoDataset
 from mmdet.engine.hooks import checkpoint as checkpoint_hooks
-
-
-def test_plain_form_survives_weights_only_loading(tmp_path):
-    history = HistoryBuffer([1.0, 2.5], [1, 2], max_length=10)
-    value = dict(array=np.arange(6.0).reshape(2, 3), names=np.array(['a', 'b']), number=np.float64(0.5),
-                 count=np.int64(3), milestones=Counter({8: 1, 11: 1}), ids=deque([1, 2]), kinds={1, 2},
-                 path=Path('a/b'), history=history, shape=(3, 4), nothing=None, flag=True)  # fmt: skip
-    torch.save(to_plain(value), tmp_path / 'x.pth')
-    back = from_plain(torch.load(tmp_path / 'x.pth', weights_only=True))
-    assert back['array'].tolist() == value['array'].tolist() and back['array'].dtype == np.float64
-    assert back['names'] == ['a', 'b'] and back['milestones'] == value['milestones']
-    assert (back['number'], back['count'], back['ids'], back['kinds']) == (0.5, 3, deque([1, 2]), {1, 2})
-    assert back['path'] == 'a/b' and back['shape'] == (3, 4) and back['flag'] is True and back['nothing'] is None
-    assert [a.tolist() for a in back['history'].data] == [a.tolist() for a in history.data]
-    assert back['history'].max_length == 10
-
-
-def test_no_plain_form_is_named():
-    with pytest.raises(TypeError, match='torch.nn.modules.linear.Linear'):
-        to_plain(dict(a=[nn.Linear(1, 1)]))
+from mmdet.engine.saving import AtomicLocalBackend, newest_resumable
 
 
 def test_saved_runs_hold_no_code(tmp_path, train):
@@ -66,64 +40,22 @@ def test_saved_runs_hold_no_code(tmp_path, train):
     assert isinstance(restored['param_schedulers'][1]['milestones'], Counter)
 
 
-def test_pickled_objects_are_refused_in_one_line(tmp_path):
+def test_a_payload_is_refused_whatever_loads_it(tmp_path, train):
+    """onedl-mmengine's own loader falls back to running what it finds; this module's stands in its place."""
+
     class Evil:
         def __reduce__(self):
             return os.system, (f'touch {tmp_path}/ran',)
 
-    for save in (torch.save, lambda x, p: p.write_bytes(pickle.dumps(x))):
-        save(dict(state_dict={}, extra=Evil()), tmp_path / 'evil.pth')
-        with pytest.raises(UserError, match='evil.pth holds pickled Python objects') as caught:
-            read_checkpoint(str(tmp_path / 'evil.pth'))
-        assert '\n' not in str(caught.value)
+    evil = str(tmp_path / 'evil.pth')
+    torch.save(dict(meta={}, state_dict=ToyDetector().state_dict(), extra=Evil()), evil)
+    config = write_config(tmp_path)
+    for how in (dict(options={'load_from': evil}), dict(resume=evil)):
+        with pytest.raises(UserError, match='evil.pth holds pickled Python objects'):
+            train(config, 'a', **how)
+    with pytest.raises(UserError, match='evil.pth holds pickled Python objects'):
+        CheckpointLoader.load_checkpoint(evil)
     assert not (tmp_path / 'ran').exists()
-
-
-def test_damaged_and_missing_files(tmp_path):
-    good = tmp_path / 'epoch_1.pth'
-    torch.save(dict(state_dict=dict(a=torch.zeros(1000))), good)
-    (tmp_path / 'cut.pth').write_bytes(good.read_bytes()[:-500])
-    (tmp_path / 'empty.pth').write_bytes(b'')
-    (tmp_path / 'folder.pth').mkdir()
-    (tmp_path / 'text.pth').write_text('hello, not found')
-    with zipfile.ZipFile(tmp_path / 'zip.pth', 'w') as archive:
-        archive.writestr('a.txt', 'x')
-    messages = dict(cut='damaged or no checkpoint', empty='empty', folder='a folder', text='no checkpoint: neither',
-                    zip='a zip archive that torch did not write')
-    for name, message in messages.items():
-        with pytest.raises(UserError, match=f'{name}.pth is {message}'):
-            read_checkpoint(str(tmp_path / f'{name}.pth'))
-    with pytest.raises(FileNotFoundError, match='epoch_2.pth not found.*Did you mean epoch_1.pth'):
-        read_checkpoint(str(tmp_path / 'epoch_2.pth'))
-
-
-@pytest.mark.parametrize('kind', ['zip', 'old', 'pickle'])
-def test_any_damage_ends_in_one_line(tmp_path, kind):
-    path = tmp_path / 'x.pth'
-    if kind == 'pickle':
-        path.write_bytes(pickle.dumps(dict(model=dict(a=np.arange(20.0))), protocol=2))
-    else:
-        content = dict(meta=dict(a=1), state_dict=dict(a=torch.zeros(20)), optimizer=dict(lr=0.1))
-        torch.save(content, path, _use_new_zipfile_serialization=kind == 'zip')
-    whole = path.read_bytes()
-    random = np.random.RandomState(0)
-    damaged = [whole[:n] for n in range(0, len(whole), max(1, len(whole) // 50))]
-    for _ in range(150):
-        changed = bytearray(whole)
-        for place in random.randint(0, len(whole), random.choice([1, 3, 20])):
-            changed[place] = random.randint(256)
-        damaged.append(bytes(changed))
-    refused = 0
-    for data in damaged:
-        path.write_bytes(data)
-        try:
-            read_checkpoint(str(path))  # where only a number changed, no one can see it
-        except UserError as error:
-            assert str(path) in str(error) and '\n' not in str(error)
-            refused += 1
-        except MemoryError:  # a length that became huge
-            refused += 1
-    assert refused > 100
 
 
 def test_writing_is_all_or_nothing(tmp_path, monkeypatch):
@@ -162,15 +94,128 @@ def test_runs_save_through_the_atomic_backend(tmp_path, train):
     assert not list(Path('run').glob('.*.tmp'))
 
 
-def test_newest_that_loads_is_resumed(tmp_path, train, capsys):
+def odd_files(whole: bytes) -> dict[str, tuple[bytes, str]]:
+    """What may lie in a work dir as its newest .pth, and what is said of it."""
+    content = torch.load(io.BytesIO(whole), weights_only=True)
+
+    def saved(**changes) -> bytes:
+        buffer = io.BytesIO()
+        torch.save({key: value for key, value in {**content, **changes}.items() if value != 'gone'}, buffer)
+        return buffer.getvalue()
+
+    bit = bytearray(whole)
+    bit[bit.index(content['state_dict']['stem.weight'].numpy().tobytes())] ^= 4
+    history = dict(loss=HistoryBuffer([1.0], [1]))  # as a Runner of mmengine alone saves it
+    return {
+        'half': (whole[: len(whole) // 2], 'is damaged'),  # killed by a tool that writes in place
+        'a bit': (bytes(bit), 'is damaged: the checksum of '),
+        'empty': (b'', 'is empty'),
+        'meta is None': (saved(meta=None), 'it lacks meta.epoch, meta.iter'),
+        'no meta': (saved(meta='gone'), 'it lacks meta.epoch, meta.iter'),
+        'meta is a list': (saved(meta=[1, 2]), 'it lacks meta.epoch, meta.iter'),
+        'iteration is None': (saved(meta=dict(content['meta'], iter=None)), 'it lacks meta.iter'),
+        'optimizer is a list': (saved(optimizer=[]), 'it lacks optimizer'),
+        'no message hub': (saved(message_hub='gone'), 'it lacks message_hub.log_scalars'),
+        'empty message hub': (saved(message_hub={}), 'it lacks message_hub.log_scalars'),
+        'weights': (saved(optimizer='gone', message_hub='gone'), 'it lacks optimizer, message_hub.log_scalars'),
+        'of mmengine': (saved(message_hub=dict(content['message_hub'], log_scalars=history)), 'it lacks optimizer'),
+        'a list': (pickle.dumps([1], 2), 'holds a list, not a checkpoint'),
+    }  # fmt: skip
+
+
+def test_newest_that_is_whole_is_resumed(tmp_path, train, capsys):
     train(write_config(tmp_path))
-    assert newest_resumable('run') == 'run/epoch_2.pth'
-    data = Path('run/epoch_2.pth').read_bytes()
-    Path('run/epoch_2.pth').write_bytes(data[: len(data) // 2])  # killed by a tool that writes in place
-    assert Path('run/last_checkpoint').read_text().endswith('epoch_2.pth')
-    assert newest_resumable('run') == 'run/epoch_1.pth'
-    assert 'skipped: run/epoch_2.pth is damaged' in capsys.readouterr().out
+    assert newest_resumable('run').path == 'run/epoch_2.pth'
     assert newest_resumable('elsewhere') is None
+    capsys.readouterr()
+    for name, (data, said) in odd_files(Path('run/epoch_2.pth').read_bytes()).items():
+        Path('run/newest.pth').write_bytes(data)
+        os.utime('run/newest.pth', (4e9, 4e9))
+        assert newest_resumable('run').path == 'run/epoch_2.pth', name
+        lines = capsys.readouterr().out.splitlines()
+        assert len(lines) == 1 and lines[0].startswith('skipped: run/newest.pth ') and said in lines[0], (name, lines)
+    Path('run/newest.pth').unlink()
+    Path('run/newest.pth').symlink_to('gone.pth')
+    resumed = train(write_config(tmp_path), options={'train_cfg.max_epochs': 3}, resume=True)
+    assert 'skipped: checkpoint run/newest.pth not found' in capsys.readouterr().out and resumed.epoch == 3
+
+
+def test_a_folder_in_which_nothing_can_be_resumed_is_left_as_it_is(tmp_path, train):
+    Path('run').mkdir()
+    torch.save(dict(state_dict=dict(a=torch.zeros(1))), 'run/epoch_1.pth')
+    before = Path('run/epoch_1.pth').read_bytes()
+    with pytest.raises(UserError, match='none of the 1 checkpoints in run can be resumed.*another --work-dir'):
+        train(write_config(tmp_path), resume=True)
+    assert Path('run/epoch_1.pth').read_bytes() == before
+
+
+@pytest.fixture
+def opens(monkeypatch) -> Counter:
+    """How often each .pth is opened for reading, by whatever opens it."""
+    counts, real = Counter(), builtins.open
+
+    def counting(file, mode='r', *args, **kwargs):
+        if str(file).endswith('.pth') and 'r' in mode:
+            counts[os.path.basename(file)] += 1
+        return real(file, mode, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, 'open', counting)
+    return counts
+
+
+def test_a_file_is_opened_once(tmp_path, train, opens, monkeypatch):
+    config = write_config(tmp_path)
+    train(config)
+    opens.clear()
+    train(config, options={'train_cfg.max_epochs': 3}, resume='run/epoch_2.pth')
+    assert opens == {'epoch_2.pth': 1}
+    opens.clear()
+    train(config, options={'train_cfg.max_epochs': 4}, resume=True)
+    assert opens == {'epoch_3.pth': 1}
+    opens.clear()
+    train(config, 'other', options={'load_from': 'run/epoch_4.pth'})
+    assert opens == {'epoch_4.pth': 1}
+    opens.clear()
+    evaluate.main([str(config), 'run/epoch_4.pth', '--work-dir', 'test'])
+    assert opens == {'epoch_4.pth': 1}
+    opens.clear()
+    assert init_detector(str(config), 'run/epoch_4.pth').dataset_meta['classes'] == ('circle', 'square')
+    assert opens == {'epoch_4.pth': 1}
+
+
+def test_what_was_opened_is_let_go(tmp_path, train):
+    """The Runner keeps what it was asked to load, and would keep all weights and the optimizer's state twice."""
+    train(write_config(tmp_path))
+    opened = read_checkpoint('run/epoch_2.pth')
+    runner = train(write_config(tmp_path), options={'train_cfg.max_epochs': 3}, resume='run/epoch_2.pth')
+    assert len(opened) > 3 and str(runner._load_from) == 'run/epoch_2.pth' and len(runner._load_from) == 0
+
+
+PLAIN_RUNNER = """
+import sys
+from mmengine.config import Config
+from mmengine.runner import Runner
+assert not any(name.startswith('mmdet.engine') for name in sys.modules)
+cfg = Config.fromfile('toy.py', lazy_import=False)
+cfg.update(work_dir='run', resume=len(sys.argv) > 1)
+cfg.train_cfg.max_epochs = 2 + len(sys.argv)
+runner = Runner.from_cfg(cfg)
+runner.train()
+print('trained', runner.epoch, runner.message_hub.get_scalar('train/loss').data[0].size)
+"""
+
+
+def test_mmengines_own_runner_reads_what_it_saved(tmp_path):
+    """From Python, without a tool or a function of this package."""
+    write_config(tmp_path)
+    for arguments, epochs in (((), 3), (('resume',), 4)):
+        command = [sys.executable, '-c', PLAIN_RUNNER, *arguments]
+        ended = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True)
+        assert f'trained {epochs} {4 * epochs}\n' in ended.stdout, ended.stderr[-2000:]
+        saved = torch.load(tmp_path / f'run/epoch_{epochs}.pth', weights_only=True)  # plain data
+        assert saved['meta']['saved_by'].startswith('mmdet')
+        assert newest_resumable(str(tmp_path / 'run')).path.endswith(f'epoch_{epochs}.pth')
+    assert 'resumed epoch: 3, iter: 12' in ended.stdout + ended.stderr
 
 
 class Folder(Hook):
@@ -193,103 +238,6 @@ def test_an_old_checkpoint_stays_until_the_new_one_is_written(tmp_path, train, m
     first = folder.seen.index(set())
     assert first == 0 and all(any(name.startswith('epoch') for name in names) for names in folder.seen[1:])
     assert all(any(name.startswith('best') for name in names) for names in folder.seen[3:])
-
-
-def test_weights_are_found_in_common_layouts():
-    a = torch.zeros(1)
-    for checkpoint in (dict(a=a), dict(state_dict={'module.a': a}), dict(model=dict(a=a), epoch=3)):
-        assert list(weights_of(checkpoint)) == ['a']
-
-
-def test_another_architecture_is_named_with_at_most_ten_keys(tmp_path):
-    model = nn.Sequential(*[nn.Linear(3, 3) for _ in range(20)])
-    with pytest.raises(UserError) as caught:
-        fit_weights(model, {f'layer{i}.weight': torch.zeros(1) for i in range(30)}, 'other.pth')
-    text = str(caught.value)
-    assert text.startswith('other.pth does not fit Sequential: 0 of 40 weights have their place. 40 not in the file')
-    assert text.count('.weight') + text.count('.bias') <= 10 and '\n' not in text
-    weights = model.state_dict() | {'0.weight': torch.zeros(5, 3)}
-    with pytest.raises(UserError, match=r'1 shape: 0.weight \(file \(5, 3\), model \(3, 3\)\)'):
-        fit_weights(model, weights, 'x.pth')
-
-
-@pytest.mark.parametrize('value', [float('nan'), float('inf')])
-def test_weights_of_a_diverged_training_are_refused(value):
-    model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
-    weights = {name: t.clone() for name, t in model.state_dict().items()}
-    weights['1.running_var'][1] = value
-    with pytest.raises(UserError, match=r'x.pth: NaN or infinity in 1 of 7 weights \(1.running_var\)'):
-        fit_weights(model, weights, 'x.pth')
-
-
-def test_fine_tuning_keeps_what_does_not_fit():
-    old, new = ToyDetector(num_classes=2), ToyDetector(num_classes=5)
-    fresh = new.head.fc.weight.clone()
-    new.load_state_dict(fit_weights(new, old.state_dict(), 'old.pth', strict=False))
-    assert torch.equal(new.stem.weight, old.stem.weight) and torch.equal(new.head.fc.weight, fresh)
-    with pytest.raises(UserError, match='does not fit ToyDetector'):
-        fit_weights(new, old.state_dict(), 'old.pth')
-
-
-def test_pretrained_from_torch_home_and_from_a_file(tmp_path, monkeypatch):
-    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
-    weights = dict(conv1=torch.ones(2))
-    folder = tmp_path / 'hub' / 'checkpoints'
-    folder.mkdir(parents=True)
-    torch.save(weights, folder / 'resnet50-0676ba61.pth')
-    assert torch.equal(load_pretrained('torchvision://resnet50')['conv1'], weights['conv1'])
-    assert torch.equal(load_pretrained('torchvision://resnet50.imagenet1k_v1')['conv1'], weights['conv1'])
-    assert torch.equal(load_pretrained(str(folder / 'resnet50-0676ba61.pth'))['conv1'], weights['conv1'])
-    with pytest.raises(UserError, match="no model 'resnet51'. Did you mean resnet50"):
-        load_pretrained('torchvision://resnet51')
-    with pytest.raises(UserError, match='resnet50 has the weights imagenet1k_v1, imagenet1k_v2'):
-        load_pretrained('torchvision://resnet50.v3')
-
-
-def test_pretrained_that_cannot_be_downloaded(tmp_path, monkeypatch):
-    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
-
-    def no_network(url, *args, **kwargs):
-        raise OSError('Name or service not known')
-
-    monkeypatch.setattr(torch.hub, 'download_url_to_file', no_network)
-    with pytest.raises(UserError) as caught:
-        load_pretrained('torchvision://resnet50')
-    text = str(caught.value)
-    for part in ('torchvision://resnet50', 'resnet50-0676ba61.pth', str(tmp_path), 'TORCH_HOME', 'init_cfg=None',
-                 'Name or service not known'):  # fmt: skip
-        assert part in text
-    assert '\n' not in text and not list((tmp_path / 'hub' / 'checkpoints').iterdir())
-
-
-def test_a_download_that_broke_off_is_not_kept(tmp_path, monkeypatch):
-    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'home'))
-    torch.save(dict(conv1=torch.ones(2)), tmp_path / 'whole.pth')
-    whole = (tmp_path / 'whole.pth').read_bytes()
-    content = whole[: len(whole) // 2]
-    monkeypatch.setattr(torch.hub, 'download_url_to_file', lambda url, path, **_: Path(path).write_bytes(content))
-    with pytest.raises(UserError, match=r'cannot be downloaded .*ba61.pth is damaged'):
-        load_pretrained('torchvision://resnet50')
-    content = whole
-    assert torch.equal(load_pretrained('torchvision://resnet50')['conv1'], torch.ones(2))
-
-
-def test_a_download_without_a_place_fails_in_all_processes(tmp_path, monkeypatch):
-    """The others wait for what the first one says."""
-    (tmp_path / 'file').touch()
-    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'file'))
-    told = []
-
-    def gather(outcomes, failure):
-        told.append(failure)
-        outcomes[:] = [failure] * len(outcomes)
-
-    monkeypatch.setattr(torch.distributed, 'is_initialized', lambda: True)
-    monkeypatch.setattr(torch.distributed, 'get_world_size', lambda: 2)
-    monkeypatch.setattr(torch.distributed, 'all_gather_object', gather)
-    with pytest.raises(UserError, match='cannot be downloaded'):
-        load_pretrained('torchvision://resnet50')
-    assert len(told) == 1 and 'file' in told[0]
 
 
 def test_labels_in_another_order_than_mmdetections_are_said(tmp_path, monkeypatch):

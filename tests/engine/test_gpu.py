@@ -12,10 +12,11 @@ from mmengine.runner import CheckpointLoader
 from torch.utils.data._utils.pin_memory import pin_memory
 from toy_task import write_config
 
-from mmdet.checkpoints import files as checkpoint
+from mmdet.checkpoints.plain import to_plain
 from mmdet.config.load import load_config
-from mmdet.engine import launch
-from mmdet.engine.runner import build_runner, set_seed
+from mmdet.engine import launch, saving
+from mmdet.engine.runner import build_runner
+from mmdet.engine.seeding import set_seed
 from mmdet.registry import DATASETS, TRANSFORMS
 
 VARIABLES = ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'LOCAL_WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT', 'GLOO_SOCKET_IFNAME')
@@ -46,9 +47,9 @@ def test_each_process_takes_its_gpu_before_it_joins(two_gpus, monkeypatch):
 
 def test_a_checkpoint_is_read_on_the_host_whatever_device_resumes(tmp_path):
     history = HistoryBuffer(np.arange(3.0), np.ones(3))
-    held = dict(state_dict=dict(w=torch.ones(2)), message_hub=checkpoint.to_plain(dict(loss=history)))
+    held = dict(state_dict=dict(w=torch.ones(2)), message_hub=to_plain(dict(loss=history)))
     torch.save(held, tmp_path / 'x.pth')
-    checkpoint.install()
+    saving.install()
     found = CheckpointLoader.load_checkpoint(str(tmp_path / 'x.pth'), map_location='meta')  # mmengine asks for 'cuda'
     assert found['state_dict']['w'].tolist() == [1, 1]
     assert found['message_hub']['loss'].data[0].tolist() == [0, 1, 2]

@@ -9,7 +9,7 @@ from mmengine.hooks import Hook
 from test_resume import Record, equal, weights
 from toy_task import ToyDataset, write_config
 
-from mmdet.checkpoints.files import read_checkpoint
+from mmdet.checkpoints import read_checkpoint
 from mmdet.config.errors import UserError
 from mmdet.engine.runner import wrapper_cfg
 from mmdet.registry import DATASETS

@@ -61,15 +61,15 @@ def test_the_population_variance_exceeds_the_batches_own():
     assert (model.norm1.running_var > within).all()
 
 
-def test_frozen_layers_and_the_window_of_cbn_stay_as_they_are():
+def test_frozen_layers_and_the_history_of_cbn_stay_as_they_are():
     model, batches = Net(CrossIterBatchNorm2d), pictures()
     model(batches[0]).sum().backward()
-    window = model.norm2.window
+    history = model.norm2.history
     model.norm1.eval()
     frozen = model.norm1.running_mean.clone()
     assert precise_statistics(model, model, batches) == 1
     assert torch.equal(model.norm1.running_mean, frozen) and not model.norm1.training
-    assert model.norm2.window is window
+    assert model.norm2.history is history
 
 
 def test_a_failing_batch_leaves_the_statistics_as_they_were():

@@ -11,7 +11,7 @@ import torch
 from mmengine.hooks import Hook
 from toy_task import CONFIG, ENVIRONMENT, ToyDataset, weights, write_config
 
-from mmdet.checkpoints.files import read_checkpoint
+from mmdet.checkpoints import read_checkpoint
 from mmdet.config.errors import Interrupted, UserError
 from mmdet.engine.seeding import SeededBatches, SeededDataset, derived_seed
 
@@ -96,14 +96,16 @@ def test_a_samples_noise_is_its_own(tmp_path):
     assert torch.equal(state, torch.get_rng_state()) and len(data) == 4 and data.metainfo['classes']
 
 
-def test_iteration_based_loop_resumes_without_reading_the_past(tmp_path, train):
+@pytest.mark.parametrize('sampler, options', [('InfiniteSampler', {}), ('InfiniteSampler', WORKERS),
+                                              ('DefaultSampler', {})])
+def test_iteration_based_loop_resumes_without_reading_the_past(tmp_path, train, sampler, options):
     text = CONFIG.replace('by_epoch=True, max_epochs=2, val_interval=1', 'by_epoch=False, max_iters=10, val_interval=5')
-    text = text.replace("type='DefaultSampler', shuffle=True", "type='InfiniteSampler', shuffle=True")
+    text = text.replace("type='DefaultSampler', shuffle=True", f"type='{sampler}', shuffle=True")
     text = text.replace("dict(type='MultiStepLR', by_epoch=True", "dict(type='MultiStepLR', by_epoch=False")
     text = text.replace("type='CheckpointHook', interval=1", "type='CheckpointHook', by_epoch=False, interval=4")
     config = write_config(tmp_path, base=text)
     whole = Record()
-    options = {'log_processor': dict(by_epoch=False)}
+    options = {'log_processor': dict(by_epoch=False), **options}
     expected = weights(train(config, 'whole', options, hooks=[whole]))
     with pytest.raises(Interrupted):
         train(config, 'half', options, hooks=[SignalAt(6)])
@@ -184,8 +186,8 @@ def test_earlier_runs_are_kept(tmp_path, train, capsys):
 
 def test_one_run_at_a_time_in_a_folder(tmp_path, train):
     config = write_config(tmp_path)
-    hold = ('import sys; from mmdet.engine.runner import _lock\n'
-            '_lock("a"); print("held", flush=True); sys.stdin.read()')
+    hold = ('import sys; from mmdet.engine.work_dir import _lock\n'
+            '_lock("a", "--work-dir"); print("held", flush=True); sys.stdin.read()')
     Path('a').mkdir()
     with subprocess.Popen([sys.executable, '-c', hold], env=ENVIRONMENT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                           text=True) as other:  # fmt: skip
@@ -278,3 +280,7 @@ def test_pretrained_weights_are_not_needed_to_resume():
     model = dict(backbone=dict(init_cfg=dict(type='Pretrained', checkpoint='x')), neck=other)
     drop_pretrained(model)
     assert model == dict(backbone=dict(init_cfg=None), neck=other)
+    file, random = dict(type='Pretrained', checkpoint='x'), dict(type='Normal')
+    model = dict(backbone=dict(init_cfg=[random, file]), neck=[dict(init_cfg=[file])])
+    drop_pretrained(model)
+    assert model == dict(backbone=dict(init_cfg=[random]), neck=[dict(init_cfg=None)])

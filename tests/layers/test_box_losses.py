@@ -89,3 +89,79 @@ def test_focal_loss_equals_torchvision():
     torch.testing.assert_close(value, expected)
     with pytest.raises(ValueError, match='use_sigmoid=True'):
         MODELS.build(dict(type='FocalLoss', use_sigmoid=False))
+
+
+def test_focal_loss_of_a_right_prediction_is_the_small_positive_number_that_it_is():
+    """Many sure negatives beside few sure positives: a difference of sums would lose all digits, and the sign."""
+    torch.manual_seed(0)
+    labels = torch.full((4000,), 7)
+    labels[::400] = torch.randint(0, 7, (10,))
+    hot = torch.nn.functional.one_hot(labels, 8)[:, :7].double()
+    logits = (2 * hot - 1) * (14 + torch.rand(4000, 7))
+    loss = MODELS.build(dict(type='FocalLoss'))
+    for weight in (None, torch.rand(4000), torch.rand(4000, 7)):
+        factor = 1 if weight is None else weight.double().reshape(4000, -1)
+        expected = (ops.sigmoid_focal_loss(logits, hot, 0.25, 2.0) * factor).sum() / 10
+        value = loss(logits.float(), labels, weight, avg_factor=10)
+        assert 0 < value.item() == pytest.approx(expected.item(), rel=1e-5)
+    wrong = logits.float() * (1 - 2 * (torch.arange(4000) == 0)[:, None])  # one of them is as wrong as can be
+    expected = ops.sigmoid_focal_loss(wrong.double(), hot, 0.25, 2.0).sum()
+    assert loss(wrong, labels, avg_factor=1).item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize('name', ['IoULoss', 'GIoULoss', 'DIoULoss', 'CIoULoss', 'BoundedIoULoss'])
+@pytest.mark.parametrize('count', [1, 4, 6])
+def test_four_weights_of_a_box_count_as_their_mean(name, count):
+    loss, weight = MODELS.build(dict(type=name)), torch.rand(count)
+    pred, target = boxes(count, 0), boxes(count, 1)
+    value = loss(pred, target, weight[:, None].expand(count, 4), avg_factor=3)
+    torch.testing.assert_close(value, loss(pred, target, weight, avg_factor=3))
+    uneven = torch.tensor([4.0, 0, 0, 0]).expand(count, 4)
+    if name != 'BoundedIoULoss':  # whose terms are those of the four coordinates
+        torch.testing.assert_close(loss(pred, target, uneven), loss(pred, target))
+    assert loss(pred, target, torch.zeros(count, 4), avg_factor=3) == 0
+
+
+@pytest.mark.parametrize('count', [1, 4])
+def test_weights_of_eight_tenths_overlap(count):
+    pred = torch.tensor([[0.0, 0, 10, 8]]).expand(count, 4)
+    target = torch.tensor([[0.0, 0, 10, 10]]).expand(count, 4)
+    value = MODELS.build(dict(type='IoULoss'))(pred, target, torch.ones(count, 4), avg_factor=count)
+    assert value.item() == pytest.approx(0.2231, abs=1e-4)  # -log 0.8
+
+
+@pytest.mark.parametrize('name', [
+    'IoULoss', 'GIoULoss', 'DIoULoss', 'CIoULoss', 'BoundedIoULoss', 'L1Loss', 'SmoothL1Loss', 'BalancedL1Loss'
+])  # fmt: skip
+@pytest.mark.parametrize('pred, target, weight', [
+    ((4, 4), (4, 4), (3,)), ((4, 4), (4, 4), (1,)), ((4, 4), (4, 4), (4, 1)), ((4, 4), (4, 4), (1, 4)),
+    ((4, 4), (4,), (4,)), ((4, 4), (1, 4), (4,)), ((4, 4), (4, 1), None),
+])  # fmt: skip
+def test_box_losses_refuse_shapes_that_would_be_broadcast(name, pred, target, weight):
+    weight = None if weight is None else torch.ones(weight)
+    with pytest.raises(ValueError, match='of shape'):
+        MODELS.build(dict(type=name))(torch.rand(pred), torch.rand(target), weight, avg_factor=4)
+
+
+def test_one_weight_a_row_of_deltas():
+    pred, target, weight = torch.rand(4, 4), torch.rand(4, 4), torch.rand(4)
+    value = MODELS.build(dict(type='L1Loss'))(pred, target, weight, avg_factor=1)
+    torch.testing.assert_close(value, ((pred - target).abs() * weight[:, None]).sum())
+
+
+@pytest.mark.parametrize('cfg, logits, target, weight', [
+    (dict(type='FocalLoss'), (5, 5), (5,), (4,)),
+    (dict(type='FocalLoss'), (5, 5), (4,), None),
+    (dict(type='FocalLoss'), (5, 5), (5,), (1, 5)),
+    (dict(type='CrossEntropyLoss'), (5, 5), (5,), (5, 5)),
+    (dict(type='CrossEntropyLoss'), (5, 5), (5,), (1,)),
+    (dict(type='CrossEntropyLoss', use_sigmoid=True), (5, 5), (1,), None),
+    (dict(type='CrossEntropyLoss', use_sigmoid=True), (5, 5), (5,), (1,)),
+    (dict(type='CrossEntropyLoss', use_mask=True), (5, 3, 3), (1, 3, 3), None),
+    (dict(type='CrossEntropyLoss', use_mask=True), (5, 3, 3), (5, 3, 3), (3, 3)),
+])  # fmt: skip
+def test_class_losses_refuse_shapes_that_would_be_broadcast(cfg, logits, target, weight):
+    kind = torch.rand if len(target) > 1 else lambda shape: torch.zeros(shape, dtype=torch.long)
+    weight = None if weight is None else torch.ones(weight)
+    with pytest.raises(ValueError, match='of shape'):
+        MODELS.build(cfg)(torch.rand(logits), kind(target), weight, avg_factor=4)

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from mmdet.layers import ConvModule, CrossIterBatchNorm2d
-from mmdet.layers.cbn import layer as cbn
+from mmdet.layers.batch_stats import Normalize, _backward_by_sums, batch_moments
+from mmdet.layers.cbn import derivatives as cbn
 
 from .reference import KINDS, PlainCBN
 
@@ -55,7 +56,7 @@ def test_equals_the_formulas_over_twenty_iterations(path, compensation, rho, kin
         for param, grad in zip(params, got_grads[1:]):
             param.grad = grad
         mine.step()
-    assert norm.window.filled == 3 and norm.num_batches_tracked == 20
+    assert norm.history.filled == 3 and norm.num_batches_tracked == 20
 
 
 @pytest.mark.parametrize('kind', KINDS)
@@ -66,7 +67,7 @@ def test_closed_forms_equal_autograd(kind):
     closed, through_graph = copy.deepcopy(norm), norm
     through_graph(conv(x), conv.weight)
     closed.after(conv, x)
-    one, other = closed.window, through_graph.window
+    one, other = closed.history, through_graph.history
     torch.testing.assert_close(one.dvar, other.dvar, rtol=1e-11, atol=1e-12)
     torch.testing.assert_close(one.dmean, other.dmean, rtol=1e-11, atol=1e-12)
     torch.testing.assert_close(one.values, other.values, rtol=1e-11, atol=1e-12)
@@ -84,7 +85,7 @@ def test_between_iterations_a_past_batch_holds_one_weight_and_little_more(kind, 
     for step in range(4):
         x = make_input(kind, step)
         norm(conv(x), conv.weight) if path == 'autograd' else norm.after(conv, x)
-    held = sum(t.numel() for t in vars(norm.window).values() if torch.is_tensor(t))
+    held = sum(t.numel() for t in vars(norm.history).values() if torch.is_tensor(t))
     groups = getattr(conv, 'groups', 1)
     assert held == 3 * (conv.weight.numel() * (1 + groups / 8) + 4 * 8)
 
@@ -156,11 +157,11 @@ def test_recorded_arrays_of_the_reference_layer(recorded, name, path):
             # Where eps differs, what reaches the next layer does: feed each layer what the recorded one got.
             if i and not same_eps:
                 out = tensor(f'{it}.l{i - 1}.cbn_out').relu().requires_grad_()
-            past = norm.window
+            past = norm.history
             if past is not None and past.filled:
                 weight = conv.weight.detach().flatten(1)
                 newest_first = [(past.slot - 1 - j) % norm.buffer_num for j in range(past.filled)]
-                found = past.under(weight, norm.rho, norm.compensation)
+                found = past.estimate(weight, norm.rho, norm.compensation)
                 means, variances = (value[:, newest_first].T for value in found)
                 torch.testing.assert_close(means, tensor(f'{it}.l{i}.mu_all')[1:], rtol=1e-10, atol=1e-10)
                 recorded_var = tensor(f'{it}.l{i}.meanx2_all')[1:] - means.square()
@@ -170,18 +171,18 @@ def test_recorded_arrays_of_the_reference_layer(recorded, name, path):
             burning_in = norm.burning_in
             out = norm(y, conv.weight) if path == 'autograd' else norm(y, conv=conv, x=out)
             if burning_in:
-                assert norm.window is None
+                assert norm.history is None
             else:
-                mean, pooled = norm._recent[-1][:2]
+                mean, pooled = norm._last[0].batch.mean, norm._last[0]
                 pooled_var = pooled.var
                 close(mean, f'{it}.l{i}.cur_mu')
                 close(pooled.mean, f'{it}.l{i}.mu')
                 close(pooled_var, f'{it}.l{i}.sigma2')
-                slot = (norm.window.slot - 1) % norm.buffer_num
+                slot = (norm.history.slot - 1) % norm.buffer_num
                 if meta['rho']:  # where nothing is compensated there are no derivatives
-                    dmean = norm.window.dmean[:, slot].expand(len(mean), -1).view_as(conv.weight)
+                    dmean = norm.history.dmean[:, slot].expand(len(mean), -1).view_as(conv.weight)
                     close(dmean, f'{it}.l{i}.dmudw')
-                    dnu = norm.window.dvar[:, slot].view_as(conv.weight) + 2 * mean.view(-1, 1, 1, 1) * dmean
+                    dnu = norm.history.dvar[:, slot].view_as(conv.weight) + 2 * mean.view(-1, 1, 1, 1) * dmean
                     close(dnu, f'{it}.l{i}.dmeanx2dw')
             close(norm.running_mean, f'{it}.l{i}.running_mean')
             close(norm.running_var, f'{it}.l{i}.running_var')
@@ -250,7 +251,7 @@ def test_compensated_mean_is_exact_however_far_the_weight_moves():
         norm.after(conv, batch)
         with torch.no_grad():
             conv.weight.copy_(torch.randn_like(conv.weight) * 5)
-    means, _ = norm.window.under(conv.weight.detach().flatten(1), 1.0, 'taylor')
+    means, _ = norm.history.estimate(conv.weight.detach().flatten(1), 1.0, 'taylor')
     for mean, batch in zip(means.T, batches):
         torch.testing.assert_close(mean, conv(batch).mean((0, 2, 3)), rtol=1e-12, atol=1e-12)
 
@@ -265,7 +266,7 @@ def test_root_form_is_closer_than_taylor_and_both_than_naive():
         norm.after(conv, x)
         with torch.no_grad():
             conv.weight.add_(torch.randn_like(conv.weight) * 0.004)
-        _, var = norm.window.under(conv.weight.detach().flatten(1), norm.rho, norm.compensation)
+        _, var = norm.history.estimate(conv.weight.detach().flatten(1), norm.rho, norm.compensation)
         true = conv(x).var((0, 2, 3), correction=0)
         errors[name] = ((var[:, 0] - true).abs() / true).mean().item()
     assert errors['root'] < errors['taylor'] < errors['naive'] / 2, errors
@@ -278,63 +279,65 @@ def test_negative_second_order_estimate_is_clamped():
     norm.after(conv, make_input('3x3'))
     with torch.no_grad():
         conv.weight.mul_(0.1)
-    _, var = norm.window.under(conv.weight.detach().flatten(1), 1.0, 'taylor')
+    _, var = norm.history.estimate(conv.weight.detach().flatten(1), 1.0, 'taylor')
     assert (var == 0).all()
     assert norm.after(conv, make_input('3x3', 1)).isfinite().all()
 
 
-@pytest.mark.parametrize('keep', [2, 4, 16])
+@pytest.mark.parametrize('factor', [2, 4, 16])
 @pytest.mark.parametrize('kind', KINDS)
-def test_lattices_together_are_the_whole_derivative(kind, keep):
-    """Every position lies on exactly one lattice, so their sums add up to the sum over all positions."""
+def test_grids_together_are_the_whole_derivative(kind, factor):
+    """Every position lies on exactly one grid, so their sums add up to the sum over all positions."""
     torch.manual_seed(0)
     conv = make_conv(kind)
     x = torch.randn(70, 4, dtype=torch.float64) if kind == 'linear' else make_input(kind, 2)
     y, weight = conv(x).detach(), conv.weight
-    mean, var, _ = cbn.batch_moments(y)
-    x, y, geometry = cbn._as_map(x), cbn._as_map(y), cbn.Geometry.of(conv)
-    whole = cbn.closed_slopes(x, y, mean, var, weight, geometry, 1, 0) * y[:, 0].numel()
-    # where a map is smaller than the lattice some lattices coincide
-    lattices = {str(cbn._lattice(len(y), *y.shape[2:], keep, i)): i for i in range(keep)}.values()
-    counts = [cbn.thin(x, y, geometry, keep, i)[1][:, 0].numel() for i in lattices]
-    parts = [cbn.closed_slopes(x, y, mean, var, weight, geometry, keep, i) * n for i, n in zip(lattices, counts)]
+    batch = batch_moments(y)
+    x, y, geometry = cbn.as_map(x), cbn.as_map(y), cbn.Geometry.of(conv)
+    grids = [cbn.subsampling_grid(len(y), *y.shape[2:], factor, i) for i in range(factor)]
+    all_positions = cbn.Grid((1, 1, 1), (0, 0, 0))
+    whole = cbn.in_closed_form(x, y, batch, weight, geometry, all_positions) * y[:, 0].numel()
+    grids = set(grids)  # where a map is smaller than the grid's steps some grids coincide
+    counts = [cbn.subsample(x, y, geometry, grid)[1][:, 0].numel() for grid in grids]
+    parts = [cbn.in_closed_form(x, y, batch, weight, geometry, grid) * n for grid, n in zip(grids, counts)]
     torch.testing.assert_close(sum(parts), whole, rtol=1e-9, atol=1e-9)
     assert sum(counts) == y[:, 0].numel()
 
 
-def test_lattice_over_rois_and_over_positions():
+def test_subsampling_over_rois_and_over_positions():
     x = torch.randn(128, 4, 7, 7)
     y = torch.randn(128, 8, 7, 7)
     geometry = cbn.Geometry([3, 3], [1, 1], [1, 1], [1, 1], 1)
-    some_x, some_y, same = cbn.thin(x, y, geometry, 8, 3)
+    some_x, some_y, same = cbn.subsample(x, y, geometry, cbn.subsampling_grid(128, 7, 7, 8, 3))
     assert len(some_x) == len(some_y) == 16 and same == geometry and torch.equal(some_y, y[3::8])
-    some_x, some_y, other = cbn.thin(x, y, geometry, 16, 3)  # 16 RoIs remain, half of whose columns are left out
+    # 16 RoIs remain, half of whose columns are left out
+    some_x, some_y, other = cbn.subsample(x, y, geometry, cbn.subsampling_grid(128, 7, 7, 16, 3))
     assert len(some_x) == 16 and torch.equal(some_y, y[3::8, :, :, ::2]) and other.stride == [1, 2]
-    _, some_y, other = cbn.thin(x[:2], y[:2], geometry, 16, 3)
+    _, some_y, other = cbn.subsample(x[:2], y[:2], geometry, cbn.subsampling_grid(2, 7, 7, 16, 3))
     assert some_y.shape == (2, 8, 1, 2) and other.stride == [4, 4]
 
 
 @pytest.mark.parametrize('fraction', [1.0, 1 / 4, 1 / 16])
-def test_derivative_fraction_changes_only_the_slope(fraction):
+def test_derivative_fraction_changes_only_the_derivatives(fraction):
     torch.manual_seed(0)
     conv = nn.Conv2d(4, 8, 3, padding=1, bias=False)
-    exact, thin = CrossIterBatchNorm2d(8), CrossIterBatchNorm2d(8, derivative_fraction=fraction)
+    exact, sampled = CrossIterBatchNorm2d(8), CrossIterBatchNorm2d(8, derivative_fraction=fraction)
     x = torch.randn(2, 4, 64, 64)
     for _ in range(4):
-        want, got = exact.after(conv, x), thin.after(conv, x)
+        want, got = exact.after(conv, x), sampled.after(conv, x)
         with torch.no_grad():
             conv.weight.add_(torch.randn_like(conv.weight) * 0.01)
     torch.testing.assert_close(got, want, rtol=0.02, atol=0.02)
-    a, b = (norm.window.dvar.flatten() for norm in (exact, thin))
+    a, b = (norm.history.dvar.flatten() for norm in (exact, sampled))
     assert torch.cosine_similarity(a, b, dim=0) > 0.9
-    # Where the weight has not moved since, the estimate is the measured variance whatever the lattice.
+    # Where the weight has not moved since, the estimate is the measured variance whatever the grid.
     fresh = CrossIterBatchNorm2d(8, derivative_fraction=fraction)
     fresh.after(conv, x)
-    _, var = fresh.window.under(conv.weight.detach().flatten(1), 1.0, 'taylor')
+    _, var = fresh.history.estimate(conv.weight.detach().flatten(1), 1.0, 'taylor')
     torch.testing.assert_close(var[:, 0], conv(x).var((0, 2, 3), correction=0))
 
 
-def test_bias_of_the_convolution_is_left_out_of_the_window():
+def test_bias_of_the_convolution_is_left_out_of_the_history():
     torch.manual_seed(0)
     with_bias = make_conv('3x3', bias=True)
     without = copy.deepcopy(with_bias)
@@ -376,7 +379,7 @@ def test_wrong_inputs_are_named():
         norm(y, nn.Conv2d(3, 8, 3).weight)
     with pytest.raises(ValueError, match='one value per channel'):
         norm.after(conv, torch.randn(1, 3, 3, 3))
-    assert norm.window is None
+    assert norm.history is None
 
 
 def test_cuda_backward_with_its_primitives_written_out(monkeypatch):
@@ -401,11 +404,11 @@ def test_cuda_backward_with_its_primitives_written_out(monkeypatch):
     y = torch.randn(2, 8, 5, 6, dtype=torch.float64, requires_grad=True)
     mean, var, gamma, beta = (torch.rand(8, dtype=torch.float64) + 0.5 for _ in range(4))
     gamma.requires_grad_(), beta.requires_grad_()
-    out = cbn.NormalizeWithPooled.apply(y, mean, var, gamma, beta, 1e-5, 4, 60, None)
+    out = Normalize.apply(y, mean, var, gamma, beta, 1e-5, 4, 60, None)
     grad = torch.randn_like(out)
     want = torch.autograd.grad(out, (y, gamma, beta), grad)
     rstd = (var + 1e-5).rsqrt()
     for count in (240, torch.tensor(240.0)):
-        got = cbn._backward_by_sums(grad, y.detach(), mean, rstd, gamma.detach(), count, None, [True] * 3, True)
+        got = _backward_by_sums(grad, y.detach(), mean, rstd, gamma.detach(), count, None, [True] * 3, True)
         for a, b in zip(got, want):
             torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)

@@ -14,8 +14,8 @@ from torch import nn
 from torch.library import opcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mmdet.layers import CrossIterBatchNorm2d
-from mmdet.layers.cbn import layer as cbn
+from mmdet.layers import CrossIterBatchNorm2d, batch_stats
+from mmdet.layers.cbn import derivatives, kernels, layer
 
 from .reference import KINDS
 
@@ -23,13 +23,13 @@ CONVS = {
     **{kind: options for kind, options in KINDS.items() if options},  # no Linear
     'biased': dict(kernel_size=3, padding=1, bias=True),
     'wide padding': dict(kernel_size=3, padding=4),
-    'many taps': dict(kernel_size=5, padding=2),
+    'large kernel': dict(kernel_size=5, padding=2),
 }
 
 
 @pytest.fixture(params=['cpu', pytest.param('cuda', marks=pytest.mark.cuda)])
 def device(request):
-    if cbn.compiled(torch.empty(0, device=request.param)) is None:
+    if not kernels.take(torch.empty(0, device=request.param)):
         pytest.skip('no compiled CBN kernel takes this device; tests/cuda_on_cpu has them run on the CPU')
     with LikeCuda() if request.param == 'cpu' else contextlib.nullcontext():
         yield request.param
@@ -38,7 +38,7 @@ def device(request):
 def plainly(norm, *args, **options):
     """``norm``'s call without the kernels."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cbn, 'compiled', lambda y: None)
+        patch.setattr(kernels, 'take', lambda y: False)
         return norm.after(*args, **options)
 
 
@@ -59,11 +59,11 @@ def batch(step, device, dtype=torch.float64):
 
 
 def assert_equal_state(one, other, **tolerance):
-    assert one.steps == other.steps and (one.window is None) == (other.window is None)
+    assert one.steps == other.steps and (one.history is None) == (other.history is None)
     for key, value in one.state_dict().items():
         torch.testing.assert_close(value, other.state_dict()[key], **tolerance)
-    for key, value in (one.window.state() if one.window else {}).items():
-        torch.testing.assert_close(torch.as_tensor(value), torch.as_tensor(other.window.state()[key]), **tolerance)
+    for key, value in (one.history.state() if one.history else {}).items():
+        torch.testing.assert_close(torch.as_tensor(value), torch.as_tensor(other.history.state()[key]), **tolerance)
 
 
 def train(conv, norm, plain, steps, device, dtype=torch.float64, rtol=1e-10, atol=1e-10):
@@ -74,8 +74,8 @@ def train(conv, norm, plain, steps, device, dtype=torch.float64, rtol=1e-10, ato
         torch.testing.assert_close(*outs, rtol=rtol, atol=atol)
         direction = torch.randn_like(outs[0])
         grads = []
-        for out, x, layer in zip(outs, inputs, (norm, plain)):
-            wanted = [p for p in (x, conv.weight, layer.weight, layer.bias) if p is not None and p.requires_grad]
+        for out, x, one in zip(outs, inputs, (norm, plain)):
+            wanted = [p for p in (x, conv.weight, one.weight, one.bias) if p is not None and p.requires_grad]
             grads.append(torch.autograd.grad(out, wanted, direction))
         for got, want in zip(*grads):
             torch.testing.assert_close(got, want, rtol=rtol, atol=atol * 10)
@@ -119,8 +119,8 @@ def test_every_option(device, options):
 @pytest.mark.parametrize('fraction', [1.0, 1 / 16])
 def test_synchronised(device, fraction, monkeypatch):
     """A group of one process: all that is exchanged stays what it is."""
-    monkeypatch.setattr(cbn, 'process_group', lambda wanted: 'alone' if wanted else None)
-    monkeypatch.setattr(cbn.dist, 'all_reduce', lambda *args, **options: None)
+    monkeypatch.setattr(layer, 'process_group', lambda wanted: 'alone' if wanted else None)
+    monkeypatch.setattr(batch_stats.dist, 'all_reduce', lambda *args, **options: None)
     conv, norm, plain = make(device, derivative_fraction=fraction, sync=True)
     plain.sync = False
     train(conv, norm, plain, 5, device)
@@ -148,11 +148,11 @@ def test_autocast(device, dtype, kind, scale):
         x = batch(step, device, torch.float32) * scale
         with torch.autocast(device, dtype):
             out, want = norm.after(conv, x), plainly(plain, conv, x)
-        assert out.dtype == dtype and norm.window.dvar.dtype == torch.float32
+        assert out.dtype == dtype and norm.history.dvar.dtype == torch.float32
         torch.testing.assert_close(out.float(), want.float(), rtol=0.03, atol=0.03)
-        got, want = (layer.window.dvar.flatten() for layer in (norm, plain))
+        got, want = (layer.history.dvar.flatten() for layer in (norm, plain))
         assert torch.cosine_similarity(got, want, dim=0) > 0.999
-        torch.testing.assert_close(norm.window.dmean, plain.window.dmean, rtol=0.01, atol=0.01 * scale)
+        torch.testing.assert_close(norm.history.dmean, plain.history.dmean, rtol=0.01, atol=0.01 * scale)
         torch.testing.assert_close(norm.running_var, plain.running_var, rtol=1e-4, atol=0)
         with torch.no_grad():
             conv.weight.add_(torch.randn_like(conv.weight) * 0.01)
@@ -165,7 +165,7 @@ def test_half_precision_model(device):
         out, want = norm.after(conv, x), plainly(plain, conv, x)
         torch.testing.assert_close(out, want, rtol=0.03, atol=0.03)
         out.sum().backward()
-    assert norm.running_mean.dtype == torch.bfloat16 and norm.window.dvar.dtype == torch.float32
+    assert norm.running_mean.dtype == torch.bfloat16 and norm.history.dvar.dtype == torch.float32
     torch.testing.assert_close(norm.running_var, plain.running_var)
 
 
@@ -187,7 +187,7 @@ def test_other_memory_formats_and_linear(device, fraction):
     assert_equal_state(norm, plain, rtol=1e-10, atol=1e-10)
 
 
-def test_lattice_over_rois(device):
+def test_subsampling_over_rois(device):
     conv, norm, plain = make(device, derivative_fraction=1 / 16)
     for _ in range(5):
         x = torch.randn(70, 4, 7, 5, dtype=torch.float64, device=device)
@@ -196,20 +196,20 @@ def test_lattice_over_rois(device):
         nn.init.normal_(conv.weight)
 
 
-def test_window_and_weight_that_change_on_the_way(device):
+def test_history_and_weight_that_change_on_the_way(device):
     conv, norm, plain = make(device, derivative_fraction=1 / 16)
     train(conv, norm, plain, 3, device)
     with torch.no_grad():  # no entry, but running statistics
         x = batch(3, device)
         torch.testing.assert_close(norm.after(conv, x), plainly(plain, conv, x))
     assert_equal_state(norm, plain)
-    conv.weight.requires_grad = False  # entries without slopes from here on
+    conv.weight.requires_grad = False  # entries without derivatives from here on
     train(conv, norm, plain, 2, device)
-    assert norm.window.dvar.shape[2] == 0
+    assert norm.history.dvar.shape[2] == 0
     conv.weight.requires_grad = True
     train(conv, norm, plain, 5, device)
-    for layer in (norm, plain):
-        layer.buffer_num = 0
+    for one in (norm, plain):
+        one.buffer_num = 0
     train(conv, norm, plain, 2, device)
 
 
@@ -239,32 +239,32 @@ def after_three_steps(device):
         norm.after(conv, batch(step, device))
     x = batch(3, device)
     y = conv(x).detach()
-    return conv, norm, x, y, cbn.batch_moments(y), list(cbn.Geometry.of(conv))
+    return conv, norm, x, y, batch_stats.batch_moments(y), list(derivatives.Geometry.of(conv))
 
 
 def test_opcheck(device):
     conv, norm, x, y, (mean, var, count), geometry = after_three_steps(device)
     opcheck(torch.ops.mmdet.cbn_slopes, (x, y, mean, *geometry, [1, 4, 4], [0, 2, 3]))
-    slopes = torch.ops.mmdet.cbn_slopes(x, y, mean, *geometry, [1, 4, 4], [0, 2, 3])
-    window = norm.window
-    held = [t.clone() for t in (window.values, window.dmean, window.dvar)]
+    new = torch.ops.mmdet.cbn_slopes(x, y, mean, *geometry, [1, 4, 4], [0, 2, 3])
+    history = norm.history
+    held = [t.clone() for t in (history.values, history.dmean, history.dvar)]
     running = [norm.running_mean.clone(), norm.running_var.clone(), norm.num_batches_tracked]
     weight = conv.weight.detach()
-    for arguments in ((*held, slopes, *running, 0.1, 3, 1), (*held, None, None, None, None, 0.1, 2, 0)):
+    for arguments in ((*held, new, *running, 0.1, 3, 1), (*held, None, None, None, None, 0.1, 2, 0)):
         opcheck(torch.ops.mmdet.cbn_window, (weight, mean, var, None, *arguments, count, 1.0, True, True, 1e-5))
     opcheck(torch.ops.mmdet.cbn_window, (None, mean, var, *[None] * 8, 0.1, 0, 0, count, 1.0, False, False, 1e-5))
 
 
 @pytest.mark.parametrize('follow', [False, True])
-@pytest.mark.parametrize('lattice', [((), ()), ((1, 4, 4), (0, 2, 3))])
-def test_opcheck_of_the_whole_forward(device, follow, lattice):
+@pytest.mark.parametrize('grid', [((), ()), ((1, 4, 4), (0, 2, 3))])
+def test_opcheck_of_the_whole_forward(device, follow, grid):
     conv, norm, x, y, (mean, *_), geometry = after_three_steps(device)
-    window = norm.window
-    held = [t.clone() for t in (window.values, window.dmean, window.dvar)]
+    history = norm.history
+    held = [t.clone() for t in (history.values, history.dmean, history.dvar)]
     running = [t.clone() for t in (norm.running_mean, norm.running_var, norm.num_batches_tracked)]
-    taps = cbn.taps_of(x, y, cbn.Geometry(*geometry), mean.dtype)
+    offsets = derivatives.kernel_offsets(x, y, derivatives.Geometry(*geometry), mean.dtype)
     arguments = (
-        y.requires_grad_(), conv.weight, None, norm.weight, norm.bias, x, y.detach(), *geometry, *lattice, *taps,
+        y.requires_grad_(), conv.weight, None, norm.weight, norm.bias, x, y.detach(), *geometry, *grid, *offsets,
         *held, *running, 0.1, 3, 1, True, 1.0, True, follow, 1e-5,
     )  # fmt: skip
     checks = ('test_schema', 'test_autograd_registration', 'test_faketensor')
@@ -283,8 +283,8 @@ def test_no_second_derivative(device):
 
 def test_what_does_not_fit_is_refused(device):
     conv, norm, x, y, (mean, var, count), geometry = after_three_steps(device)
-    window = norm.window
-    slopes, step = torch.ops.mmdet.cbn_slopes, torch.ops.mmdet.cbn_window
+    history = norm.history
+    of_batch, step = torch.ops.mmdet.cbn_slopes, torch.ops.mmdet.cbn_window
 
     def whole(y, x=None, enters=False):
         nothing = (None,) * 3
@@ -294,20 +294,20 @@ def test_what_does_not_fit_is_refused(device):
         )  # fmt: skip
 
     with pytest.raises(ValueError, match='do not fit'):
-        slopes(x[:1], y, mean, *geometry, [1, 1, 1], [0, 0, 0])
+        of_batch(x[:1], y, mean, *geometry, [1, 1, 1], [0, 0, 0])
     with pytest.raises(ValueError, match='misses y'):
-        slopes(x, y, mean, *geometry, [1, 1, 1], [0, 99, 0])
+        of_batch(x, y, mean, *geometry, [1, 1, 1], [0, 99, 0])
     with pytest.raises(ValueError, match='mean must be'):
-        slopes(x, y, mean[1:], *geometry, [1, 1, 1], [0, 0, 0])
-    held = window.values, window.dmean, window.dvar
+        of_batch(x, y, mean[1:], *geometry, [1, 1, 1], [0, 0, 0])
+    held = history.values, history.dmean, history.dvar
     rest = None, None, None, 0.1, 3, 0, count, 1.0, False, False, 1e-5
-    new = torch.cat([window.dvar[:, 0], window.dmean[:, 0]])[None]
+    new = torch.cat([history.dvar[:, 0], history.dmean[:, 0]])[None]
     with pytest.raises(ValueError, match='weight'):
         step(conv.weight[1:], mean, var, None, *held, new, *rest)
     with pytest.raises(ValueError, match='new batch'):
         step(conv.weight, mean, var, None, *held, new[:, 1:], *rest)
     with pytest.raises(ValueError, match='contiguous'):
-        step(conv.weight, mean, var, None, *held[:2], window.dvar.mT.contiguous().mT, new, *rest)
+        step(conv.weight, mean, var, None, *held[:2], history.dvar.mT.contiguous().mT, new, *rest)
     with pytest.raises(ValueError, match='4 of them'):
         step(conv.weight, mean, var, None, *held, new, None, None, None, 0.1, 4, 0, count, 1.0, False, False, 1e-5)
     with pytest.raises(ValueError, match='must be .N, C'):
@@ -330,7 +330,7 @@ def test_a_gpu_is_not_waited_for(fraction):
             norm.after(conv, x).square().sum().backward()
     finally:
         torch.cuda.set_sync_debug_mode('default')
-    assert norm.window.filled == 3 and conv.weight.grad.isfinite().all()
+    assert norm.history.filled == 3 and conv.weight.grad.isfinite().all()
 
 
 class Counter(TorchDispatchMode):

@@ -1,4 +1,4 @@
-"""``full_gradient=True``: CBN's output, and the weight's gradient of BatchNorm on all batches of the window."""
+"""``full_gradient=True``: CBN's output, and the weight's gradient of BatchNorm on all batches of the history."""
 
 import copy
 
@@ -132,7 +132,7 @@ def test_activation_checkpointing_gives_the_same_gradient(reentrant):
         torch.testing.assert_close(*grads)
         with torch.no_grad():
             conv.weight.add_(torch.randn_like(conv.weight) * 0.02)
-    assert torch.equal(layer.window.values, again.window.values)
+    assert torch.equal(layer.history.values, again.history.values)
 
 
 def test_frozen_weights_and_naive_pooling_have_nothing_to_follow():

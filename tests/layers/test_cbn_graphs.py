@@ -17,7 +17,7 @@ def layers(**options):
 
 
 @pytest.mark.parametrize('full_gradient', [False, True])
-def test_compiled_for_pictures_of_any_size(monkeypatch, full_gradient):
+def test_compiled_for_images_of_any_size(monkeypatch, full_gradient):
     """SyncBatchNorm's kernels, which serve on a GPU otherwise, are unknown to a graph whose sizes change."""
     monkeypatch.setattr(TensorVariable, 'method_attr_is_cuda', lambda *args: ConstantVariable.create(True))
     torch._dynamo.reset()
@@ -33,7 +33,7 @@ def test_compiled_for_pictures_of_any_size(monkeypatch, full_gradient):
     for module, other in ((conv, twin_conv), (norm, twin)):
         for one, two in zip(module.parameters(), other.parameters()):
             torch.testing.assert_close(one.grad, two.grad, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(norm.window.dvar, twin.window.dvar)
+    torch.testing.assert_close(norm.history.dvar, twin.history.dvar)
 
 
 def test_a_cuda_graph_is_refused(monkeypatch):
@@ -44,12 +44,12 @@ def test_a_cuda_graph_is_refused(monkeypatch):
         monkeypatch.setattr(torch.cuda, 'is_current_stream_capturing', lambda: True)
         with pytest.raises(ValueError, match='a CUDA graph would always write to one place'):
             norm.after(conv, x)
-        assert norm.window.filled == norm.steps == 1
+        assert norm.history.filled == norm.steps == 1
         norm.eval().after(conv, x)
 
 
 @pytest.mark.skipif(not hasattr(torch.Tag, 'cudagraph_unsafe'), reason='torch 2.8 came with it')
-def test_compiled_cuda_graphs_leave_the_window_out():
+def test_compiled_cuda_graphs_leave_the_history_out():
     assert torch.Tag.cudagraph_unsafe in torch.ops.mmdet.cbn_statistics.default.tags
 
 
@@ -69,8 +69,8 @@ def test_compiled_with_cuda_graphs():
             out.square().mean().backward()
         with torch.no_grad():
             twin_conv.weight.copy_(nn.init.normal_(conv.weight))
-    assert norm.window.slot == twin.window.slot == 0 and twin.steps == 6
-    torch.testing.assert_close(norm.window.dvar, twin.window.dvar, rtol=1e-3, atol=1e-3)
+    assert norm.history.slot == twin.history.slot == 0 and twin.steps == 6
+    torch.testing.assert_close(norm.history.dvar, twin.history.dvar, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.cuda

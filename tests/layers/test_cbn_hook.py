@@ -1,4 +1,4 @@
-"""Burn-in by the Runner's epoch, and a window that survives a resume."""
+"""Burn-in by the Runner's epoch, and a history that survives a resume."""
 
 import logging
 
@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from mmdet.layers import ConvModule
 
 
-class Pictures(Dataset):
+class Images(Dataset):
     metainfo = dict(classes=('a', 'b'))
 
     def __len__(self):
@@ -49,7 +49,7 @@ def make_runner(work_dir, model, batch=2, train_cfg=None, interval=1, **options)
         model=model,
         work_dir=str(work_dir),
         train_dataloader=dict(
-            dataset=Pictures(),
+            dataset=Images(),
             batch_size=batch,
             sampler=dict(type=options.pop('sampler', 'DefaultSampler'), shuffle=False),
             num_workers=0,
@@ -107,7 +107,7 @@ def test_burn_in_of_an_iteration_based_loop(tmp_path):
     runner.logger.warning = warnings.append
     runner.train()
     assert not [text for text in warnings if 'burnin' in text]  # this loop calls itself one epoch long
-    assert model.switched_on == [False] * 8 + [True] * 4  # 8 pictures, 2 an iteration
+    assert model.switched_on == [False] * 8 + [True] * 4  # 8 images, 2 an iteration
 
 
 @pytest.mark.parametrize('norm', [dict(burnin=1), dict(burnin=3), dict(burnin_iters=6), dict()], ids=str)
@@ -123,9 +123,9 @@ def test_stopped_and_resumed_equals_unstopped_to_the_bit(tmp_path, norm):
         assert torch.equal(a, b), name
     for one, other in zip(whole.body, resumed.body):
         assert one.bn.steps == other.bn.steps == 16
-        assert torch.equal(one.bn.window.dvar, other.bn.window.dvar)
-    assert not any('window' in key for key in resumed.state_dict())
-    # And it matters: without the window the end is another one.
+        assert torch.equal(one.bn.history.dvar, other.bn.history.dvar)
+    assert not any('history' in key for key in resumed.state_dict())
+    # And it matters: without the history the end is another one.
     if norm == dict():
         checkpoint = torch.load(saved)
         del checkpoint['cbn']
@@ -135,7 +135,7 @@ def test_stopped_and_resumed_equals_unstopped_to_the_bit(tmp_path, norm):
         assert not torch.equal(bare.head.weight, whole.head.weight)
 
 
-def test_weights_loaded_without_resume_start_their_own_window(tmp_path):
+def test_weights_loaded_without_resume_start_their_own_history(tmp_path):
     make_runner(tmp_path / 'first', Classifier(burnin_iters=3)).train()
     model = Classifier(burnin_iters=3)
     make_runner(tmp_path / 'second', model, load_from=str(tmp_path / 'first' / 'epoch_4.pth')).train()

@@ -12,8 +12,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mmdet.layers import BATCH_NORMS, ConvModule, CrossIterBatchNorm2d, SyncBN, build_norm_layer
-from mmdet.layers.cbn import layer as cbn
+from mmdet.layers import BATCH_NORMS, ConvModule, CrossIterBatchNorm2d, SyncBN, batch_stats, build_norm_layer
+from mmdet.layers.cbn import layer
 from mmdet.registry import MODELS
 
 
@@ -116,7 +116,7 @@ def make_model(kind):
         cfg = dict(type='SyncBN')
     else:
         cfg = dict(type='CBN', buffer_num=2, sync=kind.startswith('sync'), burnin_iters=1)
-        cfg['derivative_fraction'] = 0.25 if 'lattice' in kind else 1.0
+        cfg['derivative_fraction'] = 0.25 if 'subsampled' in kind else 1.0
         cfg['full_gradient'] = 'full' in kind
     model = nn.Sequential(
         ConvModule(3, 8, 3, padding=1, norm_cfg=cfg),
@@ -128,33 +128,33 @@ def make_model(kind):
 
 
 def train(model, share):
-    """Six steps on 4 pictures each; ``share`` picks this process's. Returns everything that training left."""
+    """Six steps on 4 images each; ``share`` picks this process's. Returns everything that training left."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     generator = torch.Generator().manual_seed(1)
     outs = []
     for step in range(6):
-        pictures = torch.randn(4, 3, 12, 12, generator=generator, dtype=torch.float64)
+        images = torch.randn(4, 3, 12, 12, generator=generator, dtype=torch.float64)
         target = torch.randn(4, 4, 5, 5, generator=generator, dtype=torch.float64)
-        out = model(pictures[share(step)])
-        # Sums over pictures, so that processes of unequal shares add up to the whole.
+        out = model(images[share(step)])
+        # Sums over images, so that processes of unequal shares add up to the whole.
         loss = (out - target[share(step)]).square().sum() / 16
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         outs.append(out.detach())
     plain = model.module if hasattr(model, 'module') else model
-    windows = [block.bn.window.state() for block in plain if getattr(block.bn, 'window', None)]
-    return dict(outs=outs, state=plain.state_dict(), windows=windows)
+    histories = [block.bn.history.state() for block in plain if getattr(block.bn, 'history', None)]
+    return dict(outs=outs, state=plain.state_dict(), histories=histories)
 
 
 def uneven(rank, step):
-    """Shares of 4 pictures: 2 and 2, 1 and 3, and none for one process."""
+    """Shares of 4 images: 2 and 2, 1 and 3, and none for one process."""
     cut = (2, 1, 4)[step % 3]
     return slice(0, cut) if rank == 0 else slice(cut, 4)
 
 
 KINDS = [
-    'SyncBN', 'sync CBN', 'sync CBN lattice', 'sync CBN full gradient', 'sync CBN compiled',
+    'SyncBN', 'sync CBN', 'sync CBN subsampled', 'sync CBN full gradient', 'sync CBN compiled',
     'sync CBN as on a GPU', 'sync CBN full gradient as on a GPU',
 ]  # fmt: skip
 SYNCED = [(kind, even) for kind in KINDS for even in (True, False)]
@@ -200,8 +200,8 @@ def test_two_processes_equal_one(two_processes, kind, even):
     for part in parts:
         for key, value in alone['state'].items():
             torch.testing.assert_close(part['state'][key], value, rtol=1e-9, atol=1e-9)
-        assert len(part['windows']) == len(alone['windows']) == (0 if kind == 'SyncBN' else 2)
-        for got, want in zip(part['windows'], alone['windows']):
+        assert len(part['histories']) == len(alone['histories']) == (0 if kind == 'SyncBN' else 2)
+        for got, want in zip(part['histories'], alone['histories']):
             torch.testing.assert_close(got['dvar'], want['dvar'], rtol=1e-8, atol=1e-9)
             torch.testing.assert_close(got['values'], want['values'], rtol=1e-8, atol=1e-9)
 
@@ -218,19 +218,19 @@ class Waits(TorchDispatchMode):
 
 @pytest.mark.parametrize('like_cuda', [False, True])
 def test_synchronised_cbn_does_not_wait_for_a_gpu(monkeypatch, like_cuda):
-    monkeypatch.setattr(cbn, 'process_group', lambda wanted: 'two processes')
-    monkeypatch.setattr(cbn.dist, 'all_reduce', lambda sums, **options: sums.mul_(2))
+    monkeypatch.setattr(layer, 'process_group', lambda wanted: 'two processes')
+    monkeypatch.setattr(batch_stats.dist, 'all_reduce', lambda sums, **options: sums.mul_(2))
     norm, conv = CrossIterBatchNorm2d(8, sync=True), nn.Conv2d(4, 8, 3)
     with LikeCuda() if like_cuda else contextlib.nullcontext(), Waits() as waits:
         for _ in range(3):
             norm.after(conv, torch.randn(2, 4, 9, 9)).square().sum().backward()
-    assert norm.window.filled == 3 and waits.seen == 0
+    assert norm.history.filled == 3 and waits.seen == 0
     with Waits() as waits:
         norm.after(conv, torch.randn(1, 4, 3, 3))  # one value a channel here: whether there are more must be known
     assert waits.seen == 1
 
 
-def test_processes_without_sync_have_windows_of_their_own(two_processes):
+def test_processes_without_sync_have_histories_of_their_own(two_processes):
     one, other = (results['CBN True'] for results in two_processes)
     assert torch.equal(one['state']['0.conv.weight'], other['state']['0.conv.weight'])
-    assert not torch.allclose(one['windows'][0]['dvar'], other['windows'][0]['dvar'])
+    assert not torch.allclose(one['histories'][0]['dvar'], other['histories'][0]['dvar'])

@@ -3,39 +3,19 @@
 import json
 
 import cv2
+import factories
 import numpy as np
 import pytest
 import torch
-from mmengine.config import Config
+from factories import small_cfg
 from mmengine.structures import InstanceData
 
-from mmdet.models.roi_heads.cascade_roi_head import refine
+from mmdet.models import CascadeRoIHead
 from mmdet.registry import DATASETS, MODELS, TRANSFORMS
 
 
-def small(name: str) -> dict:
-    cfg = Config.fromfile(f'configs/_base_/models/{name}_r50_fpn.py', lazy_import=False).model
-    cfg.backbone.update(depth=18, init_cfg=None)
-    cfg.neck.update(in_channels=[64, 128, 256, 512], out_channels=32)
-    if 'rpn_head' in cfg:
-        cfg.rpn_head.update(in_channels=32, feat_channels=32)
-    if 'roi_head' in cfg:
-        heads = cfg.roi_head.bbox_head
-        for head in heads if isinstance(heads, list) else [heads]:
-            head.update(in_channels=32, fc_out_channels=64, num_classes=3)
-        cfg.roi_head.bbox_roi_extractor.out_channels = 32
-        if 'mask_head' in cfg.roi_head:
-            cfg.roi_head.mask_roi_extractor.out_channels = 32
-            cfg.roi_head.mask_head.update(in_channels=32, conv_out_channels=32, num_classes=3)
-        rcnn = cfg.train_cfg.rcnn
-        for part in rcnn if isinstance(rcnn, list) else [rcnn]:
-            part.sampler.num = 64
-    return cfg
-
-
 def build(name: str):
-    torch.manual_seed(0)
-    return MODELS.build(small(name)).train()
+    return factories.build(small_cfg(name)).train()
 
 
 @pytest.mark.parametrize('name', ['cascade_rcnn', 'cascade_mask_rcnn', 'fast_rcnn', 'rpn'])
@@ -72,7 +52,7 @@ def test_stages_average_scores_and_refine_boxes(make_data):
         torch.nn.init.normal_(stage.fc_reg.weight, std=0.1)
     data = model.data_preprocessor(make_data([1]), False)
     with torch.no_grad():
-        features = model.extract(data['inputs'])
+        features = model.extract_feat(data['inputs'])
         boxes = torch.tensor([[4.0, 6, 60, 70], [20, 10, 90, 50], [0, 0, 128, 96]])
         meta = dict(img_shape=(96, 128), scale_factor=(1.0, 1.0))
         (found,) = head.predict(features, [boxes], [meta])
@@ -90,23 +70,26 @@ def test_stages_average_scores_and_refine_boxes(make_data):
 
 
 def test_refine_uses_the_deltas_of_the_label():
-    head = MODELS.build(dict(type='Shared2FCBBoxHead', in_channels=4, num_classes=3))
+    head = build('cascade_rcnn').roi_head
+    head.bbox_head[1] = MODELS.build(dict(type='Shared2FCBBoxHead', in_channels=4, num_classes=3))
     boxes = torch.tensor([[10.0, 10, 30, 30], [10, 10, 30, 30]])
     deltas = torch.zeros(2, 3, 4)
     deltas[:, 1, 0] = 5.0  # half a width to the right, in units of std 0.1
-    moved = refine(head, boxes, torch.tensor([1, 0]), deltas, (100, 100))
+    moved = head.refine(boxes, torch.tensor([1, 0]), deltas, (100, 100), stage=1)
     torch.testing.assert_close(moved, torch.tensor([[20.0, 10, 40, 30], [10, 10, 30, 30]]))
 
 
 def test_ground_truth_is_not_carried_to_the_next_stage(make_data, monkeypatch):
     """It joins the proposals of each stage anew; a moved copy of it would be a proposal too good to be true."""
-    from mmdet.models.roi_heads import cascade_roi_head
-
     seen = []
-    sample = cascade_roi_head.sample_rois
-    monkeypatch.setattr(
-        cascade_roi_head, 'sample_rois', lambda *args: seen.append((args[2], sample(*args))) or seen[-1][1]
-    )
+    sample = CascadeRoIHead.sample
+
+    def watched(self, features, proposals, targets, stage):
+        sampled = sample(self, features, proposals, targets, stage)
+        seen.append((proposals[0], sampled[0]))
+        return sampled
+
+    monkeypatch.setattr(CascadeRoIHead, 'sample', watched)
     model = build('cascade_rcnn')
     data = make_data([2])
     model(**model.data_preprocessor(data, True), mode='loss')
@@ -118,11 +101,11 @@ def test_ground_truth_is_not_carried_to_the_next_stage(make_data, monkeypatch):
 
 
 def test_wrong_number_of_stages_is_named():
-    cfg = small('cascade_rcnn')
+    cfg = small_cfg('cascade_rcnn')
     cfg.roi_head.bbox_head = cfg.roi_head.bbox_head[:2]
     with pytest.raises(ValueError, match='2 entries of bbox_head for num_stages=3'):
         MODELS.build(cfg)
-    cfg = small('cascade_rcnn')
+    cfg = small_cfg('cascade_rcnn')
     cfg.roi_head.stage_loss_weights = [1, 0.5]
     with pytest.raises(ValueError, match='2 entries of stage_loss_weights for num_stages=3'):
         MODELS.build(cfg)
@@ -130,11 +113,11 @@ def test_wrong_number_of_stages_is_named():
 
 def test_fast_rcnn_without_proposals_says_so(make_data):
     model = build('fast_rcnn')
-    with pytest.raises(ValueError, match='picture 0 has no proposals'):
+    with pytest.raises(ValueError, match='image 0 has no proposals'):
         model(**model.data_preprocessor(make_data([1]), True), mode='loss')
 
 
-def test_proposals_travel_with_the_picture(tmp_path):
+def test_proposals_travel_with_the_image(tmp_path):
     """From an RPN's result file through resizing and flipping to the data sample."""
     entries = [dict(image_id=7, category_id=1, bbox=[10 * i, 5, 8, 20], score=i / 10) for i in range(5)]
     (tmp_path / 'p.json').write_text(json.dumps(entries))
@@ -162,7 +145,7 @@ def test_proposals_travel_with_the_picture(tmp_path):
     assert torch.equal(DATASETS.build(dataset)[0]['data_samples'].proposals.bboxes, expected)
     with pytest.raises(ValueError, match='is no .json'):
         DATASETS.build(dict(dataset, proposal_file='rpn.pkl'))
-    with pytest.raises(ValueError, match='nothing for picture 8'):
+    with pytest.raises(ValueError, match='nothing for (image|picture) 8'):
         load(dict(img_id=8))
     with pytest.raises(FileNotFoundError, match='no proposal_file'):
         TRANSFORMS.build(dict(type='LoadProposals', proposal_file='nowhere.json'))

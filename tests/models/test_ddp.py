@@ -6,7 +6,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 
-from mmdet.models.task_modules.assigners import RandomSampler
+from mmdet.models.task_modules import RandomSampler
 from mmdet.registry import MODELS
 
 
@@ -18,7 +18,7 @@ def one_process(rank: int, init_file: str, cfg: dict, batches: list[dict], resul
     """Train step of `batches[rank]`; rank 0 saves the averaged gradients."""
     torch.set_num_threads(1)
     dist.init_process_group('gloo', init_method=f'file://{init_file}', rank=rank, world_size=len(batches))
-    RandomSampler._choose = staticmethod(lambda indices, count: indices[:count])
+    RandomSampler.random_choice = staticmethod(lambda indices, count: indices[:count])
     torch.manual_seed(0)
     model = MODELS.build(cfg).train().double()
     model = DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
@@ -44,7 +44,7 @@ def test_two_processes_give_the_gradient_of_one(tmp_path, small_cfg, make_data, 
     """Batch 1 on two processes equals batch 2 on one; backbone BatchNorm in eval mode, no norm elsewhere."""
     data = make_data([3, 2])
     both = gradients_of_two(tmp_path, small_cfg('faster'), split(data))
-    monkeypatch.setattr(RandomSampler, '_choose', staticmethod(lambda indices, count: indices[:count]))
+    monkeypatch.setattr(RandomSampler, 'random_choice', staticmethod(lambda indices, count: indices[:count]))
     torch.manual_seed(0)
     model = MODELS.build(small_cfg('faster')).train().double()  # see test_two_stage.py
     total(model(**model.data_preprocessor(data, True), mode='loss')).backward()

@@ -1,43 +1,13 @@
-"""What a GPU would feel of the code between the convolutions: how often the host waits, and what is left out."""
+"""The parts between the convolutions that run without waiting for a GPU (test_other_device.py counts the waits)."""
 
 import pytest
 import torch
-from mmengine.config import Config
 
-from benchmarks.detectors import Calls
 from mmdet.models.dense_heads.common import flatten_levels, sample_anchors
-from mmdet.models.task_modules.assigners import IGNORED, NEGATIVE, MaxIoUAssigner, RandomSampler
-from mmdet.models.task_modules.box_coder import DeltaXYWHBBoxCoder
-from mmdet.registry import MODELS
+from mmdet.models.task_modules import DeltaXYWHBBoxCoder, MaxIoUAssigner, RandomSampler
+from mmdet.models.task_modules.protocols import IGNORED, NEGATIVE
 from mmdet.structures import Target
 from mmdet.structures.boxes import scale_boxes, unscale_boxes
-
-
-def waits_of(model, batch) -> tuple[int, int]:
-    """Of a training step: results of a size or value that the host must wait for, and tensors made there."""
-    model(**batch, mode='loss')  # fills the caches
-    with Calls() as calls:
-        losses = model(**batch, mode='loss')
-    assert all(torch.isfinite(value) for value in losses.values())
-    return calls.seen['waits'], calls.seen['host_tensors']
-
-
-@pytest.mark.parametrize('kind', ['faster', 'mask'])
-def test_waits_of_a_training_step(small_model, make_data, kind):
-    """A picture: positives and negatives of RPN and RoI head, valid proposals, NMS; its bitmaps and their rows."""
-    model = small_model(kind)
-    batch = model.data_preprocessor(make_data([3, 2]), True)
-    assert waits_of(model, batch) == (2 * (2 + 2 + 2), 2 * 2 if kind == 'mask' else 0)
-
-
-def test_waits_of_retinanet(make_data):
-    cfg = Config.fromfile('configs/_base_/models/retinanet_r50_fpn.py', lazy_import=False).model
-    cfg.backbone.update(depth=18, init_cfg=None)
-    cfg.neck.update(in_channels=[64, 128, 256, 512], out_channels=32)
-    cfg.bbox_head.update(in_channels=32, feat_channels=32, num_classes=3, stacked_convs=1)
-    model = MODELS.build(cfg).train()
-    batch = model.data_preprocessor(make_data([3, 2]), True)
-    assert waits_of(model, batch) == (2 * 2 + 1, 0)  # each picture's positives and negatives; the loss's positives
 
 
 @pytest.mark.parametrize('border', [-1, 0, 6])
@@ -60,19 +30,19 @@ def test_anchors_left_out_take_no_part(border, pad_shape):
         inside &= (anchors[:, 2:] < torch.tensor([90.0, 60]) + border).all(1)
     index = inside.nonzero().squeeze(1)
     assert (len(index) == 400) == (pad_shape is None and border < 0)
-    matched, _ = assigner(anchors[index], boxes, ignored)
+    matched, _ = assigner.assign(anchors[index], boxes, ignored)
     positive, negative, gt_index = sample_anchors(anchors, target, assigner, RandomSampler(10**6, 1.0), border)
     assert torch.equal(positive, index[matched >= 0]) and torch.equal(gt_index, matched[matched >= 0])
     assert torch.equal(negative, index[matched == NEGATIVE])
     assert len(gt_index.unique()) >= 2 and (matched == IGNORED).any()
 
 
-def test_a_picture_without_anchors_inside_is_named():
+def test_an_image_without_anchors_inside_is_named():
     anchors = torch.tensor([[0.0, 0, 30, 30], [10, 10, 50, 50]])
     target = Target(anchors[:1] / 4, torch.zeros(1, dtype=torch.int64), None, torch.zeros(0, 4), (20, 12))
     for low_quality in (False, True):
         assigner = MaxIoUAssigner(0.6, 0.3, min_pos_iou=0.0, match_low_quality=low_quality)
-        with pytest.raises(ValueError, match='no anchor lies inside a picture of 20 x 12 pixels with allowed_border=0'):
+        with pytest.raises(ValueError, match='no anchor lies inside an image of 20 x 12 pixels with allowed_border=0'):
             sample_anchors(anchors, target, assigner, RandomSampler(8, 0.5), 0)
         assert len(torch.cat(sample_anchors(anchors, target, assigner, RandomSampler(8, 0.5), -1)[:2])) == 2
 

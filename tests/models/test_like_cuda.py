@@ -10,11 +10,14 @@ import importlib
 import pytest
 import torch
 import torch.nn.functional as F
+from factories import KINDS
+from factories import quick_detector as build
+from factories import train_and_predict as run
 from like_cuda import LikeCuda
-from thin_detectors import KINDS, build, run
 
 from mmdet.layers import FocalLoss
-from mmdet.layers.cbn import layer as cbn
+from mmdet.layers.batch_stats import Normalize
+from mmdet.layers.cbn import kernels
 
 NORMS = {
     'mask_rcnn': dict(type='CBN', buffer_num=2, derivative_fraction=1 / 16),
@@ -37,7 +40,7 @@ def run_plainly(monkeypatch):
 
     def plainly(*arguments):
         with monkeypatch.context() as patch:
-            patch.setattr(cbn, 'compiled', lambda y: None)
+            patch.setattr(kernels, 'take', lambda y: False)
             for name in ('roi_align', 'nms', 'masks'):
                 patch.setattr(importlib.import_module(f'mmdet.ops.{name}'), 'serves', lambda tensor: False)
             return run(*arguments)
@@ -87,7 +90,7 @@ def test_a_process_without_rois_beside_others():
     with LikeCuda():
         total = torch.tensor([16], dtype=torch.int32)
         statistics = [ones.detach()] * 2
-        out = cbn.NormalizeWithPooled.apply(y, *statistics, ones, ones, 1e-5, 2, 8, None, statistics[0], total)
+        out = Normalize.apply(y, *statistics, ones, ones, 1e-5, 2, 8, None, statistics[0], total)
         grads = torch.autograd.grad(out.sum(), [y, ones])
     assert out.shape == grads[0].shape == y.shape and not grads[1].any()
 

@@ -2,13 +2,15 @@
 
 import math
 
+import factories
 import pytest
 import torch
-from mmengine.config import Config
 from torch import nn
 
 from mmdet.config.errors import UserError
+from mmdet.config.mmdet3 import adopt
 from mmdet.layers import ConvModule, ConvWS2d
+from mmdet.models import init_weights
 from mmdet.registry import METRICS, MODELS, TASK_UTILS
 
 FPN = dict(type='FPN', in_channels=[8, 16], out_channels=8, num_outs=2)
@@ -32,35 +34,21 @@ ROI_HEAD = dict(
 @pytest.mark.parametrize(
     'cfg, message',
     [
-        (dict(type='ResNet', depth=18, deep_stem=True), 'ResNet: deep_stem=True'),
-        (dict(type='ResNet', depth=18, dcn=dict(type='DCNv2')), "ResNet: dcn={'type': 'DCNv2'}"),
-        (dict(type='ResNet', depth=18, stem_channels=32), 'ResNet: stem_channels=32 is not supported, only 64'),
         (dict(FPN, upsample_cfg=dict(scale_factor=2, mode='nearest')), 'FPN: upsample_cfg'),
-        (dict(FPN, conv_cfg=dict(type='DCN')), "unknown type 'DCN'; known are Conv, Conv2d, ConvWS"),
-        (dict(RPN, num_classes=2), 'RPNHead: num_classes=2'),
-        (dict(RPN, loss_cls=dict(type='CrossEntropyLoss')), 'RPNHead: use_sigmoid=False'),
+        (dict(FPN, conv_cfg=dict(type='DCN')), "unknown type 'DCN'. There are Conv2d, Conv, ConvWS"),
+        (dict(RPN, loss_cls=dict(type='CrossEntropyLoss')), 'needs use_sigmoid=True, an anchor has one logit'),
         (dict(RPN, train_cfg=dict(assignr={})), "train_cfg.rpn has no key 'assignr'. Did you mean assigner?"),
         (dict(RETINA, test_cfg=dict(score_thresh=0.1)), "test_cfg has no key 'score_thresh'. Did you mean score_thr?"),
-        (dict(BOX_HEAD, predict_box_type='rbox'), "predict_box_type='rbox'"),
         (dict(BOX_HEAD, loss_bbox=dict(type='L1Loss', reduction='sum')), "L1Loss: reduction='sum'"),
         (dict(BOX_HEAD, loss_cls=dict(type='CrossEntropyLoss', ignore_index=5)), 'ignore_index'),
-        (dict(MASK_HEAD, predictor_cfg=dict(type='DCN')), 'FCNMaskHead: predictor_cfg'),
-        (dict(MASK_HEAD, upsample_cfg=dict(type='carafe')), "upsample_cfg={'type': 'carafe'} must be of type 'deconv'"),
-        (dict(MASK_HEAD, upsample_cfg=None), "upsample_cfg=None must be of type 'deconv'"),
-        (dict(MASK_HEAD, loss_mask=dict(type='CrossEntropyLoss', use_mask=True, class_weight=[0.5])),
-         'FCNMaskHead: loss_mask.class_weight=[0.5] is not supported'),
-        (dict(ROI_HEAD, shared_head=dict(type='ResLayer')), 'StandardRoIHead: shared_head'),
+        (dict(MASK_HEAD, upsample_cfg=dict(type='carafe')), "upsample_cfg={'type': 'carafe'}: unknown type 'carafe'"),
+        (dict(MASK_HEAD, upsample_cfg=None), "upsample_cfg=None must be a dict with a 'type'"),
         (dict(ROI_HEAD, test_cfg=dict(score_thr=0.1, mask_thr=0.5)), "test_cfg.rcnn has no key 'mask_thr'"),
         (dict(ANCHORS, strides=[(4, 8)]), 'AnchorGenerator: strides=[(4, 8)] must be numbers'),
         (dict(ANCHORS, octave_base_scale=4, scales_per_octave=3), 'AnchorGenerator: scales exclude octave_base_scale'),
-        (dict(ANCHORS, scale_major=False), 'AnchorGenerator: scale_major=False'),
-        (dict(type='DeltaXYWHBBoxCoder', add_ctr_clamp=True), 'DeltaXYWHBBoxCoder: add_ctr_clamp=True'),
-        (dict(type='OHEMSampler', num=9, pos_fraction=0.5, loss_key='loss_bbox'), "OHEMSampler: loss_key='loss_bbox'"),
         (dict(type='CombinedSampler', num=9, pos_fraction=0.5, pos_sampler=dict(type='OHEMSampler'),
               neg_sampler=dict(type='RandomSampler')), 'CombinedSampler: OHEMSampler chooses by losses'),
-        (dict(type='MaxIoUAssigner', pos_iou_thr=0.5, neg_iou_thr=0.5, perm_repeat_gt_cfg={}), 'perm_repeat_gt_cfg'),
         (dict(type='DetDataPreprocessor', mean=[1.0], std=[1.0, 2.0]), '1 values of mean, 2 of std'),
-        (dict(type='DetDataPreprocessor', pad_seg=True), 'DetDataPreprocessor: pad_seg=True'),
     ],
 )  # fmt: skip
 def test_what_cannot_act_is_refused_in_one_line(cfg, message):
@@ -71,7 +59,7 @@ def test_what_cannot_act_is_refused_in_one_line(cfg, message):
 
 
 def test_defaults_of_mmdet3_may_be_written_out():
-    """Every option of its constructors, at the value that they have there."""
+    """Every option of its constructors, at the value that they have there; `adopt` drops those that ours lack."""
     common = dict(conv_cfg=None, norm_cfg=None)
     losses = dict(
         loss_cls=dict(
@@ -80,35 +68,28 @@ def test_defaults_of_mmdet3_may_be_written_out():
         ),
         loss_bbox=dict(type='SmoothL1Loss', beta=1.0, reduction='mean', loss_weight=1.0),
     )  # fmt: skip
-    MODELS.build(dict(
-        BOX_HEAD, **common, **losses, with_avg_pool=False, with_cls=True, with_reg=True, roi_feat_size=(7, 7),
-        predict_box_type='hbox', reg_class_agnostic=False, reg_decoded_bbox=False, init_cfg=None,
-        reg_predictor_cfg=dict(type='Linear'), cls_predictor_cfg=dict(type='Linear'),
-    ))  # fmt: skip
-    MODELS.build(dict(MASK_HEAD, **common, predictor_cfg=dict(type='Conv'), init_cfg=None, roi_feat_size=14))
-    MODELS.build(dict(FPN, **common, act_cfg=None, upsample_cfg=dict(mode='nearest'),
-                      init_cfg=dict(type='Xavier', layer='Conv2d', distribution='uniform')))  # fmt: skip
-    MODELS.build(dict(
-        type='ResNet', depth=18, stem_channels=None, deep_stem=False, avg_down=False, conv_cfg=None, dcn=None,
-        stage_with_dcn=(False, False, False, False), plugins=None, with_cp=False, init_cfg=None,
-    ))  # fmt: skip
     focal = dict(type='FocalLoss', use_sigmoid=True, gamma=2.0, alpha=0.25, reduction='mean', activated=False)
-    MODELS.build(dict(RETINA, **common, loss_cls=focal, init_cfg=dict(type='Normal', layer='Conv2d', std=0.01)))
-    MODELS.build(dict(
-        type='DetDataPreprocessor', pad_mask=False, mask_pad_value=0, pad_seg=False, seg_pad_value=255,
-        rgb_to_bgr=False, boxtype2tensor=True, non_blocking=False, batch_augments=None,
-    ))  # fmt: skip
+    cfgs = [
+        dict(BOX_HEAD, **common, **losses, with_avg_pool=False, with_cls=True, with_reg=True, roi_feat_size=(7, 7),
+             predict_box_type='hbox', reg_class_agnostic=False, reg_decoded_bbox=False, init_cfg=None,
+             reg_predictor_cfg=dict(type='Linear'), cls_predictor_cfg=dict(type='Linear')),
+        dict(MASK_HEAD, **common, predictor_cfg=dict(type='Conv'), init_cfg=None, roi_feat_size=14),
+        dict(FPN, **common, act_cfg=None, upsample_cfg=dict(mode='nearest'),
+             init_cfg=dict(type='Xavier', layer='Conv2d', distribution='uniform')),
+        dict(type='ResNet', depth=18, stem_channels=None, deep_stem=False, avg_down=False, conv_cfg=None, dcn=None,
+             stage_with_dcn=(False, False, False, False), plugins=None, with_cp=False, init_cfg=None),
+        dict(RETINA, **common, loss_cls=focal, init_cfg=dict(type='Normal', layer='Conv2d', std=0.01)),
+        dict(type='DetDataPreprocessor', pad_mask=False, mask_pad_value=0, pad_seg=False, seg_pad_value=255,
+             rgb_to_bgr=False, boxtype2tensor=True, non_blocking=False, batch_augments=None),
+    ]  # fmt: skip
+    adopt(cfgs)
+    for cfg in cfgs:
+        MODELS.build(cfg)
 
 
 @pytest.mark.parametrize('name', ['rpn', 'retinanet'])
 def test_no_limit_of_boxes_keeps_all(make_data, name):
-    cfg = Config.fromfile(f'configs/_base_/models/{name}_r50_fpn.py', lazy_import=False).model
-    cfg.backbone.update(depth=18, init_cfg=None)
-    cfg.neck.update(in_channels=[64, 128, 256, 512], out_channels=32)
-    head = cfg.rpn_head if name == 'rpn' else cfg.bbox_head
-    head.update(in_channels=32, feat_channels=32)
-    torch.manual_seed(0)
-    model = MODELS.build(cfg).eval()
+    model = factories.build(factories.small_cfg(name, num_classes=None)).eval()
     test_cfg = (model.rpn_head if name == 'rpn' else model.bbox_head).test_cfg
     found = []
     for limit in (-1, 10**6):
@@ -119,13 +100,15 @@ def test_no_limit_of_boxes_keeps_all(make_data, name):
 
 def test_init_cfg_acts():
     head = MODELS.build(dict(RPN, init_cfg=dict(type='Normal', layer='Conv2d', std=0.5)))
+    init_weights(head)
     assert float(head.rpn_conv.weight.detach().std()) == pytest.approx(0.5, rel=0.2)
     own = dict(type='Constant', name='retina_cls', val=2.0)
     constant = dict(type='Constant', layer='Conv2d', val=0.25, bias=1.0, override=own)
     head = MODELS.build(dict(RETINA, init_cfg=constant))
+    init_weights(head)
     assert (head.retina_reg.weight == 0.25).all() and (head.retina_cls.weight == 2).all()
     backbone = MODELS.build(dict(type='ResNet', depth=18, init_cfg=[dict(type='Constant', layer='Conv2d', val=3.0)]))
-    backbone.init_weights()
+    init_weights(backbone)
     assert (backbone.layer3[1].conv2.weight == 3).all() and (backbone.bn1.weight == 1).all()
 
 

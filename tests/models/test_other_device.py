@@ -4,16 +4,18 @@ import contextlib
 
 import pytest
 import torch
+from factories import KINDS
+from factories import quick_detector as build
+from factories import train_and_predict as run
 from other_device import DEVICE, DeviceTensor, OtherDevice
-from thin_detectors import KINDS, build, run
 
-from mmdet.layers.cbn import layer as cbn
+from mmdet.layers import cbn
 from mmdet.structures.masks import PolygonMasks
 
 
 @pytest.mark.parametrize('kind', KINDS)
 def test_training_and_inference_stay_on_the_device(kind, make_data, monkeypatch):
-    monkeypatch.setattr(cbn, '_full_precision', lambda y: contextlib.nullcontext())  # no autocast for this device
+    monkeypatch.setattr(cbn.layer, '_full_precision', lambda y: contextlib.nullcontext())  # no autocast for this device
     data = make_data([3, 0], ignored=2)
     log, weights, found = run(build(kind), data)
     with OtherDevice() as device:
@@ -32,17 +34,18 @@ def test_training_and_inference_stay_on_the_device(kind, make_data, monkeypatch)
                 assert list(there.masks) == list(here.masks)
 
 
-@pytest.mark.parametrize('kind, polygons, expected', [
-    ('faster_rcnn', False, dict(nonzero=2 * (2 + 1 + 2), nms=2)),
-    ('mask_rcnn', False, dict(nonzero=2 * (2 + 1 + 2), nms=2, copy=1)),
-    ('mask_rcnn', True, dict(nonzero=2 * (2 + 1 + 2), nms=2, copy=1)),
-    ('cascade_mask_rcnn', True, dict(nonzero=2 * (2 + 1 + 3 * 2), nms=2, copy=3, index=2 * 2)),
-    ('retinanet', False, dict(nonzero=2 * 2 + 1)),
+@pytest.mark.parametrize('kind, polygons, expected, made', [
+    ('faster_rcnn', False, dict(nonzero=2 * (2 + 1 + 2), nms=2), 0),
+    ('mask_rcnn', False, dict(nonzero=2 * (2 + 1 + 2), nms=2, copy=1), 2 * 2),
+    ('mask_rcnn', True, dict(nonzero=2 * (2 + 1 + 2), nms=2, copy=1), 2 * 3),
+    ('cascade_mask_rcnn', True, dict(nonzero=2 * (2 + 1 + 3 * 2), nms=2, copy=3, index=2 * 2), 3 * 2 * 3),
+    ('retinanet', False, dict(nonzero=2 * 2 + 1), 0),
 ])  # fmt: skip
-def test_what_a_training_step_waits_for(kind, polygons, expected, make_data, monkeypatch):
-    """Each picture's positives and negatives, valid proposals and NMS; once a stage, for its mask targets, all
-    positives. Nothing waits for ground truth and mask targets on their way to the device."""
-    monkeypatch.setattr(cbn, '_full_precision', lambda y: contextlib.nullcontext())
+def test_what_a_training_step_waits_for(kind, polygons, expected, made, make_data, monkeypatch):
+    """Each image's positives and negatives, valid proposals and NMS; once a stage, for its mask targets, all
+    positives. Nothing waits for ground truth and mask targets on their way to the device. Tensors are made on the host
+    for mask targets alone: an image's bitmaps and their indices, or the three arrays of its polygons."""
+    monkeypatch.setattr(cbn.layer, '_full_precision', lambda y: contextlib.nullcontext())
     data = make_data([3, 2], ignored=1)
     for sample in data['data_samples'] if polygons else ():
         boxes = sample.gt_instances.bboxes.numpy()
@@ -55,11 +58,11 @@ def test_what_a_training_step_waits_for(kind, polygons, expected, make_data, mon
         if 'rcnn' in kind and 'cascade' not in kind:
             model.roi_head.bbox_head.register_forward_pre_hook(lambda *_: at_the_heads.append(device.waits.copy()))
         for _ in range(2):  # the first fills caches
-            device.waits.clear()
+            device.clear()
             loss, _ = model.parse_losses(model(**model.data_preprocessor(data, True), mode='loss'))
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 35)
-    assert device.waits == expected
+    assert device.waits == expected and device.made == made
     assert at_the_heads[1:] in ([], [expected])  # from the box head on nothing waits
 
 
@@ -75,7 +78,7 @@ def test_a_step_from_broken_weights_ends(kind, make_data):
 
 
 def test_state_of_cbn_travels_between_devices(make_data, monkeypatch):
-    monkeypatch.setattr(cbn, '_full_precision', lambda y: contextlib.nullcontext())
+    monkeypatch.setattr(cbn.layer, '_full_precision', lambda y: contextlib.nullcontext())
     host = build('mask_rcnn')
     run(host, make_data([3, 1]))
     state = cbn.cbn_state(host)
@@ -83,7 +86,7 @@ def test_state_of_cbn_travels_between_devices(make_data, monkeypatch):
         model = device.move(build('mask_rcnn'))
         cbn.load_cbn_state(model, state)
         layers = cbn.cbn_layers(model)
-        assert layers and all(isinstance(layer.window.dvar, DeviceTensor) for layer in layers.values())
+        assert layers and all(isinstance(layer.history.dvar, DeviceTensor) for layer in layers.values())
         back = cbn.cbn_state(model)
     for name in state:
         assert torch.equal(back[name]['window']['dvar'], state[name]['window']['dvar'])

@@ -7,12 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mmdet.models.backbones.resnet import ResNet, ResNeXt
+from mmdet.config.errors import UserError
+from mmdet.models.backbones import ResNet, ResNeXt
 from mmdet.models.necks.fpn import FPN
-from mmdet.models.roi_heads.roi_extractor import to_rois
-from mmdet.models.task_modules.anchors import AnchorGenerator
-from mmdet.models.task_modules.assigners import IGNORED, NEGATIVE, MaxIoUAssigner, RandomSampler
-from mmdet.models.task_modules.box_coder import DeltaXYWHBBoxCoder
+from mmdet.models.roi_heads.single_level_roi_extractor import SingleRoIExtractor, to_rois
+from mmdet.models.task_modules import AnchorGenerator, DeltaXYWHBBoxCoder, MaxIoUAssigner, RandomSampler
+from mmdet.models.task_modules.protocols import IGNORED, NEGATIVE
 from mmdet.structures.boxes import box_area, box_iof, box_iou
 
 
@@ -112,7 +112,7 @@ def test_rounded_anchors_equal_torchvision():
     images = ImageList(torch.zeros(1, 3, 96, 128), [(96, 128)])
     (expected,) = reference(images, [torch.zeros(1, 1, *size) for size in maps])
     ours = AnchorGenerator([8, 16], [0.5, 1.0, 2.0], scales=[1.0], base_sizes=sizes, rounded=True)
-    torch.testing.assert_close(torch.cat(ours(maps)), expected)
+    torch.testing.assert_close(torch.cat(ours.grid_priors(maps)), expected)
 
 
 def test_anchors_of_the_original_release():
@@ -194,7 +194,7 @@ def test_assigner_equals_slow_loop(seed, num_gt, low, ignore, assign_all):
         0.5, 0.3, min_pos_iou=low or 0.0, match_low_quality=low is not None, ignore_iof_thr=0.5,
         gt_max_assign_all=assign_all,
     )  # fmt: skip
-    matched, iou = assigner(boxes, gt, ignored)
+    matched, iou = assigner.assign(boxes, gt, ignored)
     expected, expected_iou = slow_assign(boxes, gt, ignored, 0.5, 0.3, low, 0.5, assign_all)
     assert matched.tolist() == expected
     torch.testing.assert_close(iou, expected_iou)
@@ -205,8 +205,8 @@ def test_a_ground_truth_takes_no_box_that_a_crowd_covers():
     assigner = MaxIoUAssigner(0.7, 0.3, min_pos_iou=0.1, ignore_iof_thr=0.5)
     boxes = torch.tensor([[0.0, 0, 10, 10], [6, 0, 16, 10], [90, 0, 99, 9]])
     gt, crowd = torch.tensor([[2.0, 0, 12, 10]]), torch.tensor([[-50.0, 0, 9, 10]])
-    assert assigner(boxes, gt, crowd)[0].tolist() == [IGNORED, 0, NEGATIVE]
-    assert assigner(boxes, gt[:0], crowd)[0].tolist() == [IGNORED, NEGATIVE, NEGATIVE]
+    assert assigner.assign(boxes, gt, crowd)[0].tolist() == [IGNORED, 0, NEGATIVE]
+    assert assigner.assign(boxes, gt[:0], crowd)[0].tolist() == [IGNORED, NEGATIVE, NEGATIVE]
 
 
 class DistinctWrites(TorchDispatchMode):
@@ -224,15 +224,15 @@ def test_of_two_ground_truths_with_one_best_box_the_last_takes_it(assign_all):
     assigner = MaxIoUAssigner(0.9, 0.1, min_pos_iou=0.1, gt_max_assign_all=assign_all)
     boxes, gt = torch.tensor([[0.0, 0, 10, 10], [50, 50, 60, 60]]), torch.tensor([[0.0, 0, 10, 5], [0, 0, 5, 10]])
     with DistinctWrites():
-        assert assigner(boxes, gt, torch.zeros(0, 4))[0].tolist() == [1, NEGATIVE]
+        assert assigner.assign(boxes, gt, torch.zeros(0, 4))[0].tolist() == [1, NEGATIVE]
 
 
 def test_assigner_without_ground_truth_or_boxes():
     assigner = MaxIoUAssigner(0.5, 0.5)
     none = torch.zeros(0, 4)
-    assert (assigner(random_boxes(5), none, none)[0] == NEGATIVE).all()
-    assert assigner(none, random_boxes(2), none)[0].shape == (0,)
-    assert (assigner(random_boxes(5), none, none)[0]).dtype == torch.int64
+    assert (assigner.assign(random_boxes(5), none, none)[0] == NEGATIVE).all()
+    assert assigner.assign(none, random_boxes(2), none)[0].shape == (0,)
+    assert (assigner.assign(random_boxes(5), none, none)[0]).dtype == torch.int64
 
 
 @pytest.mark.parametrize(
@@ -240,12 +240,47 @@ def test_assigner_without_ground_truth_or_boxes():
 )
 def test_sampler_counts(num_pos, num_neg, expected):
     matched = torch.cat([torch.zeros(num_pos), torch.full((num_neg,), NEGATIVE), torch.full((9,), IGNORED)]).long()
-    positive, negative = RandomSampler(32, 0.25)(matched, torch.zeros(len(matched)))
+    positive, negative = RandomSampler(32, 0.25).sample(matched, torch.zeros(len(matched)))
     assert (len(positive), len(negative)) == expected
     assert (matched[positive] >= 0).all() and (matched[negative] == NEGATIVE).all()
     assert len(set(positive.tolist() + negative.tolist())) == sum(expected)
 
 
-def test_rois_carry_their_picture():
+def test_rois_carry_their_image():
     rois = to_rois([random_boxes(2), torch.zeros(0, 4), random_boxes(1)])
     assert rois[:, 0].tolist() == [0, 0, 2] and rois.shape == (3, 5)
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.int64, torch.float64])
+@pytest.mark.parametrize('offset', [0, 1])
+def test_boxes_of_any_type_are_measured_in_float32_or_better(dtype, offset):
+    """A box of 900 pixels has an area past float16's largest number."""
+    boxes, others = torch.tensor([[0, 0, 900, 900], [4, 4, 4, 4]]), torch.tensor([[0, 0, 900, 450], [0, 0, 8, 8]])
+    exact = torch.promote_types(dtype, torch.float32)
+    given = boxes.to(dtype), others.to(dtype)
+    wide = [t.to(exact) for t in given]
+    for function in (box_iou, box_iof):
+        assert torch.equal(function(*given, offset), function(*wide, offset))
+        assert function(*given, offset).dtype == exact and function(*given, offset).isfinite().all()
+    assert box_area(given[0], offset).tolist() == box_area(wide[0], offset).tolist()
+    if dtype == torch.int64:
+        assert box_iou(*given)[0, 0] == 0.5 and box_area(given[0]).tolist() == [810000, 0]
+
+
+@pytest.mark.parametrize('levels', [(0, 3), (3, -1), (-1, -1), (2, 1), (0, -2)], ids=str)
+def test_fpn_refuses_levels_that_are_not_there(levels):
+    with pytest.raises(UserError, match='FPN: start_level=.*, end_level=.* are not among the 3 inputs'):
+        FPN([8, 16, 32], 12, num_outs=5, start_level=levels[0], end_level=levels[1])
+
+
+def test_end_level_of_fpn_is_included():
+    assert len(FPN([8, 16, 32], 12, num_outs=2, end_level=1).lateral_convs) == 2
+    assert len(FPN([8, 16, 32], 12, num_outs=2, start_level=1, end_level=2).lateral_convs) == 2
+
+
+def test_roi_extractor_refuses_fewer_maps_than_strides():
+    extractor = SingleRoIExtractor(dict(type='RoIAlign', output_size=7), 8, [4, 8, 16])
+    rois = torch.tensor([[0.0, 0, 0, 30, 30]])
+    assert extractor([torch.rand(1, 8, s, s) for s in (16, 8, 4, 2)], rois).shape == (1, 8, 7, 7)
+    with pytest.raises(UserError, match='3 featmap_strides for 2 maps'):
+        extractor([torch.rand(1, 8, s, s) for s in (16, 8)], rois)

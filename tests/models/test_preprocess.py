@@ -1,4 +1,4 @@
-"""`DetDataPreprocessor` against normalising, padding and stacking picture by picture."""
+"""`DetDataPreprocessor` against normalising, padding and stacking image by image."""
 
 import pytest
 import torch
@@ -13,17 +13,17 @@ META = dict(img_shape=(9, 9), ori_shape=(9, 9), scale_factor=(1.0, 1.0))
 
 @pytest.mark.parametrize('options', [{}, dict(bgr_to_rgb=True), dict(pad_value=1.5)])
 @pytest.mark.parametrize('dtype', [torch.uint8, torch.float32])
-def test_one_batch_equals_padded_pictures_to_the_bit(options, dtype, device):
+def test_one_batch_equals_padded_images_to_the_bit(options, dtype, device):
     preprocess = DetDataPreprocessor(**OPTIONS, **options).to(device)
-    pictures = [torch.randint(0, 256, (3, h, w), dtype=torch.uint8).to(dtype) for h, w in ((40, 70), (64, 33))]
+    images = [torch.randint(0, 256, (3, h, w), dtype=torch.uint8).to(dtype) for h, w in ((40, 70), (64, 33))]
     samples = [DetDataSample(metainfo=META), DetDataSample(metainfo=META)]
-    batch = preprocess(dict(inputs=pictures, data_samples=samples))['inputs']
+    batch = preprocess(dict(inputs=images, data_samples=samples))['inputs']
     expected = []
-    for picture in pictures:
-        picture = picture.to(device).flip(0) if options.get('bgr_to_rgb') else picture.to(device)
-        picture = (picture.float() - preprocess.mean) / preprocess.std
-        padding = (0, 96 - picture.shape[2], 0, 64 - picture.shape[1])
-        expected.append(F.pad(picture, padding, value=options.get('pad_value', 0.0)))
+    for image in images:
+        image = image.to(device).flip(0) if options.get('bgr_to_rgb') else image.to(device)
+        image = (image.float() - preprocess.mean) / preprocess.std
+        padding = (0, 96 - image.shape[2], 0, 64 - image.shape[1])
+        expected.append(F.pad(image, padding, value=options.get('pad_value', 0.0)))
     assert torch.equal(batch, torch.stack(expected)) and batch.is_contiguous()
     assert all(sample.batch_input_shape == (64, 96) for sample in samples)
 
@@ -34,13 +34,13 @@ def test_precision_follows_the_model(cast, dtype):
     assert preprocess(dict(inputs=[torch.zeros(3, 8, 8, dtype=torch.uint8)]))['inputs'].dtype == dtype
 
 
-def test_a_grey_picture_needs_a_mean_of_one_value():
+def test_a_grey_image_needs_a_mean_of_one_value():
     grey = dict(inputs=[torch.full((1, 2, 2), 9, dtype=torch.uint8)], data_samples=None)
     assert (DetDataPreprocessor([1.0], [2.0])(grey)['inputs'] == 4).all()
     assert (DetDataPreprocessor()(grey)['inputs'] == 9).all()
-    with pytest.raises(ValueError, match='3 values of mean, a picture has 1 channel'):
+    with pytest.raises(ValueError, match='3 values of mean, an image has 1 channel'):
         DetDataPreprocessor([1.0, 2, 3], [2.0, 2, 2])(grey)
-    with pytest.raises(ValueError, match='3 values of mean, a picture has 4 channel'):
+    with pytest.raises(ValueError, match='3 values of mean, an image has 4 channel'):
         DetDataPreprocessor([1.0, 2, 3], [2.0, 2, 2])(dict(inputs=[torch.zeros(4, 2, 2)], data_samples=None))
 
 

@@ -1,5 +1,6 @@
 """RetinaNet against torchvision's, with the same weights, on real photos; and odd batches."""
 
+import factories
 import pytest
 import torch
 from lively import lively_model, photos, run
@@ -26,7 +27,7 @@ def build(name: str, state: dict):
 
 @pytest.fixture(scope='module')
 def pair(request, real_data):
-    """torchvision's model of the name asked for, ours with its weights, the batch and its pictures' sizes."""
+    """torchvision's model of the name asked for, ours with its weights, the batch and its images' sizes."""
     batch, sizes = photos(real_data, 180)
     theirs = lively_model(request.param, batch, sizes)
     return theirs, build(request.param, theirs.state_dict()), batch, sizes
@@ -38,8 +39,8 @@ def test_same_detections(pair):
     theirs, ours, batch, sizes = pair
     _, expected = run(theirs, batch, sizes)
     metas = [dict(img_shape=size, scale_factor=(1.0, 1.0)) for size in sizes]
-    features = ours.neck(ours.backbone(batch))
-    for found, wanted in zip(ours.predict(features, metas), expected):
+    outputs = ours.bbox_head(ours.extract_feat(batch))
+    for found, wanted in zip(ours.bbox_head.predict(*outputs, metas), expected):
         assert len(found.boxes) == len(wanted['boxes']) >= 24
         torch.testing.assert_close(found.boxes, wanted['boxes'], atol=1e-3, rtol=0)
         torch.testing.assert_close(found.scores, wanted['scores'], atol=1e-3, rtol=0)
@@ -49,7 +50,7 @@ def test_same_detections(pair):
 @pytest.mark.parametrize('pair', NAMES, indirect=True)
 @torch.no_grad()
 def test_same_training_losses(pair):
-    """For the anchors that torchvision's matcher chooses; one picture, since it averages pictures and we positives."""
+    """For the anchors that torchvision's matcher chooses; one image, since it averages images and we positives."""
     theirs, ours, batch, sizes = pair
     batch, size = batch[:1], sizes[0]
     maps = list(theirs.backbone(batch).values())
@@ -84,12 +85,7 @@ def test_export_fills_torchvision_strictly(pair, request):
 
 @pytest.mark.parametrize('counts', [[2, 0], [0]], ids=['half', 'none'])
 def test_batches_without_objects(make_data, counts):
-    cfg = Config.fromfile('configs/_base_/models/retinanet_r50_fpn.py', lazy_import=False).model
-    cfg.backbone.update(depth=18, init_cfg=None)
-    cfg.neck.update(in_channels=[64, 128, 256, 512], out_channels=32)
-    cfg.bbox_head.update(in_channels=32, feat_channels=32, num_classes=3, stacked_convs=1)
-    torch.manual_seed(0)
-    model = MODELS.build(cfg).train()
+    model = factories.build(factories.small_cfg('retinanet')).train()
     losses = model(**model.data_preprocessor(make_data(counts), True), mode='loss')
     sum(losses.values()).backward()
     assert losses['loss_cls'] > 0 and torch.isfinite(losses['loss_cls'])

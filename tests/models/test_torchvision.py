@@ -8,7 +8,8 @@ from torchvision.models.detection import roi_heads as tv_roi
 from torchvision.models.detection.image_list import ImageList
 
 from mmdet.checkpoints import convert, to_torchvision
-from mmdet.models.roi_heads.standard_roi_head import Detections, Sampled, sampled_loss
+from mmdet.models.detections import Detections
+from mmdet.models.roi_heads.common import Sampled, bbox_loss
 from mmdet.registry import MODELS
 from mmdet.structures import Target
 
@@ -40,7 +41,7 @@ def build(name: str, state: dict, num_classes: int = NUM_CLASSES):
 
 @pytest.fixture(scope='module')
 def pair(request, real_data):
-    """torchvision's model of the name asked for, ours with its weights, the batch and its pictures' sizes."""
+    """torchvision's model of the name asked for, ours with its weights, the batch and its images' sizes."""
     batch, sizes = photos(real_data, 224)
     theirs = lively_model(
         request.param,
@@ -81,7 +82,7 @@ def in_order_of(expected: dict, found: Detections) -> Detections:
 def test_same_proposals_and_detections(pair):
     theirs, ours, batch, sizes = pair
     their_proposals, their_detections = run(theirs, batch, sizes)
-    features = ours.extract(batch)
+    features = ours.extract_feat(batch)
     proposals = ours.rpn_head.predict(*ours.rpn_head(features), sizes)
     detections = ours.roi_head.predict(features, [boxes for boxes, _ in proposals], metas_of(sizes))
 
@@ -176,7 +177,7 @@ def test_same_training_losses(pair):
         *theirs.roi_heads.box_predictor(theirs.roi_heads.box_head(pooled)), their_labels, regression
     )
     head = ours.roi_head
-    our_losses = sampled_loss(head.bbox_head, *head(maps, [s.boxes for s in sampled]), sampled, {})
+    our_losses = bbox_loss(head.bbox_head, *head(maps, [s.boxes for s in sampled]), sampled, {})
     torch.testing.assert_close(our_losses['loss_cls'], their_losses[0], atol=0, rtol=1e-4)
     torch.testing.assert_close(our_losses['loss_bbox'], their_losses[1], atol=0, rtol=1e-4)
     if ours.roi_head.mask_head is None:
@@ -232,7 +233,7 @@ def test_91_outputs_fill_80_classes(pair):
     ours = build('fasterrcnn_resnet50_fpn', theirs.state_dict(), 80)
     proposals, expected = run(theirs, batch, sizes)
     bias.copy_(saved)
-    detections = ours.roi_head.predict(ours.extract(batch), proposals, metas_of(sizes))
+    detections = ours.roi_head.predict(ours.extract_feat(batch), proposals, metas_of(sizes))
     for found, wanted in zip(detections, expected):
         assert len(found.boxes) > 20
         assert torch.equal(torch.tensor(COCO_IDS)[found.labels], wanted['labels'])

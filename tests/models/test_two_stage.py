@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mmdet.models.task_modules.assigners import RandomSampler
+from mmdet.models.task_modules import RandomSampler
 
 NORMS = [None, dict(type='BN'), dict(type='GN', num_groups=8), dict(type='CBN', buffer_num=3)]
 
@@ -52,10 +52,10 @@ def test_loss_falls_on_one_batch(small_model, make_data):
     assert history[-1] < 0.7 * history[0]
 
 
-def test_two_single_pictures_give_the_gradient_of_their_batch(small_model, make_data, monkeypatch):
+def test_two_single_images_give_the_gradient_of_their_batch(small_model, make_data, monkeypatch):
     """What data-parallel training relies on. BatchNorm is frozen and the sampler takes the first boxes, so that both
     ways see the same RoIs."""
-    monkeypatch.setattr(RandomSampler, '_choose', staticmethod(lambda indices, count: indices[:count]))
+    monkeypatch.setattr(RandomSampler, 'random_choice', staticmethod(lambda indices, count: indices[:count]))
     model = small_model('faster').double()  # in float32 proposals of nearly equal score change places
     data = make_data([3, 2])
     total(losses_of(model, data)).backward()

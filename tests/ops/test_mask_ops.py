@@ -1,6 +1,7 @@
 """Mask routes against grid_sample and pycocotools."""
 
 import math
+import resource
 
 import numpy as np
 import pytest
@@ -174,7 +175,10 @@ def test_rasterize_equals_pycocotools():
         assert np.array_equal(rasterize_polygons(polygons, height, width).numpy(), np.stack(expected))
 
 
-def test_wild_and_empty_polygons():
+@pytest.mark.parametrize('route', [pytest.param('compiled', marks=compiled), 'plain'])
+def test_wild_and_empty_polygons(route, monkeypatch):
+    monkeypatch.setattr('mmdet.ops.masks.COMPILED', route == 'compiled')
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     square = [[1.0, 1, 9, 1, 9, 9, 1, 9]]
     assert mask_targets([], torch.zeros(0, 4), 28).shape == (0, 28, 28)
     assert not mask_targets([[]], torch.tensor([[0.0, 0, 10, 10]]), 28).any()
@@ -187,6 +191,20 @@ def test_wild_and_empty_polygons():
         assert targets[4].mean() > 0.5 and set(targets.unique().tolist()) <= {0.0, 1.0}
         wild = mask_targets([[[value, 1, 9, 1, 9, 9]]], boxes[4:], 28)
         assert set(wild.unique().tolist()) <= {0.0, 1.0}
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1e6  # kilobytes
+
+
+@compiled
+def test_the_plain_route_is_the_compiled_one(monkeypatch):
+    """Also with corners far away, and with more edges than are drawn at a time."""
+    rng = np.random.default_rng(0)
+    polygons = [random_polygons(rng, 70) for _ in range(300)] + [[rng.uniform(-9, 80, 1200)]]
+    for parts in polygons[:200]:
+        far = rng.random(len(parts[0])) < 0.2
+        parts[0][far] *= 10.0 ** rng.integers(2, 31, far.sum())
+    drawn = rasterize_polygons(polygons, 61, 83)
+    monkeypatch.setattr('mmdet.ops.masks.COMPILED', False)
+    assert torch.equal(rasterize_polygons(polygons, 61, 83), drawn)
 
 
 @pytest.mark.parametrize('case, message', [

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
-from mmdet.config.errors import run_main
+from mmdet.config.errors import UserError, run_main
 from mmdet.datasets import CocoDataset
 from mmdet.structures import masks_from_coco
 from projects.demo import shapes as shapes_module
@@ -28,7 +28,7 @@ def test_the_same_seed_gives_the_same_bytes(shapes, tmp_path):
     assert files(again) == files(shapes)
     other = write_shapes(tmp_path / 'other', train=2, val=1, size=128, seed=4)
     assert files(other)['train/000001.jpg'] != files(shapes)['train/000001.jpg']
-    # a picture depends on its number alone, not on how many there are
+    # an image depends on its number alone, not on how many there are
     few = write_shapes(tmp_path / 'few', train=2, val=1, size=128, seed=3)
     assert files(few)['train/000002.jpg'] == files(shapes)['train/000002.jpg']
 
@@ -46,7 +46,7 @@ def test_annotations_are_sound(shapes):
         np.testing.assert_allclose(masks.boxes()[0], [x, y, x + w, y + h], atol=0.02)
         pixels = masks.to_bitmap().areas()[0]
         assert 0.93 < pixels / annotation['area'] < 1.07
-    assert min(len(a) for a in per_image.values()) == 0  # one picture is empty
+    assert min(len(a) for a in per_image.values()) == 0  # one image is empty
     assert any(a['iscrowd'] for a in content['annotations'])
     assert {a['category_id'] for a in content['annotations']} == {1, 2, 3, 4}
     for annotations in per_image.values():
@@ -64,10 +64,10 @@ def test_objects_stand_out_and_colour_says_nothing_of_the_class(shapes):
     for annotation in content['annotations']:
         if annotation['iscrowd']:
             continue
-        picture = cv2.imread(str(shapes / 'train' / names[annotation['image_id']]))
-        assert picture.shape == (128, 128, 3)
+        pixels = cv2.imread(str(shapes / 'train' / names[annotation['image_id']]))
+        assert pixels.shape == (128, 128, 3)
         mask = masks_from_coco([annotation['segmentation']], 128, 128).to_bitmap().masks[0].astype(bool)
-        hues[annotation['category_id']].append(cv2.cvtColor(picture, cv2.COLOR_BGR2HSV)[mask][:, 0].mean())
+        hues[annotation['category_id']].append(cv2.cvtColor(pixels, cv2.COLOR_BGR2HSV)[mask][:, 0].mean())
     for values in hues.values():
         assert np.std(values) > 20  # of 180
 
@@ -93,12 +93,12 @@ def test_a_finished_set_is_left_alone(shapes):
     before = {p: p.stat().st_mtime_ns for p in shapes.rglob('*')}
     assert write_shapes(shapes, train=24, val=6, size=128, seed=3) == shapes
     assert {p: p.stat().st_mtime_ns for p in shapes.rglob('*')} == before
-    with pytest.raises(ValueError, match='remove it or name another'):
+    with pytest.raises(UserError, match='remove it or name another'):
         write_shapes(shapes, train=24, val=6, size=128, seed=4)
 
 
 def test_an_interrupted_run_leaves_nothing(tmp_path, monkeypatch):
-    draw, calls = shapes_module.draw_picture, []
+    draw, calls = shapes_module.draw_image, []
 
     def interrupted(*args, **kwargs):
         calls.append(1)
@@ -106,7 +106,7 @@ def test_an_interrupted_run_leaves_nothing(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return draw(*args, **kwargs)
 
-    monkeypatch.setattr(shapes_module, 'draw_picture', interrupted)
+    monkeypatch.setattr(shapes_module, 'draw_image', interrupted)
     with pytest.raises(KeyboardInterrupt):
         write_shapes(tmp_path / 'set', train=6, val=2, size=96)
     assert os.listdir(tmp_path) == []
@@ -121,7 +121,7 @@ def test_command_line(tmp_path, capsys, monkeypatch):
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ''
-    assert '3 training and 2 validation pictures of 96x96' in done.stdout
+    assert '3 training and 2 validation images of 96x96' in done.stdout
     assert sorted(os.listdir(tmp_path / 'set')) == ['annotations', 'shapes.json', 'train', 'val']
     for arguments, message in (['--size', '32'], 'size=32'), (['--train', '0'], 'train=0'):
         monkeypatch.setattr(sys, 'argv', ['shapes', str(tmp_path / 'other'), *arguments])

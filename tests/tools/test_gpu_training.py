@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmdet.checkpoints.files import read_checkpoint
+from mmdet.checkpoints import read_checkpoint
 from projects.demo.shapes import write_shapes
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -67,23 +67,22 @@ def test_predictions_are_the_detectors(call, folder):
         drawn = read_picture(folder / 'predictions' / path.name)
         assert drawn.shape == (3 * entry['height'], 3 * entry['width'], 3)  # small pictures are enlarged
         total += len(annotations)
-    assert total > 0 and f'predictions.json: {total} detections in 3 pictures' in out
+    assert total > 0 and f'predictions.json: {total} detections in 3 images' in out
 
 
 def test_unreadable_pictures_are_left_out_and_named(call, folder):
     good = sorted((folder / 'shapes' / 'val').glob('*'))[0]
     (folder / 'bad.jpg').write_text('no picture')
     out, err = call('predict.py', CONFIG, 'x.pth', 'bad.jpg', good, '--out-dir', 'some', status=2)
-    assert err.splitlines()[-1] == 'error: 1 of 2 files are no readable pictures: bad.jpg'
+    assert err.splitlines()[-1] == 'error: 1 of 2 files are not readable images: bad.jpg'
     assert json.loads((folder / 'some' / 'predictions.json').read_text())['images'][0]['file_name'] == str(good)
     assert (folder / 'some' / good.name).exists()
 
 
 @pytest.mark.parametrize('arguments, message', [
     (['nowhere'], 'nowhere: no such file or folder'),
-    (['shapes/annotations'], 'shapes/annotations: no picture in this folder'),
-    (['shapes/val', '--out-dir', 'shapes/val'], 'would be overwritten by its drawing: choose another --out-dir'),
-    (['shapes/val', 'shapes/train'], 'would both be drawn to predictions'),
+    (['shapes/annotations'], 'shapes/annotations: no image in this folder'),
+    (['shapes/val', '--out-dir', 'shapes/val'], 'would overwrite the image'),
     (['shapes/val', '--device', 'gpu'], "no device is called 'gpu'; use 'cpu', or 'cuda:0' for the first GPU"),
     (['shapes/val', '--device', 'cuda:99'], 'device cuda:99: PyTorch finds'),
 ])  # fmt: skip
@@ -117,4 +116,4 @@ def test_browse_draws_float_pictures(call, folder):
 
 def test_browse_draws_no_negative_number(call):
     _, err = call('browse.py', CONFIG, '--number', -3, status=2)
-    assert err == 'error: --number -3: 0 or more pictures can be drawn\n'
+    assert err == 'error: --number -3: 0 or more images can be drawn\n'

@@ -114,7 +114,7 @@ def test_torchrun_and_pytorch_launcher(toy):
         ('test.py', ['toy.py', 'x.pth', '--out', 'folder.pkl'], '--out folder.pkl is a folder'),
         ('test.py', ['toy.py', 'x.pth', '--out', 'results.txt'], '--out results.txt: the file name must end with .pkl'),
         ('test.py', ['toy.py', 'x.pth'], 'checkpoint x.pth not found'),
-        ('test.py', ['toy.py', 'x.pth', '--eval', 'bbox'], 'need a CocoMetric in test_evaluator'),
+        ('test.py', ['toy.py', 'x.pth', '--eval', 'bbox'], 'test_evaluator of the config (ToyMetric) offers nothing'),
         ('print_config.py', ['toy.py', '--cfg-options', 'model.type=Toy'], "unknown type 'Toy' at model.type"),
     ],
 )
@@ -126,6 +126,57 @@ def test_wrong_use_is_one_line(toy, name, arguments, expected, monkeypatch, caps
     out, err = capsys.readouterr()
     assert stop.value.code == 2 and out == ''
     assert err.startswith('error: ') and expected in err and err.count('\n') == 1
+
+
+def test_the_metrics_of_the_config_answer_eval(toy, monkeypatch, capsys):
+    """Whatever their class: one that offers names computes those asked for, or is left out; others stay."""
+    toy.with_name('my_metrics.py').write_text("""
+import json
+from pathlib import Path
+from mmdet.registry import METRICS
+from toy_task import ToyMetric
+
+
+@METRICS.register_module(force=True)
+class Speed(ToyMetric):
+    offers = ('fps', 'latency')
+
+    def __init__(self, metric=('fps',), format_only=False, outfile_prefix=None):
+        super().__init__(prefix='speed')
+        self.metric, self.format_only, self.outfile_prefix = metric, format_only, outfile_prefix
+
+    def compute_metrics(self, results):
+        if self.format_only:
+            Path(self.outfile_prefix).with_suffix('.speed').write_text('1')
+            return {}
+        return {name: 1.0 for name in self.metric}
+
+
+@METRICS.register_module(force=True)
+class Size(Speed):
+    offers = ('bytes',)
+""")
+    evaluators = "[dict(type='ToyMetric', prefix='toy'), dict(type='Speed', metric='fps'), dict(type='Size')]"
+    write_config(toy.parent, text=f"custom_imports['imports'].append('my_metrics')\ntest_evaluator = {evaluators}\n")
+    run(*tool('train.py'), toy, '--work-dir', 'run')
+
+    def test(*words) -> tuple[int, str]:
+        monkeypatch.setattr(sys, 'argv', ['test.py', 'toy.py', 'run/epoch_2.pth', '--work-dir', 'out', *words])
+        try:
+            runpy.run_path(str(ROOT / 'tools' / 'test.py'), run_name='__main__')
+            return 0, capsys.readouterr().out
+        except SystemExit as stop:
+            return stop.code, capsys.readouterr().err
+
+    status, out = test('--eval', 'latency', 'fps')
+    assert status == 0 and 'speed/latency: 1.0' in out and 'speed/fps: 1.0' in out and 'toy/mAP' in out
+    assert 'bytes' not in out
+    offered = 'test_evaluator of the config (ToyMetric, Speed, Size) offers fps, latency, bytes.'
+    assert test('--eval', 'fpss') == (2, f'error: --eval fpss: {offered} Did you mean fps?\n')
+    assert test('--format-only')[0] == 0 and Path('out/results.speed').exists()
+    toy.write_text(toy.read_text().replace(evaluators, "dict(type='ToyMetric')"))
+    message = 'error: --format-only: test_evaluator of the config (ToyMetric) writes no files of results\n'
+    assert test('--format-only') == (2, message)
 
 
 def test_usage_lines():

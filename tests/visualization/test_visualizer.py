@@ -68,7 +68,7 @@ def test_colours_of_neighbouring_classes_differ():
     assert np.abs(np.diff(colours, axis=0)).sum(1).min() > 100
 
 
-def test_files_and_side_by_side(tmp_path):
+def test_files_and_side_by_side(tmp_path, monkeypatch):
     write_picture(tmp_path / 'in' / 'a.png', GREY)
     assert np.array_equal(read_picture(tmp_path / 'in' / 'a.png'), GREY)
     sample = DetDataSample(pred_instances=found(), gt_instances=found(1, masks=False))
@@ -78,9 +78,13 @@ def test_files_and_side_by_side(tmp_path):
     visualizer.dataset_meta = dict(classes=('cat', 'dog'))
     visualizer.add_datasample('a', GREY, sample, draw_gt=True, out_file=tmp_path / 'both.png')
     assert read_picture(tmp_path / 'both.png').shape == (600, 1600, 3)
+    added = []
+    monkeypatch.setattr(visualizer, 'add_image', lambda name, *_: added.append(name))
+    visualizer.add_datasample('../../up', GREY, sample)  # backends write a file of this name
+    assert added == ['.._.._up']
     for name, data in (('empty.jpg', b''), ('text.jpg', b'no picture')):
         (tmp_path / name).write_bytes(data)
-        with pytest.raises(UserError, match=f'{name} is no readable picture'):
+        with pytest.raises(UserError, match=f'image .*{name} is'):
             read_picture(tmp_path / name)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from mmdet.cli.parser import Parser
-from mmdet.config.errors import explain, one_line, run_main
+from mmdet.config.errors import UserError, mistake_in, one_line, run_main
 
 # Stands in for the model while the other parts are built: they do not depend on it.
 SMALL_MODEL = dict(
@@ -28,13 +28,14 @@ def check(path: str, data_root: str | None, work_dir: str) -> None:
     import torch
 
     from mmdet.config.load import check_types, load_config
-    from mmdet.engine.runner import build_runner, drop_pretrained, set_seed
+    from mmdet.engine.runner import build_runner, drop_pretrained
+    from mmdet.engine.seeding import set_seed
     from mmdet.registry import DATASETS, MODELS, TRANSFORMS
 
     cfg = load_config(path)
     check_types(cfg)
     if 'model' not in cfg:
-        raise ValueError('no config of a model: a part for others to build on')
+        raise UserError('no config of a model: a part for others to build on')
     drop_pretrained(cfg.model)
     with torch.device('meta'):
         MODELS.build(cfg.model)
@@ -70,8 +71,7 @@ def main() -> None:
                 check(path, args.data_root and args.data_root.rstrip('/') + '/', work_dir)
                 outcome = 'ok'
             except Exception as error:
-                explained = explain(error)
-                outcome = explained or f'{type(error).__name__}, unexplained: {one_line(error)}'
+                outcome = mistake_in(error) or f'{type(error).__name__}, unexplained: {one_line(error)}'
             counts['ok' if outcome == 'ok' else 'refused'] += 1
             print(f'{Path(path).stem:60} {outcome}', flush=True)
     print(', '.join(f'{count} {name}' for name, count in counts.items()))

@@ -80,7 +80,7 @@ def draw(train: dict[int, dict], val: dict[int, dict], path: Path, title: str) -
 def main() -> None:
     parser = Parser("Draw a run's losses, learning rate and AP over time.")
     parser.add_argument('work_dir', type=Path)
-    parser.add_argument('-o', '--out', type=Path, help='picture to write (default: WORK_DIR/curves.png)')
+    parser.add_argument('-o', '--out', type=Path, help='image to write (default: WORK_DIR/curves.png)')
     args = parser.parse_args()
     train, val = read_log(args.work_dir)
     out = args.out or args.work_dir / 'curves.png'

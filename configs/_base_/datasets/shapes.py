@@ -1,4 +1,4 @@
-# The generated set of textured shapes: python -m projects.demo.shapes data/shapes
+# The generated data set of textured shapes: python -m projects.demo.shapes data/shapes
 _base_ = './coco_instance.py'
 
 data_root = 'data/shapes/'

@@ -1,4 +1,4 @@
-# Cascade R-CNN, ResNet-50, FPN: three box heads, each trained on better boxes than the one before
+# Cascade R-CNN, ResNet-50, FPN: three box heads, each trained on the refined boxes of the one before
 _base_ = './faster_rcnn_r50_fpn.py'
 
 model = dict(

@@ -27,7 +27,7 @@ model = dict(
             sampler=dict(
                 type='RandomSampler', num=256, pos_fraction=0.5, neg_pos_ub=-1, add_gt_as_proposals=False
             ),
-            allowed_border=-1,  # anchors on the batch's padding are not trained
+            allowed_border=-1,  # anchors in the batch's padding take no part in training
         ),
         rpn_proposal=dict(nms_pre=2000, max_per_img=1000, nms=dict(type='nms', iou_threshold=0.7), min_bbox_size=0),
     ),

@@ -19,7 +19,7 @@ model = dict(
             loss_mask=dict(type='CrossEntropyLoss', use_mask=True, loss_weight=1.0),
         ),
     ),
-    # as in mmdetection; the original release knew no other way, for Faster R-CNN either
+    # as in mmdetection; in the original release the only choice, for Faster R-CNN too
     train_cfg=dict(rcnn=dict(assigner=dict(match_low_quality=True), mask_size=28)),
     test_cfg=dict(rcnn=dict(mask_thr_binary=0.5)),
 )

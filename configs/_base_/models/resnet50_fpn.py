@@ -1,4 +1,4 @@
-# What the models here share: pictures normalised as for ImageNet, ResNet-50 with its norm fixed, FPN
+# Shared by the models here: ImageNet normalisation, ResNet-50 with its norm frozen, FPN
 model = dict(
     data_preprocessor=dict(
         type='DetDataPreprocessor',

@@ -1,4 +1,4 @@
-# 12 epochs; learning rate for 16 images a step
+# 12 epochs; learning rate for 16 images per step
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=12, val_interval=1)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')

@@ -1,18 +1,39 @@
-"""Steps of a pipeline."""
+"""The pipeline: from a data set's dict to an image and a `DetDataSample`.
 
-from mmdet.datasets.transforms.geometry import (
-    FilterAnnotations,
-    PackDetInputs,
-    Pad,
-    RandomChoiceResize,
-    RandomCrop,
-    RandomFlip,
-    RandomResize,
-    Resize,
-)
+Keys that travel through it (h, w: size of the image now; G ground-truth objects, P proposals):
+
+- ``img_path``, ``img_id``, ``instances`` from the data set;
+- ``img`` (h, w, 3) uint8 BGR, ``img_shape`` (h, w), ``ori_shape`` (h, w) as read,
+  ``scale_factor`` (w, h), ``flip``, ``flip_direction``;
+- ``gt_bboxes`` (G, 4) float32 xyxy in pixels, ``gt_bboxes_labels`` (G,) int64, ``gt_ignore_flags`` (G,) bool,
+  ``gt_masks`` of length G (`PolygonMasks` or `BitmapMasks`);
+- ``proposals`` (P, 4) float32 xyxy in pixels, for Fast R-CNN.
+
+A transform that moves pixels moves boxes and masks with them, and says so by a class attribute, ``changes_geometry =
+True``; one that loads boxes or masks by ``loads_annotations = True`` (see `mmdet.datasets.pipeline`). A transform that
+returns None rejects the image; the data set then draws another. Random numbers come from numpy's global generator,
+which `mmdet.engine.seeding` seeds for each sample.
+"""
+
+from mmdet.datasets.transforms.crop import RandomCrop
+from mmdet.datasets.transforms.filtering import FilterAnnotations
+from mmdet.datasets.transforms.flip import RandomFlip
+from mmdet.datasets.transforms.formatting import PackDetInputs
 from mmdet.datasets.transforms.loading import LoadAnnotations, LoadImageFromFile, LoadProposals, ProposalBroadcaster
+from mmdet.datasets.transforms.pad import Pad
+from mmdet.datasets.transforms.resize import RandomChoiceResize, RandomResize, Resize
 
 __all__ = [
-    'FilterAnnotations', 'LoadAnnotations', 'LoadImageFromFile', 'LoadProposals', 'PackDetInputs', 'Pad',
-    'ProposalBroadcaster', 'RandomChoiceResize', 'RandomCrop', 'RandomFlip', 'RandomResize', 'Resize',
+    'FilterAnnotations',
+    'LoadAnnotations',
+    'LoadImageFromFile',
+    'LoadProposals',
+    'PackDetInputs',
+    'Pad',
+    'ProposalBroadcaster',
+    'RandomChoiceResize',
+    'RandomCrop',
+    'RandomFlip',
+    'RandomResize',
+    'Resize',
 ]

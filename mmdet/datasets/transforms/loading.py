@@ -6,14 +6,15 @@ import json
 import os
 from collections.abc import Sequence
 
-import cv2
-import mmcv
 import mmengine.fileio as fileio
 import numpy as np
 from mmcv.transforms import BaseTransform
 
+from mmdet.config.errors import MissingFile, UserError
+from mmdet.config.overrides import refuse_overrides
 from mmdet.registry import TRANSFORMS
 from mmdet.structures import BitmapMasks, PolygonMasks, masks_from_coco
+from mmdet.structures.image_file import MAX_MEGAPIXELS, decode_image
 from mmdet.structures.masks import outline
 
 
@@ -25,12 +26,12 @@ class LoadImageFromFile(BaseTransform):
         to_float32: give float32 values (0 to 255) instead of uint8.
         color_type: mmcv's flag; 'color' obeys an EXIF orientation, 'color_ignore_orientation' does not.
         imdecode_backend: mmcv's decoder, 'cv2' or 'pillow'.
-        ignore_empty: reject a picture that cannot be read (return None) instead of raising.
+        ignore_empty: reject an image that cannot be read (return None) instead of raising.
         backend_args: mmengine's file backend.
+        max_megapixels: refuse an image of more pixels, as its header says, before it is decoded; None for no limit.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: an empty, damaged or cut-off file, or one whose size is not the annotated one.
+        UserError: no such file; an empty, damaged, cut-off or oversized one; another size than the annotated one.
     """
 
     def __init__(
@@ -40,12 +41,14 @@ class LoadImageFromFile(BaseTransform):
         imdecode_backend: str = 'cv2',
         ignore_empty: bool = False,
         backend_args: dict | None = None,
+        max_megapixels: float | None = MAX_MEGAPIXELS,
     ) -> None:
         self.to_float32 = to_float32
         self.color_type = color_type
         self.imdecode_backend = imdecode_backend
         self.ignore_empty = ignore_empty
         self.backend_args = backend_args
+        self.max_megapixels = max_megapixels
 
     def transform(self, results: dict) -> dict | None:
         try:
@@ -57,8 +60,8 @@ class LoadImageFromFile(BaseTransform):
         shape = img.shape[:2]
         expected = (results.get('height', shape[0]), results.get('width', shape[1]))
         if shape != expected:
-            raise ValueError(
-                f'picture {results["img_path"]} is of size {shape} (h, w), its annotations say {expected}; '
+            raise UserError(
+                f'image {results["img_path"]} is of size {shape} (h, w), its annotations say {expected}; '
                 "correct them or, if it is a turned photo, set color_type='color_ignore_orientation'"
             )
         results['img'] = img.astype(np.float32) if self.to_float32 else img
@@ -71,50 +74,26 @@ class LoadImageFromFile(BaseTransform):
         try:
             data = fileio.get(path, backend_args=self.backend_args)
         except FileNotFoundError:
-            raise FileNotFoundError(f'no picture {path}; check data_root and data_prefix') from None
-        if not data:
-            raise ValueError(f'picture {path} is an empty file; fetch it again or drop it from the set')
-        if _is_cut_off_jpeg(data):
-            raise ValueError(f'picture {path} is cut off; fetch it again or drop it from the set')
-        try:
-            img = mmcv.imfrombytes(data, flag=self.color_type, backend=self.imdecode_backend)
-        except (cv2.error, OSError) as error:
-            reason = str(error).strip().splitlines()[-1]
-            raise ValueError(f'picture {path} cannot be decoded: {reason}') from None
-        if img is None:
-            raise ValueError(f'picture {path} is damaged; fetch it again or drop it from the set')
-        return img
-
-
-def _is_cut_off_jpeg(data: bytes) -> bool:
-    """Whether a JPEG's scan never ends; decoders fill the missing part with grey and say nothing."""
-    if data[:2] != b'\xff\xd8':
-        return False
-    position = 2
-    while data[position : position + 2] not in (b'\xff\xda', b''):  # walk to the start of scan
-        if data[position : position + 2] == b'\xff\xff':  # a marker may have fill bytes before it
-            position += 1
-        else:
-            position += 2 + int.from_bytes(data[position + 2 : position + 4], 'big')
-    return data.find(b'\xff\xd9', position) < 0
+            raise UserError(f'no image {path}; check data_root and data_prefix') from None
+        return decode_image(data, path, self.max_megapixels, self.color_type, self.imdecode_backend)
 
 
 @TRANSFORMS.register_module()
+@refuse_overrides(_process_masks='_load_masks', _poly2mask='_load_masks', _load_seg_map='transform')
 class LoadAnnotations(BaseTransform):
     """Turn ``instances`` (see `CocoDataset.parse_data_info`) into arrays and masks.
 
-    Polygons stay polygons, so that a picture with them is resized and flipped in a fraction of the time
-    bitmaps take. A picture that has an object with an RLE mask gets bitmaps; a crowd's RLE, which is no target,
+    Polygons stay polygons, so that an image with them is resized and flipped in a fraction of the time
+    bitmaps take. An image that has an object with an RLE mask gets bitmaps; a crowd's RLE, which is no target,
     becomes its outline. With masks, an object that has none is ignored in training (neither object nor
     background).
 
     Args:
         with_bbox, with_label, with_mask: what to load.
         poly2mask: rasterise polygons at once.
-        box_type: 'hbox', the only kind here.
-        with_seg, backend_args, imdecode_backend: accepted because existing configs set them; `with_seg`
-            must be False.
     """
+
+    loads_annotations = True
 
     def __init__(
         self,
@@ -122,40 +101,42 @@ class LoadAnnotations(BaseTransform):
         with_label: bool = True,
         with_mask: bool = False,
         poly2mask: bool = False,
-        box_type: str = 'hbox',
-        with_seg: bool = False,
-        backend_args: dict | None = None,
-        imdecode_backend: str = 'cv2',
     ) -> None:
-        if with_seg:
-            raise ValueError('with_seg=True: semantic maps are not supported; leave with_seg out')
-        if box_type not in ('hbox', None):
-            raise ValueError(f"box_type={box_type!r} is not supported; use 'hbox'")
         self.with_bbox = with_bbox
         self.with_label = with_label
         self.with_mask = with_mask
         self.poly2mask = poly2mask
 
     def transform(self, results: dict) -> dict:
-        instances = results.get('instances', [])
-        ignored = np.array([x['ignore_flag'] for x in instances], dtype=bool)
+        results['gt_ignore_flags'] = np.array([x['ignore_flag'] for x in results.get('instances', [])], dtype=bool)
         if self.with_bbox:
-            results['gt_bboxes'] = np.array([x['bbox'] for x in instances], dtype=np.float32).reshape(-1, 4)
+            self._load_bboxes(results)
         if self.with_label:
-            results['gt_bboxes_labels'] = np.array([x['bbox_label'] for x in instances], dtype=np.int64)
+            self._load_labels(results)
         if self.with_mask:
-            height, width = results['ori_shape']
-            try:
-                masks = self._masks(instances, height, width)
-            except ValueError as error:
-                raise ValueError(f'picture {results.get("img_path")}: {error}') from None
-            if isinstance(masks, PolygonMasks):
-                ignored |= np.array([not parts for parts in masks.polygons], dtype=bool)
-            else:
-                ignored |= ~masks.masks.any(axis=(1, 2))
-            results['gt_masks'] = masks
-        results['gt_ignore_flags'] = ignored
+            self._load_masks(results)
         return results
+
+    def _load_bboxes(self, results: dict) -> None:
+        boxes = [x['bbox'] for x in results.get('instances', [])]
+        results['gt_bboxes'] = np.array(boxes, dtype=np.float32).reshape(-1, 4)
+
+    def _load_labels(self, results: dict) -> None:
+        labels = [x['bbox_label'] for x in results.get('instances', [])]
+        results['gt_bboxes_labels'] = np.array(labels, dtype=np.int64)
+
+    def _load_masks(self, results: dict) -> None:
+        height, width = results['ori_shape']
+        try:
+            masks = self._masks(results.get('instances', []), height, width)
+        except ValueError as error:
+            raise UserError(f'image {results.get("img_path")}: {error}') from None
+        if isinstance(masks, PolygonMasks):
+            without = np.array([not parts for parts in masks.polygons], dtype=bool)
+        else:
+            without = ~masks.masks.any(axis=(1, 2))
+        results['gt_ignore_flags'] = results['gt_ignore_flags'] | without
+        results['gt_masks'] = masks
 
     def _masks(self, instances: list[dict], height: int, width: int) -> PolygonMasks | BitmapMasks:
         segmentations = [x.get('mask') for x in instances]
@@ -176,25 +157,25 @@ class LoadProposals(BaseTransform):
         num_max_proposals: the best so many of each picture; None for all.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: no JSON, or a picture that the file does not have.
+        MissingFile: no such file.
+        UserError: no JSON, or a picture that the file does not have.
     """
 
     def __init__(self, proposal_file: str | None = None, num_max_proposals: int | None = None) -> None:
         if proposal_file is None:
-            raise ValueError('LoadProposals needs a proposal_file, its own or that of the data set')
+            raise UserError('LoadProposals needs a proposal_file, its own or that of the data set')
         if not proposal_file.endswith('.json'):
-            raise ValueError(
+            raise UserError(
                 f'LoadProposals: {proposal_file} is no .json; make one with tools/test.py RPN_CONFIG FILE --format-only'
             )
         if not os.path.isfile(proposal_file):
-            raise FileNotFoundError(f'LoadProposals: no proposal_file {proposal_file}; write one with an RPN')
+            raise MissingFile(f'LoadProposals: no proposal_file {proposal_file}; write one with an RPN')
         self.proposal_file = proposal_file
         with open(proposal_file) as file:
             try:
                 entries = json.load(file)
             except ValueError as error:
-                raise ValueError(f'LoadProposals: {proposal_file} is not JSON: {error}') from None
+                raise UserError(f'LoadProposals: {proposal_file} is not JSON: {error}') from None
         found: dict = {}
         for entry in sorted(entries, key=lambda e: -e['score']):
             boxes = found.setdefault(entry['image_id'], [])
@@ -204,7 +185,7 @@ class LoadProposals(BaseTransform):
 
     def transform(self, results: dict) -> dict:
         if results['img_id'] not in self._proposals:
-            raise ValueError(f'LoadProposals: {self.proposal_file} has nothing for picture {results["img_id"]}')
+            raise UserError(f'LoadProposals: {self.proposal_file} has nothing for picture {results["img_id"]}')
         boxes = self._proposals[results['img_id']].copy()
         boxes[:, 2:] += boxes[:, :2]
         results['proposals'] = boxes

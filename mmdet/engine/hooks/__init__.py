@@ -1,7 +1,40 @@
-"""Hooks of a run, each registered under its class's name."""
+"""Hooks of a run, each registered under its class's name.
 
-from mmdet.engine.hooks import checkpoint, run
+`mmdet.engine.runner.build_runner` adds those every run needs; a config lists one to set its options.
+
+mmengine imports this package when a Runner looks up its first hook in our scope, whoever built that Runner. So it is
+the place to make saving and loading safe: every Runner has passed it, and `import mmdet` stays quick.
+"""
+
+from mmdet.engine import saving
 from mmdet.engine.hooks.cbn import CBNHook
+from mmdet.engine.hooks.checkpoint import CheckpointGuardHook, SafeCheckpointHook
+from mmdet.engine.hooks.drawing import DetVisualizationHook
+from mmdet.engine.hooks.early_stopping import StrictEarlyStoppingHook
+from mmdet.engine.hooks.ema import StatisticsEMAHook
+from mmdet.engine.hooks.non_finite import NonFiniteLossHook
+from mmdet.engine.hooks.norm_statistics import SyncNormStatsHook
 from mmdet.engine.hooks.precise_bn import PreciseBNHook, precise_statistics
+from mmdet.engine.hooks.progress import ProgressHook
+from mmdet.engine.hooks.run_info import RunInfoHook
+from mmdet.engine.hooks.seed import StepSeedHook
+from mmdet.engine.hooks.stopping import StopSafelyHook
 
-__all__ = ['CBNHook', 'PreciseBNHook', 'checkpoint', 'precise_statistics', 'run']
+__all__ = [
+    'CBNHook',
+    'CheckpointGuardHook',
+    'DetVisualizationHook',
+    'NonFiniteLossHook',
+    'PreciseBNHook',
+    'ProgressHook',
+    'RunInfoHook',
+    'SafeCheckpointHook',
+    'StatisticsEMAHook',
+    'StepSeedHook',
+    'StopSafelyHook',
+    'StrictEarlyStoppingHook',
+    'SyncNormStatsHook',
+    'precise_statistics',
+]
+
+saving.install()

@@ -1,26 +1,32 @@
 """Drives Cross-Iteration Batch Normalization from mmengine's Runner."""
 
-from mmengine.dist import get_world_size
+from mmengine.dist import get_rank, get_world_size
 from mmengine.hooks import Hook
 from mmengine.runner import IterBasedTrainLoop
 
+from mmdet.engine.launch import gather_differences
 from mmdet.engine.runner import model_of
-from mmdet.layers.cbn.layer import cbn_layers, cbn_state, load_cbn_state, set_cbn_epoch
+from mmdet.layers.cbn import cbn_layers, cbn_state, load_cbn_state, set_cbn_epoch
 from mmdet.registry import HOOKS
 
 
 @HOOKS.register_module()
 class CBNHook(Hook):
-    """Ends the burn-in of CBN layers by the epoch, and carries their windows through a resume.
+    """Ends the burn-in of CBN layers by the epoch, and carries their histories through a resume.
 
     In an epoch-based loop ``burnin=8`` ends with the eighth epoch; in an iteration-based one when eight
-    times the data set has been drawn, over all processes. The windows go into the training checkpoint under
-    ``cbn``, not into the state dict. They are the main process's: without ``sync=True`` the processes have
-    windows of their own, and after a resume all start from the main one's. A model without CBN layers is
-    left alone.
+    times the data set has been drawn, over all processes. The histories go into the training checkpoint, not into
+    the state dict: rank 0's under ``cbn``, those of the others, which differ without ``sync=True``, under
+    ``rank_cbn``. Another number of processes resumes from rank 0's. A model without CBN layers is left alone.
     """
 
     priority = 'NORMAL'
+
+    def __init__(self):
+        self.gathered: list[dict] = []  # for the checkpoint about to be saved
+
+    def gather_rank_state(self, runner) -> None:
+        self.gathered = gather_differences(cbn_state(model_of(runner)))
 
     def before_train(self, runner) -> None:
         self._tell_epoch(runner)
@@ -51,14 +57,19 @@ class CBNHook(Hook):
         state = cbn_state(model_of(runner))
         if state:
             checkpoint['cbn'] = state
+        gathered, self.gathered = self.gathered, []
+        if gathered:
+            checkpoint['rank_cbn'] = gathered
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         if not runner._resume or not cbn_layers(model_of(runner)):
             return
-        if 'cbn' in checkpoint:
-            load_cbn_state(model_of(runner), checkpoint['cbn'])
-        else:
-            runner.logger.warning('CBN: the checkpoint holds no windows; they fill up again')
+        if 'cbn' not in checkpoint:
+            runner.logger.warning('CBN: the checkpoint holds no histories; they fill up again')
+            return
+        own = [{}, *checkpoint.get('rank_cbn', ())]
+        state = checkpoint['cbn'] | (own[get_rank()] if len(own) == get_world_size() else {})
+        load_cbn_state(model_of(runner), state)
 
     def _tell_epoch(self, runner) -> None:
         set_cbn_epoch(model_of(runner), _epochs_done(runner))

@@ -1,79 +1,60 @@
 """Hooks around checkpoints: what may be saved, what is removed, what a run may load."""
 
 import os
+import re
 from pathlib import Path
 
-import torch
-from mmengine.dist import is_main_process
+from mmengine.dist import is_main_process, master_only
 from mmengine.hooks import CheckpointHook, EMAHook, Hook
-from mmengine.runner import EpochBasedTrainLoop, Runner
+from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
 
-from mmdet.checkpoints import convert_for
-from mmdet.checkpoints.files import fit_weights, remove_unfinished, to_plain, weights_of
+from mmdet.checkpoints import Checkpoint, fit_weights, weights_for
+from mmdet.checkpoints.plain import to_plain
 from mmdet.config.errors import UserError, at_most, say
+from mmdet.engine.launch import on_rank_0
 from mmdet.engine.runner import model_of
+from mmdet.engine.saving import make_plain, remove_unfinished
 from mmdet.engine.schedule import keep_new_schedule
+from mmdet.engine.work_dir import INTERRUPTED, checkpoint_folder
 from mmdet.registry import HOOKS
 
 
 @HOOKS.register_module()
 class CheckpointGuardHook(Hook):
-    """Checkpoints without pickled code, with finite weights, and loaded only where they fit.
+    """Checkpoints without pickled code, and loaded only where they fit.
 
     Args:
-        source: the file being loaded, for messages.
         resuming: it continues a run (all must fit; a changed schedule is said and kept).
         strict: every weight must have its place (testing).
     """
 
-    priority = 'VERY_LOW'  # after hooks that exchange weights, as EMAHook does
+    priority = 'VERY_LOW'  # after hooks that exchange weights, as EMAHook does, and after CheckpointHook
 
-    def __init__(self, source: str | None = None, resuming: bool = False, strict: bool = False):
-        self.source, self.resuming, self.strict = source, resuming, strict
+    def __init__(self, resuming: bool = False, strict: bool = False):
+        self.resuming, self.strict = resuming, strict
 
     def before_train(self, runner: Runner) -> None:
         if is_main_process():
-            remove_unfinished(runner.work_dir)
+            remove_unfinished(folder_of_checkpoints(runner))
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        weights = dict(model_of(runner).named_parameters())
-        whole = torch.stack([torch.isfinite(weight).all() for weight in weights.values()])
-        for name, finite in zip(weights, whole.tolist()):  # together: a GPU is waited for once
-            if not finite:
-                raise UserError(f'{name} holds NaN or infinity at iteration {runner.iter}: no checkpoint is '
-                                f'written. {last_good(runner)}')
         checkpoint['meta']['iterations_per_epoch'] = len(runner.train_dataloader)
-        info = checkpoint['message_hub']['runtime_info']
-        for key in list(info):
-            try:
-                info[key] = to_plain(info[key])
-            except TypeError as error:
-                del info[key]
-                say(f'checkpoint: {key!r} of the message hub is left out, {error} has no plain form')
-        for key, value in checkpoint.items():
-            if key != 'state_dict':  # keeps its _metadata
-                try:
-                    checkpoint[key] = to_plain(value)
-                except TypeError as error:
-                    raise UserError(f'checkpoint: {key!r} holds a {error}, which has no plain form') from error
+        make_plain(checkpoint)
 
-    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+    def after_load_checkpoint(self, runner: Runner, checkpoint: Checkpoint) -> None:
         model = model_of(runner)
-        weights = weights_of(checkpoint)
-        if not self.resuming:
-            converted = convert_for(model, checkpoint, self.source)
-            weights = converted.state_dict
-            if converted.changed or converted.reordered:
-                say(converted.summary())
-        checkpoint['state_dict'] = fit_weights(model, weights, self.source, strict=self.strict or self.resuming)
+        if self.resuming:
+            checkpoint['state_dict'] = fit_weights(model, checkpoint.weights, checkpoint.path)
+        else:
+            checkpoint['state_dict'] = weights_for(model, checkpoint, self.strict)
         if self.strict:
-            compare_classes(checkpoint.get('meta') or {}, runner.test_dataloader.dataset, self.source)
+            compare_classes(checkpoint.meta, runner.test_dataloader.dataset, checkpoint.path)
         if not self.resuming:
             return
         if 'ema_state_dict' in checkpoint and not any(isinstance(hook, EMAHook) for hook in runner.hooks):
-            raise UserError(f'{self.source} is of a run with EMAHook: its weights are averages, and only that hook '
+            raise UserError(f'{checkpoint} is of a run with EMAHook: its weights are averages, and only that hook '
                             "takes the trained ones beside them: put custom_hooks=[dict(type='EMAHook')] back")
-        compare_classes(checkpoint['meta'], runner.train_dataloader.dataset, self.source, 'training')
+        compare_classes(checkpoint.meta, runner.train_dataloader.dataset, checkpoint.path, 'training')
         metainfo = getattr(runner.train_dataloader.dataset, 'metainfo', None)
         if to_plain(metainfo) == to_plain(checkpoint['meta'].get('dataset_meta')):
             checkpoint['meta']['dataset_meta'] = metainfo  # mmengine compares their pickles, not their values
@@ -81,33 +62,51 @@ class CheckpointGuardHook(Hook):
         keep_new_schedule(runner, checkpoint)
 
 
-class _RemoveLater:
-    """A file backend that notes what is to be removed."""
+class _KeepAll:
+    """A file backend that removes nothing."""
 
     def __init__(self, backend):
-        self.backend, self.outdated = backend, []
+        self.backend = backend
 
     def __getattr__(self, name: str):
         return getattr(self.backend, name)
 
     def remove(self, path: str) -> None:
-        self.outdated.append(path)
+        pass
 
 
 @HOOKS.register_module(name='CheckpointHook')
 class SafeCheckpointHook(CheckpointHook):
-    """mmengine's hook, which removes an old (or formerly best) checkpoint before the new one is written: after it here.
+    """mmengine's hook for runs that may be killed at any moment, and resumed in another folder.
 
-    A run that ends in between then has two files, and not none.
+    mmengine 0.10.7 removes an old checkpoint before the new one is written, keeps for ever what a killed run had no
+    time to remove, saves before the evaluation whose results (best score, ReduceOnPlateauLR, early stopping) a
+    resumed run needs, and takes a best checkpoint in another folder for its own, to be removed. Can go when it does
+    none of these. What this hook saves is plain, whoever built the Runner.
     """
 
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        make_plain(checkpoint)
+
     def before_train(self, runner: Runner) -> None:
+        folder = checkpoint_folder(runner.work_dir, self.out_dir)
+        info = runner.message_hub.runtime_info
+        best = {key: os.path.join(folder, os.path.basename(path)) for key, path in info.items()
+                if key.startswith('best_ckpt')}
+        there = on_rank_0(lambda: [key for key, path in best.items() if os.path.isfile(path)])
+        for key, path in best.items():
+            if key in there:
+                info[key] = path
+            else:  # of another folder: here the best is yet to come
+                info.pop(key)
+                info.pop(key.replace('best_ckpt', 'best_score'), None)
         super().before_train(runner)
-        self.file_backend = _RemoveLater(self.file_backend)
+        self.file_backend = _KeepAll(self.file_backend)
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
+        runner.call_hook('gather_rank_state')
         super()._save_checkpoint_with_step(runner, step, meta)
-        self._remove_outdated(runner)
+        self._remove_outdated(runner, step)
 
     def _init_rule(self, rules: list, key_indicators: list[str]) -> None:
         try:
@@ -121,14 +120,40 @@ class SafeCheckpointHook(CheckpointHook):
         if wrong:
             raise UserError(f'CheckpointHook: save_best={min(wrong)!r} is none of the metrics: {at_most(metrics, 12)}. '
                             f'{last_good(runner)}')
+        last, self.last_ckpt = self.last_ckpt, None  # mmengine would save the state here, before later hooks counted
         super()._save_best_checkpoint(runner, metrics)
-        self._remove_outdated(runner)
+        self.last_ckpt = last
 
-    def _remove_outdated(self, runner: Runner) -> None:
-        best = (path for key, path in runner.message_hub.runtime_info.items() if key.startswith('best_ckpt'))
-        for path in set(self.file_backend.outdated) - {self.last_ckpt, *best}:  # it may have been written anew
-            self.file_backend.backend.remove(path)
-        self.file_backend.outdated = []
+    def after_val(self, runner: Runner) -> None:
+        """Save the checkpoint of this epoch or iteration again, with what came out of its evaluation."""
+        if not isinstance(runner._train_loop, BaseLoop):
+            return
+        step = runner.epoch if self.by_epoch else runner.iter
+        last = runner.message_hub.runtime_info.get('last_ckpt') or ''
+        if os.path.basename(last) == self.filename_tmpl.format(step):
+            self._save_checkpoint_with_step(runner, step, dict(epoch=runner.epoch, iter=runner.iter))
+        else:
+            self._remove_outdated(runner, step)
+
+    @master_only
+    def _remove_outdated(self, runner: Runner, now: int) -> None:
+        """Leave the last `max_keep_ckpts` and the best, whatever earlier starts of this run left behind."""
+        steps = {step: path for step, path in self._steps('').items() if step <= now}
+        outdated = sorted(steps)[: -self.max_keep_ckpts] if self.max_keep_ckpts > 0 else []
+        paths = [steps[step] for step in outdated]
+        best = {path for key, path in runner.message_hub.runtime_info.items() if key.startswith('best_ckpt')}
+        for key in self.key_indicators if self.save_best and best else ():
+            paths += set(self._steps(f'best_{key}_'.replace('/', '_')).values()) - best
+        if self.last_ckpt:
+            paths.append(os.path.join(self.out_dir, INTERRUPTED))
+        for path in paths:
+            Path(path).unlink(missing_ok=True)
+
+    def _steps(self, prefix: str) -> dict[int, str]:
+        """The files that this hook names by epoch or iteration, behind a prefix."""
+        name = re.compile(re.escape(prefix + self.filename_tmpl).replace(r'\{\}', r'(\d+)'))
+        found = [(name.fullmatch(file), file) for file in os.listdir(self.out_dir)]
+        return {int(match[1]): os.path.join(self.out_dir, file) for match, file in found if match}
 
 
 def compare_classes(meta: dict, dataset, source: str, kind: str = 'test') -> None:
@@ -159,9 +184,15 @@ def count_iterations_anew(runner: Runner, meta: dict) -> None:
     meta['iter'] = same_place
 
 
+def folder_of_checkpoints(runner: Runner) -> str:
+    """Where this run's checkpoints are, once its training has begun."""
+    folders = (hook.out_dir for hook in runner.hooks if isinstance(hook, CheckpointHook))
+    return next(folders, None) or runner.work_dir
+
+
 def last_good(runner: Runner) -> str:
-    """A sentence on where training can go on from, for messages that end it."""
-    saved = [p for p in Path(runner.work_dir).glob('*.pth') if not p.name.startswith('best_')]
+    """A sentence on where training can be resumed from, for messages that end it."""
+    saved = [p for p in Path(folder_of_checkpoints(runner)).glob('*.pth') if not p.name.startswith('best_')]
     if not saved:
         return 'No checkpoint had been saved yet'
     return f'The last good checkpoint is {max(saved, key=os.path.getmtime)}'

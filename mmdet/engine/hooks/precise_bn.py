@@ -12,6 +12,7 @@ from mmengine.dist import get_world_size
 from mmengine.hooks import Hook
 from torch import Tensor, nn
 
+from mmdet.config.errors import UserError
 from mmdet.engine.runner import model_of
 from mmdet.registry import HOOKS
 
@@ -68,16 +69,16 @@ def precise_statistics(
     - ``variance='population'``: the variance of all positions of all batches, that between the batches' means
       included. It does not depend on how the positions were divided into batches.
     - ``variance='batch'``: the average over batches of each batch's own variance: where BatchNorm2d's running
-      average tends to. It is the smaller one where pictures differ in their means.
+      average tends to. It is the smaller one where images differ in their means.
 
     Args:
         forward: called with each of ``batches``; runs the model as training does.
 
     Raises:
-        ValueError: for an unknown ``variance``.
+        UserError: for an unknown ``variance``.
     """
     if variance not in VARIANCES:
-        raise ValueError(f'PreciseBN: variance={variance!r} must be one of {VARIANCES}')
+        raise UserError(f'PreciseBN: variance={variance!r} must be one of {VARIANCES}')
     layers = [m for m in model.modules() if m.training and getattr(m, 'running_mean', None) is not None]
     moments = [_Moments(layer) for layer in layers]
     hooks = [layer.register_forward_pre_hook(m.observe) for layer, m in zip(layers, moments)]
@@ -121,9 +122,9 @@ class PreciseBNHook(Hook):
 
     def __init__(self, num_iters: int = 200, interval: int = -1, variance: str = 'population') -> None:
         if num_iters < 1:
-            raise ValueError(f'PreciseBNHook: num_iters={num_iters!r} must be at least 1')
+            raise UserError(f'PreciseBNHook: num_iters={num_iters!r} must be at least 1')
         if variance not in VARIANCES:
-            raise ValueError(f'PreciseBNHook: variance={variance!r} must be one of {VARIANCES}')
+            raise UserError(f'PreciseBNHook: variance={variance!r} must be one of {VARIANCES}')
         self.num_iters = num_iters
         self.interval = interval
         self.variance = variance
@@ -149,4 +150,4 @@ class PreciseBNHook(Hook):
                 left -= 1
                 yield batch
             if left == before:
-                raise ValueError('PreciseBNHook: the training data loader is empty')
+                raise UserError('PreciseBNHook: the training data loader is empty')

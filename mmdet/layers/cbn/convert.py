@@ -6,7 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from mmdet.layers.cbn.layer import CrossIterBatchNorm2d, cbn_layers
+from .layer import CrossIterBatchNorm2d
+from .state import cbn_layers
 
 
 class Plan(NamedTuple):

@@ -1,6 +1,6 @@
 """Losses named in configs. All are weighted sums divided by `avg_factor`, so a head says once what it averages over.
 
-S samples, C classes.
+S samples, C classes. Weights have the loss's shape, or (S,): one for each sample.
 """
 
 import math
@@ -9,20 +9,46 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmdet.config.errors import UserError
 from mmdet.registry import MODELS
 
 
 def weighted_mean(loss: Tensor, weight: Tensor | None, avg_factor: float | None) -> Tensor:
-    """Sum of `loss` x `weight` over `avg_factor` (default: the number of elements). Empty input gives 0, connected."""
+    """Sum of `loss` x `weight` over `avg_factor` (default: the number of elements). Empty input gives 0, connected.
+
+    Raises:
+        ValueError: `weight` has neither the shape of `loss` nor its first axes.
+    """
     if weight is not None:
-        loss = loss * weight
+        loss = loss * fit_weight(weight, loss)
     return loss.sum() / max(loss.numel() if avg_factor is None else avg_factor, 1)
 
 
+def fit_weight(weight: Tensor, loss: Tensor) -> Tensor:
+    """`weight` with as many axes as `loss`, which has its shape or begins with it."""
+    if weight.shape != loss.shape[: weight.dim()]:
+        raise ValueError(f'weight of shape {tuple(weight.shape)} for a loss of shape {tuple(loss.shape)}')
+    return weight.reshape(weight.shape + (1,) * (loss.dim() - weight.dim()))
+
+
+def check_pairs(pred: Tensor, target: Tensor) -> None:
+    """Refuse what PyTorch would broadcast, and count pairs that are none.
+
+    Raises:
+        ValueError: names both shapes.
+    """
+    if pred.shape != target.shape:
+        raise ValueError(f'prediction of shape {tuple(pred.shape)} for a target of shape {tuple(target.shape)}')
+
+
 def check_reduction(loss: nn.Module, reduction: str) -> None:
-    """Configs may say ``reduction='mean'``; the heads know nothing else to do with a loss."""
+    """Configs may say ``reduction='mean'``; the heads know nothing else to do with a loss.
+
+    Raises:
+        UserError: anything else.
+    """
     if reduction != 'mean':
-        raise ValueError(
+        raise UserError(
             f"{type(loss).__name__}: reduction={reduction!r} is not possible, the heads average; "
             "use 'mean' and loss_weight"
         )
@@ -52,9 +78,9 @@ class CrossEntropyLoss(nn.Module):
         super().__init__()
         check_reduction(self, reduction)
         if use_sigmoid and use_mask:
-            raise ValueError('CrossEntropyLoss: use_sigmoid and use_mask exclude each other; set one of them')
+            raise UserError('CrossEntropyLoss: use_sigmoid and use_mask exclude each other; set one of them')
         if ignore_index not in (None, -100) or avg_non_ignore:
-            raise ValueError(
+            raise UserError(
                 'CrossEntropyLoss: ignore_index and avg_non_ignore have no use here, detectors leave samples out'
             )
         self.use_sigmoid = use_sigmoid
@@ -65,11 +91,16 @@ class CrossEntropyLoss(nn.Module):
     def forward(
         self, logits: Tensor, target: Tensor, weight: Tensor | None = None, avg_factor: float | None = None
     ) -> Tensor:
+        """Mean over `avg_factor` of what the class says; weight (S,), or of the logits' shape with sigmoid or mask.
+
+        Raises:
+            ValueError: shapes that do not fit each other.
+        """
         class_weight = None if self.class_weight is None else logits.new_tensor(self.class_weight)
         if self.use_sigmoid or self.use_mask:
             if target.dim() < logits.dim():
                 target = F.one_hot(target, logits.shape[-1] + 1)[..., :-1]
-                weight = None if weight is None else weight[..., None]
+            check_pairs(logits, target)
             loss = F.binary_cross_entropy_with_logits(
                 logits, target.to(logits.dtype), pos_weight=class_weight, reduction='none'
             )
@@ -92,6 +123,12 @@ class _DeltaLoss(nn.Module):
     def forward(
         self, pred: Tensor, target: Tensor, weight: Tensor | None = None, avg_factor: float | None = None
     ) -> Tensor:
+        """Predictions and targets of one shape, weight of that shape or (S,).
+
+        Raises:
+            ValueError: shapes that do not fit each other.
+        """
+        check_pairs(pred, target)
         return self.loss_weight * weighted_mean(self.elementwise(pred, target), weight, avg_factor)
 
 

@@ -1,6 +1,6 @@
 """Focal loss of dense detectors.
 
-S    samples (anchors of all pictures)
+S    samples (anchors of all images)
 C    classes
 """
 
@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmdet.layers.losses.basic import check_reduction, weighted_mean
+from mmdet.config.errors import UserError
+from mmdet.layers.losses.basic import check_reduction, fit_weight, weighted_mean
 from mmdet.registry import MODELS
 
 
@@ -20,6 +21,8 @@ class FocalLoss(nn.Module):
         gamma: how strongly such scores are weighted down; 0 is plain cross entropy.
         alpha: weight of the positives of a class; its negatives have 1 - alpha.
     """
+
+    use_sigmoid = True
 
     def __init__(
         self,
@@ -33,7 +36,7 @@ class FocalLoss(nn.Module):
         super().__init__()
         check_reduction(self, reduction)
         if not use_sigmoid or activated:
-            raise ValueError('FocalLoss: only use_sigmoid=True, activated=False is there')
+            raise UserError('FocalLoss: use_sigmoid=True, activated=False alone is supported')
         self.gamma = gamma
         self.alpha = alpha
         self.loss_weight = loss_weight
@@ -41,10 +44,16 @@ class FocalLoss(nn.Module):
     def forward(
         self, logits: Tensor, target: Tensor, weight: Tensor | None = None, avg_factor: float | None = None
     ) -> Tensor:
-        """Logits (S, C), labels (S,) with C for the background, weight (S,)."""
+        """Logits (S, C), labels (S,) with C for the background, weight (S,) or (S, C).
+
+        Raises:
+            ValueError: shapes that do not fit each other.
+        """
+        if target.shape != logits.shape[:1]:
+            raise ValueError(f'labels of shape {tuple(target.shape)} for logits of shape {tuple(logits.shape)}')
         logits = logits.float()
         weight = logits.new_ones(len(logits)) if weight is None else weight.float()
-        total = _FocalSum.apply(logits, target, weight, self.gamma, self.alpha)
+        total = _FocalSum.apply(logits, target, fit_weight(weight, logits), self.gamma, self.alpha)
         return self.loss_weight * weighted_mean(total, None, logits.numel() if avg_factor is None else avg_factor)
 
 
@@ -53,18 +62,23 @@ class _FocalSum(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, logits: Tensor, target: Tensor, weight: Tensor, gamma: float, alpha: float) -> Tensor:
+        """`weight` (S, 1) or (S, C)."""
         row = (target < logits.shape[1]).nonzero().squeeze(1)
         column = target[row]
         own = logits[row, column]
-        # As if no class were there, and then what the few that are there change.
+        # As if no class were there, and then the few that are there by themselves: a sum without them less their part
+        # of it would leave the rounding errors of the large numbers.
         loss, slope = _unwanted(logits, gamma)
         own_loss, own_slope = _unwanted(-own, gamma)
-        change = alpha * own_loss - (1 - alpha) * loss[row, column]
+        loss[row, column] = loss.new_zeros(())  # made where it is used
+        per_class = weight.shape[1] == loss.shape[1]
+        own_weight = weight[row, column if per_class else 0]
+        negative = (loss.mul_(weight) if per_class else loss.sum(1, keepdim=True) * weight).sum()
         # no matrix products: autocast would take them, and their result, to half precision
-        total = (1 - alpha) * (weight * loss.sum(1)).sum() + (weight[row] * change).sum()
+        total = (1 - alpha) * negative + alpha * (own_weight * own_loss).sum()
         slope *= 1 - alpha
         slope[row, column] = -alpha * own_slope
-        slope *= weight[:, None]
+        slope *= weight
         ctx.save_for_backward(slope)
         return total
 

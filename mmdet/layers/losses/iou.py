@@ -1,6 +1,6 @@
 """Losses on boxes themselves rather than on their deltas.
 
-S pairs of boxes (S, 4), xyxy in pixels; weights are (S,).
+S pairs of boxes (S, 4), xyxy in pixels. Weights are (S,), or (S, 4) as for losses on deltas.
 """
 
 import math
@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmdet.layers.losses.basic import check_reduction, weighted_mean
+from mmdet.config.errors import UserError
+from mmdet.layers.losses.basic import check_pairs, check_reduction, weighted_mean
 from mmdet.registry import MODELS
 
 
@@ -33,7 +34,11 @@ def _centre_term(pred: Tensor, target: Tensor, eps: float) -> Tensor:
 
 
 class _BoxLoss(nn.Module):
-    """Weighted mean of `per_box` over `avg_factor`."""
+    """Weighted mean of `per_box` over `avg_factor`.
+
+    Args:
+        eps: least union or hull to divide by, in square pixels, and least IoU to take the logarithm of.
+    """
 
     def __init__(self, eps: float = 1e-6, reduction: str = 'mean', loss_weight: float = 1.0):
         super().__init__()
@@ -42,12 +47,22 @@ class _BoxLoss(nn.Module):
         self.loss_weight = loss_weight
 
     def per_box(self, pred: Tensor, target: Tensor) -> Tensor:
+        """Loss (S,), or (S, 4), of each pair."""
         raise NotImplementedError
 
     def forward(
         self, pred: Tensor, target: Tensor, weight: Tensor | None = None, avg_factor: float | None = None
     ) -> Tensor:
-        return self.loss_weight * weighted_mean(self.per_box(pred.float(), target.float()), weight, avg_factor)
+        """Boxes (S, 4) and the ground truth (S, 4) that they should be. Of four weights of a box the mean counts.
+
+        Raises:
+            ValueError: shapes that do not fit each other.
+        """
+        check_pairs(pred, target)
+        loss = self.per_box(pred.float(), target.float())
+        if weight is not None and weight.shape == pred.shape and loss.dim() == 1:
+            weight = weight.mean(1)
+        return self.loss_weight * weighted_mean(loss, weight, avg_factor)
 
 
 @MODELS.register_module()
@@ -58,7 +73,7 @@ class IoULoss(_BoxLoss):
         super().__init__(**kwargs)
         self.mode = 'linear' if linear else mode
         if self.mode not in ('log', 'linear', 'square'):
-            raise ValueError(f"IoULoss: mode must be 'log', 'linear' or 'square', got {mode!r}")
+            raise UserError(f"IoULoss: mode must be 'log', 'linear' or 'square', got {mode!r}")
 
     def per_box(self, pred: Tensor, target: Tensor) -> Tensor:
         iou = _overlap(pred, target, self.eps)[0].clamp(min=self.eps)
@@ -85,7 +100,7 @@ class BoundedIoULoss(_BoxLoss):
         centre = ((target_size - shift) / (target_size + shift + self.eps)).clamp(min=0)
         side = torch.minimum(target_size / (size + self.eps), size / (target_size + self.eps))
         miss = 1 - torch.cat([centre, side], dim=1)
-        return F.smooth_l1_loss(miss, torch.zeros_like(miss), beta=self.beta, reduction='none').sum(1)
+        return F.smooth_l1_loss(miss, torch.zeros_like(miss), beta=self.beta, reduction='none')
 
 
 @MODELS.register_module()

@@ -1,117 +1,109 @@
 """ResNet and ResNeXt backbones.
 
 N images, C channels, H and W of the input; stage s in 0..3 has stride 4 * 2**s and base_channels * 2**s
-(x 4 for bottlenecks) channels.
+(x 4 for bottlenecks) channels C_s.
 """
 
 import torch
-from mmengine.logging import print_log
+from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mmdet.checkpoints import backbone_weights
-from mmdet.checkpoints.files import load_pretrained
-from mmdet.layers import BATCH_NORMS, build_conv_layer, build_norm_layer, conv_norm
-from mmdet.models.options import apply_init_cfg, only
+from mmdet.config.errors import UserError
+from mmdet.config.overrides import refuse_overrides
+from mmdet.layers import BATCH_NORMS, build_conv_layer, build_norm_layer, conv_norm, init_conv
 from mmdet.registry import MODELS
 
 
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and the shortcut (He et al. 2015, fig. 5 left); `style` and groups are a bottleneck's."""
+class Block(nn.Module):
+    """A chain of convolutions with norms, and the shortcut around it (He et al. 2015, fig. 5).
+
+    Args:
+        chain: arguments of each convolution: input and output channels, kernel, stride, padding, dilation, groups.
+        downsample: projection and norm that give x the shape of the chain's end; None for none.
+    """
+
+    def __init__(
+        self, chain: list[tuple[int, ...]], downsample: nn.Sequential | None, conv_cfg: dict | None, norm_cfg: dict
+    ):
+        super().__init__()
+        self.norm_names = []
+        for index, arguments in enumerate(chain, start=1):
+            self.add_module(f'conv{index}', build_conv_layer(conv_cfg, *arguments, bias=False))
+            name, norm = build_norm_layer(norm_cfg, arguments[1], postfix=index)
+            self.add_module(name, norm)
+            self.norm_names.append(name)
+        self.downsample = downsample
+
+    @property
+    def pairs(self) -> list[tuple[nn.Module, nn.Module]]:
+        """Each convolution of the chain and its norm."""
+        return [(getattr(self, f'conv{i}'), getattr(self, name)) for i, name in enumerate(self.norm_names, start=1)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C', H', W')."""
+        *first, last = self.pairs
+        out = x
+        for conv, norm in first:
+            out = conv_norm(conv, norm, out).relu_()
+        out = conv_norm(*last, out)
+        return (out + (x if self.downsample is None else conv_norm(*self.downsample, x))).relu_()
+
+
+class BasicBlock(Block):
+    """Two 3x3 convolutions; `style`, `groups` and `group_width` are a bottleneck's."""
 
     expansion = 1
 
-    def __init__(
-        self, in_channels, channels, stride, dilation, downsample, conv_cfg, norm_cfg, style, groups, group_width
-    ):
-        super().__init__()
-        self.conv1 = build_conv_layer(conv_cfg, in_channels, channels, 3, stride, dilation, dilation, bias=False)
-        self.norm1_name, norm1 = build_norm_layer(norm_cfg, channels, postfix=1)
-        self.add_module(self.norm1_name, norm1)
-        self.conv2 = build_conv_layer(conv_cfg, channels, channels, 3, padding=1, bias=False)
-        self.norm2_name, norm2 = build_norm_layer(norm_cfg, channels, postfix=2)
-        self.add_module(self.norm2_name, norm2)
-        self.downsample = downsample
-
-    def forward(self, x: Tensor) -> Tensor:
-        out = conv_norm(self.conv1, getattr(self, self.norm1_name), x).relu_()
-        out = conv_norm(self.conv2, getattr(self, self.norm2_name), out)
-        return (out + shortcut(self.downsample, x)).relu_()
-
-    @property
-    def last_norm(self) -> nn.Module:
-        return getattr(self, self.norm2_name)
+    def __init__(self, in_channels, channels, stride, dilation, style, groups, group_width, **common):
+        first = in_channels, channels, 3, stride, dilation, dilation
+        super().__init__([first, (channels, channels, 3, 1, 1)], **common)
 
 
-class Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1 convolutions and the shortcut (He et al. 2015, fig. 5 right; ResNeXt with groups).
+class Bottleneck(Block):
+    """1x1, 3x3, 1x1 convolutions, the second in groups in a ResNeXt.
 
     The stride sits in the 3x3 convolution for style 'pytorch', in the first 1x1 for 'caffe'.
     """
 
     expansion = 4
 
-    def __init__(
-        self, in_channels, channels, stride, dilation, downsample, conv_cfg, norm_cfg, style, groups, group_width
-    ):
-        super().__init__()
+    def __init__(self, in_channels, channels, stride, dilation, style, groups, group_width, **common):
         width = channels if groups == 1 else groups * group_width
         first_stride, stride = (1, stride) if style == 'pytorch' else (stride, 1)
-        self.conv1 = build_conv_layer(conv_cfg, in_channels, width, 1, first_stride, bias=False)
-        self.norm1_name, norm1 = build_norm_layer(norm_cfg, width, postfix=1)
-        self.add_module(self.norm1_name, norm1)
-        self.conv2 = build_conv_layer(conv_cfg, width, width, 3, stride, dilation, dilation, groups, bias=False)
-        self.norm2_name, norm2 = build_norm_layer(norm_cfg, width, postfix=2)
-        self.add_module(self.norm2_name, norm2)
-        self.conv3 = build_conv_layer(conv_cfg, width, channels * self.expansion, 1, bias=False)
-        self.norm3_name, norm3 = build_norm_layer(norm_cfg, channels * self.expansion, postfix=3)
-        self.add_module(self.norm3_name, norm3)
-        self.downsample = downsample
-
-    def forward(self, x: Tensor) -> Tensor:
-        out = conv_norm(self.conv1, getattr(self, self.norm1_name), x).relu_()
-        out = conv_norm(self.conv2, getattr(self, self.norm2_name), out).relu_()
-        out = conv_norm(self.conv3, getattr(self, self.norm3_name), out)
-        return (out + shortcut(self.downsample, x)).relu_()
-
-    @property
-    def last_norm(self) -> nn.Module:
-        return getattr(self, self.norm3_name)
-
-
-def shortcut(downsample: nn.Sequential | None, x: Tensor) -> Tensor:
-    return x if downsample is None else conv_norm(downsample[0], downsample[1], x)
-
-
-# depth: (block, blocks per stage)
-ARCHITECTURES = {
-    18: (BasicBlock, (2, 2, 2, 2)),
-    34: (BasicBlock, (3, 4, 6, 3)),
-    50: (Bottleneck, (3, 4, 6, 3)),
-    101: (Bottleneck, (3, 4, 23, 3)),
-    152: (Bottleneck, (3, 8, 36, 3)),
-}
+        first, last = (in_channels, width, 1, first_stride), (width, channels * self.expansion, 1)
+        super().__init__([first, (width, width, 3, stride, dilation, dilation, groups), last], **common)
 
 
 @MODELS.register_module()
-class ResNet(nn.Module):
+@refuse_overrides(make_res_layer='__init__', _make_stem_layer='__init__', make_stage_plugins='__init__')
+class ResNet(BaseModule):
     """ResNet (He et al. 2015), returning the maps of `out_indices`: (N, C_s, H / stride_s, W / stride_s).
 
     Args:
         depth: 18, 34, 50, 101 or 152.
-        frozen_stages: the stem and the stages up to this one are neither trained nor updated; -1 freezes nothing.
-        conv_cfg: kind of every convolution, ``dict(type='ConvWS')`` for standardised weights.
+        num_stages: of four, from the first on; `strides` and `dilations` have at least as many entries.
+        frozen_stages: the stem (0) and the stages 1 to this one are neither trained nor updated; -1 freezes nothing.
+        conv_cfg: kind of every convolution, ``dict(type='ConvWS')`` for standardised weights; see `mmdet.layers.build`.
         norm_cfg: norm of every convolution, with ``requires_grad=False`` to fix its scale and shift.
         norm_eval: keep all BatchNorm layers in eval mode, so that they use the pretrained statistics.
         style: 'pytorch' or 'caffe' (see `Bottleneck`).
         zero_init_residual: start every block as the identity (scale of its last norm 0).
         with_cp: recompute blocks in the backward pass to save memory.
-        init_cfg: ``dict(type='Pretrained', checkpoint='torchvision://resnet50' | 'open-mmlab://NAME' | path | url)``,
-            a backbone or a detector of any project that `mmdet.checkpoints` knows; or mmengine's random
-            initialisers; None keeps Kaiming normal.
-        stem_channels, deep_stem, avg_down, dcn, plugins: as mmdet 3's defaults; no others. `stage_with_dcn` has no
-            effect without `dcn`.
+        init_cfg: see `mmdet.models.init_weights`; None keeps Kaiming normal.
+
+    Raises:
+        UserError: options that do not go together.
     """
+
+    # depth: (block, blocks per stage)
+    arch_settings = {
+        18: (BasicBlock, (2, 2, 2, 2)),
+        34: (BasicBlock, (3, 4, 6, 3)),
+        50: (Bottleneck, (3, 4, 6, 3)),
+        101: (Bottleneck, (3, 4, 23, 3)),
+        152: (Bottleneck, (3, 8, 36, 3)),
+    }
 
     def __init__(
         self,
@@ -132,36 +124,29 @@ class ResNet(nn.Module):
         groups: int = 1,
         base_width: int = 64,
         init_cfg: dict | list[dict] | None = None,
-        stem_channels: int | None = None,
-        deep_stem: bool = False,
-        avg_down: bool = False,
-        dcn: dict | None = None,
-        stage_with_dcn: tuple[bool, ...] = (False, False, False, False),
-        plugins: list | None = None,
     ):
-        super().__init__()
-        if depth not in ARCHITECTURES:
-            raise ValueError(f'ResNet: no depth {depth}; choose one of {sorted(ARCHITECTURES)}')
+        super().__init__(init_cfg)
+        if depth not in self.arch_settings:
+            raise UserError(f'ResNet: no depth {depth}; choose one of {sorted(self.arch_settings)}')
+        block, blocks = self.arch_settings[depth]
         if style not in ('pytorch', 'caffe'):
-            raise ValueError(f"ResNet: style must be 'pytorch' or 'caffe', got {style!r}")
-        if max(out_indices) >= num_stages:
-            raise ValueError(f'ResNet: out_indices {tuple(out_indices)} reach past num_stages={num_stages}')
-        if groups > 1 and ARCHITECTURES[depth][0] is BasicBlock:
-            raise ValueError(f'ResNet: depth={depth} has no bottlenecks for groups={groups}; ResNeXt begins at 50')
-        only(
-            'ResNet',
-            deep_stem=(deep_stem, False),
-            avg_down=(avg_down, False),
-            dcn=(dcn, None),
-            plugins=(plugins, None),
-            stem_channels=(stem_channels or base_channels, base_channels),
-        )
-        block, blocks = ARCHITECTURES[depth]
+            raise UserError(f"ResNet: style must be 'pytorch' or 'caffe', got {style!r}")
+        most = min(len(blocks), len(strides), len(dilations))
+        if not 1 <= num_stages <= most:
+            raise UserError(
+                f'ResNet: num_stages={num_stages} must be 1 to {most}: there are {len(blocks)} stages, {len(strides)} '
+                f'strides and {len(dilations)} dilations'
+            )
+        if not out_indices or min(out_indices) < 0 or max(out_indices) >= num_stages:
+            raise UserError(f'ResNet: out_indices={tuple(out_indices)} must be 0 to {num_stages - 1} (num_stages - 1)')
+        if not -1 <= frozen_stages <= num_stages:
+            raise UserError(f'ResNet: frozen_stages={frozen_stages} must be -1 to {num_stages} (num_stages)')
+        if groups > 1 and block is BasicBlock:
+            raise UserError(f'ResNet: depth={depth} has no bottlenecks for groups={groups}; ResNeXt begins at 50')
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
         self.out_indices = tuple(out_indices)
         self.with_cp = with_cp
-        self.init_cfg = init_cfg
 
         self.conv1 = build_conv_layer(conv_cfg, in_channels, base_channels, 7, 2, 3, bias=False)
         self.norm1_name, norm1 = build_norm_layer(norm_cfg, base_channels, postfix=1)
@@ -179,58 +164,33 @@ class ResNet(nn.Module):
                         build_conv_layer(conv_cfg, channels, out_channels, 1, stride, bias=False),
                         build_norm_layer(norm_cfg, out_channels)[1],
                     )
-                layers.append(
-                    block(
-                        channels,
-                        base_channels * 2**stage,
-                        stride,
-                        dilations[stage],
-                        downsample,
-                        conv_cfg,
-                        norm_cfg,
-                        style,
-                        groups,
-                        base_width * 2**stage,
-                    )
-                )
+                layers.append(block(
+                    channels, base_channels * 2**stage, stride, dilations[stage], style, groups, base_width * 2**stage,
+                    downsample=downsample, conv_cfg=conv_cfg, norm_cfg=norm_cfg,
+                ))  # fmt: skip
                 channels = out_channels
             self.stages.append(f'layer{stage + 1}')
             self.add_module(self.stages[-1], nn.Sequential(*layers))
+        init_conv(self.conv1)
         for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode='fan_out', nonlinearity='relu')
-            elif zero_init_residual and isinstance(module, block) and module.last_norm.weight is not None:
-                nn.init.zeros_(module.last_norm.weight)
-        self._freeze()
-
-    def init_weights(self) -> None:
-        """Load the weights that `init_cfg` names, or initialise as it says; called by the Runner, before training."""
-        if not isinstance(self.init_cfg, dict) or self.init_cfg.get('type') != 'Pretrained':
-            apply_init_cfg(self, self.init_cfg)
-            return
-        if 'checkpoint' not in self.init_cfg:
-            raise ValueError(f"ResNet: init_cfg of type 'Pretrained' lacks its checkpoint: {dict(self.init_cfg)}")
-        uri = self.init_cfg['checkpoint']
-        state = backbone_weights(load_pretrained(uri), uri)
-        missing, unexpected = self.load_state_dict(state, strict=False)
-        missing = [key for key in missing if not key.endswith('num_batches_tracked')]
-        if missing or unexpected:
-            raise ValueError(
-                f'ResNet: {uri} is not a matching backbone: {len(missing)} keys missing (first: {missing[:3]}), '
-                f'{len(unexpected)} unexpected (first: {unexpected[:3]}); check depth, norm_cfg and the file'
-            )
-        print_log(f'backbone: {len(state)} arrays loaded from {uri}', logger='current')
+            if isinstance(module, block):
+                for conv, _ in module.pairs + ([] if module.downsample is None else [module.downsample]):
+                    init_conv(conv)
+                scale = getattr(module.pairs[-1][1], 'weight', None)
+                if zero_init_residual and scale is not None:
+                    nn.init.zeros_(scale)
+        self._freeze_stages()
 
     def train(self, mode: bool = True):
         super().train(mode)
-        self._freeze()
+        self._freeze_stages()
         if mode and self.norm_eval:
             for module in self.modules():
                 if isinstance(module, BATCH_NORMS):
                     module.eval()
         return self
 
-    def _freeze(self) -> None:
+    def _freeze_stages(self) -> None:
         if self.frozen_stages < 0:
             return
         stem = [self.conv1, getattr(self, self.norm1_name)]
@@ -239,7 +199,7 @@ class ResNet(nn.Module):
             module.requires_grad_(False)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Pictures (N, in_channels, H, W) -> the maps of `out_indices`, fine to coarse."""
+        """Images (N, in_channels, H, W) -> the maps of `out_indices`, fine to coarse."""
         x = conv_norm(self.conv1, getattr(self, self.norm1_name), x).relu_()
         x = nn.functional.max_pool2d(x, 3, 2, 1)
         outputs = []
@@ -252,11 +212,3 @@ class ResNet(nn.Module):
             if index in self.out_indices:
                 outputs.append(x)
         return tuple(outputs)
-
-
-@MODELS.register_module()
-class ResNeXt(ResNet):
-    """ResNeXt (Xie et al. 2016): bottlenecks whose 3x3 convolution has `groups` groups of `base_width` channels."""
-
-    def __init__(self, depth: int, groups: int = 32, base_width: int = 4, **kwargs):
-        super().__init__(depth, groups=groups, base_width=base_width, **kwargs)

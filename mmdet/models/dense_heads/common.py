@@ -1,17 +1,32 @@
 """What the heads that predict at every position of every level share.
 
-N images, A anchors per position, K values per anchor, M = sum over levels of H_l * W_l * A.
+N images, H_l and W_l of a level, A anchors per position, K values per anchor, M = sum over levels of H_l * W_l * A.
 """
 
 import torch
 from torch import Tensor
 
-from mmdet.models.task_modules.assigners import IGNORED
+from mmdet.config.errors import UserError
+from mmdet.models.task_modules.protocols import IGNORED, Assigner, Sampler
 from mmdet.structures import Target
 
 FAR_AWAY = -1e6  # pixels
 TRAIN_KEYS = ('assigner', 'sampler', 'allowed_border', 'pos_weight', 'debug')
 TEST_KEYS = ('nms_pre', 'nms', 'max_per_img', 'min_bbox_size')
+# What mmdetection's dense heads have and ours do not, and what to override instead.
+ELSEWHERE = dict(
+    _init_layers='__init__',
+    forward_single='forward',
+    get_anchors='forward',
+    get_targets='sample',
+    _get_targets_single='sample',
+    loss_by_feat='loss',
+    loss_by_feat_single='loss',
+    loss_and_predict='loss and predict',
+    predict_by_feat='predict',
+    _predict_by_feat_single='predict',
+    _bbox_post_process='predict',
+)
 
 
 def flatten_levels(maps: list[Tensor], values: int) -> Tensor:
@@ -21,10 +36,10 @@ def flatten_levels(maps: list[Tensor], values: int) -> Tensor:
 
 
 def trained_anchors(anchors: Tensor, target: Target, allowed_border: float | None) -> Tensor | None:
-    """Which anchors (M, 4) one picture trains, (M,) bool; None for all.
+    """Which anchors (M, 4) one image trains, (M,) bool; None for all.
 
     Args:
-        allowed_border: None for all. A number leaves out those centred on the batch's padding beyond the picture's own
+        allowed_border: None for all. A number leaves out those centred on the batch's padding beyond the image's own
             (to a multiple of `pad_size_divisor`) and, unless negative, those that reach so many pixels out of it.
     """
     if allowed_border is None or (allowed_border < 0 and target.pad_shape is None):
@@ -43,39 +58,31 @@ def trained_anchors(anchors: Tensor, target: Target, allowed_border: float | Non
 
 
 def sample_anchors(
-    anchors: Tensor, target: Target, assigner, sampler, allowed_border: float | None
+    anchors: Tensor, target: Target, assigner: Assigner, sampler: Sampler, allowed_border: float | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Indices of the positive and the negative anchors (M, 4) trained on, and each positive's ground truth."""
+    """Indices of the positive and the negative anchors (M, 4) trained on, and each positive's ground truth.
+
+    Raises:
+        UserError: `allowed_border` leaves no anchor.
+    """
     trained = trained_anchors(anchors, target, allowed_border)
     if trained is None:
-        matched, iou = assigner(anchors, target.boxes, target.ignored_boxes)
+        matched, iou = assigner.assign(anchors, target.boxes, target.ignored_boxes)
     else:  # the others go far away, where they overlap nothing; to select the trained ones would wait for a GPU
         anchors = anchors.where(trained[:, None], FAR_AWAY)
-        matched, iou = assigner(anchors, target.boxes, target.ignored_boxes)
+        matched, iou = assigner.assign(anchors, target.boxes, target.ignored_boxes)
         matched = matched.where(trained, IGNORED)
-    positive, negative = sampler(matched, iou)
+    positive, negative = sampler.sample(matched, iou)
     # asked last, and rarely: the host waits for the answer
     if trained is not None and allowed_border >= 0 and not len(positive) + len(negative) and not trained.any():
         height, width = target.image_shape
-        raise ValueError(
-            f'no anchor lies inside a picture of {height} x {width} pixels with allowed_border={allowed_border}; use '
-            'larger pictures or allowed_border=-1'
+        raise UserError(
+            f'no anchor lies inside an image of {height} x {width} pixels with allowed_border={allowed_border}; use '
+            'larger images or allowed_border=-1'
         )
     return positive, negative, matched[positive]
 
 
 def batch_rows(rows: list[Tensor], num_anchors: int) -> Tensor:
-    """Each picture's rows of its M = `num_anchors` anchors as rows of the batch's N * M, one picture after another."""
-    return torch.cat([image * num_anchors + r for image, r in enumerate(rows)])
-
-
-def number_kept(limit: int, count: int) -> int:
-    """How many of `count` to keep for ``nms_pre`` or ``max_per_img``: all where `limit` is 0 or negative."""
-    return min(limit, count) if limit > 0 else count
-
-
-def weight_positives(is_positive: Tensor, pos_weight: float) -> Tensor | None:
-    """``train_cfg.pos_weight`` as weights (S,) of the classification loss; None where it is not set (negative or 0)."""
-    if pos_weight <= 0:
-        return None
-    return torch.where(is_positive, float(pos_weight), 1.0)
+    """Each image's rows of its M = `num_anchors` anchors as rows of the batch's N * M, one image after another."""
+    return torch.cat([index * num_anchors + r for index, r in enumerate(rows)])

@@ -1,34 +1,37 @@
 """RetinaNet's head: classes and boxes at every position of every level.
 
-N images, L levels, A anchors per position, M anchors of a picture, C classes (C itself is the background), G
-ground-truth boxes; boxes are xyxy in pixels of the padded input.
+N images, L levels of H_l x W_l positions, A anchors per position, M = sum over levels of H_l * W_l * A anchors of an
+image, C classes (C itself is the background), G ground-truth boxes; boxes are xyxy in pixels of the padded input.
 """
 
 import math
+from functools import partial
 
 import torch
+from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from mmdet.layers import ConvModule
+from mmdet.config.errors import UserError
+from mmdet.config.overrides import refuse_overrides
+from mmdet.layers import conv_stack, init_conv
 from mmdet.models.dense_heads.common import (
+    ELSEWHERE,
     TEST_KEYS,
     TRAIN_KEYS,
     batch_rows,
     flatten_levels,
-    number_kept,
     sample_anchors,
-    weight_positives,
 )
-from mmdet.models.options import apply_init_cfg, check_keys, only
-from mmdet.models.roi_heads.standard_roi_head import Detections
-from mmdet.ops import apply_nms
+from mmdet.models.detections import Detections, keep_best, number_kept
+from mmdet.models.options import check_keys, weight_positives
 from mmdet.registry import MODELS, TASK_UTILS
 from mmdet.structures import Target
 from mmdet.structures.boxes import unscale_boxes
 
 
 @MODELS.register_module()
-class RetinaHead(nn.Module):
+@refuse_overrides(**ELSEWHERE)
+class RetinaHead(BaseModule):
     """Two towers of convolutions, shared by the levels, for class scores and box deltas (arXiv 1708.02002).
 
     Args:
@@ -38,6 +41,11 @@ class RetinaHead(nn.Module):
             `trained_anchors`.
         test_cfg: dict(score_thr, nms_pre, nms, max_per_img[, min_bbox_size]).
     """
+
+    @classmethod
+    def needs(cls, cfg: dict) -> dict[str, tuple[str, ...]]:
+        """Keys of train_cfg and test_cfg that have no default."""
+        return dict(train_cfg=('assigner',), test_cfg=('score_thr', 'nms', 'max_per_img'))
 
     def __init__(
         self,
@@ -62,9 +70,7 @@ class RetinaHead(nn.Module):
         train_cfg: dict | None = None,
         test_cfg: dict | None = None,
     ):
-        super().__init__()
-        uses_sigmoid = loss_cls.get('use_sigmoid', loss_cls['type'] == 'FocalLoss')
-        only('RetinaHead', use_sigmoid=(uses_sigmoid, True))
+        super().__init__(init_cfg)
         check_keys('train_cfg', train_cfg, TRAIN_KEYS)
         check_keys('test_cfg', test_cfg, (*TEST_KEYS, 'score_thr'))
         self.train_cfg = train_cfg or {}
@@ -73,39 +79,26 @@ class RetinaHead(nn.Module):
         self.anchor_generator = TASK_UTILS.build(anchor_generator)
         self.bbox_coder = TASK_UTILS.build(bbox_coder)
         self.loss_cls = MODELS.build(loss_cls)
+        if not getattr(self.loss_cls, 'use_sigmoid', True):
+            raise UserError(f'RetinaHead: loss_cls={loss_cls} needs use_sigmoid=True, an anchor has a logit a class')
         self.loss_bbox = MODELS.build(loss_bbox)
         self.test_cfg = test_cfg
         if train_cfg is not None:
             self.assigner = TASK_UTILS.build(train_cfg['assigner'])
             self.sampler = TASK_UTILS.build(train_cfg.get('sampler', dict(type='PseudoSampler')))
 
-        def tower() -> nn.ModuleList:
-            return nn.ModuleList(
-                ConvModule(
-                    in_channels if i == 0 else feat_channels,
-                    feat_channels,
-                    3,
-                    padding=1,
-                    conv_cfg=conv_cfg,
-                    norm_cfg=norm_cfg,
-                )
-                for i in range(stacked_convs)
-            )
-
         num_anchors = self.anchor_generator.num_base_anchors
         channels = feat_channels if stacked_convs else in_channels
-        self.cls_convs = tower()
-        self.reg_convs = tower()
+        tower = dict(conv_cfg=conv_cfg, norm_cfg=norm_cfg)
+        self.cls_convs = conv_stack(stacked_convs, in_channels, feat_channels, **tower)
+        self.reg_convs = conv_stack(stacked_convs, in_channels, feat_channels, **tower)
         self.retina_cls = nn.Conv2d(channels, num_anchors * num_classes, 3, padding=1)
         self.retina_reg = nn.Conv2d(channels, num_anchors * 4, 3, padding=1)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.normal_(module.weight, std=0.01)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        towers = (block.conv for block in (*self.cls_convs, *self.reg_convs))
+        for conv in (*towers, self.retina_cls, self.retina_reg):
+            init_conv(conv, partial(nn.init.normal_, std=0.01))
         # Every anchor starts at score 0.01, else the many negatives' loss would drown everything.
         nn.init.constant_(self.retina_cls.bias, -math.log(99))
-        apply_init_cfg(self, init_cfg)
 
     def forward(self, features: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, list[Tensor]]:
         """Logits (N, M, C), deltas (N, M, 4) and the anchors of each level."""
@@ -118,11 +111,14 @@ class RetinaHead(nn.Module):
                 reg = conv(reg)
             logits.append(self.retina_cls(cls))
             deltas.append(self.retina_reg(reg))
-        anchors = self.anchor_generator([x.shape[-2:] for x in features], features[0].device)
+        anchors = self.anchor_generator.grid_priors([x.shape[-2:] for x in features], device=features[0].device)
         return flatten_levels(logits, self.num_classes), flatten_levels(deltas, 4), anchors
 
     def loss(self, logits: Tensor, deltas: Tensor, anchors: list[Tensor], targets: list[Target]) -> dict:
-        """Both losses, divided by the number of positive anchors of the batch."""
+        """Both losses, divided by the number of positive anchors of the batch.
+
+        Args: logits (N, M, C), deltas (N, M, 4) and the anchors of each level, as `forward` gives them.
+        """
         anchors = torch.cat(anchors)
         sampled = [self.sample(anchors, target) for target in targets]
         positive = batch_rows([rows for rows, _, _ in sampled], len(anchors))
@@ -150,21 +146,22 @@ class RetinaHead(nn.Module):
 
     @torch.no_grad()
     def predict(self, logits: Tensor, deltas: Tensor, anchors: list[Tensor], metas: list[dict]) -> list[Detections]:
-        """Detections of each picture in its original pixels."""
-        sizes = [len(a) for a in anchors]
+        """Detections of each image in its original pixels."""
+        sizes = [len(level) for level in anchors]
         anchors = torch.cat(anchors)
-        return [self._predict_image(*image, anchors, sizes, meta) for *image, meta in zip(logits, deltas, metas)]
+        return [self._predict_image(*outputs, anchors, sizes, meta) for *outputs, meta in zip(logits, deltas, metas)]
 
     def _predict_image(
         self, logits: Tensor, deltas: Tensor, anchors: Tensor, sizes: list[int], meta: dict
     ) -> Detections:
+        """Of one image, from logits (M, C) and deltas (M, 4); `sizes` are the anchors of each level."""
         cfg = self.test_cfg
-        least = _logit(cfg['score_thr'])  # no need of all scores
+        threshold = _logit(cfg['score_thr'])  # no need of all scores
         best, index, start = [], [], 0
         for size in sizes:
             # The nms_pre best pairs of anchor and class of the level.
             level = logits[start : start + size].flatten()
-            candidates = (level > least).nonzero().squeeze(1)
+            candidates = (level > threshold).nonzero().squeeze(1)
             level_best, order = level[candidates].topk(number_kept(cfg.get('nms_pre', -1), len(candidates)))
             best.append(level_best)
             index.append(candidates[order] + start * self.num_classes)
@@ -177,9 +174,8 @@ class RetinaHead(nn.Module):
         if min_size >= 0:
             large = (self.bbox_coder.sides(boxes) > min_size).all(dim=1).nonzero().squeeze(1)
             boxes, scores, labels = boxes[large], scores[large], labels[large]
-        keep, kept_scores = apply_nms(boxes, scores, labels, cfg['nms'])
-        count = number_kept(cfg['max_per_img'], len(keep))
-        return Detections(boxes[keep[:count]], kept_scores[:count], labels[keep[:count]])
+        keep, scores = keep_best(boxes, scores, labels, cfg)
+        return Detections(boxes[keep], scores, labels[keep])
 
 
 def _logit(score: float) -> float:

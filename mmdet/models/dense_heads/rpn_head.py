@@ -1,31 +1,36 @@
 """Region proposal network.
 
-N images, L levels, A anchors per position, M = sum over levels of H_l * W_l * A anchors of a picture, G ground-truth
-boxes; boxes are xyxy in pixels of the padded input.
+N images, L levels of H_l x W_l positions, A anchors per position, M = sum over levels of H_l * W_l * A anchors of an
+image, G ground-truth boxes, P proposals; boxes are xyxy in pixels of the padded input.
 """
+
+from functools import partial
 
 import torch
 import torch.nn.functional as F
+from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from mmdet.layers import ConvModule
+from mmdet.config.errors import UserError
+from mmdet.config.overrides import refuse_overrides
+from mmdet.layers import conv_stack, init_conv
 from mmdet.models.dense_heads.common import (
+    ELSEWHERE,
     TEST_KEYS,
     TRAIN_KEYS,
     batch_rows,
     flatten_levels,
-    number_kept,
     sample_anchors,
-    weight_positives,
 )
-from mmdet.models.options import apply_init_cfg, check_keys, only
-from mmdet.ops import apply_nms
+from mmdet.models.detections import keep_best, number_kept
+from mmdet.models.options import check_keys, weight_positives
 from mmdet.registry import MODELS, TASK_UTILS
 from mmdet.structures import Target
 
 
 @MODELS.register_module()
-class RPNHead(nn.Module):
+@refuse_overrides(**ELSEWHERE)
+class RPNHead(BaseModule):
     """Objectness and box deltas for every anchor (Faster R-CNN, section 3.1).
 
     Args:
@@ -35,6 +40,11 @@ class RPNHead(nn.Module):
         test_cfg: dict(nms_pre, nms, max_per_img, min_bbox_size), used for the proposals in training too unless
             the detector's train_cfg has rpn_proposal.
     """
+
+    @classmethod
+    def needs(cls, cfg: dict) -> dict[str, tuple[str, ...]]:
+        """Keys of train_cfg and test_cfg that have no default."""
+        return dict(train_cfg=('assigner',), test_cfg=('nms', 'max_per_img'))
 
     def __init__(
         self,
@@ -48,13 +58,11 @@ class RPNHead(nn.Module):
         loss_cls: dict = dict(type='CrossEntropyLoss', use_sigmoid=True),
         loss_bbox: dict = dict(type='SmoothL1Loss', beta=1 / 9),
         reg_decoded_bbox: bool = False,
-        num_classes: int = 1,
         init_cfg: dict | list[dict] | None = None,
         train_cfg: dict | None = None,
         test_cfg: dict | None = None,
     ):
-        super().__init__()
-        only('RPNHead', num_classes=(num_classes, 1), use_sigmoid=(loss_cls.get('use_sigmoid', False), True))
+        super().__init__(init_cfg)
         check_keys('train_cfg.rpn', train_cfg, TRAIN_KEYS)
         check_keys('test_cfg.rpn', test_cfg, TEST_KEYS)
         self.reg_decoded_bbox = reg_decoded_bbox
@@ -62,6 +70,8 @@ class RPNHead(nn.Module):
         self.anchor_generator = TASK_UTILS.build(anchor_generator)
         self.bbox_coder = TASK_UTILS.build(bbox_coder)
         self.loss_cls = MODELS.build(loss_cls)
+        if not getattr(self.loss_cls, 'use_sigmoid', True):
+            raise UserError(f'RPNHead: loss_cls={loss_cls} needs use_sigmoid=True, an anchor has one logit')
         self.loss_bbox = MODELS.build(loss_bbox)
         self.test_cfg = test_cfg
         if train_cfg is not None:
@@ -70,31 +80,26 @@ class RPNHead(nn.Module):
         if num_convs == 1:
             self.rpn_conv = nn.Conv2d(in_channels, feat_channels, 3, padding=1)
         else:
-            self.rpn_conv = nn.Sequential(
-                *(
-                    ConvModule(in_channels if i == 0 else feat_channels, feat_channels, 3, padding=1)
-                    for i in range(num_convs)
-                )
-            )
+            self.rpn_conv = nn.Sequential(*conv_stack(num_convs, in_channels, feat_channels))
         num_anchors = self.anchor_generator.num_base_anchors
         self.rpn_cls = nn.Conv2d(feat_channels, num_anchors, 1)
         self.rpn_reg = nn.Conv2d(feat_channels, num_anchors * 4, 1)
         for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.normal_(module.weight, std=0.01)
-                nn.init.zeros_(module.bias)
-        apply_init_cfg(self, init_cfg)
+            init_conv(module, partial(nn.init.normal_, std=0.01))
 
     def forward(self, features: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, list[Tensor]]:
         """Logits (N, M), deltas (N, M, 4) and the anchors of each level."""
         hidden = [F.relu(self.rpn_conv(x)) for x in features]
         logits = flatten_levels([self.rpn_cls(x) for x in hidden], 1).squeeze(-1)
         deltas = flatten_levels([self.rpn_reg(x) for x in hidden], 4)
-        anchors = self.anchor_generator([x.shape[-2:] for x in features], features[0].device)
+        anchors = self.anchor_generator.grid_priors([x.shape[-2:] for x in features], device=features[0].device)
         return logits, deltas, anchors
 
     def loss(self, logits: Tensor, deltas: Tensor, anchors: list[Tensor], targets: list[Target]) -> dict:
-        """Both losses, averaged over all sampled anchors of the batch."""
+        """Both losses, averaged over all sampled anchors of the batch.
+
+        Args: logits (N, M), deltas (N, M, 4) and the anchors of each level, as `forward` gives them.
+        """
         anchors = torch.cat(anchors)
         sampled = [self.sample(anchors, target) for target in targets]
         positive = batch_rows([rows for rows, _, _ in sampled], len(anchors))
@@ -128,7 +133,7 @@ class RPNHead(nn.Module):
         image_shapes: list[tuple[int, int]],
         cfg: dict | None = None,
     ) -> list[tuple[Tensor, Tensor]]:
-        """Proposals (P, 4) and their scores (P,) of each picture, best first, P <= max_per_img."""
+        """Proposals (P, 4) and their scores (P,) of each image, best first, P <= max_per_img."""
         cfg = cfg or self.test_cfg
         # The nms_pre best of each level, for the whole batch at once.
         best, levels, start = [], [], 0
@@ -148,7 +153,6 @@ class RPNHead(nn.Module):
             # Boxes clipped to nothing are dropped; a diverged (NaN) delta is, too.
             valid = (self.bbox_coder.sides(image_boxes) > cfg.get('min_bbox_size', 0)).all(dim=1).nonzero().squeeze(1)
             image_boxes, image_scores = image_boxes[valid], image_scores[valid]
-            keep, kept_scores = apply_nms(image_boxes, image_scores, levels[valid], cfg['nms'])
-            count = number_kept(cfg['max_per_img'], len(keep))
-            proposals.append((image_boxes[keep[:count]], kept_scores[:count]))
+            keep, kept_scores = keep_best(image_boxes, image_scores, levels[valid], cfg)
+            proposals.append((image_boxes[keep], kept_scores))
         return proposals

@@ -1,117 +1,92 @@
-"""Detectors without a second stage: RetinaNet, and the region proposal network alone.
+"""Detectors of one head that looks at every position.
 
-N images, H and W of the padded batch.
+N images, C channels, H and W of the padded batch.
 """
 
 import torch
 from mmengine.model import BaseModel
-from mmengine.structures import InstanceData
-from torch import Tensor
+from torch import Tensor, nn
 
+from mmdet.config.overrides import refuse_overrides
 from mmdet.models.data_preprocessor import to_target
-from mmdet.models.options import build_neck, check_keys, init_detector_weights
-from mmdet.models.roi_heads.standard_roi_head import Detections
+from mmdet.models.detections import Detections
+from mmdet.models.detectors.parts import build_backbone, build_neck, build_preprocessor
+from mmdet.models.initialize import init_weights
+from mmdet.models.settings import check_heads
 from mmdet.registry import MODELS
-from mmdet.structures import DetDataSample, Target
-from mmdet.structures.boxes import unscale_boxes
+from mmdet.structures import DetDataSample
 
 
-class _OneStage(BaseModel):
-    """Backbone, neck and one head; what the head is given and gives is the subclass's business."""
+@refuse_overrides(_forward='forward', add_pred_to_datasample='predict')
+class SingleStageDetector(BaseModel):
+    """Backbone, neck and one dense head, such as `RetinaHead`.
+
+    Args:
+        train_cfg, test_cfg: those of the head.
+        init_cfg: see `mmdet.models.init_weights`.
+    """
+
+    head_name = 'bbox_head'
+    settings_key = ''  # of train_cfg and test_cfg: the part that is the head's, '' for the whole
+
+    @classmethod
+    def check_config(cls, cfg: dict, path: str, whole: dict, training: bool) -> None:
+        check_heads(cfg, path, training, {cls.head_name: cls.settings_key})
+
+    @classmethod
+    def predicts(cls, cfg: dict) -> set[str]:
+        """The fields of `pred_instances`, by the detector's config."""
+        return {'bboxes', 'scores', 'labels'}
 
     def __init__(
         self,
         backbone: dict,
         neck: dict | list[dict] | None,
-        head: dict,
-        data_preprocessor: dict | None,
-        init_cfg: dict | None,
-        head_name: str,
-    ):
-        super().__init__(data_preprocessor=MODELS.build(data_preprocessor or dict(type='DetDataPreprocessor')))
-        self.backbone = MODELS.build(backbone)
-        self.neck = build_neck(neck)
-        self.add_module(head_name, MODELS.build(head))
-        self.init_cfg = init_cfg
-
-    def init_weights(self) -> None:
-        """Load pretrained weights; the random initialisation is done when the layers are made."""
-        init_detector_weights(self)
-
-    def forward(self, inputs: Tensor, data_samples: list[DetDataSample] | None = None, mode: str = 'tensor'):
-        """Batch (N, 3, H, W) -> losses ('loss'), the samples with `pred_instances` ('predict'), maps ('tensor')."""
-        features = self.backbone(inputs)
-        if self.neck is not None:
-            features = self.neck(features)
-        if mode == 'loss':
-            return self.loss(features, [to_target(sample, inputs.device) for sample in data_samples])
-        if mode == 'predict':
-            for sample, found in zip(data_samples, self.predict(features, [s.metainfo for s in data_samples])):
-                sample.pred_instances = InstanceData(bboxes=found.boxes, scores=found.scores, labels=found.labels)
-            return data_samples
-        return features
-
-
-@MODELS.register_module()
-class RetinaNet(_OneStage):
-    """Dense detector with focal loss (Lin et al. 2017).
-
-    Args:
-        train_cfg, test_cfg: those of the head.
-    """
-
-    def __init__(
-        self,
-        backbone: dict,
-        neck: dict | list[dict],
         bbox_head: dict,
         train_cfg: dict | None = None,
         test_cfg: dict | None = None,
         data_preprocessor: dict | None = None,
-        init_cfg: dict | None = None,
+        init_cfg: dict | list[dict] | None = None,
     ):
-        head = dict(bbox_head, train_cfg=train_cfg, test_cfg=test_cfg)
-        super().__init__(backbone, neck, head, data_preprocessor, init_cfg, 'bbox_head')
+        super().__init__(build_preprocessor(data_preprocessor), init_cfg)
+        self.backbone = build_backbone(backbone)
+        self.neck = build_neck(neck)
+        self.add_module(self.head_name, MODELS.build(dict(bbox_head, train_cfg=train_cfg, test_cfg=test_cfg)))
 
-    def loss(self, features: tuple[Tensor, ...], targets: list[Target]) -> dict[str, Tensor]:
-        return self.bbox_head.loss(*self.bbox_head(features), targets)
+    @property
+    def head(self) -> nn.Module:
+        return getattr(self, self.head_name)
+
+    def init_weights(self) -> None:
+        """Called by the Runner once, before training."""
+        init_weights(self)
+
+    def forward(self, inputs: Tensor, data_samples: list[DetDataSample] | None = None, mode: str = 'tensor'):
+        """Batch (N, C, H, W) -> losses ('loss'), the samples with `pred_instances` ('predict'), maps ('tensor')."""
+        if mode == 'loss':
+            return self.loss(inputs, data_samples)
+        if mode == 'predict':
+            return self.predict(inputs, data_samples)
+        return self.extract_feat(inputs)
+
+    def extract_feat(self, inputs: Tensor) -> tuple[Tensor, ...]:
+        """The maps of all levels, fine to coarse."""
+        features = self.backbone(inputs)
+        return features if self.neck is None else self.neck(features)
+
+    def loss(self, inputs: Tensor, data_samples: list[DetDataSample]) -> dict[str, Tensor]:
+        """Losses of the head by their names."""
+        outputs = self.head(self.extract_feat(inputs))
+        return self.head.loss(*outputs, [to_target(sample, inputs.device) for sample in data_samples])
 
     @torch.no_grad()
-    def predict(self, features: tuple[Tensor, ...], metas: list[dict]) -> list[Detections]:
-        return self.bbox_head.predict(*self.bbox_head(features), metas)
+    def predict(self, inputs: Tensor, data_samples: list[DetDataSample]) -> list[DetDataSample]:
+        """The samples with `pred_instances`, in pixels of the original images."""
+        outputs = self.head(self.extract_feat(inputs))
+        for sample, found in zip(data_samples, self.detections(outputs, [s.metainfo for s in data_samples])):
+            sample.pred_instances = found.to_instances()
+        return data_samples
 
-
-@MODELS.register_module()
-class RPN(_OneStage):
-    """The region proposal network alone; its detections are proposals with label 0.
-
-    Args:
-        train_cfg: dict(rpn=dict(assigner, sampler)).
-        test_cfg: dict(rpn=dict(nms_pre, nms, max_per_img, min_bbox_size)).
-    """
-
-    def __init__(
-        self,
-        backbone: dict,
-        neck: dict | list[dict] | None,
-        rpn_head: dict,
-        train_cfg: dict | None = None,
-        test_cfg: dict | None = None,
-        data_preprocessor: dict | None = None,
-        init_cfg: dict | None = None,
-    ):
-        check_keys('train_cfg', train_cfg, ('rpn', 'rpn_proposal'))
-        check_keys('test_cfg', test_cfg, ('rpn',))
-        head = dict(rpn_head, train_cfg=(train_cfg or {}).get('rpn'), test_cfg=(test_cfg or {}).get('rpn'))
-        super().__init__(backbone, neck, head, data_preprocessor, init_cfg, 'rpn_head')
-
-    def loss(self, features: tuple[Tensor, ...], targets: list[Target]) -> dict[str, Tensor]:
-        return self.rpn_head.loss(*self.rpn_head(features), targets)
-
-    @torch.no_grad()
-    def predict(self, features: tuple[Tensor, ...], metas: list[dict]) -> list[Detections]:
-        proposals = self.rpn_head.predict(*self.rpn_head(features), [meta['img_shape'][:2] for meta in metas])
-        return [
-            Detections(unscale_boxes(boxes, meta['scale_factor']), scores, torch.zeros_like(scores, dtype=torch.int64))
-            for (boxes, scores), meta in zip(proposals, metas)
-        ]
+    def detections(self, outputs: tuple, metas: list[dict]) -> list[Detections]:
+        """Detections of each image, from what the head's `forward` gives."""
+        return self.head.predict(*outputs, metas)

@@ -1,13 +1,16 @@
 """Balanced feature pyramid of Libra R-CNN.
 
-L levels, fine to coarse, (N, C, H_l, W_l) each; P = H_r * W_r positions of the level that is refined.
+N images; L levels, fine to coarse, (N, C, H_l, W_l) each; P = H_r * W_r positions of the level that is refined.
 """
 
+from functools import partial
+
 import torch.nn.functional as F
+from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from mmdet.layers import ConvModule
-from mmdet.models.options import apply_init_cfg
+from mmdet.config.errors import UserError
+from mmdet.layers import ConvModule, init_conv
 from mmdet.registry import MODELS
 
 
@@ -24,10 +27,13 @@ class NonLocal(nn.Module):
         self.conv_out = ConvModule(channels, channels, 1, norm_cfg=norm_cfg, **common)
         self.theta = ConvModule(channels, channels, 1, **common)
         self.phi = ConvModule(channels, channels, 1, **common)
-        for conv in (self.g, self.theta, self.phi):
-            nn.init.normal_(conv.conv.weight, std=0.01)
-        nn.init.xavier_uniform_(self.conv_out.conv.weight)
-        nn.init.zeros_((self.conv_out.conv if norm_cfg is None else self.conv_out.norm).weight)
+        for block in (self.g, self.theta, self.phi):
+            init_conv(block.conv, partial(nn.init.normal_, std=0.01))
+        init_conv(self.conv_out.conv, nn.init.xavier_uniform_)
+        if norm_cfg is None:
+            init_conv(self.conv_out.conv, nn.init.zeros_)
+        else:
+            nn.init.zeros_(self.conv_out.norm.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H_r, W_r) -> the same shape."""
@@ -38,7 +44,7 @@ class NonLocal(nn.Module):
 
 
 @MODELS.register_module()
-class BFP(nn.Module):
+class BFP(BaseModule):
     """The mean of all levels, refined and added to each (arXiv 1904.02701, section 3.2); follows an FPN.
 
     Args:
@@ -46,6 +52,9 @@ class BFP(nn.Module):
         num_levels: L.
         refine_level: the level whose size the mean has.
         refine_type: 'non_local', 'conv' or None.
+
+    Raises:
+        UserError: options that do not go together.
     """
 
     def __init__(
@@ -58,9 +67,9 @@ class BFP(nn.Module):
         norm_cfg: dict | None = None,
         init_cfg: dict | list[dict] | None = None,
     ):
-        super().__init__()
+        super().__init__(init_cfg)
         if refine_type not in (None, 'conv', 'non_local') or not 0 <= refine_level < num_levels:
-            raise ValueError(
+            raise UserError(
                 f"BFP: refine_type={refine_type!r} must be 'non_local', 'conv' or None, "
                 f'and refine_level={refine_level} one of the {num_levels} levels'
             )
@@ -72,12 +81,11 @@ class BFP(nn.Module):
             self.refine = ConvModule(in_channels, in_channels, 3, padding=1, **common)
         elif refine_type == 'non_local':
             self.refine = NonLocal(in_channels, **common)
-        apply_init_cfg(self, init_cfg)
 
     def forward(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """L maps -> L maps of the same shapes."""
         if len(inputs) != self.num_levels:
-            raise ValueError(f'BFP: {len(inputs)} maps for num_levels={self.num_levels}')
+            raise UserError(f'BFP: {len(inputs)} maps for num_levels={self.num_levels}')
         size = inputs[self.refine_level].shape[-2:]
         mean = sum(resize(x, size) for x in inputs) / len(inputs)
         if self.refine is not None:

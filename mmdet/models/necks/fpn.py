@@ -1,28 +1,33 @@
 """Feature pyramid.
 
-L levels in, fine to coarse, (N, C_l, H_l, W_l); `num_outs` levels out, (N, out_channels, H_l, W_l).
+N images; L levels in, fine to coarse, (N, C_l, H_l, W_l); `num_outs` levels out, (N, out_channels, H_l, W_l).
 """
 
 import torch.nn.functional as F
+from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from mmdet.layers import ConvModule
-from mmdet.models.options import apply_init_cfg, only
+from mmdet.config.errors import UserError
+from mmdet.layers import ConvModule, init_conv
 from mmdet.registry import MODELS
 
 
 @MODELS.register_module()
-class FPN(nn.Module):
+class FPN(BaseModule):
     """Feature Pyramid Network (Lin et al. 2016).
 
     Args:
         in_channels: channels of each input map.
         num_outs: number of maps returned; those beyond the inputs come from subsampling the coarsest by 2
             (`add_extra_convs` False) or from stride-2 convolutions ('on_input', 'on_lateral', 'on_output').
-        start_level, end_level: the inputs used, end included; -1 is the last.
+        start_level, end_level: the inputs used, both included; ``end_level=-1`` is the last.
         relu_before_extra_convs: ReLU before every extra convolution but the first.
         no_norm_on_lateral: norm only on the 3x3 output convolutions.
-        upsample_cfg: dict(mode=...) of F.interpolate, with which a coarse map joins the finer one.
+        upsample_cfg: dict(mode=...) of F.interpolate, with which a coarse map joins the finer one. It goes to the finer
+            map's size and not by a factor, so that `mmdet.layers.build` is not asked.
+
+    Raises:
+        UserError: levels that are not there, or too few outputs for them.
     """
 
     def __init__(
@@ -41,21 +46,28 @@ class FPN(nn.Module):
         upsample_cfg: dict = dict(mode='nearest'),
         init_cfg: dict | list[dict] | None = None,
     ):
-        super().__init__()
+        super().__init__(init_cfg)
         self.num_inputs = len(in_channels)
+        last = self.num_inputs - 1 if end_level == -1 else end_level
+        if not 0 <= start_level <= last < self.num_inputs:
+            raise UserError(
+                f'FPN: start_level={start_level}, end_level={end_level} are not among the {self.num_inputs} inputs of '
+                'in_channels, counted from 0'
+            )
         self.start_level = start_level
-        self.end_level = len(in_channels) if end_level == -1 else end_level + 1
+        self.end_level = last + 1
         used = in_channels[self.start_level : self.end_level]
         if num_outs < len(used):
-            raise ValueError(f'FPN: num_outs={num_outs} is less than the {len(used)} levels it is built on')
+            raise UserError(f'FPN: num_outs={num_outs} is less than the {len(used)} levels it is built on')
         self.add_extra_convs = 'on_input' if add_extra_convs is True else add_extra_convs
         if self.add_extra_convs not in (False, 'on_input', 'on_lateral', 'on_output'):
-            raise ValueError(
+            raise UserError(
                 f"FPN: add_extra_convs must be False, 'on_input', 'on_lateral' or 'on_output', got {add_extra_convs!r}"
             )
         self.relu_before_extra_convs = relu_before_extra_convs
         self.num_outs = num_outs
-        only('FPN', upsample_cfg=(dict(upsample_cfg, mode=None), dict(mode=None)))
+        if set(upsample_cfg) != {'mode'}:
+            raise UserError(f"FPN: upsample_cfg={upsample_cfg} has one key here, such as dict(mode='nearest')")
         self.upsample_mode = upsample_cfg['mode']
 
         lateral_norm = None if no_norm_on_lateral else norm_cfg
@@ -72,15 +84,13 @@ class FPN(nn.Module):
                 self.fpn_convs.append(
                     ConvModule(channels, out_channels, 3, stride=2, padding=1, norm_cfg=norm_cfg, **common)
                 )
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.xavier_uniform_(module.weight)
-        apply_init_cfg(self, init_cfg)
+        for block in (*self.lateral_convs, *self.fpn_convs):
+            init_conv(block.conv, nn.init.xavier_uniform_)
 
     def forward(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """L maps (N, C_l, H_l, W_l) -> `num_outs` maps (N, out_channels, H_l, W_l), fine to coarse."""
         if len(inputs) != self.num_inputs:
-            raise ValueError(f'FPN: {self.num_inputs} entries of in_channels for {len(inputs)} maps of the backbone')
+            raise UserError(f'FPN: {self.num_inputs} entries of in_channels for {len(inputs)} maps of the backbone')
         laterals = [conv(x) for conv, x in zip(self.lateral_convs, inputs[self.start_level : self.end_level])]
         for level in range(len(laterals) - 1, 0, -1):
             finer = laterals[level - 1]

@@ -1,17 +1,12 @@
 """Heads that look at regions of interest."""
 
-from mmdet.models.roi_heads.bbox_head import ConvFCBBoxHead, Shared2FCBBoxHead, Shared4Conv1FCBBoxHead
 from mmdet.models.roi_heads.cascade_roi_head import CascadeRoIHead
-from mmdet.models.roi_heads.mask_head import FCNMaskHead
-from mmdet.models.roi_heads.roi_extractor import SingleRoIExtractor
+from mmdet.models.roi_heads.convfc_bbox_head import ConvFCBBoxHead, Shared2FCBBoxHead, Shared4Conv1FCBBoxHead
+from mmdet.models.roi_heads.fcn_mask_head import FCNMaskHead
+from mmdet.models.roi_heads.single_level_roi_extractor import SingleRoIExtractor
 from mmdet.models.roi_heads.standard_roi_head import StandardRoIHead
 
 __all__ = [
-    'CascadeRoIHead',
-    'ConvFCBBoxHead',
-    'FCNMaskHead',
-    'Shared2FCBBoxHead',
-    'Shared4Conv1FCBBoxHead',
-    'SingleRoIExtractor',
-    'StandardRoIHead',
-]
+    'CascadeRoIHead', 'ConvFCBBoxHead', 'FCNMaskHead', 'Shared2FCBBoxHead', 'Shared4Conv1FCBBoxHead',
+    'SingleRoIExtractor', 'StandardRoIHead',
+]  # fmt: skip

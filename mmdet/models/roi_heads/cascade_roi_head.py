@@ -1,35 +1,42 @@
 """Cascade R-CNN's second stage: box heads in a row, each trained on the boxes of the one before.
 
-N images, P proposals and G ground-truth boxes of a picture, R sampled RoIs of the batch, C classes (C itself is the
+N images, P proposals of an image, R sampled RoIs of the batch, D detections of an image, C classes (C itself is the
 background); boxes are xyxy in input pixels unless said otherwise.
 """
 
+from functools import partial
+
 import torch
+from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from mmdet.models.options import apply_init_cfg, check_keys, only
-from mmdet.models.roi_heads.bbox_head import ConvFCBBoxHead
-from mmdet.models.roi_heads.roi_extractor import to_rois
-from mmdet.models.roi_heads.standard_roi_head import (
+from mmdet.config.errors import UserError
+from mmdet.config.overrides import refuse_overrides
+from mmdet.models.detections import Detections
+from mmdet.models.options import check_keys
+from mmdet.models.roi_heads.common import (
+    ELSEWHERE,
     TEST_KEYS,
     TRAIN_KEYS,
-    Detections,
     Sampled,
+    bbox_loss,
     candidate_losses,
     detect,
+    mask_loss,
     masks_of,
-    positives_mask_loss,
+    needed_settings,
     positives_on_host,
     sample_rois,
-    sampled_loss,
 )
+from mmdet.models.roi_heads.single_level_roi_extractor import to_rois
 from mmdet.registry import MODELS, TASK_UTILS
 from mmdet.structures import Target
 from mmdet.structures.boxes import scale_boxes
 
 
 @MODELS.register_module()
-class CascadeRoIHead(nn.Module):
+@refuse_overrides(**ELSEWHERE)
+class CascadeRoIHead(BaseModule):
     """`num_stages` box heads, each with its own IoU threshold, and as many mask heads if given (arXiv 1712.00726).
 
     Args:
@@ -39,6 +46,8 @@ class CascadeRoIHead(nn.Module):
         test_cfg: dict(score_thr, nms, max_per_img, mask_thr_binary).
         average: scores are of the stages' mean 'logits' (mmdetection), or their mean 'probabilities' (detectron2).
     """
+
+    needs = staticmethod(needed_settings)
 
     def __init__(
         self,
@@ -50,19 +59,17 @@ class CascadeRoIHead(nn.Module):
         mask_head: dict | list[dict] | None = None,
         train_cfg: list[dict] | None = None,
         test_cfg: dict | None = None,
-        shared_head: dict | None = None,
         init_cfg: dict | list[dict] | None = None,
         average: str = 'logits',
     ):
-        super().__init__()
-        only('CascadeRoIHead', shared_head=(shared_head, None))
+        super().__init__(init_cfg)
         if average not in ('logits', 'probabilities'):
-            raise ValueError(f"CascadeRoIHead: average={average!r} is neither 'logits' nor 'probabilities'")
+            raise UserError(f"CascadeRoIHead: average={average!r} is neither 'logits' nor 'probabilities'")
         check_keys('test_cfg.rcnn', test_cfg, TEST_KEYS)
         for index, cfg in enumerate(train_cfg or ()):
             check_keys(f'train_cfg.rcnn.{index}', cfg, TRAIN_KEYS)
         if len(stage_loss_weights) != num_stages:
-            raise ValueError(
+            raise UserError(
                 f'CascadeRoIHead: {len(stage_loss_weights)} entries of stage_loss_weights for num_stages={num_stages}'
             )
         self.num_stages = num_stages
@@ -74,7 +81,7 @@ class CascadeRoIHead(nn.Module):
         def per_stage(name: str, cfg: dict | list[dict]) -> nn.ModuleList:
             cfgs = cfg if isinstance(cfg, (list, tuple)) else [cfg] * num_stages
             if len(cfgs) != num_stages:
-                raise ValueError(f'CascadeRoIHead: {len(cfgs)} entries of {name} for num_stages={num_stages}')
+                raise UserError(f'CascadeRoIHead: {len(cfgs)} entries of {name} for num_stages={num_stages}')
             return nn.ModuleList(MODELS.build(c) for c in cfgs)
 
         self.bbox_roi_extractor = per_stage('bbox_roi_extractor', bbox_roi_extractor)
@@ -85,87 +92,67 @@ class CascadeRoIHead(nn.Module):
             self.mask_head = per_stage('mask_head', mask_head)
         if train_cfg is not None:
             if len(train_cfg) != num_stages:
-                raise ValueError(f'CascadeRoIHead: {len(train_cfg)} entries of train_cfg for num_stages={num_stages}')
+                raise UserError(f'CascadeRoIHead: {len(train_cfg)} entries of train_cfg for num_stages={num_stages}')
             self.assigners = [TASK_UTILS.build(cfg['assigner']) for cfg in train_cfg]
             self.samplers = [TASK_UTILS.build(cfg['sampler']) for cfg in train_cfg]
-        apply_init_cfg(self, init_cfg)
 
     @property
     def num_classes(self) -> int:
         return self.bbox_head[0].num_classes
 
     def forward(self, features: tuple[Tensor, ...], boxes: list[Tensor], stage: int) -> tuple[Tensor, Tensor]:
-        """Logits (R, C + 1) and deltas (R, C or 1, 4) of one stage."""
+        """Logits (R, C + 1) and deltas (R, C or 1, 4) of one stage for the boxes [(n_i, 4)] of each image."""
         return self.bbox_head[stage](self.bbox_roi_extractor[stage](features, to_rois(boxes)))
+
+    @torch.no_grad()
+    def sample(
+        self, features: tuple[Tensor, ...], proposals: list[Tensor], targets: list[Target], stage: int
+    ) -> list[Sampled]:
+        """The RoIs of each image that a stage is trained on, from what the one before gives (P, 4)."""
+        assigner, sampler = self.assigners[stage], self.samplers[stage]
+        forward = partial(self, features, stage=stage)
+        return [
+            sample_rois(assigner, sampler, boxes, target, self.num_classes, candidate_losses(forward, index))
+            for index, (boxes, target) in enumerate(zip(proposals, targets))
+        ]
 
     def loss(self, features: tuple[Tensor, ...], proposals: list[Tensor], targets: list[Target]) -> dict:
         """Losses of all stages, named 's0.loss_cls' and so on; the first stage gets proposals [(P, 4)]."""
         losses = {}
         for stage, weight in enumerate(self.stage_loss_weights):
-            with torch.no_grad():
-                sampled = [
-                    sample_rois(
-                        self.assigners[stage],
-                        self.samplers[stage],
-                        boxes,
-                        target,
-                        self.num_classes,
-                        candidate_losses(self.bbox_head[stage], self.bbox_roi_extractor[stage], features, i),
-                    )
-                    for i, (boxes, target) in enumerate(zip(proposals, targets))
-                ]
+            sampled = self.sample(features, proposals, targets, stage)
             positives = positives_on_host(sampled) if self.mask_head is not None else ()
-            boxes = [s.boxes for s in sampled]
-            logits, deltas = self(features, boxes, stage)
-            head = self.bbox_head[stage]
-            found = sampled_loss(head, logits, deltas, sampled, self.train_cfg[stage])
+            logits, deltas = self(features, [s.boxes for s in sampled], stage)
+            of_stage = bbox_loss(self.bbox_head[stage], logits, deltas, sampled, self.train_cfg[stage])
             if self.mask_head is not None:
                 parts = self.mask_head[stage], self.mask_roi_extractor[stage]
                 size = self.train_cfg[stage]['mask_size']
-                found.update(positives_mask_loss(*parts, features, sampled, positives, targets, size))
-            losses.update({f's{stage}.{k}': v * weight if 'loss' in k else v for k, v in found.items()})
+                of_stage.update(mask_loss(*parts, features, sampled, positives, targets, size))
+            losses.update({f's{stage}.{k}': v * weight if 'loss' in k else v for k, v in of_stage.items()})
             if stage + 1 < self.num_stages:
-                with torch.no_grad():
-                    proposals = self._next_proposals(head, sampled, logits, deltas, targets)
+                proposals = self.refine_sampled(sampled, logits, deltas, targets, stage)
         return losses
 
-    @staticmethod
-    def _next_proposals(
-        head: ConvFCBBoxHead, sampled: list[Sampled], logits: Tensor, deltas: Tensor, targets: list[Target]
-    ) -> list[Tensor]:
-        """The sampled boxes, moved; a ground-truth box that joined them is left out, it joins the next stage anew."""
-        counts = [len(s.boxes) for s in sampled]
-        moved = []
-        for s, image_logits, image_deltas, target in zip(sampled, logits.split(counts), deltas.split(counts), targets):
-            labels = torch.where(s.labels < head.num_classes, s.labels, image_logits[:, :-1].argmax(1))
-            boxes = refine(head, s.boxes, labels, image_deltas, target.image_shape)
-            moved.append(boxes[~_is_ground_truth(s)])
-        return moved
-
     def predict(self, features: tuple[Tensor, ...], proposals: list[Tensor], metas: list[dict]) -> list[Detections]:
-        """Detections of each picture, without masks: scores of all stages, boxes of the last one."""
+        """Detections of each image, without masks: scores of all stages, boxes of the last one."""
         counts = [len(boxes) for boxes in proposals]
         total = 0
-        for stage, head in enumerate(self.bbox_head):
+        for stage in range(self.num_stages):
             logits, deltas = self(features, proposals, stage)
             total = total + (logits.float() if self.average == 'logits' else logits.float().softmax(-1))
             if stage + 1 < self.num_stages:
                 labels = logits[:, :-1].argmax(1)
-                proposals = [
-                    refine(head, *image, meta['img_shape'][:2])
-                    for *image, meta in zip(proposals, labels.split(counts), deltas.split(counts), metas)
-                ]
+                outputs = zip(proposals, labels.split(counts), deltas.split(counts), metas)
+                proposals = [self.refine(*rois, meta['img_shape'][:2], stage) for *rois, meta in outputs]
         mean = total / self.num_stages
         scores = (mean.softmax(-1) if self.average == 'logits' else mean)[:, :-1]
-        return [
-            detect(head.bbox_coder, *image, meta, self.test_cfg)
-            for *image, meta in zip(proposals, scores.split(counts), deltas.split(counts), metas)
-        ]
+        outputs = zip(proposals, scores.split(counts), deltas.split(counts), metas)
+        return [detect(self.bbox_head[-1].bbox_coder, *rois, meta, self.test_cfg) for *rois, meta in outputs]
 
     def predict_masks(
         self, features: tuple[Tensor, ...], detections: list[Detections], metas: list[dict]
     ) -> list[list[dict]]:
-        """One RLE of the original picture's size for each detection, from the mean of the stages' probabilities."""
+        """One RLE of the original image's size for each detection, from the mean of the stages' probabilities."""
         boxes = [scale_boxes(d.boxes, m['scale_factor']) for d, m in zip(detections, metas)]
         labels = torch.cat([d.labels for d in detections])
         rois = to_rois(boxes)
@@ -175,15 +162,30 @@ class CascadeRoIHead(nn.Module):
         ]
         return masks_of(torch.stack(probabilities).mean(0), detections, metas, self.test_cfg)
 
+    def refine(
+        self, boxes: Tensor, labels: Tensor, deltas: Tensor, image_shape: tuple[int, int], stage: int
+    ) -> Tensor:
+        """Boxes (R, 4) moved by a stage's deltas (R, C or 1, 4) of their `labels` (R,), clipped into the image."""
+        head = self.bbox_head[stage]
+        column = torch.zeros_like(labels) if head.reg_class_agnostic else labels
+        chosen = deltas[torch.arange(len(labels), device=labels.device), column].float()
+        return head.bbox_coder.decode(boxes, chosen, image_shape)
 
-def refine(head: ConvFCBBoxHead, boxes: Tensor, labels: Tensor, deltas: Tensor, image_shape: tuple[int, int]) -> Tensor:
-    """Boxes (R, 4) moved by the deltas (R, C or 1, 4) of their `labels` (R,), clipped into the picture."""
-    column = torch.zeros_like(labels) if head.reg_class_agnostic else labels
-    chosen = deltas[torch.arange(len(labels), device=labels.device), column].float()
-    return head.bbox_coder.decode(boxes, chosen, image_shape)
+    @torch.no_grad()
+    def refine_sampled(
+        self, sampled: list[Sampled], logits: Tensor, deltas: Tensor, targets: list[Target], stage: int
+    ) -> list[Tensor]:
+        """What a stage makes of its sampled boxes, [(P, 4)] for the next one.
 
-
-def _is_ground_truth(sampled: Sampled) -> Tensor:
-    """Which sampled boxes are their own ground truth: those the sampler added."""
-    positive = torch.arange(len(sampled.boxes), device=sampled.boxes.device) < sampled.num_positive
-    return positive & (sampled.boxes == sampled.gt_boxes).all(1)
+        A ground-truth box that the sampler added is left out: it joins the next stage anew, and moved it would be a
+        proposal too good to be true.
+        """
+        counts = [len(s.boxes) for s in sampled]
+        moved = []
+        for s, image_logits, image_deltas, target in zip(sampled, logits.split(counts), deltas.split(counts), targets):
+            labels = torch.where(s.labels < self.num_classes, s.labels, image_logits[:, :-1].argmax(1))
+            boxes = self.refine(s.boxes, labels, image_deltas, target.image_shape, stage)
+            positive = torch.arange(len(boxes), device=boxes.device) < s.num_positive
+            is_ground_truth = positive & (s.boxes == s.gt_boxes).all(1)
+            moved.append(boxes[~is_ground_truth])
+        return moved

@@ -33,7 +33,7 @@ def test_the_norm_is_all_that_differs(name):
         assert all(n == detect.norm_cfg(norm, False) for n in norms) and len(norms) == 2 + (name != 'bccd')
 
 
-def test_the_learning_rate_follows_the_pictures_of_a_step():
+def test_the_learning_rate_follows_the_images_of_a_step():
     rates = [config(batch=b, processes=p).optim_wrapper.optimizer.lr for b, p in ((1, 1), (2, 1), (2, 2))]
     assert rates == pytest.approx([rates[0], 2 * rates[0], 4 * rates[0]])
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from projects.norm_study import classify
-from projects.norm_study.data import Pictures, _even, batches
+from projects.norm_study.data import Images, _even, batches
 from projects.norm_study.nets import SideBySide
 
 NORMS = {
@@ -48,14 +48,14 @@ def test_runs_side_by_side_are_what_each_would_be_alone(norm, layers):
         torch.testing.assert_close(together[:, i : i + 1], train([i]), rtol=1e-9, atol=1e-9)
 
 
-def pictures():
+def made_up():
     labels = torch.arange(60) % 4
-    return Pictures(torch.zeros(60, 1, 2, 2), labels, torch.arange(60) // 7)
+    return Images(torch.zeros(60, 1, 2, 2), labels, torch.arange(60) // 7)
 
 
-@pytest.mark.parametrize('kind, field', [('class', 'labels'), ('picture', 'pictures')])
-def test_correlated_batches_share_their_class_or_picture_and_stay_uniform(kind, field):
-    data = pictures()
+@pytest.mark.parametrize('kind, field', [('class', 'labels'), ('photo', 'photos')])
+def test_correlated_batches_share_their_class_or_photo_and_stay_uniform(kind, field):
+    data = made_up()
     order = batches(data, kind, 5, 4000, seed=0)
     groups = getattr(data, field)[order]
     assert order.shape == (4000, 5) and (groups == groups[:, :1]).all()
@@ -64,16 +64,16 @@ def test_correlated_batches_share_their_class_or_picture_and_stay_uniform(kind, 
 
 
 def test_even_photographs_have_one_mean_and_deviation():
-    data = pictures()
-    light = data.pictures.float().view(-1, 1, 1, 1)
+    data = made_up()
+    light = data.photos.float().view(-1, 1, 1, 1)
     even = _even(data._replace(images=torch.randn(60, 1, 20, 20) * (1 + light) + light))
-    for photograph in data.pictures.unique():
-        own = even.images[data.pictures == photograph]
+    for photograph in data.photos.unique():
+        own = even.images[data.photos == photograph]
         assert own.mean().abs() < 1e-5 and 0.9 < own.std() < 1
 
 
-def test_independent_batches_visit_every_picture_once_an_epoch():
-    order = batches(pictures(), 'iid', 4, 45, seed=0).flatten()
+def test_independent_batches_visit_every_image_once_an_epoch():
+    order = batches(made_up(), 'iid', 4, 45, seed=0).flatten()
     for epoch in order.split(60):
         assert len(epoch.unique()) == 60
     assert not torch.equal(order[:60], order[60:120])

@@ -1,0 +1,51 @@
+"""Train a detector."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from mmdet.cli.parser import Parser, start_processes
+from mmdet.engine.launch import join_processes, leave_processes
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = Parser('Train a detector.')
+    parser.add_config_arguments('optim_wrapper.optimizer.lr=0.01')
+    parser.add_process_arguments()
+    parser.add_argument('--work-dir', help='folder of logs and checkpoints (default: work_dirs/CONFIG_NAME)')
+    parser.add_argument('--resume', nargs='?', const=True, default=False, metavar='CHECKPOINT',
+                        help='resume an interrupted run, from this checkpoint or the newest that loads')
+    parser.add_argument('--amp', action='store_true',
+                        help='mixed precision (float16 on GPU, bfloat16 without)')
+    parser.add_argument('--auto-scale-lr', action='store_true',
+                        help="scale the learning rate by batch size / the config's auto_scale_lr.base_batch_size")
+    parser.add_argument('--seed', type=int, help='seed of all randomness (default: a random one, which is logged)')
+    parser.add_argument('--deterministic', action='store_true', help='only algorithms that give the same bits')
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
+    launcher = start_processes(args)
+
+    from mmdet.config.check import check_values
+    from mmdet.config.load import check_types, load_config
+    from mmdet.engine.amp import use_amp
+    from mmdet.engine.runner import build_runner
+    from mmdet.engine.schedule import scale_learning_rate
+    from mmdet.engine.seeding import set_seed
+    from mmdet.engine.work_dir import enter_work_dir
+
+    cfg = load_config(args.config, args.cfg_options)
+    check_types(cfg)
+    check_values(cfg, training=True)
+    join_processes(launcher, cfg.get('env_cfg'))
+    cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{Path(args.config).stem}'
+    if args.amp:
+        use_amp(cfg)
+    if args.auto_scale_lr:
+        scale_learning_rate(cfg)
+    resume_from = enter_work_dir(cfg, args.resume or cfg.get('resume', False))
+    set_seed(cfg, args.seed, args.deterministic, resume_from)
+    build_runner(cfg, launcher, resume_from).train()
+    leave_processes()

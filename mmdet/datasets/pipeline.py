@@ -1,0 +1,43 @@
+"""Building and checking the steps of a pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from mmengine.registry import DefaultScope
+
+from mmdet.config.errors import UserError
+from mmdet.registry import TRANSFORMS
+
+
+def build_steps(steps: Sequence[dict | Any]) -> list[Any]:
+    """The transforms of a pipeline. Names are ours first, also where no default scope is set, and inside a
+    RandomChoice: mmcv has transforms of the same names."""
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        return [TRANSFORMS.build(step) if isinstance(step, dict) else step for step in steps]
+
+
+def steps_of(pipeline: Any) -> Iterator[Any]:
+    """Every single step of a pipeline in order, those inside RandomChoice, RandomApply and the like too."""
+    inner = pipeline if isinstance(pipeline, (list, tuple)) else getattr(pipeline, 'transforms', None)
+    if isinstance(inner, Iterable):
+        for step in inner:
+            yield from steps_of(step)
+    elif pipeline is not None:
+        yield pipeline
+
+
+def check_order(steps: Sequence[Any]) -> None:
+    """Raise UserError where a step moves pixels before the boxes and masks on them are loaded.
+
+    A transform says of itself what it does: class attributes `changes_geometry` and `loads_annotations`.
+    """
+    moving = None
+    for step in steps_of(steps):
+        if getattr(step, 'changes_geometry', False):
+            moving = moving or type(step).__name__
+        elif moving and getattr(step, 'loads_annotations', False):
+            loading = type(step).__name__
+            raise UserError(f'{moving} stands before {loading} in the pipeline: boxes and masks would be those of '
+                            f'the original image. Put {loading} first; in a data set for evaluation set test_mode=True')

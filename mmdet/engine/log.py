@@ -1,0 +1,70 @@
+"""What a run's log holds: memory on machines without a GPU too, and nothing that mmengine says of itself."""
+
+import logging
+import resource
+import sys
+import warnings
+
+from mmengine.dist import get_rank
+from mmengine.runner import LogProcessor, Runner
+
+from mmdet.registry import LOG_PROCESSORS
+
+# How mmengine's messages begin that tell a person nothing; each can go when mmengine no longer logs it.
+_NOISE = (
+    'Exp name:', 'Distributed training is not used', 'Checkpoints will be saved to',
+    '"FileClient" will be deprecated', '"HardDiskBackend" is the alias', 'The prefix is not set in metric',
+    '`save_param_scheduler` is True but',
+)  # fmt: skip
+
+
+def quieten(logger: logging.Logger, level: str) -> None:
+    """Log at `level` from now on, without what mmengine says about itself."""
+    logger.addFilter(_tidy)
+    for handler in list(logger.handlers):
+        if get_rank() == 0:
+            handler.setLevel(level)
+        if isinstance(handler, logging.FileHandler):
+            # mmengine writes how each parameter was initialised into every FileHandler, past all filters.
+            plain = logging.StreamHandler(open(handler.baseFilename, 'a', encoding='utf-8'))
+            plain.setLevel(handler.level)
+            plain.setFormatter(handler.formatter)
+            plain.filters = handler.filters
+            logger.removeHandler(handler)
+            handler.close()
+            logger.addHandler(plain)
+    if get_rank() == 0:
+        logger.setLevel(level)
+
+
+def _tidy(record: logging.LogRecord) -> bool:
+    text = record.getMessage()
+    return not text.startswith(_NOISE) and ' - torch.Size(' not in text
+
+
+def ignore_known_warnings() -> None:
+    """Warnings that mmengine 0.10.7 causes, or that say what is meant."""
+    # torch 2.15 is about to rename this argument; can go when mmengine follows
+    warnings.filterwarnings('ignore', '`broadcast_buffers` is deprecated', FutureWarning)
+    warnings.filterwarnings('ignore', 'This DataLoader will create', UserWarning)  # more workers than cores
+    warnings.filterwarnings('ignore', r'`torch\.cuda\.amp\.GradScaler', FutureWarning)  # mmengine's name for it
+    # mmengine restores the schedulers' step counts of a resumed run, and not the optimizer's
+    warnings.filterwarnings('ignore', r'Detected call of `scheduler.step\(\)` before', UserWarning)
+
+
+@LOG_PROCESSORS.register_module(name='LogProcessor')
+class MemoryLogProcessor(LogProcessor):
+    """mmengine's log line, with the peak resident memory (MB) where there is no GPU.
+
+    mmengine 0.10.7 logs a GPU's memory alone; can go when it logs the process's.
+    """
+
+    def get_log_after_iter(self, runner: Runner, batch_idx: int, mode: str) -> tuple[dict, str]:
+        tag, line = super().get_log_after_iter(runner, batch_idx, mode)
+        if 'memory' not in tag:
+            unit = 1 if sys.platform == 'darwin' else 1024
+            tag['memory'] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit // 2**20
+            head, mark, tail = line.partition('data_time: ')
+            time, _, rest = tail.partition('  ')
+            line = f'{head}{mark}{time}  memory: {tag["memory"]}  {rest}' if mark else line
+        return tag, line

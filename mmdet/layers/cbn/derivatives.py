@@ -1,0 +1,233 @@
+"""How a batch's mean and variance change with the weight of the convolution that made it.
+
+    dmean (G, K)    the mean input patch under the kernel, the same for all channels of a group: the mean is linear in
+                    the weight
+    dvar (C, K)     the mean of 2 (y - mean) patch: a weight-gradient convolution
+    derivatives     both in one tensor (G, C / G + 1, K): dvar of each group's channels, then their dmean
+
+They only compensate, so that a regular grid of output positions can stand for all of them. Where the closed forms do
+not hold, autograd finds the same.
+"""
+
+import math
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..batch_stats import Moments, per_channel
+
+
+class Geometry(NamedTuple):
+    """What a convolution does to positions; a Linear layer is a 1x1 convolution on a 1x1 map."""
+
+    kernel: list[int]
+    stride: list[int]
+    padding: list[int]
+    dilation: list[int]
+    groups: int
+
+    @classmethod
+    def of(cls, conv: nn.Module) -> 'Geometry | None':
+        """None where the closed forms do not hold: then derivatives go through autograd."""
+        if type(conv).forward is nn.Linear.forward:
+            return cls([1, 1], [1, 1], [0, 0], [1, 1], 1)
+        plain = (
+            isinstance(conv, nn.Conv2d)
+            and type(conv).forward is nn.Conv2d.forward
+            and type(conv)._conv_forward is nn.Conv2d._conv_forward
+            and conv.padding_mode == 'zeros'
+            and not isinstance(conv.padding, str)
+        )
+        if not plain:
+            return None
+        sizes = (conv.kernel_size, conv.stride, conv.padding, conv.dilation)
+        return cls(*(list(size) for size in sizes), conv.groups)
+
+
+class ConvCall(NamedTuple):
+    """The convolution that made y: weight (C, ...) and bias, and its input and geometry where the closed forms hold."""
+
+    weight: Tensor | None
+    bias: Tensor | None = None
+    x: Tensor | None = None
+    geometry: Geometry | None = None
+    trained: bool = False  # whether the weight is
+
+    @classmethod
+    def of(cls, weight: Tensor | None, conv: nn.Module | None, x: Tensor | None) -> 'ConvCall':
+        bias, geometry = None, None
+        if conv is not None:
+            weight, bias = conv.weight, conv.bias
+            geometry = None if x is None else Geometry.of(conv)
+        return cls(weight, bias, x, geometry, weight is not None and weight.requires_grad)
+
+    def rows(self, dtype: torch.dtype) -> Tensor:
+        """The weight, (C, K)."""
+        return self.weight.detach().flatten(1).to(dtype)
+
+    def without_bias(self, mean: Tensor) -> Tensor:
+        return mean if self.bias is None else mean - self.bias
+
+
+def batch_derivatives(
+    y: Tensor, batch: Moments, call: ConvCall, grid: 'Grid', group=None, closed_form=None
+) -> Tensor:
+    """Derivatives of ``batch``, the statistics of y, over all processes of ``group``."""
+    channels, count = y.shape[1], y.numel() // y.shape[1]
+    groups = channels if call.geometry is None else call.geometry.groups
+    if not count:  # other processes have RoIs
+        found = batch.mean.new_zeros(groups, channels // groups + 1, call.weight[0].numel())
+    elif call.geometry is None:
+        found = by_autograd(y, batch, call.weight)
+    else:
+        found = (closed_form or in_closed_form)(as_map(call.x), as_map(y), batch, call.weight, call.geometry, grid)
+    if group is not None:
+        sums = torch.cat([found.to(batch.mean.dtype).flatten() * count, batch.mean.new_full((1,), count)])
+        dist.all_reduce(sums, group=group)
+        found = (sums[:-1] / sums[-1]).view(found.shape)
+    return once_per_group(found) if call.geometry is None else found
+
+
+def as_map(t: Tensor) -> Tensor:
+    """(N, C) -> (N, C, 1, 1), as a Linear layer has it."""
+    return t[..., None, None] if t.dim() == 2 else t
+
+
+# -- closed forms -------------------------------------------------------------------------------------
+
+
+def in_closed_form(x: Tensor, y: Tensor, batch: Moments, weight: Tensor, geometry: Geometry, grid: 'Grid') -> Tensor:
+    """Derivatives of the convolution from x (N, C_in, H, W) to y (N, C, OH, OW), at the grid's positions of y."""
+    x, y, geometry = subsample(x, y, geometry, grid)
+    dmean = mean_derivative(x, y, geometry, batch.mean.dtype)
+    dvar = variance_derivative(x, y, batch, weight, geometry)
+    return torch.cat([dvar.unflatten(0, (geometry.groups, -1)), dmean[:, None]], 1)
+
+
+def mean_derivative(x: Tensor, y: Tensor, geometry: Geometry, dtype: torch.dtype) -> Tensor:
+    """(G, K). The sum under a kernel offset is the inner product of the map with 0/1 vectors along both axes, so that
+    stride, padding and dilation are all one case."""
+    total = x.sum(0, dtype=dtype)
+    rows, columns = kernel_offsets(x, y, geometry, dtype)
+    total = total.sum((1, 2)) if rows is None else rows @ (total @ columns.t())
+    return total.view(geometry.groups, -1) / (y.numel() // y.shape[1])
+
+
+def kernel_offsets(
+    x: Tensor, y: Tensor, geometry: Geometry, dtype: torch.dtype
+) -> tuple[Tensor | None, Tensor | None]:
+    """(kh, H) and (kw, W): 1 where a kernel offset meets an input position; None where the one offset meets all."""
+    if geometry.kernel == [1, 1] and geometry.stride == [1, 1] and geometry.padding == [0, 0]:
+        return None, None
+    return tuple(
+        _offsets(*(size[axis] for size in geometry[:4]), x.shape[2 + axis], y.shape[2 + axis], dtype, x.device)
+        for axis in (0, 1)
+    )
+
+
+@lru_cache(maxsize=512)
+def _offsets(k: int, stride: int, padding: int, dilation: int, size: int, out: int, dtype, device) -> Tensor:
+    first = torch.arange(k, device=device)[:, None] * dilation - padding
+    steps = torch.arange(size, device=device) - first
+    return ((steps >= 0) & (steps % stride == 0) & (steps < out * stride)).to(dtype)
+
+
+def variance_derivative(x: Tensor, y: Tensor, batch: Moments, weight: Tensor, geometry: Geometry) -> Tensor:
+    """(C, K). The output gradient y - mean is normalised here so that float16 does not overflow."""
+    (mean, var, _), eps, positions = batch, 1e-12, y.numel() // y.shape[1]
+    work = y.dtype if y.is_cuda or y.dtype == mean.dtype else mean.dtype  # CPUs are slow in half precision
+    y_hat = F.batch_norm(y.to(work), mean, var, None, None, False, 0.0, eps)
+    x, scale = x.to(work), torch.sqrt(var + eps) * (2 / positions)
+    if work == torch.float16:
+        largest = x.abs().amax().clamp(min=1e-4)
+        x, y_hat, scale = x / largest, y_hat / 32, scale * largest.float() * 32
+    gradient = torch.ops.aten.convolution_backward(
+        y_hat, x, weight.detach().view(weight.shape[0], -1, *geometry.kernel).to(work), None,
+        geometry.stride, geometry.padding, geometry.dilation, False, [0, 0], geometry.groups,
+        [False, True, False],
+    )[1]  # fmt: skip
+    return gradient.flatten(1) * scale[:, None]
+
+
+# -- subsampling --------------------------------------------------------------------------------------
+
+
+class Grid(NamedTuple):
+    """Output positions start, start + step, ... along (N, H, W)."""
+
+    step: tuple[int, int, int]
+    start: tuple[int, int, int]
+
+
+@lru_cache(maxsize=512)
+def subsampling_grid(maps: int, height: int, width: int, factor: int, index: int) -> Grid:
+    """One position in ``factor``; ``index`` in 0 .. factor - 1 chooses which.
+
+    Neighbouring positions tell little new, hence a grid and not a block. Many small maps (RoIs) are subsampled while
+    16 of them remain, and then, as few large ones are, along both axes.
+    """
+    every = max(d for d in range(1, factor + 1) if factor % d == 0 and maps >= 16 * d or d == 1)
+    factor, inner = factor // every, index // every
+    rows = max(d for d in range(1, math.isqrt(factor) + 1) if factor % d == 0)
+    step = every, min(rows, height), min(factor // rows, width)
+    return Grid(step, (index % every, inner % step[1], inner // rows % step[2]))
+
+
+def subsample(x: Tensor, y: Tensor, geometry: Geometry, grid: Grid) -> tuple[Tensor, Tensor, Geometry]:
+    """The convolution from x to y at the grid's positions alone."""
+    (every, *step), (first, *start) = grid
+    if every > 1:
+        x, y = x[first::every], y[first::every]
+    if step == [1, 1]:
+        return x, y, geometry
+    y = y[:, :, start[0] :: step[0], start[1] :: step[1]]
+    stride = [s * e for s, e in zip(geometry.stride, step)]
+    origin = [f * s - p for f, s, p in zip(start, geometry.stride, geometry.padding)]
+    if geometry.kernel == [1, 1] and geometry.padding == [0, 0]:
+        x = x[:, :, origin[0] :: stride[0], origin[1] :: stride[1]][:, :, : y.shape[2], : y.shape[3]]
+        return x, y, geometry._replace(stride=[1, 1])
+    crop = []
+    for axis in (1, 0):  # F.pad wants the last axis first; negative padding crops
+        covered = (y.shape[2 + axis] - 1) * stride[axis] + (geometry.kernel[axis] - 1) * geometry.dilation[axis] + 1
+        crop += [-origin[axis], covered - x.shape[2 + axis] + origin[axis]]
+    return F.pad(x, crop), y, geometry._replace(stride=stride, padding=[0, 0])
+
+
+# -- autograd -----------------------------------------------------------------------------------------
+
+
+def by_autograd(y: Tensor, batch: Moments, weight: Tensor) -> Tensor:
+    """Derivatives of each channel, (C, 2, K), through the graph from ``weight`` to y."""
+    if not y.requires_grad:
+        raise ValueError('CBN: y does not depend on the given weight; pass the weight that produced y')
+    (mean, var, _), count = batch, y.numel() // y.shape[1]
+    small = count**-0.75  # keeps float16 gradients between under- and overflow
+    rstd = torch.rsqrt(var + 1e-12)
+    with torch.enable_grad():
+        y_hat = ((y - per_channel(mean, y)) * per_channel(rstd * small, y)).detach().to(y.dtype)
+        try:
+            (dmean,) = torch.autograd.grad(y, weight, torch.full_like(y, small), retain_graph=True)
+            (dvar,) = torch.autograd.grad(y, weight, y_hat, retain_graph=True)
+        except RuntimeError as error:
+            hint = 'under torch.compile use norm.after(conv, x)' if 'donated' in str(error) else 'is it what made y?'
+            raise ValueError(f'CBN: no derivative of y with respect to the given weight; {hint} ({error})') from None
+    dmean = dmean.flatten(1).to(mean.dtype) / (small * count)
+    dvar = dvar.flatten(1).to(mean.dtype) * (2 / (small * count * rstd))[:, None]
+    if y.dtype == torch.float16:  # a channel that overflowed all the same goes uncompensated
+        dmean, dvar = (torch.nan_to_num(d, 0.0, 0.0, 0.0) for d in (dmean, dvar))
+    return torch.stack([dvar, dmean], 1)
+
+
+def once_per_group(found: Tensor) -> Tensor:
+    """(C, 2, K) -> (G, C / G + 1, K) where the channels of each of G equal groups share dmean, as in a convolution."""
+    dvar, dmean = found.unbind(1)
+    tolerance = 1e3 * torch.finfo(dmean.dtype).eps * dmean.abs().amax()
+    starts = [0, *((dmean[1:] - dmean[:-1]).abs().amax(1) > tolerance).nonzero()[:, 0].add(1).tolist()]
+    size = len(dmean) // len(starts)
+    if starts != list(range(0, len(dmean), size)):
+        return found
+    return torch.cat([dvar.unflatten(0, (-1, size)), dmean[::size, None]], 1)

@@ -1,0 +1,106 @@
+"""The same arithmetic by the toolbox's compiled operators (mmdet/ops/cbn.py), which launch few kernels on a GPU.
+
+``in_closed_form`` and ``pool`` stand for those of derivatives.py and history.py, and ``forward`` is a whole training
+forward with its gradient as one operator.
+"""
+
+import math
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from ..batch_stats import Moments
+from . import derivatives as plain
+from .derivatives import ConvCall, Geometry, Grid
+from .history import History, Pooled
+
+ENABLED = False  # whether torch.ops.mmdet has the operators of this version; mmdet.layers says so
+
+
+def take(y: Tensor) -> bool:
+    """Whether there are kernels for y's device."""
+    return ENABLED and _for_device(y.device.type)
+
+
+@lru_cache
+def _for_device(device: str) -> bool:
+    key = {'cpu': 'CPU', 'cuda': 'CUDA'}.get(device)
+    return key is not None and torch._C._dispatch_has_kernel_for_dispatch_key('mmdet::cbn_window', key)
+
+
+def gathers(geometry: Geometry, grid: Grid) -> bool:
+    """Whether one kernel takes the grid's patches: they need no more room than x."""
+    return 1 < math.prod(grid.step) >= math.prod(geometry.kernel)
+
+
+def in_closed_form(x: Tensor, y: Tensor, batch: Moments, weight: Tensor, geometry: Geometry, grid: Grid) -> Tensor:
+    if gathers(geometry, grid):
+        return torch.ops.mmdet.cbn_slopes(x, y, batch.mean, *geometry, *grid)
+    return plain.in_closed_form(x, y, batch, weight, geometry, grid)
+
+
+def pool(
+    history: History | None, batch: Moments, call: ConvCall, derivatives: Tensor | None,
+    rho: float, compensation: str, full_gradient: bool, eps: float,
+) -> Pooled:  # fmt: skip
+    *held, filled, slot = _held(history)
+    synced = isinstance(batch.count, Tensor)
+    weight = None if call.weight is None else call.weight.detach().contiguous()
+    mean, var, rstd, total, moved, *found = torch.ops.mmdet.cbn_window(
+        weight, batch.mean, batch.var, call.bias, *held, derivatives, None, None, None, 0.0, filled, slot,
+        1 if synced else batch.count, rho, compensation == 'root', full_gradient, eps,
+    )  # fmt: skip
+    if derivatives is not None:
+        history.dmean = moved
+        history.advance()
+    found = found if found[1].numel() else (None, None)
+    return Pooled(batch, mean, var, filled + 1, *found, rstd, (filled + 1) * batch.count if synced else total)
+
+
+def forward(norm, y: Tensor, call: ConvCall, record: bool) -> Tensor | None:
+    """None where it does not serve, and ``norm._statistics`` and ``Normalize`` have to."""
+    history, running, geometry = norm.history, norm.running_mean, call.geometry
+    if geometry is None or not take(y) or norm._repeats():
+        return None
+    compensates = call.trained and norm.rho
+    groups, width = (geometry.groups, call.weight[0].numel()) if compensates else (1, 0)
+    shape = groups, norm.num_features // groups + 1, width
+    if not (history is None or history.fits(shape)):
+        return None
+    if running is not None and running.dtype != torch.promote_types(y.dtype, torch.float32):
+        return None
+    norm._check_count(y, y.numel() // y.shape[1])
+    active = norm._pools(y)
+    enters = record and active
+    x = sample = rows = columns = None
+    grid = (), ()
+    if enters:
+        if history is None:
+            history = norm.history = History(norm.buffer_num, shape, y)
+        if compensates:
+            x, sample, grid = plain.as_map(call.x), plain.as_map(y), norm._grid(y)
+            if not gathers(geometry, grid):
+                with torch.no_grad():
+                    x, sample, geometry = plain.subsample(x, sample, geometry, grid)
+                    rows, columns = plain.kernel_offsets(x, sample, geometry, history.dvar.dtype)
+                grid = (), ()
+    *held, filled, slot = _held(history if active else None)
+    out, batch_mean, mean, var, rstd, total, moved = torch.ops.mmdet.cbn_train(
+        y, call.weight, call.bias, norm.weight, norm.bias, x, sample, *geometry, *grid, rows, columns, *held, running,
+        norm.running_var, norm.num_batches_tracked, norm.momentum, filled, slot, enters, norm.rho,
+        norm.compensation == 'root', norm.full_gradient and record and call.trained, norm.eps,
+    )  # fmt: skip
+    if enters:
+        history.dmean = moved
+        history.advance()
+    batch = Moments(batch_mean, None, y.numel() // y.shape[1])
+    norm._remember(Pooled(batch, mean, var, filled + 1, rstd=rstd, total=total), record)
+    return out
+
+
+def _held(history: History | None) -> tuple:
+    """What the operators take of the history: three tensors, the batches held, the next one's place."""
+    if history is None:
+        return None, None, None, 0, 0
+    return history.values, history.dmean, history.dvar, history.filled, history.slot

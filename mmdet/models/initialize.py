@@ -1,0 +1,65 @@
+"""The weights that training starts from: what the `init_cfg` of a model's parts say."""
+
+from mmengine.logging import print_log
+from mmengine.model import BaseModel, BaseModule, initialize
+from mmengine.model.weight_init import PretrainedInit
+from torch import nn
+
+from mmdet.checkpoints import load_checkpoint, load_pretrained, weights_for_part
+from mmdet.config.errors import UserError
+from mmdet.registry import WEIGHT_INITIALIZERS
+
+
+def init_weights(module: nn.Module) -> None:
+    """Initialise a model as the `init_cfg` of each of its parts says: the whole before the parts, files last of all.
+
+    `init_cfg` is one dict or a list of them, of mmengine's initialisers (Normal, Xavier, Kaiming, Constant, ...) or
+    ``dict(type='Pretrained', checkpoint=...)``, see `Pretrained`. A part without it keeps what its constructor did; one
+    with a method `init_weights` of its own initialises itself, and what is in it.
+
+    Raises:
+        UserError: a file of weights that does not fit.
+    """
+    cfg = getattr(module, 'init_cfg', None) or []
+    cfgs = [cfg] if isinstance(cfg, dict) else list(cfg)
+    files = [c for c in cfgs if c.get('type') in ('Pretrained', PretrainedInit)]
+    initialize(module, [c for c in cfgs if c not in files])
+    for child in module.children():
+        # mmengine's method does the same, but loads whatever happens to fit, and logs every parameter
+        if getattr(type(child), 'init_weights', BaseModule.init_weights) is BaseModule.init_weights:
+            init_weights(child)
+        else:
+            child.init_weights()
+    for file in files:
+        WEIGHT_INITIALIZERS.build(dict(file, type='Pretrained'))(module)
+
+
+@WEIGHT_INITIALIZERS.register_module()
+class Pretrained:
+    """Weights from a file, into a whole detector or into one part of it.
+
+    A part, such as the backbone, must find all its weights there. They may stand under the part's own names, as part of
+    a detector (``backbone.``), or under the names of any project that `mmdet.checkpoints` knows. Whole branches that
+    the part does not have, such as a classifier, are left out. Of a whole detector half suffices (other classes).
+
+    Args:
+        checkpoint: ``torchvision://resnet50``, ``open-mmlab://NAME``, an address, or a path.
+        prefix: where in the file the part stands, ``backbone.``.
+
+    Raises:
+        UserError: the weights cannot be had, or do not fit.
+    """
+
+    def __init__(self, checkpoint: str | None = None, prefix: str | None = None, map_location: str = 'cpu'):
+        if not checkpoint:
+            raise UserError("an init_cfg of type 'Pretrained' lacks its checkpoint")
+        self.checkpoint = checkpoint
+        self.prefix = prefix
+
+    def __call__(self, module: nn.Module) -> None:
+        if isinstance(module, BaseModel):
+            load_checkpoint(module, self.checkpoint, strict=False)
+            return
+        weights = weights_for_part(module, load_pretrained(self.checkpoint), self.prefix)
+        module.load_state_dict(weights)
+        print_log(f'{type(module).__name__}: {len(weights)} arrays loaded from {self.checkpoint}', logger='current')

@@ -1,0 +1,68 @@
+"""Features of each RoI from the pyramid level that fits its size.
+
+N images, L levels of H_l x W_l positions, R RoIs (image index, x1, y1, x2, y2 in input pixels), C channels, S output
+size.
+"""
+
+import torch
+from mmengine.model import BaseModule
+from torch import Tensor
+
+from mmdet.config.errors import UserError
+from mmdet.config.overrides import refuse_overrides
+from mmdet.ops import multiscale_roi_align
+from mmdet.registry import MODELS
+
+
+def to_rois(boxes: list[Tensor]) -> Tensor:
+    """Boxes of each image, [(n_i, 4)], as RoIs (R, 5): the image's index first."""
+    index = [b.new_full((len(b), 1), i) for i, b in enumerate(boxes)]
+    return torch.cat([torch.cat(index), torch.cat(boxes)], dim=1)
+
+
+@MODELS.register_module()
+@refuse_overrides(build_roi_layers='__init__', map_roi_levels='forward', roi_rescale='forward')
+class SingleRoIExtractor(BaseModule):
+    """RoIAlign on one level per RoI (FPN paper, eq. 1).
+
+    Args:
+        roi_layer: dict(type='RoIAlign', output_size=S, sampling_ratio=0, aligned=True); further keys go to
+            `mmdet.ops.multiscale_roi_align`.
+        featmap_strides: strides of the levels used, from the finest.
+        out_channels: C, which the features bring with them.
+        finest_scale: RoIs smaller than twice this many pixels (root of the area) use the finest level.
+
+    Raises:
+        UserError: fewer feature maps than strides.
+    """
+
+    def __init__(
+        self,
+        roi_layer: dict,
+        out_channels: int,
+        featmap_strides: list[int],
+        finest_scale: float = 56,
+    ):
+        super().__init__()
+        options = dict(roi_layer)
+        if options.pop('type', 'RoIAlign') != 'RoIAlign':
+            raise UserError(f"SingleRoIExtractor: roi_layer must be of type 'RoIAlign', got {roi_layer['type']!r}")
+        self.output_size = options.pop('output_size')
+        self.options = options
+        self.scales = [1 / stride for stride in featmap_strides]
+        self.finest_scale = finest_scale
+
+    def forward(self, features: tuple[Tensor, ...], rois: Tensor) -> Tensor:
+        """Pyramid [(N, C, H_l, W_l)] and RoIs (R, 5) -> (R, C, S, S)."""
+        if len(features) < len(self.scales):
+            raise UserError(
+                f'SingleRoIExtractor: {len(self.scales)} featmap_strides for {len(features)} maps of the neck'
+            )
+        return multiscale_roi_align(
+            list(features[: len(self.scales)]),
+            rois,
+            self.output_size,
+            self.scales,
+            finest_scale=self.finest_scale,
+            **self.options,
+        )
