@@ -134,9 +134,10 @@ std::tuple<at::Tensor, at::Tensor> batch_moments(const at::Tensor& y) {
   return {mean, var};
 }
 
-void check_pair(const at::Tensor& grad, const at::Tensor& y, const Rows& rows, const char* op) {
-  TORCH_CHECK_VALUE(grad.sizes() == y.sizes() && grad.scalar_type() == y.scalar_type() && grad.strides() == y.strides(),
-                    op, ": gradient and input must share shape, type and layout");
+void check_pair(const at::Tensor& grad, const at::Tensor& y, const char* op) {
+  rows_of(grad, op);
+  TORCH_CHECK_VALUE(grad.sizes() == y.sizes() && grad.scalar_type() == y.scalar_type(), op,
+                    ": gradient and input must share shape and type");
 }
 
 void check_channels(at::TensorList values, const at::Tensor& y, const char* op) {
@@ -149,7 +150,7 @@ void check_channels(at::TensorList values, const at::Tensor& y, const char* op) 
 std::tuple<at::Tensor, at::Tensor> batch_norm_sums(const at::Tensor& grad, const at::Tensor& y, const at::Tensor& mean) {
   const char* op = "batch_norm_sums";
   const Rows rows = rows_of(y, op);
-  check_pair(grad, y, rows, op);
+  check_pair(grad, y, op);
   check_channels({mean}, y, op);
   const int64_t channels = rows.channels;
   std::vector<double> sums(rows.chunks * channels), products(rows.chunks * channels);
@@ -179,7 +180,7 @@ at::Tensor batch_norm_input_grad(const at::Tensor& grad, const at::Tensor& y, co
                                  const at::Tensor& scale, const at::Tensor& shift, const at::Tensor& slope) {
   const char* op = "batch_norm_input_grad";
   const Rows rows = rows_of(y, op);
-  check_pair(grad, y, rows, op);
+  check_pair(grad, y, op);
   check_channels({mean, scale, shift, slope}, y, op);
   at::Tensor out = at::empty_like(y);
   prefer_large_pages(out);
