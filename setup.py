@@ -7,9 +7,9 @@ MMDET_SANITIZE=1        address and undefined-behaviour sanitizers, for CONTRIBU
 Nothing is downloaded. The ops are compiled against the torch of the environment that is installed into.
 """
 
-import hashlib
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -82,6 +82,17 @@ def cuda_toolkit(torch) -> Path | None:
     return None
 
 
+def digest_source() -> Path:
+    """The digest that mmdet/ops/library.py compares, in a file of its own: a macro would recompile every other."""
+    path = Path('build', 'digest.cpp')
+    digest = runpy.run_path(str(CSRC.parent / 'sources.py'))['digest']()
+    text = f'extern const char mmdet_sources[] = "{digest}";\n'
+    if not path.exists() or path.read_text() != text:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    return path
+
+
 def extension(torch):
     toolkit = cuda_toolkit(torch)
     if toolkit:  # must be set before torch.utils.cpp_extension is imported, which guesses it from PATH
@@ -92,7 +103,7 @@ def extension(torch):
             say(f'no GPU to ask: compiling for {os.environ["TORCH_CUDA_ARCH_LIST"]} (TORCH_CUDA_ARCH_LIST)')
     from torch.utils.cpp_extension import CppExtension, CUDAExtension
 
-    sources = [*CSRC.glob('*.cpp'), *CSRC.glob('cpu/*.cpp'), *(CSRC.glob('cuda/*') if toolkit else ())]
+    sources = [*CSRC.glob('*.cpp'), *CSRC.glob('cpu/*.cpp'), *(CSRC.glob('cuda/*') if toolkit else ()), digest_source()]
     # No contraction: a * b + c rounded once would move sample points and IoUs off what other builds give.
     flags = {'cxx': ['-O3', '-ffp-contract=off'], 'nvcc': ['-O3', '-fmad=false']}
     link = []
@@ -107,8 +118,7 @@ def extension(torch):
         sanitizers = '-fsanitize=address,undefined'
         flags['cxx'] += ['-O1', '-g', '-fno-omit-frame-pointer', sanitizers]
         link.append(sanitizers)
-    digest = hashlib.sha256((CSRC / 'ops.cpp').read_bytes()).hexdigest()[:16]  # mmdet/ops/library.py compares it
-    macros = [('MMDET_SCHEMAS', f'"{digest}"'), *([('MMDET_WITH_CUDA', None)] if toolkit else [])]
+    macros = [('MMDET_WITH_CUDA', None)] if toolkit else []
     make = CUDAExtension if toolkit else CppExtension
     return make('mmdet.ops._C', sorted(map(str, sources)), extra_compile_args=flags, extra_link_args=link,
                 define_macros=macros)

@@ -1,5 +1,6 @@
 """Building blocks: convolution with a norm, the norms by name, and Cross-Iteration Batch Normalization."""
 
+from mmdet.layers import batch_stats
 from mmdet.layers.batch_renorm import BatchRenorm
 from mmdet.layers.cbn import (
     CrossIterBatchNorm2d,
@@ -24,15 +25,15 @@ from mmdet.layers.conv import (
 from mmdet.layers.losses.basic import BalancedL1Loss, CrossEntropyLoss, L1Loss, SmoothL1Loss
 from mmdet.layers.losses.focal import FocalLoss
 from mmdet.layers.losses.iou import BoundedIoULoss, CIoULoss, DIoULoss, GIoULoss, IoULoss
-from mmdet.layers.norm import BATCH_NORMS, SyncBN, build_norm_layer
+from mmdet.layers.norm import BATCH_NORMS, BatchNorm2d, SyncBN, build_norm_layer
 from mmdet.layers.upsample import build_upsample_layer
 from mmdet.ops import COMPILED
 
-kernels.ENABLED = COMPILED  # that folder stands alone and cannot ask
+batch_stats.ENABLED = kernels.ENABLED = COMPILED  # they stand alone and cannot ask
 
 __all__ = [
-    'BATCH_NORMS', 'BalancedL1Loss', 'BatchRenorm', 'BoundedIoULoss', 'CIoULoss', 'ConvModule', 'ConvWS2d',
-    'CrossEntropyLoss', 'CrossIterBatchNorm2d', 'DIoULoss', 'FocalLoss', 'GIoULoss', 'IoULoss', 'L1Loss',
+    'BATCH_NORMS', 'BalancedL1Loss', 'BatchNorm2d', 'BatchRenorm', 'BoundedIoULoss', 'CIoULoss', 'ConvModule',
+    'ConvWS2d', 'CrossEntropyLoss', 'CrossIterBatchNorm2d', 'DIoULoss', 'FocalLoss', 'GIoULoss', 'IoULoss', 'L1Loss',
     'SmoothL1Loss', 'SyncBN', 'build_activation_layer', 'build_conv_layer', 'build_norm_layer', 'build_upsample_layer',
     'cbn_state', 'conv_norm', 'conv_stack', 'convert_cbn', 'init_conv', 'kaiming_normal', 'load_cbn_state', 'plan_cbn',
     'revert_cbn', 'set_cbn_epoch',

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.modules.batchnorm import _NormBase
 
-from mmdet.layers.batch_stats import batch_moments, track_running_stats
+from mmdet.layers.batch_stats import Normalize, batch_moments, compiled_for, track_running_stats
 from mmdet.registry import MODELS
 
 
@@ -84,6 +84,8 @@ class BatchRenorm(_NormBase):
         track_running_stats(self, batch)
         if self.affine:
             scale, shift = self.weight * scale, self.weight * shift + self.bias
+        if compiled_for(y):
+            return Normalize.apply(y, batch.mean, batch.var, scale, shift, self.eps, 1, batch.count, None)
         return F.batch_norm(y, None, None, scale, shift, True, 0.0, self.eps)
 
     @torch.no_grad()

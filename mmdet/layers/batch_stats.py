@@ -3,8 +3,11 @@
     N, C, M    images (or RoIs); channels; values per channel behind the statistics, of all processes
 
 Needs torch alone. ``mmdet/layers/cbn`` stands on this file and can be copied into another project together with it.
+The toolbox's compiled operators (mmdet/ops/batch_norm.py) serve for channels-last maps on the CPU, where PyTorch's
+kernels sum in the input's precision: float32 loses two digits.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -13,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _NormBase
+
+ENABLED = False  # whether torch.ops.mmdet has the operators of this version; mmdet.layers says so
 
 
 class Moments(NamedTuple):
@@ -34,10 +39,20 @@ def process_group(wanted: bool):
     return None
 
 
+def compiled_for(y: Tensor) -> bool:
+    """Whether the compiled operators serve for y (N, C, ...)."""
+    return (
+        ENABLED and not y.is_cuda and y.device.type == 'cpu' and _channels_last(y) and y.numel() > 0
+        and y.dtype in (torch.float32, torch.float64, torch.bfloat16) and not torch.compiler.is_compiling()
+    )  # fmt: skip
+
+
 def batch_moments(y: Tensor, group=None) -> Moments:
     """Of y (N, C, ...) over all processes of ``group``."""
     count, wide = y.numel() // y.shape[1], torch.promote_types(y.dtype, torch.float32)
-    if count:
+    if compiled_for(y):
+        mean, var = torch.ops.mmdet.batch_moments(y)
+    elif count:
         # On CPU the results have the type of the running statistics, which stay what they are at momentum 0.
         like = [None if y.is_cuda or wide == y.dtype else y.new_zeros(y.shape[1], dtype=wide)] * 2
         mean, var = torch.ops.aten.batch_norm_update_stats(y, *like, 0.0)
@@ -94,9 +109,11 @@ class Normalize(torch.autograd.Function):
         wanted = [of_y, of_weight or of_var, of_bias or of_mean]
         gamma = torch.ones_like(mean) if weight is None else weight.detach().to(mean.dtype)
         # A compiled graph takes plain BatchNorm's gradient, which it can fuse and trace with sizes that change.
-        if ctx.group is not None or (y.is_cuda and not torch.compiler.is_compiling()):
+        compiled = compiled_for(y)
+        if ctx.group is not None or compiled or (y.is_cuda and not torch.compiler.is_compiling()):
             total = n * ctx.count if ctx.total is None else ctx.total
-            grad_y, sum_gy, sum_g = _backward_by_sums(grad, y, mean, rstd, gamma, total, ctx.group, wanted, y.is_cuda)
+            backward = _backward_by_compiled if compiled else partial(_backward_by_sums, cuda=y.is_cuda)
+            grad_y, sum_gy, sum_g = backward(grad, y, mean, rstd, gamma, total, ctx.group, wanted)
         else:
             # BatchNorm's own gradient divides by M alone: take 1/n of it and 1 - 1/n of gamma r g.
             grad_y, sum_gy, sum_g = _batch_norm_backward(grad, y, mean, rstd, gamma / n, wanted)
@@ -119,6 +136,20 @@ def per_channel(t: Tensor, y: Tensor) -> Tensor:
 
 def _batch_norm_backward(grad, y, mean, rstd, gamma, wanted):
     return torch.ops.aten.native_batch_norm_backward(grad, y, gamma, None, None, mean, rstd, True, 0.0, wanted)
+
+
+def _backward_by_compiled(grad, y, mean, rstd, gamma, count, group, wanted):
+    """What `_backward_by_sums` computes, of channels-last maps on the CPU."""
+    grad = grad.contiguous(memory_format=torch.channels_last)
+    own = sums = torch.stack(torch.ops.mmdet.batch_norm_sums(grad, y, mean))
+    if group is not None:
+        sums = own.clone()
+        dist.all_reduce(sums, group=group)
+    grad_y = None
+    if wanted[0]:
+        shift, slope = sums / count
+        grad_y = torch.ops.mmdet.batch_norm_input_grad(grad, y, mean, gamma * rstd, shift, slope * rstd.square())
+    return grad_y, own[1] * rstd, own[0]
 
 
 def _backward_by_sums(grad, y, mean, rstd, gamma, count, group, wanted, cuda):

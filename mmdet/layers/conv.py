@@ -15,8 +15,7 @@ from torch.autograd.function import once_differentiable
 from mmdet.config.errors import UserError
 from mmdet.layers.build import build_layer, layer_class
 from mmdet.layers.cbn import CrossIterBatchNorm2d
-from mmdet.layers.cbn.derivatives import Geometry
-from mmdet.layers.norm import SyncBN, build_norm_layer
+from mmdet.layers.norm import BatchNorm2d, SyncBN, build_norm_layer
 from mmdet.registry import MODELS
 
 CONV_NAMES = ['Conv2d', 'Conv', 'ConvWS']
@@ -88,12 +87,12 @@ def conv_norm(conv: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
     Raises:
         UserError: CBN trains behind a convolution without a tensor `weight`.
     """
-    traced = not isinstance(x, Tensor)  # torch.fx has to see the modules
-    geometry = _folded(conv, norm) if torch.is_grad_enabled() and not traced else None
-    if geometry is not None:
-        scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
-        shift = torch.addcmul(norm.bias, norm.running_mean, scale, value=-1)
-        return _ScaledConv.apply(x, conv.weight, scale, shift, *geometry[1:])
+    if torch.is_grad_enabled() and isinstance(x, Tensor) and _folds(conv, norm):  # torch.fx has to see the modules
+        own, running = norm._parameters, norm._buffers
+        scale = own['weight'] * (running['running_var'] + norm.eps).rsqrt()
+        shift = torch.addcmul(own['bias'], running['running_mean'], scale, value=-1)
+        weight = conv._parameters['weight']
+        return _ScaledConv.apply(x, weight, scale, shift, conv.stride, conv.padding, conv.dilation, conv.groups)
     if not isinstance(norm, CrossIterBatchNorm2d):
         return norm(conv(x))
     if isinstance(conv, nn.Conv2d):
@@ -139,22 +138,28 @@ class _ScaledConv(torch.autograd.Function):
         return x_grad.to(x.dtype) if of_x else None, scaled_grad * scale, scale_grad, shift_grad, *[None] * 4
 
 
-_HOOKS = '_forward_pre_hooks', '_forward_hooks', '_backward_pre_hooks', '_backward_hooks'
+_FOLDED_NORMS = BatchNorm2d, nn.BatchNorm2d, SyncBN, CrossIterBatchNorm2d
 
 
-def _folded(conv: nn.Module, norm: nn.Module) -> Geometry | None:
-    """``norm(conv(x))`` as one convolution that learns; None where it is none, or a hook looks at what lies between."""
-    if type(norm) not in (nn.BatchNorm2d, SyncBN, CrossIterBatchNorm2d) or norm.training:
-        return None
-    if any(tensor is None for tensor in (norm.weight, norm.bias, norm.running_var)):
-        return None
-    if type(conv) is not nn.Conv2d or conv.bias is not None or not conv.weight.requires_grad:
-        return None
-    if conv.weight.dtype not in (torch.float32, torch.float64):  # in half precision BatchNorm computes in float32
-        return None
-    if any(getattr(module, hooks) for module in (conv, norm) for hooks in _HOOKS):
-        return None
-    return Geometry.of(conv)
+def _folds(conv: nn.Module, norm: nn.Module) -> bool:
+    """Whether ``norm(conv(x))`` is one convolution that learns, and no hook looks at what lies between.
+
+    Asked in every forward, so that it holds whatever has changed; it enters no other Python frame.
+    """
+    if norm.training or type(norm) not in _FOLDED_NORMS or type(conv) is not nn.Conv2d:
+        return False
+    if (
+        conv._forward_pre_hooks or conv._forward_hooks or conv._backward_pre_hooks or conv._backward_hooks
+        or norm._forward_pre_hooks or norm._forward_hooks or norm._backward_pre_hooks or norm._backward_hooks
+    ):  # fmt: skip
+        return False
+    own, weight = norm._parameters, conv._parameters.get('weight')
+    return (
+        own.get('weight') is not None and own.get('bias') is not None and norm._buffers.get('running_var') is not None
+        and weight is not None and weight.requires_grad and conv._parameters.get('bias', conv) is None
+        and weight.dtype in (torch.float32, torch.float64)  # in half precision BatchNorm computes in float32
+        and conv.padding_mode == 'zeros' and type(conv.padding) is not str
+    )  # fmt: skip
 
 
 @MODELS.register_module()

@@ -10,10 +10,27 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from mmdet.config.errors import UserError
 from mmdet.layers.batch_renorm import BatchRenorm
-from mmdet.layers.batch_stats import Normalize, batch_moments, process_group, track_running_stats
+from mmdet.layers.batch_stats import Normalize, batch_moments, compiled_for, process_group, track_running_stats
 from mmdet.layers.build import build_layer, layer_class
 from mmdet.layers.cbn import CrossIterBatchNorm2d
 from mmdet.registry import MODELS
+
+
+class BatchNorm2d(nn.BatchNorm2d):
+    """nn.BatchNorm2d whose training on channels-last maps on the CPU is as exact as on planar ones.
+
+    The gradient of that case cannot be differentiated again.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> the same shape."""
+        if self.training and isinstance(x, Tensor) and compiled_for(x):
+            return _train(self, x)
+        return super().forward(x)
+
+    def _check_input_dim(self, x: Tensor) -> None:
+        if isinstance(x, Tensor):  # torch.fx traces through a class that is not torch's own
+            super()._check_input_dim(x)
 
 
 class SyncBN(_BatchNorm):
@@ -32,22 +49,29 @@ class SyncBN(_BatchNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         group = process_group(self.training)
-        if group is None:
+        if group is None and not (self.training and compiled_for(x)):
             return super().forward(x)
         if x.is_cuda:
             return nn.SyncBatchNorm.forward(self, x)
         self._check_input_dim(x)
-        batch = batch_moments(x.detach(), group)
-        if batch.count < 2:
-            raise UserError(f'SyncBN: {batch.count} values per channel over all processes; training needs two')
-        track_running_stats(self, batch)
-        return Normalize.apply(x, batch.mean, batch.var, self.weight, self.bias, self.eps, 1, batch.count, group)
+        return _train(self, x, group)
+
+
+def _train(norm: _BatchNorm, x: Tensor, group=None) -> Tensor:
+    batch = batch_moments(x.detach(), group)
+    if batch.count < 2:
+        raise UserError(
+            f'{type(norm).__name__}: {batch.count} values per channel over all processes; training needs two'
+        )
+    if norm.track_running_stats:
+        track_running_stats(norm, batch)
+    return Normalize.apply(x, batch.mean, batch.var, norm.weight, norm.bias, norm.eps, 1, batch.count, group)
 
 
 for _name, _layer in {
-    'BN': nn.BatchNorm2d,
+    'BN': BatchNorm2d,
     'BN1d': nn.BatchNorm1d,
-    'BN2d': nn.BatchNorm2d,
+    'BN2d': BatchNorm2d,
     'SyncBN': SyncBN,
     'GN': nn.GroupNorm,
     'IN': nn.InstanceNorm2d,

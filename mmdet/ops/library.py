@@ -1,10 +1,11 @@
 """Loads the compiled operators, or says once why torchvision's serve instead."""
 
-import hashlib
 import warnings
 from pathlib import Path
 
 import torch
+
+from mmdet.ops.sources import digest
 
 _HERE = Path(__file__).resolve().parent
 
@@ -22,7 +23,7 @@ def _load() -> tuple[dict[str, str], str]:
     running = torch.__version__.split('+')[0]
     if info['torch'] != running:
         return {}, f'they are compiled for torch {info["torch"]}, but {running} runs'
-    if info.get('schemas') != hashlib.sha256((_HERE / 'csrc' / 'ops.cpp').read_bytes()).hexdigest()[:16]:
+    if info.get('sources') != digest():
         return {}, 'they are compiled from other sources than these'
     return info, ''
 

@@ -12,7 +12,15 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mmdet.layers import BATCH_NORMS, ConvModule, CrossIterBatchNorm2d, SyncBN, batch_stats, build_norm_layer
+from mmdet.layers import (
+    BATCH_NORMS,
+    BatchNorm2d,
+    ConvModule,
+    CrossIterBatchNorm2d,
+    SyncBN,
+    batch_stats,
+    build_norm_layer,
+)
 from mmdet.layers.cbn import layer
 from mmdet.registry import MODELS
 
@@ -20,7 +28,7 @@ from mmdet.registry import MODELS
 @pytest.mark.parametrize(
     'cfg, name, kind',
     [
-        (dict(type='BN'), 'bn', nn.BatchNorm2d),
+        (dict(type='BN'), 'bn', BatchNorm2d),
         (dict(type='BN1d'), 'bn', nn.BatchNorm1d),
         (dict(type='SyncBN'), 'bn', SyncBN),
         (dict(type='GN', num_groups=4), 'gn', nn.GroupNorm),
@@ -100,9 +108,10 @@ def test_conv_module_rejects_unknown_activations():
 
 
 def test_sync_bn_of_one_process_is_batch_norm():
-    one, other = SyncBN(8), nn.BatchNorm2d(8)
     x = torch.randn(2, 8, 4, 4)
-    assert torch.equal(one(x), other(x))
+    assert torch.equal(SyncBN(8)(x), nn.BatchNorm2d(8)(x))
+    x = x.to(memory_format=torch.channels_last)
+    assert torch.equal(SyncBN(8)(x), BatchNorm2d(8)(x))
 
 
 # -- two processes ------------------------------------------------------------------------------------
@@ -112,7 +121,7 @@ def make_model(kind):
     torch.manual_seed(0)
     if kind == 'BN':
         cfg = dict(type='BN')
-    elif kind == 'SyncBN':
+    elif kind.startswith('SyncBN'):
         cfg = dict(type='SyncBN')
     else:
         cfg = dict(type='CBN', buffer_num=2, sync=kind.startswith('sync'), burnin_iters=1)
@@ -124,10 +133,14 @@ def make_model(kind):
     ).double()
     if 'compiled' in kind:  # with sync the norms stay outside the graph
         model.compile(backend='eager')
-    return model
+    return model.to(memory_format=layout_of(kind))
 
 
-def train(model, share):
+def layout_of(kind):
+    return torch.channels_last if 'last' in kind else torch.contiguous_format
+
+
+def train(model, share, layout=torch.contiguous_format):
     """Six steps on 4 images each; ``share`` picks this process's. Returns everything that training left."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     generator = torch.Generator().manual_seed(1)
@@ -135,7 +148,7 @@ def train(model, share):
     for step in range(6):
         images = torch.randn(4, 3, 12, 12, generator=generator, dtype=torch.float64)
         target = torch.randn(4, 4, 5, 5, generator=generator, dtype=torch.float64)
-        out = model(images[share(step)])
+        out = model(images[share(step)].to(memory_format=layout))
         # Sums over images, so that processes of unequal shares add up to the whole.
         loss = (out - target[share(step)]).square().sum() / 16
         optimizer.zero_grad()
@@ -155,7 +168,7 @@ def uneven(rank, step):
 
 KINDS = [
     'SyncBN', 'sync CBN', 'sync CBN subsampled', 'sync CBN full gradient', 'sync CBN compiled',
-    'sync CBN as on a GPU', 'sync CBN full gradient as on a GPU',
+    'SyncBN channels last', 'sync CBN channels last', 'sync CBN as on a GPU', 'sync CBN full gradient as on a GPU',
 ]  # fmt: skip
 SYNCED = [(kind, even) for kind in KINDS for even in (True, False)]
 
@@ -171,7 +184,7 @@ def worker(rank, folder):
             half = slice(rank * 2, rank * 2 + 2)
             share = (lambda step: half) if even else (lambda step: uneven(rank, step))  # noqa: B023
             with LikeCuda() if 'GPU' in kind else contextlib.nullcontext():
-                results[f'{kind} {even}'] = train(model, share)
+                results[f'{kind} {even}'] = train(model, share, layout_of(kind))
         torch.save(results, f'{folder}/{rank}.pth')
     finally:
         dist.destroy_process_group()
@@ -193,14 +206,15 @@ def sum_hook(state, bucket):
 @pytest.mark.parametrize('kind, even', SYNCED)
 def test_two_processes_equal_one(two_processes, kind, even):
     parts = [results[f'{kind} {even}'] for results in two_processes]
-    plain = {'SyncBN': 'BN'}.get(kind, kind.replace(' compiled', '').replace(' as on a GPU', ''))
+    plain = 'BN' if kind.startswith('SyncBN') else kind.partition(' compiled')[0].partition(' as on')[0]
+    plain = plain.removesuffix(' channels last')
     alone = train(make_model(plain), lambda step: slice(None))
     for a, b, whole in zip(*(part['outs'] for part in parts), alone['outs']):
         torch.testing.assert_close(torch.cat([a, b]), whole, rtol=1e-9, atol=1e-9)
     for part in parts:
         for key, value in alone['state'].items():
             torch.testing.assert_close(part['state'][key], value, rtol=1e-9, atol=1e-9)
-        assert len(part['histories']) == len(alone['histories']) == (0 if kind == 'SyncBN' else 2)
+        assert len(part['histories']) == len(alone['histories']) == (0 if kind.startswith('SyncBN') else 2)
         for got, want in zip(part['histories'], alone['histories']):
             torch.testing.assert_close(got['dvar'], want['dvar'], rtol=1e-8, atol=1e-9)
             torch.testing.assert_close(got['values'], want['values'], rtol=1e-8, atol=1e-9)

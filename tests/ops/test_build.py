@@ -56,7 +56,7 @@ def test_version_names_torch():
 @pytest.fixture
 def without_extension(tmp_path):
     """A copy of the package's Python files, without the library."""
-    for source in [*(ROOT / 'mmdet').glob('*.py'), *(ROOT / 'mmdet' / 'ops').glob('*.py')]:
+    for source in (ROOT / 'mmdet').rglob('*.py'):
         target = tmp_path / source.relative_to(ROOT)
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(source.read_bytes())
@@ -86,10 +86,11 @@ def test_a_library_that_does_not_load_is_no_crash(without_extension):
 
 
 @pytest.mark.skipif(not COMPILED, reason='the compiled ops are missing')
-def test_an_extension_of_other_sources_is_not_used(tmp_path):
+@pytest.mark.parametrize('name', ['ops.cpp', 'cpu/batch_norm_kernels.inl', 'cuda/cbn_cuda.cu'])
+def test_an_extension_of_other_sources_is_not_used(tmp_path, name):
     shutil.copytree(ROOT / 'mmdet', tmp_path / 'mmdet')
-    schemas = tmp_path / 'mmdet' / 'ops' / 'csrc' / 'ops.cpp'
-    schemas.write_text(schemas.read_text().replace('float offset', 'float border'))
+    source = tmp_path / 'mmdet' / 'ops' / 'csrc' / name
+    source.write_text(source.read_text() + '// another version\n')
     result = run('-m', 'mmdet.ops', PYTHONPATH=str(tmp_path), cwd=tmp_path)
     assert result.returncode == 0
     assert result.stdout.startswith('compiled ops: none (they are compiled from other sources')

@@ -6,10 +6,13 @@
 
 #include <string>
 
+extern const char mmdet_sources[];  // digest of these files, see setup.py
+
 namespace {
 
 std::string build_info() {
-  std::string info = "torch=" TORCH_VERSION " schemas=" MMDET_SCHEMAS;
+  std::string info = "torch=" TORCH_VERSION " sources=";
+  info += mmdet_sources;
 #ifdef MMDET_WITH_CUDA
   info += " cuda=1";
 #else
