@@ -14,7 +14,7 @@ from torch import Tensor
 from mmdet.checkpoints.pickled_arrays import Refused, is_bare_pickle, read_arrays, run_pickle
 from mmdet.checkpoints.plain import from_plain, is_marked
 from mmdet.checkpoints.stand_ins import read_without_history
-from mmdet.config.errors import UserError, at_most, one_line, suggest
+from mmdet.config.errors import MissingFile, UserError, at_most, one_line, suggest
 
 WEIGHTS_KEYS = ('state_dict', 'model', 'blobs')  # where mmengine, detectron2 and caffe2 keep the weights in a file
 
@@ -55,7 +55,7 @@ def read_checkpoint(path: str) -> Checkpoint:
     """Load a file as weights only, to the CPU: no code in it is ever run, and its checksums are compared.
 
     Raises:
-        FileNotFoundError, UserError: not there, damaged, or holding pickled Python objects.
+        UserError: not there (MissingFile), damaged, or holding pickled Python objects.
     """
     return _read(path, read_arrays, _load_safely)
 
@@ -74,7 +74,7 @@ def _read(path: str, read_pickle: Callable[[BinaryIO], Any], read_torch_file: Ca
         found = sorted(f for f in os.listdir(folder) if f.endswith('.pth')) if os.path.isdir(folder) else []
         hint = suggest(os.path.basename(path), found, cutoff=0.7)
         there = f' Its folder holds {at_most(found, 5)}.' if found and not hint else ''
-        raise FileNotFoundError(f'checkpoint {path} not found.{hint or there}')
+        raise MissingFile(f'checkpoint {path} not found.{hint or there}')
     try:
         with open(path, 'rb') as file:
             start = file.read(32)
