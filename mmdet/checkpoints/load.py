@@ -65,7 +65,7 @@ def load_checkpoint(model: nn.Module, file: str | Checkpoint, strict: bool = Tru
         file: a path, an address (see `load_pretrained`), or the file already opened.
 
     Raises:
-        FileNotFoundError, UserError: missing, damaged or refused file; see `weights_for`.
+        UserError: missing, damaged or refused file; see `weights_for`.
     """
     checkpoint = _opened(file)
     model.load_state_dict(weights_for(model, checkpoint, strict))

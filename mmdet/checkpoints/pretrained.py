@@ -15,7 +15,7 @@ def load_pretrained(uri: str) -> Checkpoint:
     weights' version: ``resnet50.imagenet1k_v2``; without one it means the first version, as in mmdetection's configs.
 
     Raises:
-        FileNotFoundError, UserError: names the file and the ways out.
+        UserError: names the file and the ways out.
     """
     url = _url(uri)
     if not url.startswith(('http://', 'https://')):

@@ -55,7 +55,7 @@ def read_checkpoint(path: str) -> Checkpoint:
     """Load a file as weights only, to the CPU: no code in it is ever run, and its checksums are compared.
 
     Raises:
-        FileNotFoundError, UserError: not there, damaged, or holding pickled Python objects.
+        UserError: not there (MissingFile), damaged, or holding pickled Python objects.
     """
     return _read(path, read_arrays, _load_safely)
 

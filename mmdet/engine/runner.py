@@ -125,11 +125,11 @@ def _construct(parts: dict, cfg: Config) -> Runner:
     try:
         return _Runner(**parts, cfg=_FormattedConfig.of(cfg))
     except KeyError as error:
-        if unknown_type(error) is None:
+        name, registry = unknown_type(error) or ('', '')
+        places = type_places(cfg, name)
+        if not places:  # nobody wrote it into the config
             raise
-        name, registry = unknown_type(error)
-        place = f' at {at_most(type_places(cfg, name), 3)}'
-        raise UserError(unknown_type_text(name, place, registered_names(registry))) from error
+        raise UserError(unknown_type_text(name, f' at {at_most(places, 3)}', registered_names(registry))) from error
 
 
 class _FormattedConfig(Config):

@@ -127,7 +127,7 @@ def test_init_cfg_of_a_detector_loads_a_whole_one(tmp_path):
     other.init_weights()
     assert all(torch.equal(v, model.state_dict()[k] + 1) for k, v in other.state_dict().items())
     torch.save(dict(state_dict={'a.weight': torch.zeros(1)}), tmp_path / 'x.pth')
-    with pytest.raises(UserError, match='of a known detector'):
+    with pytest.raises(UserError, match='not a checkpoint of a known detector'):
         other.init_weights()
 
 
