@@ -3,7 +3,6 @@
 import pytest
 import torch
 from factories import build, small_cfg
-from mmdet.models.init_weights import Pretrained
 from mmengine.config import Config
 from mmengine.model import BaseModel
 from torch import nn
@@ -21,6 +20,7 @@ from mmdet.checkpoints import (
 from mmdet.checkpoints import load as door
 from mmdet.checkpoints.plain import marked
 from mmdet.config.errors import UserError
+from mmdet.models.initialize import Pretrained
 
 
 @pytest.fixture

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from mmdet.checkpoints.files import read_checkpoint
 from toy_task import ENVIRONMENT, write_config
+
+from mmdet.checkpoints import read_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 CBN = """

@@ -90,7 +90,7 @@ class ResNet(BaseModule):
         style: 'pytorch' or 'caffe' (see `Bottleneck`).
         zero_init_residual: start every block as the identity (scale of its last norm 0).
         with_cp: recompute blocks in the backward pass to save memory.
-        init_cfg: see `mmdet.models.init_weights`; None keeps Kaiming normal.
+        init_cfg: see `mmdet.models.initialize`; None keeps Kaiming normal.
 
     Raises:
         UserError: options that do not go together.

@@ -13,7 +13,7 @@ def build_preprocessor(cfg: dict | None) -> nn.Module:
 def build_backbone(cfg: dict) -> nn.Module:
     """Any class from a batch (N, C, H, W) to a tuple of maps, fine to coarse.
 
-    Its `init_cfg` waits for `mmdet.models.init_weights`, whether or not its constructor knows that option.
+    Its `init_cfg` waits for `mmdet.models.initialize`, whether or not its constructor knows that option.
     """
     cfg = dict(cfg)
     init_cfg = cfg.pop('init_cfg', None)

@@ -23,7 +23,7 @@ class SingleStageDetector(BaseModel):
 
     Args:
         train_cfg, test_cfg: those of the head.
-        init_cfg: see `mmdet.models.init_weights`.
+        init_cfg: see `mmdet.models.initialize`.
     """
 
     head_name = 'bbox_head'

@@ -25,7 +25,7 @@ class TwoStageDetector(BaseModel):
     Args:
         train_cfg: dict(rpn=dict(assigner, sampler), rpn_proposal=dict(nms_pre, ...), rcnn=dict(assigner, ...)).
         test_cfg: dict(rpn=dict(nms_pre, ...), rcnn=dict(score_thr, ...)).
-        init_cfg: see `mmdet.models.init_weights`.
+        init_cfg: see `mmdet.models.initialize`.
 
     Raises:
         UserError: keys of train_cfg or test_cfg that nothing reads.
