@@ -64,6 +64,7 @@ class CocoDataset(BaseDataset):
     """
 
     METAINFO = dict(dataset_type='coco', classes=COCO_CLASSES)
+    _doubts, _left_out = (), ''  # for messages, where a subclass loads the list in its own way
 
     @classmethod
     def check_config(cls, cfg: dict, path: str, whole: dict, training: bool) -> None:
@@ -198,8 +199,8 @@ class CocoDataset(BaseDataset):
             advice = ''.join(f'; {doubt}' for doubt in self._doubts)
             raise UserError(
                 f'no image of {self.ann_file} is left after filter_cfg={config}: of {len(images)}, {empty.sum()} have '
-                f'no object of the {len(self.cat_ids)} classes{self._left_out}, {small.sum()} have a side under '
-                f'min_size={config.get("min_size", 0)}{advice}'
+                f'no object of the {len(self._metainfo["classes"])} classes{self._left_out}, {small.sum()} have a side '
+                f'under min_size={config.get("min_size", 0)}{advice}'
             )
         return images.subset(kept) if isinstance(images, _Images) else [images[i] for i in kept]
 

@@ -150,8 +150,8 @@ class _Columns(NamedTuple):
     names: list[str]
     shapes: np.ndarray
     has_annotations: bool
-    image_of: list
-    category_of: list
+    image_of: list | np.ndarray
+    category_of: list | np.ndarray
     boxes: np.ndarray
     areas: np.ndarray
     crowd: np.ndarray
@@ -224,8 +224,8 @@ def _typed_columns(data: bytes) -> _Columns | None:
         names=[image.file_name for image in images],
         shapes=np.array([(image.height, image.width) for image in images], dtype=np.int64).reshape(-1, 2),
         has_annotations=file.annotations is not None,
-        image_of=[annotation.image_id for annotation in annotations],
-        category_of=[annotation.category_id for annotation in annotations],
+        image_of=_numbers([annotation.image_id for annotation in annotations]),
+        category_of=_numbers([annotation.category_id for annotation in annotations]),
         boxes=np.array([annotation.bbox for annotation in annotations], dtype=np.float64).reshape(-1, 4),
         areas=np.array([annotation.area for annotation in annotations], dtype=np.float64),  # None becomes NaN
         crowd=np.array([annotation.iscrowd for annotation in annotations], dtype=np.int64),
@@ -233,7 +233,9 @@ def _typed_columns(data: bytes) -> _Columns | None:
         segmentations=[annotation.segmentation for annotation in annotations],
     )
     plain = (
-        all(len(set(ids)) == len(ids) for ids in (columns.image_ids, [c['id'] for c in columns.categories]))
+        columns.image_of is not None  # ids that fit
+        and columns.category_of is not None
+        and all(len(set(ids)) == len(ids) for ids in (columns.image_ids, [c['id'] for c in columns.categories]))
         and all(columns.names)
         and not any('\0' in name for name in columns.names)
         and bool((columns.shapes > 0).all())
@@ -279,8 +281,10 @@ def _flat(columns: _Columns) -> tuple[dict, dict[str, np.ndarray], list]:
     return header, arrays, texts
 
 
-def _numbers(ids: list) -> np.ndarray | None:
+def _numbers(ids: list | np.ndarray) -> np.ndarray | None:
     """Ids as (n,) int64, where all are whole numbers that fit."""
+    if isinstance(ids, np.ndarray):
+        return ids
     if not set(map(type, ids)) <= {int}:
         return None
     try:
@@ -289,11 +293,12 @@ def _numbers(ids: list) -> np.ndarray | None:
         return None
 
 
-def _positions(wanted: list, ids: list) -> np.ndarray:
+def _positions(wanted: list | np.ndarray, ids: list) -> np.ndarray:
     """Where in `ids` each of `wanted` stands, (n,) int64; -1 where it does not."""
     table, keys = _numbers(ids), _numbers(wanted)
     if table is None or keys is None or not len(table):
         places = {which: position for position, which in enumerate(ids)}
+        wanted = wanted.tolist() if isinstance(wanted, np.ndarray) else wanted
         return np.array([places.get(which, -1) for which in wanted], dtype=np.int64)
     order = np.argsort(table)
     found = order[np.searchsorted(table[order], keys).clip(max=len(table) - 1)]
@@ -326,7 +331,8 @@ def _doubts(columns: _Columns, image_of: np.ndarray, category_of: np.ndarray) ->
     for places, ids, key in ((category_of, columns.category_of, 'categories'), (image_of, columns.image_of, 'images')):
         strange = np.flatnonzero(places < 0)
         if len(strange):
-            names = at_most(map(repr, dict.fromkeys(ids[i] for i in strange.tolist())), 3)
+            ids = ids[strange].tolist() if isinstance(ids, np.ndarray) else [ids[i] for i in strange]
+            names = at_most(map(repr, dict.fromkeys(ids)), 3)
             found.append(f'{len(strange)} of {total} annotations have an id that is not in {key} ({names})')
     negative = np.count_nonzero((width < 0) | (height < 0))
     if negative:

@@ -166,8 +166,8 @@ class LoadProposals(BaseTransform):
             raise UserError('LoadProposals needs a proposal_file, its own or that of the data set')
         if not proposal_file.endswith('.json'):
             raise UserError(
-                f'LoadProposals: {proposal_file} is not a .json file; make one with '
-                'tools/test.py RPN_CONFIG FILE --format-only'
+                f'LoadProposals: {proposal_file} is not a .json file; make one with tools/test.py RPN_CONFIG FILE '
+                '--format-only'
             )
         if not os.path.isfile(proposal_file):
             raise MissingFile(f'LoadProposals: no proposal_file {proposal_file}; write one with an RPN')
