@@ -14,8 +14,11 @@ def init_weights(module: nn.Module) -> None:
     """Initialise a model as the `init_cfg` of each of its parts says: the whole before the parts, files last of all.
 
     `init_cfg` is one dict or a list of them, of mmengine's initialisers (Normal, Xavier, Kaiming, Constant, ...) or
-    ``dict(type='Pretrained', checkpoint=...)``, see `Pretrained`. A part without it keeps what its constructor did; one
-    with a method `init_weights` of its own initialises itself, and what is in it.
+    ``dict(type='Pretrained', checkpoint=...)``, see `Pretrained`. A part without it keeps what its constructor did.
+
+    A part with a method `init_weights` of its own initialises itself and what is in it. As in mmengine, that is one of
+    the parts of a `BaseModule` (a detector or head), or a `BaseModule` itself: a network of another library, which
+    has such a method, too, keeps the weights that it was built with. So does a part whose `is_init` is true.
 
     Raises:
         UserError: a file of weights that does not fit.
@@ -25,11 +28,14 @@ def init_weights(module: nn.Module) -> None:
     files = [c for c in cfgs if c.get('type') in ('Pretrained', PretrainedInit)]
     initialize(module, [c for c in cfgs if c not in files])
     for child in module.children():
-        # mmengine's method does the same, but loads whatever happens to fit, and logs every parameter
-        if getattr(type(child), 'init_weights', BaseModule.init_weights) is BaseModule.init_weights:
-            init_weights(child)
-        else:
+        # BaseModule's own method does as this function, but loads whatever happens to fit and logs every parameter
+        own = getattr(type(child), 'init_weights', BaseModule.init_weights) is not BaseModule.init_weights
+        if getattr(child, 'is_init', False):
+            continue
+        if own and (isinstance(module, BaseModule) or isinstance(child, BaseModule)):
             child.init_weights()
+        else:
+            init_weights(child)
     for file in files:
         WEIGHT_INITIALIZERS.build(dict(file, type='Pretrained'))(module)
 

@@ -175,6 +175,34 @@ def test_every_part_is_initialised_once_and_as_it_says(detector):
     assert model.neck.convs[2].weight.eq(0.5).all() and model.roi_head.bbox_head.fc_cls.weight.eq(4).all()
 
 
+def test_a_network_of_another_library_keeps_its_weights(detector):
+    """timm's and others have a method `init_weights` that draws anew, and nobody asked for it."""
+
+    class Library(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 8, 1)
+
+        def init_weights(self):
+            raise AssertionError
+
+    class Wrapper(ConvNeXt):
+        def __init__(self):
+            super().__init__()
+            self.library = Library()
+
+    class Ready(BaseModule):
+        def __init__(self):
+            super().__init__(dict(type='Constant', layer='Conv2d', val=9))
+            self.library, self.is_init = Library(), True
+
+    model = detector(dict(type=Wrapper))
+    model.backbone.ready = Ready()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    model.init_weights()
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
 def test_parts_in_a_detector_of_mmengines_own_method(tmp_path):
     """A user's detector with mmengine's `init_weights`: its recursion finds our parts, and our reader their files."""
 

@@ -32,7 +32,7 @@ def fit_weight(weight: Tensor, loss: Tensor) -> Tensor:
 
 
 def check_pairs(pred: Tensor, target: Tensor) -> None:
-    """Refuse what PyTorch would broadcast, and count pairs that are none.
+    """Refuse shapes that PyTorch would broadcast to pairs of other boxes.
 
     Raises:
         ValueError: names both shapes.

@@ -37,7 +37,7 @@ class _BoxLoss(nn.Module):
     """Weighted mean of `per_box` over `avg_factor`.
 
     Args:
-        eps: least union or hull to divide by, in square pixels, and least IoU to take the logarithm of.
+        eps: lower bound of a union or hull that is divided by, in square pixels, and of the IoU in a logarithm.
     """
 
     def __init__(self, eps: float = 1e-6, reduction: str = 'mean', loss_weight: float = 1.0):
