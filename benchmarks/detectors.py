@@ -428,7 +428,7 @@ class Mmdetection:
 def serve(args: argparse.Namespace) -> None:
     """Answer `Mmdetection`: questions and answers are lines of JSON."""
     out = os.fdopen(os.dup(1), 'w')
-    os.dup2(2, 1)  # whatever the libraries print is no answer
+    os.dup2(2, 1)  # what the libraries print is not an answer
     from mmdet.structures.mask import BitmapMasks
     from mmengine.registry import init_default_scope
 

@@ -17,7 +17,7 @@ from mmdet.structures import DetDataSample
 from mmdet.structures.masks import BitmapMasks
 
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
-# Models that tests train on pretended devices.
+# Models that tests train on emulated devices.
 KINDS = ['mask_rcnn', 'faster_rcnn', 'cascade_mask_rcnn', 'retinanet', 'rpn']
 # ResNet-18 in the place of ResNet-50, as options of a config file.
 RESNET18 = {

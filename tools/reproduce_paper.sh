@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Train and test the eight models of configs/cbn on COCO, then print their AP beside the published ones:
 #   ./tools/reproduce_paper.sh [--gpus 4] [--work-dir work_dirs/paper] [--only PATTERN] [--cfg-options KEY=VALUE ...]
-# COCO lies in data/coco (or --cfg-options data_root=DIR/). Run again after an interruption: finished models are
-# not repeated, the one that was interrupted goes on from its last checkpoint. 4 images a GPU as in the paper; with
-# another number of GPUs the learning rate is scaled. --only _cbn_ takes the configs with that in their name,
-# --only mask the four with masks.
+# COCO is in data/coco (or --cfg-options data_root=DIR/). After an interruption run it again: finished models are
+# skipped, the interrupted one is resumed from its last checkpoint. 4 images per GPU as in the paper; with another
+# number of GPUs the learning rate is scaled. --only _cbn_ takes the configs with that in their name, --only mask
+# the four with masks.
 set -euo pipefail
 gpus=4 out=work_dirs/paper only= options=()
 while [ $# -gt 0 ]; do

@@ -9,7 +9,7 @@ side by side, as the groups of one network's convolutions: norms work per channe
 Learning rate in proportion to the batch, rising during the first tenth and falling as a cosine; momentum of the
 running statistics in proportion too, so that they span as many images whatever the batch. Accuracy is eval
 mode's, on images not trained on: mean and standard deviation, with the running statistics of training, and with
-statistics measured anew on the training images with the final weights.
+statistics measured again on the training images with the final weights.
 """
 
 import argparse
@@ -126,7 +126,7 @@ def shapes() -> tuple[Tensor, Tensor, int]:
 
 
 def train(data, batch: int, norm_cfg: dict, runs: int, epochs: int, lr: float, warmup: float) -> Tensor:
-    """Accuracies (2, runs): with running statistics, and with statistics measured anew."""
+    """Accuracies (2, runs): with running statistics, and with statistics measured again."""
     images, labels, split = data
     torch.manual_seed(0)
     norm_cfg = dict(norm_cfg, momentum=0.1 * batch / 32)

@@ -9,8 +9,7 @@ A network with CBN (window 4, no burn-in) is trained as in classify.py. Every fe
   approximates.
 - *all weights*: the same against those of the past images sent through the network as it is now, but for the
   statistics that each layer normalises with, which stay those of then: all layers' weights changed.
-- *whole network*: the same with the statistics that the layers normalise with now. This is what one would like
-  to know.
+- *whole network*: the same with the statistics that the layers normalise with now: the quantity of interest.
 - *population*: what the layer normalises with (the current batch alone, as BatchNorm does; pooled, naive,
   Taylor, root) against the statistics of 256 training images sent through the network as it is now.
 

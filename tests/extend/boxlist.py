@@ -1,4 +1,4 @@
-"""A data set in a format of one's own, and a metric of one's own.
+"""A data set in a new format, and a metric for it.
 
 A line of the annotation file is an image: its name and size, then its objects as class and corners in pixels.
 

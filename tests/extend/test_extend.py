@@ -24,19 +24,25 @@ from projects.demo.shapes import write_shapes
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 QUICK = [
-    'train_cfg.max_epochs=1', 'train_cfg.val_interval=1', 'optim_wrapper.optimizer.lr=0.0001',
-    'train_dataloader.batch_size=2',
+    'train_cfg.max_epochs=1', 'train_cfg.val_interval=1', 'train_dataloader.batch_size=2',
     *(f'{part}_dataloader.num_workers=0' for part in ('train', 'val', 'test')),
+    'optim_wrapper.optimizer.type=SGD', 'optim_wrapper.optimizer.lr=0.001',  # without momentum checkpoints are small
 ]  # fmt: skip
-SHAPES = ['train_pipeline.2.scale=96,96', 'test_pipeline.1.scale=96,96']
+SHAPES = [
+    'train_pipeline.2.scale=96,96', 'test_pipeline.1.scale=96,96', 'default_hooks.checkpoint.save_best=None',
+]  # fmt: skip
 BOXLIST = [f'{part}_dataloader.dataset.pipeline.{step}.scale=96,96' for part, step in
            (('train', 2), ('val', 1), ('test', 1))]  # fmt: skip
+FEW_ROIS = [
+    'model.train_cfg.rpn_proposal.max_per_img=50', 'model.train_cfg.rcnn.sampler.num=16',
+    'model.test_cfg.rpn.max_per_img=20',
+]  # fmt: skip
 # name: options beside QUICK, what training and testing print, a key of its checkpoint
 EXTENSIONS = {
-    'convnext': (SHAPES, 'coco/segm_mAP', 'backbone.stem.0.weight'),
+    'convnext': (SHAPES + FEW_ROIS, 'coco/segm_mAP', 'backbone.stem.0.weight'),
     'set_prediction': (SHAPES, 'coco/bbox_mAP', 'bbox_head.fc_cls.weight'),
-    'boxlist': (BOXLIST, 'boxlist/recall', 'roi_head.bbox_head.fc_cls.weight'),
-    'deform_conv': (SHAPES, 'coco/segm_mAP', 'backbone.layer1.0.conv1.offset.weight'),
+    'boxlist': (BOXLIST + FEW_ROIS, 'boxlist/recall', 'roi_head.bbox_head.fc_cls.weight'),
+    'deform_conv': (SHAPES + FEW_ROIS, 'coco/segm_mAP', 'backbone.layer1.0.conv1.offset.weight'),
 }
 
 
@@ -108,7 +114,7 @@ def test_an_extension_trains_resumes_tests_and_loads(name, tool, capsys):
 
 @pytest.mark.parametrize('name', ['response_norm', 'cutout', 'late_backbone', 'squared_relu'])
 def test_a_part_trains(name, tool, capsys):
-    tool('train.py', config_of(name), '--work-dir', 'run', '--cfg-options', *QUICK, *SHAPES)
+    tool('train.py', config_of(name), '--work-dir', 'run', '--cfg-options', *QUICK, *SHAPES, *FEW_ROIS)
     out = capsys.readouterr().out
     assert 'coco/segm_mAP' in out and (name != 'late_backbone' or 'backbone: frozen in epoch 1' in out)
     assert name != 'response_norm' or 'roi_head.mask_head.convs.0.norm_layer.weight' in weights_of('run/epoch_1.pth')

@@ -7,9 +7,9 @@
 #   SECONDS_IN_ALL=1800 tools/dev/gpu_check.sh    other time than 570 s
 #   ONLY='build|bench' tools/dev/gpu_check.sh     the steps whose names hold this regular expression
 #
-# The steps stand in the order of what one wants to know first, each at most within what is left of the time; where that
-# runs out, a second call with ONLY has the rest. A step goes on when the one before fails. The last lines name the steps
-# that failed; the exit status is their number. OUTPUT_FOLDER/summary.txt has the table, STEP.txt each step's output.
+# The most important steps run first, each within the time that is left; where it runs out, a second call with ONLY runs
+# the rest. A failed step does not stop the others. The last lines name the failed steps; the exit status is their
+# number. OUTPUT_FOLDER/summary.txt has the table, STEP.txt each step's output.
 set -uo pipefail
 cd "$(dirname "$0")/../.."
 out=${1:-${OUT:-work_dirs/gpu_check}}
@@ -52,7 +52,7 @@ step training 150 "${pytest[@]}" tests/tools/test_gpu_training.py -m cuda
 step bench_model 60 "$python" benchmarks/cbn.py model --device cuda --size 800 1216 --batch 2
 step detectors 90 "${pytest[@]}" tests/models/test_like_cuda.py -m cuda
 step bench_whole 90 "$python" benchmarks/detectors.py --device cuda --amp --parts whole --models mask_rcnn --repeats 3
-step tests_rest 60 "${pytest[@]}" tests/engine/test_scalars.py tests/structures tests/models/test_preprocess.py -m cuda
+step tests_rest 60 "${pytest[@]}" tests/engine/test_message_hub.py tests/structures tests/models/test_preprocess.py -m cuda
 if command -v compute-sanitizer >/dev/null; then
     # Of this project's kernels alone. Without torch's cache of memory, in which one tensor's end is another's start.
     check=(env PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --kernel-name kns=mmdet --report-api-errors no --error-exitcode 1)
