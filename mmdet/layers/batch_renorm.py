@@ -1,6 +1,6 @@
 """Batch Renormalization (Ioffe, arXiv 1702.03275).
 
-C    channels
+    N, C    images (or RoIs), channels
 """
 
 import torch
@@ -49,13 +49,9 @@ class BatchRenorm(_NormBase):
     ) -> None:
         super().__init__(num_features, eps, momentum, affine, track_running_stats=True)
         if r_max < 1 or d_max < 0:
-            raise ValueError(
-                f'BatchRenorm: r_max={r_max!r} must be at least 1 and d_max={d_max!r} at least 0'
-            )
+            raise ValueError(f'BatchRenorm: r_max={r_max!r} must be at least 1 and d_max={d_max!r} at least 0')
         if warmup_iters < 0 or ramp_iters < 0:
-            raise ValueError(
-                f'BatchRenorm: warmup_iters={warmup_iters!r} and ramp_iters={ramp_iters!r} must not be negative'
-            )
+            raise ValueError(f'BatchRenorm: {warmup_iters=} and {ramp_iters=} must not be negative')
         self.r_max, self.d_max = r_max, d_max
         self.warmup_iters, self.ramp_iters = warmup_iters, ramp_iters
 
@@ -65,18 +61,12 @@ class BatchRenorm(_NormBase):
             f'warmup_iters={self.warmup_iters}, ramp_iters={self.ramp_iters}'
         )
 
-    def _check_input_dim(self, y: Tensor) -> None:
-        if y.dim() not in (2, 3, 4, 5) or y.shape[1] != self.num_features:
-            raise ValueError(
-                f'BatchRenorm: input of shape {tuple(y.shape)} does not have {self.num_features} channels'
-            )
-
     def forward(self, y: Tensor) -> Tensor:
-        self._check_input_dim(y)
+        """Normalise y (N, C, ...)."""
+        if y.dim() not in (2, 3, 4, 5) or y.shape[1] != self.num_features:
+            raise ValueError(f'BatchRenorm: input of shape {tuple(y.shape)} does not have {self.num_features} channels')
         if not self.training or y.numel() == 0:  # no RoI: nothing to learn from, but a connected graph
-            return F.batch_norm(
-                y, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
-            )
+            return F.batch_norm(y, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
         batch = batch_moments(y.detach())
         if batch.count == 1:
             raise ValueError(f'BatchRenorm: one value per channel (input {tuple(y.shape)}) has no variance to train on')

@@ -87,17 +87,17 @@ class Normalize(torch.autograd.Function):
     Its gradient is BatchNorm's with the two mean terms divided by n = entries:
     dy = gamma r (g - (sum g + y^ sum(g y^)) / (n M)),  r = 1 / sqrt(var + eps),  y^ = (y - mean) r.
     mean and var get the gradients of what does not come from y: -gamma r sum g and -gamma r^2 sum(g y^) / 2.
-    ``rstd`` r and ``total`` n M may be given where they are known.
     """
 
     @staticmethod
-    def forward(ctx, y, mean, var, weight, bias, eps, entries, count, group, rstd=None, total=None):
+    def forward(ctx, y, mean, var, weight, bias, eps, entries, count, group):
         if y.is_cuda and not _channels_last(y):
             y = y.contiguous()  # the backward's kernels want one of the two layouts
-        ctx.save_for_backward(y, mean, torch.rsqrt(var + eps) if rstd is None else rstd, weight)
-        ctx.entries, ctx.count, ctx.group, ctx.total = entries, count, group, total
+        rstd = torch.rsqrt(var + eps)
+        ctx.save_for_backward(y, mean, rstd, weight)
+        ctx.entries, ctx.count, ctx.group = entries, count, group
         weight, bias = (None if t is None else t.to(mean.dtype) for t in (weight, bias))
-        if y.is_cuda and rstd is not None and y.numel():  # F.batch_norm would copy the mean and take the root again
+        if y.is_cuda and y.numel() and not torch.compiler.is_compiling():  # else the root would be taken again
             return torch.batch_norm_elemt(y, weight, bias, mean, rstd, eps)
         return F.batch_norm(y, mean, var, weight, bias, False, 0.0, eps)
 
@@ -111,9 +111,8 @@ class Normalize(torch.autograd.Function):
         # A compiled graph takes plain BatchNorm's gradient, which it can fuse and trace with sizes that change.
         compiled = compiled_for(y)
         if ctx.group is not None or compiled or (y.is_cuda and not torch.compiler.is_compiling()):
-            total = n * ctx.count if ctx.total is None else ctx.total
             backward = _backward_by_compiled if compiled else partial(_backward_by_sums, cuda=y.is_cuda)
-            grad_y, sum_gy, sum_g = backward(grad, y, mean, rstd, gamma, total, ctx.group, wanted)
+            grad_y, sum_gy, sum_g = backward(grad, y, mean, rstd, gamma, n * ctx.count, ctx.group, wanted)
         else:
             # BatchNorm's own gradient divides by M alone: take 1/n of it and 1 - 1/n of gamma r g.
             grad_y, sum_gy, sum_g = _batch_norm_backward(grad, y, mean, rstd, gamma / n, wanted)
@@ -126,7 +125,7 @@ class Normalize(torch.autograd.Function):
             sum_gy if of_weight else None,
             sum_g if of_bias else None,
         )
-        return *grads, *[None] * 6
+        return *grads, *[None] * 4
 
 
 def per_channel(t: Tensor, y: Tensor) -> Tensor:

@@ -61,7 +61,7 @@ class Probe:
         batch, call = batch_moments(y), ConvCall.of(None, self.conv, x)
         for name, factor in FACTORS.items():
             grid = subsampling_grid(len(y), *y.shape[2:], factor, int(self.count * 0.618034 % 1 * factor))
-            derivatives = in_closed_form(x, y, batch, call.weight, call.geometry, grid)
+            derivatives = in_closed_form(x, y, batch, call.geometry, grid)
             history = self.histories.setdefault(name, History(PAST, derivatives.shape, derivatives))
             self.inputs[history.slot] = x  # the slots of all histories agree
             history.add(batch, call, derivatives)

@@ -244,20 +244,20 @@ def after_three_steps(device):
 
 def test_opcheck(device):
     conv, norm, x, y, (mean, var, count), geometry = after_three_steps(device)
-    opcheck(torch.ops.mmdet.cbn_slopes, (x, y, mean, *geometry, [1, 4, 4], [0, 2, 3]))
-    new = torch.ops.mmdet.cbn_slopes(x, y, mean, *geometry, [1, 4, 4], [0, 2, 3])
+    opcheck(torch.ops.mmdet.cbn_derivatives, (x, y, mean, *geometry, [1, 4, 4], [0, 2, 3]))
+    new = torch.ops.mmdet.cbn_derivatives(x, y, mean, *geometry, [1, 4, 4], [0, 2, 3])
     history = norm.history
     held = [t.clone() for t in (history.values, history.dmean, history.dvar)]
     running = [norm.running_mean.clone(), norm.running_var.clone(), norm.num_batches_tracked]
     weight = conv.weight.detach()
     for arguments in ((*held, new, *running, 0.1, 3, 1), (*held, None, None, None, None, 0.1, 2, 0)):
-        opcheck(torch.ops.mmdet.cbn_window, (weight, mean, var, None, *arguments, count, 1.0, True, True, 1e-5))
-    opcheck(torch.ops.mmdet.cbn_window, (None, mean, var, *[None] * 8, 0.1, 0, 0, count, 1.0, False, False, 1e-5))
+        opcheck(torch.ops.mmdet.cbn_pool, (weight, mean, var, None, *arguments, count, 1.0, True, True, 1e-5))
+    opcheck(torch.ops.mmdet.cbn_pool, (None, mean, var, *[None] * 8, 0.1, 0, 0, count, 1.0, False, False, 1e-5))
 
 
-@pytest.mark.parametrize('follow', [False, True])
+@pytest.mark.parametrize('full_gradient', [False, True])
 @pytest.mark.parametrize('grid', [((), ()), ((1, 4, 4), (0, 2, 3))])
-def test_opcheck_of_the_whole_forward(device, follow, grid):
+def test_opcheck_of_the_whole_forward(device, full_gradient, grid):
     conv, norm, x, y, (mean, *_), geometry = after_three_steps(device)
     history = norm.history
     held = [t.clone() for t in (history.values, history.dmean, history.dvar)]
@@ -265,7 +265,7 @@ def test_opcheck_of_the_whole_forward(device, follow, grid):
     offsets = derivatives.kernel_offsets(x, y, derivatives.Geometry(*geometry), mean.dtype)
     arguments = (
         y.requires_grad_(), conv.weight, None, norm.weight, norm.bias, x, y.detach(), *geometry, *grid, *offsets,
-        *held, *running, 0.1, 3, 1, True, 1.0, True, follow, 1e-5,
+        *held, *running, 0.1, 3, 1, True, 1.0, True, full_gradient, 1e-5,
     )  # fmt: skip
     checks = ('test_schema', 'test_autograd_registration', 'test_faketensor')
     opcheck(torch.ops.mmdet.cbn_train, arguments, test_utils=checks)
@@ -284,7 +284,7 @@ def test_no_second_derivative(device):
 def test_what_does_not_fit_is_refused(device):
     conv, norm, x, y, (mean, var, count), geometry = after_three_steps(device)
     history = norm.history
-    of_batch, step = torch.ops.mmdet.cbn_slopes, torch.ops.mmdet.cbn_window
+    of_batch, step = torch.ops.mmdet.cbn_derivatives, torch.ops.mmdet.cbn_pool
 
     def whole(y, x=None, enters=False):
         nothing = (None,) * 3
@@ -314,7 +314,7 @@ def test_what_does_not_fit_is_refused(device):
         whole(y[:0])
     with pytest.raises(ValueError, match='come together'):
         whole(y, x)
-    with pytest.raises(ValueError, match='enters a window'):
+    with pytest.raises(ValueError, match='enters the history'):
         whole(y, enters=True)
 
 
@@ -358,5 +358,5 @@ def test_a_training_forward_takes_five_operators_beside_the_convolution(device, 
     with Counter() as counter:
         norm.after(conv, x)
     assert counter.names == [
-        'convolution', 'batch_norm_update_stats', 'cbn_slopes', 'add_', 'cbn_window', 'batch_norm_elemt',
+        'convolution', 'batch_norm_update_stats', 'cbn_derivatives', 'add_', 'cbn_pool', 'batch_norm_elemt',
     ]  # fmt: skip

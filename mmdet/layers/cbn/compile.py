@@ -11,19 +11,19 @@ from ..batch_stats import Moments, track_running_stats
 from .derivatives import ConvCall, Geometry
 from .history import Pooled
 
-# Numbers by which a compiled graph finds the layer whose history it reads and extends.
+# Keys by which a compiled graph finds the layer whose history it reads and extends.
 _LAYERS: weakref.WeakValueDictionary[int, nn.Module] = weakref.WeakValueDictionary()
-_NUMBERS = itertools.count(1)
+_KEYS = itertools.count(1)
 
 # torch.compile's CUDA graphs leave the operator out, where torch (2.8 and newer) can: a replay runs no Python.
 _TAGS = dict(tags=(torch.Tag.cudagraph_unsafe,)) if hasattr(torch.Tag, 'cudagraph_unsafe') else {}
 
 
 def register(norm: nn.Module) -> int:
-    """A number for the layer; its copies need their own."""
-    number = next(_NUMBERS)
-    _LAYERS[number] = norm
-    return number
+    """A key for the layer; its copies need their own."""
+    key = next(_KEYS)
+    _LAYERS[key] = norm
+    return key
 
 
 _PROJECT = __name__.partition('.')[0]  # a copy of this folder in another one has an operator of its own
@@ -33,18 +33,14 @@ _PROJECT = __name__.partition('.')[0]  # a copy of this folder in another one ha
     f'{_PROJECT}::cbn_statistics',
     mutates_args=(),
     **_TAGS,
-    # spelled out because torch 2.4 cannot read it off list[int]
     schema='(Tensor y, Tensor x, Tensor weight, Tensor? bias, int[] kernel, int[] stride, int[] padding, '
-    'int[] dilation, int groups, bool record, bool trained, bool full_gradient, int number) '
+    'int[] dilation, int groups, bool record, bool trained, bool full_gradient, int key) '
     '-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)',
 )
-def cbn_statistics(
-    y: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, kernel: list[int], stride: list[int],
-    padding: list[int], dilation: list[int], groups: int, record: bool, trained: bool, full_gradient: bool, number: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+def cbn_statistics(y, x, weight, bias, kernel, stride, padding, dilation, groups, record, trained, full_gradient, key):
     """Mean and variance of the batch, then pooled; entries; derivatives of the pooled by the past batches."""
     call = ConvCall(weight, bias, x, Geometry(kernel, stride, padding, dilation, groups), trained)
-    pooled = _LAYERS[number]._statistics(y, call, record, track=False)
+    pooled = _LAYERS[key]._statistics(y, call, record, track=False)
     (mean, var, _), found = pooled.batch, (pooled.dmean, pooled.dvar)
     if found[0] is None:
         found = (mean.new_zeros(shape) for shape in _shapes(weight, groups, full_gradient))
@@ -55,7 +51,7 @@ _operator = getattr(torch.ops, _PROJECT).cbn_statistics
 
 
 @cbn_statistics.register_fake
-def _(y, x, weight, bias, kernel, stride, padding, dilation, groups, record, trained, full_gradient, number):
+def _(y, x, weight, bias, kernel, stride, padding, dilation, groups, record, trained, full_gradient, key):
     channel = y.new_empty(y.shape[1], dtype=torch.promote_types(y.dtype, torch.float32))
     found = (channel.new_empty(shape) for shape in _shapes(weight, groups, full_gradient))
     return *(torch.empty_like(channel) for _ in range(4)), channel.new_empty(()), *found
@@ -72,7 +68,7 @@ def statistics(norm: nn.Module, y: Tensor, call: ConvCall, record: bool) -> Pool
     full_gradient = norm.full_gradient and record and call.trained
     tensors = [None if t is None else t.detach() for t in (y, call.x, call.weight, call.bias)]
     mean, var, pooled_mean, pooled_var, entries, *found = _operator(
-        *tensors, *call.geometry, record, call.trained, full_gradient, norm._number
+        *tensors, *call.geometry, record, call.trained, full_gradient, norm._key
     )
     batch = Moments(mean, var, y.numel() // y.shape[1])
     track_running_stats(norm, batch)

@@ -20,7 +20,6 @@ class Pooled(NamedTuple):
     """Mean and variance (C,) over ``entries`` batches, the current one included.
 
     dmean (G, K) and dvar (C, K): how they change with the weight by the past batches, where the gradient needs that.
-    The compiled kernel adds 1 / sqrt(var + eps) and entries * M.
     """
 
     batch: Moments  # the current one alone
@@ -29,8 +28,6 @@ class Pooled(NamedTuple):
     entries: int | Tensor
     dmean: Tensor | None = None
     dvar: Tensor | None = None
-    rstd: Tensor | None = None
-    total: Tensor | None = None
 
 
 class History:
@@ -131,7 +128,7 @@ def _linear(start: Tensor, slope: Tensor, weight: Tensor, sign: int = 1) -> Tens
 
 def pool(
     history: History | None, batch: Moments, call: ConvCall, derivatives: Tensor | None,
-    rho: float, compensation: str, full_gradient: bool, eps: float,
+    rho: float, compensation: str, full_gradient: bool,
 ) -> Pooled:  # fmt: skip
     """Pool ``batch`` with the past ones, each counted once, and add it to the history if it has derivatives.
 

@@ -26,7 +26,7 @@ def take(y: Tensor) -> bool:
 @lru_cache
 def _for_device(device: str) -> bool:
     key = {'cpu': 'CPU', 'cuda': 'CUDA'}.get(device)
-    return key is not None and torch._C._dispatch_has_kernel_for_dispatch_key('mmdet::cbn_window', key)
+    return key is not None and torch._C._dispatch_has_kernel_for_dispatch_key('mmdet::cbn_pool', key)
 
 
 def gathers(geometry: Geometry, grid: Grid) -> bool:
@@ -34,45 +34,42 @@ def gathers(geometry: Geometry, grid: Grid) -> bool:
     return 1 < math.prod(grid.step) >= math.prod(geometry.kernel)
 
 
-def in_closed_form(x: Tensor, y: Tensor, batch: Moments, weight: Tensor, geometry: Geometry, grid: Grid) -> Tensor:
+def in_closed_form(x: Tensor, y: Tensor, batch: Moments, geometry: Geometry, grid: Grid) -> Tensor:
     if gathers(geometry, grid):
-        return torch.ops.mmdet.cbn_slopes(x, y, batch.mean, *geometry, *grid)
-    return plain.in_closed_form(x, y, batch, weight, geometry, grid)
+        return torch.ops.mmdet.cbn_derivatives(x, y, batch.mean, *geometry, *grid)
+    return plain.in_closed_form(x, y, batch, geometry, grid)
 
 
 def pool(
     history: History | None, batch: Moments, call: ConvCall, derivatives: Tensor | None,
-    rho: float, compensation: str, full_gradient: bool, eps: float,
+    rho: float, compensation: str, full_gradient: bool,
 ) -> Pooled:  # fmt: skip
     *held, filled, slot = _held(history)
-    synced = isinstance(batch.count, Tensor)
     weight = None if call.weight is None else call.weight.detach().contiguous()
-    mean, var, rstd, total, moved, *found = torch.ops.mmdet.cbn_window(
+    mean, var, _, _, dmean, *found = torch.ops.mmdet.cbn_pool(
         weight, batch.mean, batch.var, call.bias, *held, derivatives, None, None, None, 0.0, filled, slot,
-        1 if synced else batch.count, rho, compensation == 'root', full_gradient, eps,
+        1, rho, compensation == 'root', full_gradient, 0.0,
     )  # fmt: skip
     if derivatives is not None:
-        history.dmean = moved
+        history.dmean = dmean
         history.advance()
-    found = found if found[1].numel() else (None, None)
-    return Pooled(batch, mean, var, filled + 1, *found, rstd, (filled + 1) * batch.count if synced else total)
+    return Pooled(batch, mean, var, filled + 1, *(found if found[1].numel() else ()))
 
 
 def forward(norm, y: Tensor, call: ConvCall, record: bool) -> Tensor | None:
     """None where it does not serve, and ``norm._statistics`` and ``Normalize`` have to."""
-    history, running, geometry = norm.history, norm.running_mean, call.geometry
-    if geometry is None or not take(y) or norm._repeats():
-        return None
-    compensates = call.trained and norm.rho
-    groups, width = (geometry.groups, call.weight[0].numel()) if compensates else (1, 0)
-    shape = groups, norm.num_features // groups + 1, width
-    if not (history is None or history.fits(shape)):
+    running, geometry = norm.running_mean, call.geometry
+    if geometry is None or not take(y) or norm._repeats() or y.numel() == y.shape[1]:
         return None
     if running is not None and running.dtype != torch.promote_types(y.dtype, torch.float32):
         return None
-    norm._check_count(y, y.numel() // y.shape[1])
+    compensates = call.trained and norm.rho
+    groups, width = (geometry.groups, call.weight[0].numel()) if compensates else (1, 0)
+    shape = groups, y.shape[1] // groups + 1, width
+    if norm.history is not None and not norm.history.fits(shape):
+        return None
     active = norm._pools(y)
-    enters = record and active
+    history, enters = norm.history if active else None, record and active
     x = sample = rows = columns = None
     grid = (), ()
     if enters:
@@ -85,17 +82,16 @@ def forward(norm, y: Tensor, call: ConvCall, record: bool) -> Tensor | None:
                     x, sample, geometry = plain.subsample(x, sample, geometry, grid)
                     rows, columns = plain.kernel_offsets(x, sample, geometry, history.dvar.dtype)
                 grid = (), ()
-    *held, filled, slot = _held(history if active else None)
-    out, batch_mean, mean, var, rstd, total, moved = torch.ops.mmdet.cbn_train(
+    *held, filled, slot = _held(history)
+    out, batch_mean, mean, var, dmean = torch.ops.mmdet.cbn_train(
         y, call.weight, call.bias, norm.weight, norm.bias, x, sample, *geometry, *grid, rows, columns, *held, running,
         norm.running_var, norm.num_batches_tracked, norm.momentum, filled, slot, enters, norm.rho,
         norm.compensation == 'root', norm.full_gradient and record and call.trained, norm.eps,
     )  # fmt: skip
     if enters:
-        history.dmean = moved
+        history.dmean = dmean
         history.advance()
-    batch = Moments(batch_mean, None, y.numel() // y.shape[1])
-    norm._remember(Pooled(batch, mean, var, filled + 1, rstd=rstd, total=total), record)
+    norm._remember(Pooled(Moments(batch_mean, None, y.numel() // y.shape[1]), mean, var, filled + 1), record)
     return out
 
 

@@ -5,14 +5,14 @@
     S           past batches held, at most ``buffer_num``;  n = S + 1 entries are pooled
 
 A convolution's output is linear in its weight, so what a past batch would give *under today's weight* is known without
-its images: the mean exactly, the variance to first order (equations 5 to 8 of the paper). With D the weight's change:
+its images: the mean exactly, the variance to first order (equations 5 to 8). With D the weight's change since then:
 
-    mean'  =  mean + rho <dmean/dw, D>                                  the history: history.py
-    var'   =  var + rho <dvar/dw, D> - (rho <dmean/dw, D>)^2            the derivatives: derivatives.py
-    out    =  gamma (y - m) / sqrt(v + eps) + beta                      and its gradient: ../batch_stats.py
+    mean'  =  mean + rho <dmean/dw, D>                                  derivatives.py
+    var'   =  var + rho <dvar/dw, D> - (rho <dmean/dw, D>)^2            history.py
+    out    =  gamma (y - m) / sqrt(v + eps) + beta                      ../batch_stats.py, with its gradient
 
-where m is the average of the means over the n entries, and v that of the variances plus the variance of the means.
-This folder and ../batch_stats.py need torch alone, and can be copied into a package of another project.
+m is the average of the n means, and v that of the n variances plus the variance of the means. This folder and
+../batch_stats.py need torch alone, and can be copied into a package of another project.
 """
 
 import warnings
@@ -47,24 +47,23 @@ class CrossIterBatchNorm2d(_NormBase):
 
     Args:
         buffer_num: past batches pooled; 0 is BatchNorm2d.
-        burnin: epochs during which the layer is BatchNorm2d. Somebody must tell it the epoch: the Runner's
-            ``CBNHook``, or ``set_cbn_epoch``.
+        burnin: epochs during which the layer is BatchNorm2d; the Runner's ``CBNHook`` or ``set_cbn_epoch`` counts them.
         burnin_iters: training forwards during which the layer is BatchNorm2d.
         rho: strength of the compensation; 0 pools past statistics as they were.
         compensation: 'taylor' (the paper) or 'root', first order in the root of the second moment.
         derivative_fraction: share of positions, 1 / integer, from which the derivatives are taken.
         sync: take each batch's statistics over all processes, as SyncBatchNorm does.
-        full_gradient: let the gradient also follow the compensated past statistics to the layer's own weight, which
-            the paper takes for constants. With unchanged weights the weight's gradient is then BatchNorm's on all
-            batches of the history. Trains far better from scratch and on correlated batches (docs/cbn.md); holds one
-            more tensor of the weight's size until the backward pass.
+        full_gradient: let the weight's gradient also go through the past statistics, which the paper takes for
+            constants. With unchanged weights it is then BatchNorm's on all batches of the history. Trains far better
+            from scratch and on correlated batches (docs/cbn.md); holds one more tensor of the weight's size until the
+            backward pass.
 
     Raises:
-        ValueError: an option out of range; in training mode an unknown weight, a y that does not depend on
-            it, one value per channel, or a forward repeated by activation checkpointing that is not the last one.
+        ValueError: an option out of range; in training mode an unknown weight, a y that does not depend on it, one
+            value per channel, or activation checkpointing of a layer that is called several times.
 
-    It derives from BatchNorm's base class but not from ``_BatchNorm``: ``convert_sync_batchnorm``
-    (``sync_bn=`` of a config) silently replaces every layer that does.
+    It derives from BatchNorm's base class but not from ``_BatchNorm``: ``convert_sync_batchnorm`` (``sync_bn=`` of a
+    config) silently replaces every layer that does.
 
     >>> conv, norm = nn.Conv2d(3, 8, 3, padding=1, bias=False), CrossIterBatchNorm2d(8)
     >>> x = torch.rand(2, 3, 32, 32)
@@ -90,13 +89,13 @@ class CrossIterBatchNorm2d(_NormBase):
     ) -> None:
         super().__init__(num_features, eps, momentum, affine, track_running_stats)
         if not isinstance(buffer_num, int) or buffer_num < 0:
-            raise ValueError(f'CBN: buffer_num={buffer_num!r} must be an integer of at least 0')
+            raise ValueError(f'CBN: {buffer_num=} must be an integer of at least 0')
         if compensation not in ('taylor', 'root'):
-            raise ValueError(f"CBN: compensation={compensation!r} must be 'taylor' or 'root'")
+            raise ValueError(f"CBN: {compensation=} must be 'taylor' or 'root'")
         if not 0 < derivative_fraction <= 1:
-            raise ValueError(f'CBN: derivative_fraction={derivative_fraction!r} must lie in (0, 1]')
+            raise ValueError(f'CBN: {derivative_fraction=} must lie in (0, 1]')
         if burnin_iters < 0 or (burnin or 0) < 0:
-            raise ValueError(f'CBN: burnin={burnin!r} and burnin_iters={burnin_iters!r} must not be negative')
+            raise ValueError(f'CBN: {burnin=} and {burnin_iters=} must not be negative')
         self.buffer_num = buffer_num
         self.burnin = burnin
         self.burnin_iters = burnin_iters
@@ -156,15 +155,12 @@ class CrossIterBatchNorm2d(_NormBase):
         compiling, record = torch.compiler.is_compiling(), torch.is_grad_enabled()
         if compiling and (group is not None or call.geometry is None):
             return compile.uncompiled(self, y, weight, conv=conv, x=x)
-        if y.numel() == 0 and group is None:
-            # No RoI: nothing to learn from, but a connected graph.
+        if y.numel() == 0 and group is None:  # no RoI: nothing to learn from, but a connected graph
             zero, one = y.new_zeros(y.shape[1]), y.new_ones(y.shape[1])
             return F.batch_norm(y, zero, one, self.weight, self.bias, False, 0.0, self.eps)
         if call.weight is None and self.buffer_num:
-            raise ValueError(
-                'CBN: training needs the convolution: call norm(y, conv.weight) or norm.after(conv, x), '
-                'or norm.follow(conv) once'
-            )
+            ways = 'call norm(y, conv.weight) or norm.after(conv, x), or norm.follow(conv) once'
+            raise ValueError(f'CBN: training needs the convolution: {ways}')
         if compiling:
             pooled = compile.statistics(self, y, call, record)
         elif group is None and (out := kernels.forward(self, y, call, record)) is not None:
@@ -175,43 +171,38 @@ class CrossIterBatchNorm2d(_NormBase):
         if pooled.dmean is not None:
             mean, var = PooledOf.apply(call.weight, mean, var, pooled.dmean, pooled.dvar)
         return Normalize.apply(
-            y, mean, var, self.weight, self.bias, self.eps, pooled.entries, pooled.batch.count, group, pooled.rstd,
-            pooled.total,
-        )  # fmt: skip
+            y, mean, var, self.weight, self.bias, self.eps, pooled.entries, pooled.batch.count, group
+        )
 
     @torch.no_grad()
     def _statistics(self, y: Tensor, call: ConvCall, record: bool, group=None, track: bool = True) -> Pooled:
         """The statistics to normalise y with. If ``record``, y enters the history; if ``track``, the running ones."""
         with _full_precision(y):
             batch = batch_moments(y, group)
-            if not isinstance(batch.count, Tensor) and batch.count == 0:  # no process has RoIs
-                return Pooled(batch, batch.mean, batch.var, 1)
-            self._check_count(y, batch.count)
+            if not isinstance(batch.count, Tensor) and batch.count < 2:
+                if batch.count:
+                    raise ValueError(f'CBN: one value per channel (input {tuple(y.shape)}) has no variance to train on')
+                return Pooled(batch, batch.mean, batch.var, 1)  # no process has RoIs
             repeats = self._repeats()
             if repeats and (known := self._repeated(batch, record)) is not None:
                 return known
             active = self._pools(y)
-            implementation = kernels if kernels.take(y) else history
             found = self._derivatives(y, batch, call, group) if record and active else None
             if found is not None and self.history is None:
                 self.history = History(self.buffer_num, found.shape, found)
             past = self.history if active else None
             fits = found is not None and past.fits(found.shape)
-            pooled = implementation.pool(
+            pooled = (kernels if kernels.take(y) else history).pool(
                 past, batch, call, found if fits else None, self.rho, self.compensation,
-                self.full_gradient and record and call.trained, self.eps,
+                self.full_gradient and record and call.trained,
             )  # fmt: skip
-            if found is not None and not fits:
+            if found is not None and not fits:  # as when the weight is no longer frozen
                 self.history = History(self.buffer_num, found.shape, found)
                 self.history.add(batch, call, found)
             if track and not repeats:
                 track_running_stats(self, batch)
             self._remember(pooled, record)
             return pooled
-
-    def _check_count(self, y: Tensor, count: int | Tensor) -> None:
-        if not isinstance(count, Tensor) and count < 2:
-            raise ValueError(f'CBN: one value per channel (input {tuple(y.shape)}) has no variance to train on')
 
     def _derivatives(self, y: Tensor, batch: Moments, call: ConvCall, group=None) -> Tensor:
         """Of ``batch``, (G, C / G + 1, K)."""
@@ -225,8 +216,6 @@ class CrossIterBatchNorm2d(_NormBase):
         factor = max(round(1 / self.derivative_fraction), 1)
         index = int(self.steps * 0.6180339887498949 % 1 * factor)  # golden ratio: no grid twice in a row
         return derivatives.subsampling_grid(len(y), *derivatives.as_map(y).shape[2:], factor, index)
-
-    # -- when past batches count
 
     @property
     def burning_in(self) -> bool:
@@ -246,21 +235,13 @@ class CrossIterBatchNorm2d(_NormBase):
             )
         return bool(self.buffer_num) and not self.burning_in
 
-    # -- activation checkpointing repeats a forward inside the backward pass
-
-    def _remember(self, pooled: Pooled, recorded: bool) -> None:
-        self.steps += recorded
-        self._last = pooled._replace(dmean=None, dvar=None), recorded
+    # -- activation checkpointing repeats a forward, inside the backward pass
 
     def _repeats(self) -> bool:
-        """Whether this forward is repeated."""
         return self._last is not None and torch._C._current_graph_task_id() != -1
 
     def _repeated(self, batch: Moments, record: bool) -> Pooled | None:
-        """The statistics of the forward that is repeated; None where it has not entered the history and now will.
-
-        That forward is the layer's last one, or else cannot be known.
-        """
+        """The statistics that this forward had; None where it has not entered the history (reentrant checkpointing)."""
         pooled, recorded = self._last
         moved = (batch.mean - pooled.batch.mean).abs()
         if (moved > 1e-3 * pooled.var.sqrt() + 1e-5 * batch.mean.abs()).any():
@@ -270,16 +251,20 @@ class CrossIterBatchNorm2d(_NormBase):
             )
         return pooled if recorded or not record else None
 
+    def _remember(self, pooled: Pooled, recorded: bool) -> None:
+        self.steps += recorded
+        self._last = pooled._replace(dmean=None, dvar=None), recorded
+
     # -- copies and devices
 
     def _forget(self) -> None:
-        """Drop what links the layer to forwards in progress; take a number of its own for compiled graphs."""
+        """Drop what links the layer to forwards in progress; take a key of its own for compiled graphs."""
         self._call: tuple[nn.Module, Tensor, Tensor] | None = None
         self._last: tuple[Pooled, bool] | None = None
-        self._number = compile.register(self)
+        self._key = compile.register(self)
 
     def __getstate__(self) -> dict:
-        return {k: v for k, v in super().__getstate__().items() if k not in ('_call', '_last', '_number')}
+        return {k: v for k, v in super().__getstate__().items() if k not in ('_call', '_last', '_key')}
 
     def __setstate__(self, state: dict) -> None:
         super().__setstate__(state)

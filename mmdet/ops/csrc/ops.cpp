@@ -58,18 +58,19 @@ TORCH_LIBRARY(mmdet, m) {
       "rasterize_polygons(Tensor points, Tensor parts, Tensor instances, Tensor indices, Tensor boxes, "
       "SymInt height, SymInt width) -> Tensor");
   m.def(
-      "cbn_slopes(Tensor x, Tensor y, Tensor mean, int[] kernel, int[] stride, int[] padding, int[] dilation, "
-      "int groups, int[] every, int[] first) -> Tensor");
+      "cbn_derivatives(Tensor x, Tensor y, Tensor mean, int[] kernel, int[] stride, int[] padding, int[] dilation, "
+      "int groups, int[] step, int[] start) -> Tensor");
   m.def(
-      "cbn_window(Tensor? weight, Tensor mean, Tensor var, Tensor? bias, Tensor(a!)? values, Tensor? dmean, "
-      "Tensor(b!)? dvar, Tensor? slopes, Tensor(c!)? running_mean, Tensor(d!)? running_var, "
-      "Tensor? tracked, float momentum, int filled, int slot, int count, float rho, bool root, bool follow, float eps) "
+      "cbn_pool(Tensor? weight, Tensor mean, Tensor var, Tensor? bias, Tensor(a!)? values, Tensor? dmean, "
+      "Tensor(b!)? dvar, Tensor? derivatives, Tensor(c!)? running_mean, Tensor(d!)? running_var, "
+      "Tensor? tracked, float momentum, int filled, int slot, int count, float rho, bool root, bool full_gradient, "
+      "float eps) "
       "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "cbn_train(Tensor y, Tensor? weight, Tensor? bias, Tensor? gamma, Tensor? beta, Tensor? x, Tensor? sample, "
-      "int[] kernel, int[] stride, int[] padding, int[] dilation, int groups, int[] every, int[] first, "
-      "Tensor? vertical, Tensor? horizontal, Tensor(a!)? values, Tensor? dmean, Tensor(b!)? dvar, "
+      "int[] kernel, int[] stride, int[] padding, int[] dilation, int groups, int[] step, int[] start, "
+      "Tensor? rows, Tensor? columns, Tensor(a!)? values, Tensor? dmean, Tensor(b!)? dvar, "
       "Tensor(c!)? running_mean, Tensor(d!)? running_var, Tensor(e!)? tracked, float? momentum, int filled, int slot, "
-      "bool enters, float rho, bool root, bool follow, float eps) "
-      "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+      "bool enters, float rho, bool root, bool full_gradient, float eps) "
+      "-> (Tensor, Tensor, Tensor, Tensor, Tensor)");
 }

@@ -1,12 +1,12 @@
 // The training forward of Cross-Iteration Batch Normalization on CUDA, beside PyTorch's own two passes over y: one
-// kernel and a matrix product find the derivatives of the batch's statistics on a lattice of positions, one kernel
-// reads and extends the window.
+// kernel and a matrix product find the derivatives of the batch's statistics on a grid of positions, one kernel
+// pools them with the history and extends it.
 //
 //   C, G, K   output channels; groups of the convolution; weights of one output channel, K = C_in / G * kh * kw
-//   P         output positions of the lattice
-//   S         past batches the window can hold
+//   P         output positions of the grid
+//   S         past batches the history can hold
 //
-// The arithmetic is that of mmdet/layers/cbn.py, which says what the numbers mean.
+// The arithmetic is that of mmdet/layers/cbn, which says what the numbers mean.
 
 #include <ATen/ops/addmm.h>
 #include <ATen/ops/baddbmm.h>
@@ -46,20 +46,20 @@ struct Layout {
   int c_in, height, width, c_out, groups;
   int64_t x_stride[4], y_stride[4];
   int kernel[2], stride[2], padding[2], dilation[2];
-  int every[3], first[3], count[3];  // the lattice over maps, rows and columns of y
+  int step[3], start[3], count[3];  // the grid over maps, rows and columns of y
   int64_t row;                       // its positions, rounded up to a multiple of 8, which matrix products like
 };
 
-// Blocks 0 .. C_in - 1: under each tap of an input channel, x at the lattice's positions: a row each of patches
-// (C_in * taps, row). The others: rows of factors (G, C / G + 1, row), y less its mean, and halves as each group's last.
+// Blocks 0 .. C_in - 1: under each kernel offset of an input channel, x at the grid's positions: a row each of patches
+// (C_in * kh * kw, row). The others: rows of factors (G, C / G + 1, row), y less its mean, and halves as each group's last.
 template <typename X, typename Y, typename A, typename F>
 __global__ void __launch_bounds__(kThreads) gather(const X* x, const Y* y, const A* mean, Layout l, F* patches, F* factors) {
   const int per_group = l.c_out / l.groups, of_y = static_cast<int>(blockIdx.x) - l.c_in;
   const int group = of_y / (per_group + 1), member = of_y % (per_group + 1), c = group * per_group + member;
   for (int64_t p = threadIdx.x; p < l.row; p += kThreads) {
     const int column = static_cast<int>(p % l.count[2]), rows = static_cast<int>(p / l.count[2]);
-    const int64_t map = rows / l.count[1] * l.every[0] + l.first[0];
-    const int h = rows % l.count[1] * l.every[1] + l.first[1], w = column * l.every[2] + l.first[2];
+    const int64_t map = rows / l.count[1] * l.step[0] + l.start[0];
+    const int h = rows % l.count[1] * l.step[1] + l.start[1], w = column * l.step[2] + l.start[2];
     const bool there = rows / l.count[1] < l.count[0];
     if (of_y < 0) {
       const X* from = x + map * l.x_stride[0] + blockIdx.x * l.x_stride[1];
@@ -98,15 +98,15 @@ Tensor launch_gather(const Tensor& x, const Tensor& y, const Tensor& mean, const
   return at::baddbmm(nothing.unsqueeze(0), factors, patches.mT(), 0, share);
 }
 
-Tensor cbn_slopes(const Tensor& x, const Tensor& y, const Tensor& mean, at::IntArrayRef kernel, at::IntArrayRef stride,
-                  at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups, at::IntArrayRef every,
-                  at::IntArrayRef first) {
-  const char* op = "cbn_slopes";
+Tensor cbn_derivatives(const Tensor& x, const Tensor& y, const Tensor& mean, at::IntArrayRef kernel,
+                       at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups,
+                       at::IntArrayRef step, at::IntArrayRef start) {
+  const char* op = "cbn_derivatives";
   TORCH_CHECK_VALUE(x.dim() == 4 && y.dim() == 4 && x.size(0) == y.size(0) && x.size(1) % groups == 0 &&
                         y.size(1) % groups == 0 && y.numel() > 0,
                     op, ": x ", x.sizes(), " and y ", y.sizes(), " do not fit");
   TORCH_CHECK_VALUE(mean.numel() == y.size(1) && mean.is_contiguous(), op, ": mean must be (C,)");
-  TORCH_CHECK_VALUE(every.size() == 3 && first.size() == 3, op, ": the lattice has 3 axes");
+  TORCH_CHECK_VALUE(step.size() == 3 && start.size() == 3, op, ": the grid has 3 axes");
   TORCH_CHECK_VALUE(x.device() == y.device() && mean.device() == y.device(), op, ": tensors must share a device");
   for (const int64_t size : {x.size(2), x.size(3), x.size(1) + y.size(1) + groups, y.size(0) * y.size(2) * y.size(3)})
     check_int32(size, "a size", op);
@@ -118,8 +118,8 @@ Tensor cbn_slopes(const Tensor& x, const Tensor& y, const Tensor& mean, at::IntA
   int64_t positions = 1;
   for (int a = 0; a < 3; ++a) {
     const int64_t size = y.size(a ? a + 1 : 0);
-    TORCH_CHECK_VALUE(first[a] >= 0 && first[a] < size && every[a] > 0, op, ": the lattice misses y");
-    l.every[a] = every[a], l.first[a] = first[a], l.count[a] = (size - first[a] + every[a] - 1) / every[a];
+    TORCH_CHECK_VALUE(start[a] >= 0 && start[a] < size && step[a] > 0, op, ": the grid misses y");
+    l.step[a] = step[a], l.start[a] = start[a], l.count[a] = (size - start[a] + step[a] - 1) / step[a];
     positions *= l.count[a];
   }
   l.row = (positions + 7) / 8 * 8;
@@ -142,7 +142,7 @@ Tensor cbn_slopes(const Tensor& x, const Tensor& y, const Tensor& mean, at::IntA
   }
 }
 
-// -- the window ------------------------------------------------------------------------------------------------------
+// -- the history -----------------------------------------------------------------------------------------------------
 
 constexpr int kTogether = 4;  // batches whose products with the weight are summed in one pass over it
 
@@ -170,8 +170,8 @@ struct Row {
 };
 
 template <typename T>
-struct WindowArgs {
-  Row weight, bias, slopes;                            // (C, K), (C,), (G, C / G + 1, K) of cbn_slopes; or nothing
+struct PoolArgs {
+  Row weight, bias, derivatives;                       // (C, K), (C,), (G, C / G + 1, K) of this batch; or nothing
   const T *mean, *var, *dmean;                         // (C,), (C,), (G, S, K)
   T *values, *dvar, *dmean_out;                        // (4, C, S), (C, S, K), (G, S, K)
   T *running_mean, *running_var;                       // (C,) or nothing
@@ -181,7 +181,7 @@ struct WindowArgs {
   int* total;                                          // (1,)
   int channels, per_group, held, filled, slot, k;      // C, C / G, S
   double count, rho, momentum, eps;
-  bool root, enters, follow;                           // the root form; enter the batch; derivatives are wanted
+  bool root, enters, full_gradient;                    // the root form; enter the batch; by_mean, by_var are wanted
 };
 
 template <typename T>
@@ -192,13 +192,13 @@ __device__ inline T warp_sum(T value) {
 
 // One block an output channel
 template <typename T>
-__global__ void __launch_bounds__(kThreads) window(const WindowArgs<T> a) {
+__global__ void __launch_bounds__(kThreads) pool(const PoolArgs<T> a) {
   __shared__ T partial[kWarps][2 * kTogether];
   extern __shared__ __align__(16) unsigned char shared[];
   T* products = reinterpret_cast<T*>(shared);  // <dmean, weight>, <dvar, weight> of each batch held, and of the new one
   const int c = blockIdx.x, t = threadIdx.x;
   const int64_t group = c / a.per_group, own = int64_t(c) * a.k;
-  const int64_t new_dvar = own + group * a.k, new_dmean = (group + 1) * (a.per_group + 1) * a.k - a.k;  // in slopes
+  const int64_t new_dvar = own + group * a.k, new_dmean = (group + 1) * (a.per_group + 1) * a.k - a.k;  // in derivatives
   const int batches = a.filled + a.enters;
   for (int from = 0; from < batches; from += kTogether) {
     T sums[2 * kTogether] = {};
@@ -211,8 +211,8 @@ __global__ void __launch_bounds__(kThreads) window(const WindowArgs<T> a) {
           sums[2 * u] += a.dmean[(group * a.held + s) * a.k + k] * w;
           sums[2 * u + 1] += a.dvar[(int64_t(c) * a.held + s) * a.k + k] * w;
         } else if (s < batches) {
-          sums[2 * u] += a.slopes.template at<T>(new_dmean + k) * w;
-          sums[2 * u + 1] += a.slopes.template at<T>(new_dvar + k) * w;
+          sums[2 * u] += a.derivatives.template at<T>(new_dmean + k) * w;
+          sums[2 * u + 1] += a.derivatives.template at<T>(new_dvar + k) * w;
         }
       }
     }
@@ -257,7 +257,7 @@ __global__ void __launch_bounds__(kThreads) window(const WindowArgs<T> a) {
     a.pooled_var[c] = pooled_var;
     a.rstd[c] = 1 / sqrt(pooled_var + static_cast<T>(a.eps));
     if (c == 0) *a.total = static_cast<int>(a.count * (a.filled + 1));
-    for (int s = 0; a.follow && s < a.filled; ++s) {  // how much of dmean and of dvar is in dpooled_var
+    for (int s = 0; a.full_gradient && s < a.filled; ++s) {  // how much of dmean and of dvar is in dpooled_var
       const T now = products[2 * s], var_now = products[2 * s + 1], then = value(0, s);
       const T kept = var_now > 0 ? T(1) : T(0);
       T stretch = kept;
@@ -280,14 +280,14 @@ __global__ void __launch_bounds__(kThreads) window(const WindowArgs<T> a) {
       a.running_var[c] += rate * (var * static_cast<T>(a.count / (a.count - 1)) - a.running_var[c]);
     }
   }
-  if (a.follow) {
+  if (a.full_gradient) {
     __syncthreads();
     for (int k = t; k < a.k; k += kThreads) {
       T of_mean = 0, of_var = 0;
       for (int s = 0; s < a.filled; ++s) {
-        const T slope = a.dmean[(group * a.held + s) * a.k + k];
-        of_mean += slope;
-        of_var += products[2 * s] * slope + products[2 * s + 1] * a.dvar[(int64_t(c) * a.held + s) * a.k + k];
+        const T dmean = a.dmean[(group * a.held + s) * a.k + k];
+        of_mean += dmean;
+        of_var += products[2 * s] * dmean + products[2 * s + 1] * a.dvar[(int64_t(c) * a.held + s) * a.k + k];
       }
       if (c % a.per_group == 0) a.by_mean[group * a.k + k] = of_mean * rho / n;
       a.by_var[own + k] = of_var * rho / n;
@@ -295,11 +295,11 @@ __global__ void __launch_bounds__(kThreads) window(const WindowArgs<T> a) {
   }
   if (a.enters) {  // the oldest batch, if its place is taken, has been read by now, at k by this same thread
     for (int k = t; k < a.k; k += kThreads) {
-      a.dvar[(int64_t(c) * a.held + a.slot) * a.k + k] = a.slopes.template at<T>(new_dvar + k);
+      a.dvar[(int64_t(c) * a.held + a.slot) * a.k + k] = a.derivatives.template at<T>(new_dvar + k);
       if (c % a.per_group == 0)
         for (int s = 0; s < a.held; ++s) {
           const int64_t i = (group * a.held + s) * a.k + k;
-          a.dmean_out[i] = s == a.slot ? a.slopes.template at<T>(new_dmean + k) : a.dmean[i];
+          a.dmean_out[i] = s == a.slot ? a.derivatives.template at<T>(new_dmean + k) : a.dmean[i];
         }
     }
   }
@@ -314,12 +314,12 @@ using Optional = std::optional<Tensor>;
 using Pooled = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 template <typename T>
-Pooled launch_window(WindowArgs<T> a, const Tensor& mean, const Tensor& var, const Optional& values, const Optional& dmean,
-                     const Optional& dvar, const Optional& running_mean, const Optional& running_var,
-                     const Optional& tracked) {
+Pooled launch_pool(PoolArgs<T> a, const Tensor& mean, const Tensor& var, const Optional& values, const Optional& dmean,
+                   const Optional& dvar, const Optional& running_mean, const Optional& running_var,
+                   const Optional& tracked) {
   const Tensor pooled_mean = at::empty_like(mean), pooled_var = at::empty_like(mean), rstd = at::empty_like(mean);
   const Tensor total = at::empty({1}, mean.options().dtype(at::kInt));
-  const int64_t groups = a.channels / a.per_group, k = a.follow ? a.k : 0;
+  const int64_t groups = a.channels / a.per_group, k = a.full_gradient ? a.k : 0;
   const Tensor dmean_out = at::empty({groups, a.enters ? a.held : 0, a.k}, mean.options());
   const Tensor by_mean = at::empty({groups, k}, mean.options()), by_var = at::empty({a.channels, k}, mean.options());
   a.mean = mean.const_data_ptr<T>(), a.var = var.const_data_ptr<T>();
@@ -330,41 +330,45 @@ Pooled launch_window(WindowArgs<T> a, const Tensor& mean, const Tensor& var, con
   a.pooled_mean = pooled_mean.data_ptr<T>(), a.pooled_var = pooled_var.data_ptr<T>(), a.rstd = rstd.data_ptr<T>();
   a.by_mean = by_mean.data_ptr<T>(), a.by_var = by_var.data_ptr<T>(), a.total = total.data_ptr<int>();
   const size_t shared = 2 * (a.filled + 1) * sizeof(T);
-  window<T><<<static_cast<unsigned>(a.channels), kThreads, shared, c10::cuda::getCurrentCUDAStream()>>>(a);
+  pool<T><<<static_cast<unsigned>(a.channels), kThreads, shared, c10::cuda::getCurrentCUDAStream()>>>(a);
   C10_CUDA_KERNEL_LAUNCH_CHECK();
   return {pooled_mean, pooled_var, rstd, total, dmean_out, by_mean, by_var};
 }
 
-Pooled cbn_window(const Optional& weight, const Tensor& mean, const Tensor& var, const Optional& bias, const Optional& values,
-                  const Optional& dmean, const Optional& dvar, const Optional& slopes, const Optional& running_mean,
-                  const Optional& running_var, const Optional& tracked, double momentum, int64_t filled, int64_t slot,
-                  int64_t count, double rho, bool root, bool follow, double eps) {
-  const char* op = "cbn_window";
+Pooled cbn_pool(const Optional& weight, const Tensor& mean, const Tensor& var, const Optional& bias, const Optional& values,
+                const Optional& dmean, const Optional& dvar, const Optional& derivatives, const Optional& running_mean,
+                const Optional& running_var, const Optional& tracked, double momentum, int64_t filled, int64_t slot,
+                int64_t count, double rho, bool root, bool full_gradient, double eps) {
+  const char* op = "cbn_pool";
   const int64_t channels = mean.numel(), held = values.has_value() ? values->size(2) : 0;
   const int64_t k = dvar.has_value() ? dvar->size(2) : 0, groups = dmean.has_value() ? dmean->size(0) : 1;
   TORCH_CHECK_VALUE(channels > 0 && var.sizes() == mean.sizes() && channels % groups == 0, op, ": mean and var must be (C,)");
-  TORCH_CHECK_VALUE(values.has_value() == dmean.has_value() && values.has_value() == dvar.has_value() && 0 <= filled && filled <= held, op, ": a window of ", held, " batches, ", filled, " of them filled");
+  TORCH_CHECK_VALUE(values.has_value() == dmean.has_value() && values.has_value() == dvar.has_value() && 0 <= filled &&
+                        filled <= held, op, ": a history of ", held, " batches, ", filled, " of them filled");
   if (held) {
     TORCH_CHECK_VALUE(values->sizes() == at::IntArrayRef({4, channels, held}) && dmean->size(1) == held &&
-                          dmean->size(2) == k && dvar->size(0) == channels && dvar->size(1) == held, op, ": the window's sizes differ");
+                          dmean->size(2) == k && dvar->size(0) == channels && dvar->size(1) == held,
+                      op, ": the history's sizes differ");
     TORCH_CHECK_VALUE(k == 0 || (weight.has_value() && weight->numel() == channels * k), op, ": weight must be (C, K)");
   }
   TORCH_CHECK_VALUE(running_mean.has_value() == running_var.has_value(), op, ": running statistics come in pairs");
-  TORCH_CHECK_VALUE(!slopes.has_value() || (0 <= slot && slot < held && slopes->numel() == (channels + groups) * k), op,
-                    ": the new batch does not fit the window");
-  for (const auto& t : {weight, Optional(mean), Optional(var), bias, values, dmean, dvar, slopes, running_mean, running_var, tracked})
+  TORCH_CHECK_VALUE(!derivatives.has_value() ||
+                        (0 <= slot && slot < held && derivatives->numel() == (channels + groups) * k),
+                    op, ": the new batch does not fit the history");
+  for (const auto& t : {weight, Optional(mean), Optional(var), bias, values, dmean, dvar, derivatives, running_mean,
+                        running_var, tracked})
     TORCH_CHECK_VALUE(!t.has_value() || (t->device() == mean.device() && t->is_contiguous()), op,
                       ": tensors must be contiguous and share a device");
   const c10::cuda::CUDAGuard guard(mean.device());
   const auto launch = [&](auto zero) {
-    WindowArgs<decltype(zero)> a;
+    PoolArgs<decltype(zero)> a;
     if (weight.has_value()) a.weight = *weight;
     if (bias.has_value()) a.bias = *bias;
-    if (slopes.has_value()) a.slopes = *slopes;
+    if (derivatives.has_value()) a.derivatives = *derivatives;
     a.channels = channels, a.per_group = channels / groups, a.held = held, a.filled = filled, a.slot = slot, a.k = k;
     a.count = count, a.rho = rho, a.momentum = momentum, a.eps = eps, a.root = root;
-    a.enters = slopes.has_value(), a.follow = follow && filled && k;
-    return launch_window(a, mean, var, values, dmean, dvar, running_mean, running_var, tracked);
+    a.enters = derivatives.has_value(), a.full_gradient = full_gradient && filled && k;
+    return launch_pool(a, mean, var, values, dmean, dvar, running_mean, running_var, tracked);
   };
   if (mean.scalar_type() == at::kDouble) return launch(double());
   return launch(float());
@@ -374,6 +378,6 @@ Pooled cbn_window(const Optional& weight, const Tensor& mean, const Tensor& var,
 }  // namespace mmdet
 
 TORCH_LIBRARY_IMPL(mmdet, CUDA, m) {
-  m.impl("cbn_slopes", mmdet::cbn_slopes);
-  m.impl("cbn_window", mmdet::cbn_window);
+  m.impl("cbn_derivatives", mmdet::cbn_derivatives);
+  m.impl("cbn_pool", mmdet::cbn_pool);
 }

@@ -1,5 +1,5 @@
 // Cross-Iteration Batch Normalization's training step as one operator with its gradient, in C++: for a small layer the
-// host's time in Python would be longer than the GPU's. The arithmetic is that of mmdet/layers/cbn.py, which says what
+// host's time in Python would be longer than the GPU's. The arithmetic is that of mmdet/layers/cbn, which says what
 // the numbers mean; the operators called here are PyTorch's of SyncBatchNorm and those of cbn_cuda.cu.
 
 #include <ATen/Context.h>
@@ -34,20 +34,20 @@ bool channels_last(const Tensor& y) {
   return y.dim() == 4 && y.is_contiguous(at::MemoryFormat::ChannelsLast) && !y.is_contiguous();
 }
 
-// gamma (y - mean) / sqrt(var + eps) + beta as NormalizeWithPooled of cbn.py, which has the formulas. `total` is n M;
-// dmean (G, K) and dvar (C, K) are defined where the gradient follows the past batches to the convolution's `source`.
+// gamma (y - mean) / sqrt(var + eps) + beta as Normalize of layers/batch_stats.py, which has the formulas. `total` is n M;
+// dmean (G, K) and dvar (C, K) are defined where the gradient follows the past batches to the convolution's `weight`.
 struct Normalize : torch::autograd::Function<Normalize> {
   static Tensor forward(torch::autograd::AutogradContext* ctx, const Tensor& y_any, const Optional& gamma,
-                        const Optional& beta, const Optional& source, const Tensor& mean, const Tensor& rstd,
+                        const Optional& beta, const Optional& weight, const Tensor& mean, const Tensor& rstd,
                         const Tensor& total, const Tensor& dmean, const Tensor& dvar, double eps) {
     const Tensor y = channels_last(y_any) ? y_any : y_any.contiguous();  // the kernels want one of the two layouts
     ctx->save_for_backward({y, mean, rstd, gamma.value_or(Tensor())});
-    // Not saved as tensors, which activation checkpointing would make anew when the window has moved on.
+    // Not saved as tensors, which activation checkpointing would make anew when the history has moved on.
     ctx->saved_data["total"] = total;
     ctx->saved_data["shifts"] = beta.has_value();
-    if (source.has_value()) {
+    if (weight.has_value()) {
       ctx->saved_data["dmean"] = dmean, ctx->saved_data["dvar"] = dvar;
-      ctx->saved_data["shape"] = source->sizes();
+      ctx->saved_data["shape"] = weight->sizes();
     }
     const auto wide = [&](const Optional& t) { return t.has_value() ? Optional(t->to(mean.scalar_type())) : t; };
     return at::batch_norm_elemt(y, wide(gamma), wide(beta), mean, rstd, eps);
@@ -55,7 +55,7 @@ struct Normalize : torch::autograd::Function<Normalize> {
 
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
                                                  const torch::autograd::variable_list& grads) {
-    torch::autograd::variable_list out(10);  // one for each argument of forward: y, gamma, beta, source, ...
+    torch::autograd::variable_list out(10);  // one for each argument of forward: y, gamma, beta, weight, ...
     {
       const at::NoGradGuard no_grad;
       const auto saved = ctx->get_saved_variables();
@@ -90,12 +90,12 @@ struct Geometry {
   int64_t groups;
 };
 
-// dvar / dw and dmean / dw (G, C / G + 1, K) from all positions of y: mean_slope and variance_slope of cbn.py
-Tensor slopes_of_all(const Tensor& x, const Tensor& y, const Tensor& mean, const Tensor& var, const Tensor& weight,
-                     const Geometry& g, const Optional& vertical, const Optional& horizontal) {
+// dvar / dw and dmean / dw (G, C / G + 1, K) from all positions of y, as in layers/cbn/derivatives.py
+Tensor in_closed_form(const Tensor& x, const Tensor& y, const Tensor& mean, const Tensor& var, const Geometry& g,
+                      const Optional& rows, const Optional& columns) {
   const int64_t channels = y.size(1), positions = y.numel() / channels;
   Tensor patch = x.sum({0}, false, mean.scalar_type());
-  patch = vertical.has_value() ? at::matmul(*vertical, at::matmul(patch, horizontal->t())) : patch.sum({1, 2});
+  patch = rows.has_value() ? at::matmul(*rows, at::matmul(patch, columns->t())) : patch.sum({1, 2});
   const Tensor dmean = patch.reshape({g.groups, 1, -1}) / static_cast<double>(positions);
   const double eps = 1e-12;
   Tensor y_hat = at::batch_norm(y, {}, {}, mean, var, false, 0., eps, at::globalContext().userEnabledCuDNN());
@@ -105,10 +105,11 @@ Tensor slopes_of_all(const Tensor& x, const Tensor& y, const Tensor& mean, const
     const Tensor largest = input.abs().amax().clamp_min(1e-4);
     input = input / largest, y_hat = y_hat / 32., scale = scale * largest.to(at::kFloat) * 32.;
   }
-  const Tensor kernels = like_y(weight).reshape({channels, -1, g.kernel[0], g.kernel[1]});
-  const Tensor slope = std::get<1>(at::convolution_backward(y_hat, input, kernels, at::OptionalIntArrayRef(), g.stride, g.padding,
-                                                            g.dilation, false, {0, 0}, g.groups, {false, true, false}));
-  const Tensor dvar = slope.flatten(1) * scale.unsqueeze(1);
+  const Tensor kernels = y.new_empty({1}).expand({channels, x.size(1) / g.groups, g.kernel[0], g.kernel[1]});  // not read
+  const Tensor gradient = std::get<1>(
+      at::convolution_backward(y_hat, input, kernels, at::OptionalIntArrayRef(), g.stride, g.padding, g.dilation, false,
+                               {0, 0}, g.groups, {false, true, false}));
+  const Tensor dvar = gradient.flatten(1) * scale.unsqueeze(1);
   return at::cat({dvar.unflatten(0, {g.groups, -1}), dmean}, 1);
 }
 
@@ -117,51 +118,51 @@ auto find(const char* name) {
   return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<F>();
 }
 
-using Slopes = Tensor(const Tensor&, const Tensor&, const Tensor&, IntArrayRef, IntArrayRef, IntArrayRef, IntArrayRef,
-                      int64_t, IntArrayRef, IntArrayRef);
-using Window = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>(
+using Derivatives = Tensor(const Tensor&, const Tensor&, const Tensor&, IntArrayRef, IntArrayRef, IntArrayRef, IntArrayRef,
+                           int64_t, IntArrayRef, IntArrayRef);
+using Pool = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>(
     const Optional&, const Tensor&, const Tensor&, const Optional&, const Optional&, const Optional&, const Optional&,
     const Optional&, const Optional&, const Optional&, const Optional&, double, int64_t, int64_t, int64_t, double, bool,
     bool, double);
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> cbn_train(
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> cbn_train(
     const Tensor& y, const Optional& weight, const Optional& bias, const Optional& gamma, const Optional& beta,
     const Optional& x, const Optional& sample, IntArrayRef kernel, IntArrayRef stride, IntArrayRef padding,
-    IntArrayRef dilation, int64_t groups, IntArrayRef every, IntArrayRef first, const Optional& vertical,
-    const Optional& horizontal, const Optional& values, const Optional& dmean, const Optional& dvar,
+    IntArrayRef dilation, int64_t groups, IntArrayRef step, IntArrayRef start, const Optional& rows,
+    const Optional& columns, const Optional& values, const Optional& dmean, const Optional& dvar,
     const Optional& running_mean, const Optional& running_var, const Optional& tracked, std::optional<double> momentum,
-    int64_t filled, int64_t slot, bool enters, double rho, bool root, bool follow, double eps) {
+    int64_t filled, int64_t slot, bool enters, double rho, bool root, bool full_gradient, double eps) {
   const char* op = "cbn_train";
   TORCH_CHECK_VALUE((y.dim() == 4 || y.dim() == 2) && y.numel() > 0, op, ": y must be (N, C, H, W) or (N, C), got ", y.sizes());
   TORCH_CHECK_VALUE(x.has_value() == sample.has_value() && (!x.has_value() || (x->dim() == 4 && sample->dim() == 4)), op,
                     ": x and sample come together, as (N, C, H, W)");
   TORCH_CHECK_VALUE(!enters || (values.has_value() && (x.has_value() || dvar->size(2) == 0)), op,
-                    ": a batch enters a window with its derivatives");
-  static const auto slopes_op = find<Slopes>("mmdet::cbn_slopes");
-  static const auto window_op = find<Window>("mmdet::cbn_window");
+                    ": a batch enters the history with its derivatives");
+  static const auto derivatives_op = find<Derivatives>("mmdet::cbn_derivatives");
+  static const auto pool_op = find<Pool>("mmdet::cbn_pool");
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
   Tensor mean, pooled_mean, pooled_var, rstd, total, moved, by_mean, by_var;
   {
     const at::AutoDispatchBelowADInplaceOrView no_grad;
     Tensor var;
     std::tie(mean, var) = at::batch_norm_update_stats(y, {}, {}, 0.);
-    Optional slopes;
+    Optional derivatives;
     if (enters && !x.has_value()) {  // nothing to compensate for
-      slopes = mean.new_empty({1, mean.numel() + 1, 0});
-    } else if (enters && !every.empty()) {
-      slopes = slopes_op.call(*x, *sample, mean, kernel, stride, padding, dilation, groups, every, first);
+      derivatives = mean.new_empty({1, mean.numel() + 1, 0});
+    } else if (enters && !step.empty()) {
+      derivatives = derivatives_op.call(*x, *sample, mean, kernel, stride, padding, dilation, groups, step, start);
     } else if (enters) {
-      slopes = slopes_of_all(*x, *sample, mean, var, *weight, {kernel, stride, padding, dilation, groups}, vertical, horizontal);
+      derivatives = in_closed_form(*x, *sample, mean, var, {kernel, stride, padding, dilation, groups}, rows, columns);
     }
     if (tracked.has_value()) tracked->add_(1);
     const Optional kept = weight.has_value() ? Optional(weight->contiguous()) : std::nullopt;
-    std::tie(pooled_mean, pooled_var, rstd, total, moved, by_mean, by_var) = window_op.call(
-        kept, mean, var, bias, values, dmean, dvar, slopes, running_mean, running_var, momentum ? std::nullopt : tracked,
-        momentum.value_or(0.), filled, slot, y.numel() / y.size(1), rho, root, follow, eps);
+    std::tie(pooled_mean, pooled_var, rstd, total, moved, by_mean, by_var) = pool_op.call(
+        kept, mean, var, bias, values, dmean, dvar, derivatives, running_mean, running_var, momentum ? std::nullopt : tracked,
+        momentum.value_or(0.), filled, slot, y.numel() / y.size(1), rho, root, full_gradient, eps);
   }
-  const Optional source = by_var.numel() ? weight : std::nullopt;
-  const Tensor out = Normalize::apply(y, gamma, beta, source, pooled_mean, rstd, total, by_mean, by_var, eps);
-  return {out, mean, pooled_mean, pooled_var, rstd, total, moved};
+  const Optional followed = by_var.numel() ? weight : std::nullopt;
+  const Tensor out = Normalize::apply(y, gamma, beta, followed, pooled_mean, rstd, total, by_mean, by_var, eps);
+  return {out, mean, pooled_mean, pooled_var, moved};
 }
 
 }  // namespace
