@@ -44,8 +44,9 @@ class Geometry(NamedTuple):
         )
         if not plain:
             return None
-        sizes = (conv.kernel_size, conv.stride, conv.padding, conv.dilation)
-        return cls(*(list(size) for size in sizes), conv.groups)
+        return cls(
+            list(conv.kernel_size), list(conv.stride), list(conv.padding), list(conv.dilation), conv.groups
+        )
 
 
 class ConvCall(NamedTuple):
