@@ -21,6 +21,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument('--score-thr', type=float, default=0.3,
                         help='minimum score to draw and to write (default: %(default)s)')
     parser.add_argument('--device', help='cpu or cuda:0 (default: a GPU where there is one)')
+    parser.add_argument('--amp', action='store_true',
+                        help='mixed precision: float16 on GPU, bfloat16 on a CPU that has instructions for it')
     return parser.parse_args(argv)
 
 
@@ -58,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     check_writable(args.out_dir, '--out-dir')
     device = args.device or ('cuda:0' if torch.cuda.is_available() else 'cpu')
-    model = init_detector(args.config, args.checkpoint, device, args.cfg_options)
+    model = init_detector(args.config, args.checkpoint, device, args.cfg_options, args.amp)
     classes = tuple(model.dataset_meta.get('classes') or ())
     coco = dict(images=[], annotations=[], categories=[dict(id=i, name=name) for i, name in enumerate(classes, 1)])
     unread = []

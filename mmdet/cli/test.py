@@ -16,6 +16,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_process_arguments()
     parser.add_argument('checkpoint', help='weights to evaluate')
     parser.add_argument('--work-dir', help='folder of the log (default: work_dirs/CONFIG_NAME/test)')
+    parser.add_argument('--amp', action='store_true',
+                        help='mixed precision: float16 on GPU, bfloat16 on a CPU that has instructions for it')
     parser.add_argument('--out', metavar='FILE.pkl', help='save the detections, one dict an image')
     parser.add_argument('--eval', nargs='+', metavar='METRIC',
                         help="what the config's metrics shall compute, such as bbox, segm, proposal (default: as they "
@@ -77,6 +79,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from mmdet.config.check import check_values
     from mmdet.config.load import check_types, load_config
     from mmdet.config.output import check_writable
+    from mmdet.engine.amp import use_amp_in_tests
     from mmdet.engine.runner import build_runner
     from mmdet.evaluation import DumpDetResults
 
@@ -92,6 +95,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             type='DetVisualizationHook', out_dir=args.show_dir, score_thr=args.show_score_thr)]
     check_values(cfg, training=False)
     join_processes(launcher, cfg.get('env_cfg'))
+    if args.amp:
+        use_amp_in_tests(cfg)
     folders = {'--work-dir': cfg.work_dir, '--show-dir': args.show_dir, '--out': args.out and Path(args.out).parent}
     on_rank_0(lambda: [check_writable(folder, option) for option, folder in folders.items() if folder])
     checkpoint = load_pretrained(args.checkpoint)  # before the data set is read

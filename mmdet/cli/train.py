@@ -16,7 +16,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument('--resume', nargs='?', const=True, default=False, metavar='CHECKPOINT',
                         help='resume an interrupted run, from this checkpoint or the newest that loads')
     parser.add_argument('--amp', action='store_true',
-                        help='mixed precision (float16 on GPU, bfloat16 without)')
+                        help='mixed precision: float16 on GPU, bfloat16 on a CPU that has instructions for it')
     parser.add_argument('--auto-scale-lr', action='store_true',
                         help="scale the learning rate by batch size / the config's auto_scale_lr.base_batch_size")
     parser.add_argument('--seed', type=int, help='seed of all randomness (default: a random one, which is logged)')

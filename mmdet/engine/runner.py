@@ -67,8 +67,6 @@ def build_runner(cfg: Config, launcher: str = 'none', resume_from: Checkpoint | 
                  default_scope=cfg.get('default_scope', 'mmdet'),
                  log_level='WARNING')  # mmengine would log a thousand lines of environment and config
     runner = _construct(dict(parts, load_from=cfg.get('load_from') if opened is None else opened), cfg)
-    if testing:
-        fast_layout(runner.model)
     quieten(runner.logger, level)
     return runner
 
@@ -160,6 +158,13 @@ class _Runner(Runner):
     def build_message_hub(self, message_hub: dict | None = None) -> DeferredMessageHub:
         return DeferredMessageHub.get_instance(**(message_hub or dict(name=self._experiment_name)))
 
+    def wrap_model(self, model_wrapper_cfg: dict | None, model: torch.nn.Module) -> torch.nn.Module:
+        # before DistributedDataParallel, which lays gradients out as the weights are
+        wrapper = self.optim_wrapper  # still a config; None in tests
+        if not torch.cuda.is_available() and (wrapper is None or wrapper.get('type') == 'CpuAmpOptimWrapper'):
+            model = fast_layout(model)
+        return super().wrap_model(model_wrapper_cfg, model)
+
     def build_optim_wrapper(self, optim_wrapper) -> OptimWrapper:
         built = super().build_optim_wrapper(optim_wrapper)
         if built is not optim_wrapper:  # mmengine asks again when resuming
@@ -180,9 +185,9 @@ def wrapper_cfg(cfg: Config) -> dict:
 
 
 def fast_layout(model: torch.nn.Module) -> torch.nn.Module:
-    """For inference on the CPU: channels_last maps, up to a tenth faster in convolutions.
+    """For inference and for bfloat16 on the CPU: channels_last maps.
 
-    Not for training: the batch statistics that PyTorch's CPU kernels take of such maps lose two digits.
+    Not for float32 training, whose numbers would move in the last digits.
     """
     on_cpu = next(model.parameters()).device.type == 'cpu'
     return model.to(memory_format=torch.channels_last) if on_cpu else model

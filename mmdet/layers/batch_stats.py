@@ -42,7 +42,7 @@ def process_group(wanted: bool):
 def compiled_for(y: Tensor) -> bool:
     """Whether the compiled operators serve for y (N, C, ...)."""
     return (
-        ENABLED and not y.is_cuda and y.device.type == 'cpu' and _channels_last(y) and y.numel() > 0
+        ENABLED and not y.is_cuda and y.device.type == 'cpu' and channels_last(y) and y.numel() > 0
         and y.dtype in (torch.float32, torch.float64, torch.bfloat16) and not torch.compiler.is_compiling()
     )  # fmt: skip
 
@@ -91,7 +91,7 @@ class Normalize(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, y, mean, var, weight, bias, eps, entries, count, group):
-        if y.is_cuda and not _channels_last(y):
+        if y.is_cuda and not channels_last(y):
             y = y.contiguous()  # the backward's kernels want one of the two layouts
         rstd = torch.rsqrt(var + eps)
         ctx.save_for_backward(y, mean, rstd, weight)
@@ -154,7 +154,7 @@ def _backward_by_compiled(grad, y, mean, rstd, gamma, count, group, wanted):
 def _backward_by_sums(grad, y, mean, rstd, gamma, count, group, wanted, cuda):
     """The two sums, all processes' together, and then dy; on CUDA with SyncBatchNorm's kernels."""
     if cuda:
-        grad = grad.contiguous(memory_format=torch.channels_last) if _channels_last(y) else grad.contiguous()
+        grad = grad.contiguous(memory_format=torch.channels_last) if channels_last(y) else grad.contiguous()
     if not y.numel():
         sum_g = sum_gd = grad_weight = grad_bias = torch.zeros_like(mean)
     elif cuda:
@@ -179,5 +179,5 @@ def _backward_by_sums(grad, y, mean, rstd, gamma, count, group, wanted, cuda):
     return grad_y, grad_weight if wanted[1] else None, grad_bias if wanted[2] else None
 
 
-def _channels_last(y: Tensor) -> bool:
+def channels_last(y: Tensor) -> bool:
     return y.dim() == 4 and y.is_contiguous(memory_format=torch.channels_last) and not y.is_contiguous()

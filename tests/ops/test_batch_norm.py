@@ -7,6 +7,7 @@ from torch.library import opcheck
 
 from mmdet.layers import batch_stats, build_norm_layer
 from mmdet.layers.batch_stats import Normalize, batch_moments
+from mmdet.layers.cbn.derivatives import Geometry, from_patches, in_closed_form, subsampling_grid
 from mmdet.ops import COMPILED
 
 pytestmark = pytest.mark.skipif(not COMPILED, reason='the compiled ops are missing')
@@ -212,3 +213,21 @@ def test_torch_fx_and_torch_compile():
     block.train()
     compiled = torch.compile(block, backend='eager', fullgraph=True)
     torch.testing.assert_close(compiled(x), block(x), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize('kernel, stride, padding, dilation', [
+    (3, 1, 1, 1), (3, 2, 1, 1), (3, 1, 2, 2), ((1, 3), 1, (0, 1), 1), (1, 1, 0, 1), (5, 2, 2, 1), (3, 1, 4, 1),
+    (3, 3, 0, 1),
+])  # fmt: skip
+@pytest.mark.parametrize('maps_of', [(2, 19, 23), (64, 7, 7), (1, 9, 9)])
+def test_derivatives_from_patches(kernel, stride, padding, dilation, maps_of):
+    torch.manual_seed(0)
+    conv = nn.Conv2d(5, 6, kernel, stride, padding, dilation).double()
+    geometry = Geometry.of(conv)
+    x = torch.randn(maps_of[0], 5, *maps_of[1:], dtype=torch.float64).to(memory_format=torch.channels_last)
+    y = conv(x).detach().to(memory_format=torch.channels_last)
+    batch = batch_moments(y)
+    for index in range(0, 32, 7):
+        grid = subsampling_grid(len(y), *y.shape[2:], 32, index)
+        planar = in_closed_form(x.contiguous(), y.contiguous(), batch, conv.weight, geometry, grid)
+        torch.testing.assert_close(from_patches(x, y, batch, geometry, grid), planar, rtol=1e-9, atol=1e-11)

@@ -17,7 +17,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..batch_stats import Moments, per_channel
+from ..batch_stats import Moments, channels_last, per_channel
 
 
 class Geometry(NamedTuple):
@@ -43,8 +43,9 @@ class Geometry(NamedTuple):
         )
         if not plain:
             return None
-        sizes = (conv.kernel_size, conv.stride, conv.padding, conv.dilation)
-        return cls(*(list(size) for size in sizes), conv.groups)
+        return cls(
+            list(conv.kernel_size), list(conv.stride), list(conv.padding), list(conv.dilation), conv.groups
+        )
 
 
 class ConvCall(NamedTuple):
@@ -100,10 +101,41 @@ def as_map(t: Tensor) -> Tensor:
 
 def in_closed_form(x: Tensor, y: Tensor, batch: Moments, geometry: Geometry, grid: 'Grid') -> Tensor:
     """Derivatives of the convolution from x (N, C_in, H, W) to y (N, C, OH, OW), at the grid's positions of y."""
+    if geometry.groups == 1 < math.prod(grid.step) >= math.prod(geometry.kernel) and not y.is_cuda and (
+        channels_last(x) and channels_last(y)
+    ):
+        return from_patches(x, y, batch, geometry, grid)
     x, y, geometry = subsample(x, y, geometry, grid)
     dmean = mean_derivative(x, y, geometry, batch.mean.dtype)
     dvar = variance_derivative(x, y, batch, geometry)
     return torch.cat([dvar.unflatten(0, (geometry.groups, -1)), dmean[:, None]], 1)
+
+
+def from_patches(x: Tensor, y: Tensor, batch: Moments, geometry: Geometry, grid: 'Grid') -> Tensor:
+    """The same of channels-last maps by one matrix product: the patches lie together, and need no more room than x."""
+    (every, *step), (first, *start) = grid
+    (mean, var, _), x, y = batch, x[first::every].movedim(1, -1), y[first::every].movedim(1, -1)
+    y = y[:, start[0] :: step[0], start[1] :: step[1]]
+    kernel, spans = geometry.kernel, []
+    for axis in (0, 1):  # of each kernel offset: the outputs whose input lies within the map, and those inputs
+        stride, size = geometry.stride[axis] * step[axis], x.shape[1 + axis]
+        spans.append([])
+        for offset in range(kernel[axis]):
+            at = start[axis] * geometry.stride[axis] + offset * geometry.dilation[axis] - geometry.padding[axis]
+            low, high = max(-(at // stride), 0), min((size - 1 - at) // stride + 1, y.shape[1 + axis])
+            low = min(low, max(high, 0))
+            spans[axis].append((slice(low, max(high, low)), slice(at + low * stride, None, stride)))
+    patches = x.new_zeros(*y.shape[:3], *kernel, x.shape[3])
+    for i, (rows, of_rows) in enumerate(spans[0]):
+        for j, (columns, of_columns) in enumerate(spans[1]):
+            part = patches[:, rows, columns, i, j]
+            part.copy_(x[:, of_rows, of_columns][:, : part.shape[1], : part.shape[2]])
+    patches, y = patches.flatten(3).flatten(0, 2), y.flatten(0, 2)
+    work = mean.dtype if y.dtype == torch.float16 else y.dtype
+    y_hat = ((y - mean) * torch.rsqrt(var + 1e-12)).to(work)
+    dvar = (y_hat.t() @ patches.to(work)).to(mean.dtype) * (torch.sqrt(var + 1e-12) * (2 / len(y)))[:, None]
+    found = torch.cat([dvar, patches.sum(0, dtype=mean.dtype)[None] / len(y)])
+    return found.unflatten(1, (-1, x.shape[3])).transpose(1, 2).flatten(1)[None]  # weights go channels first
 
 
 def mean_derivative(x: Tensor, y: Tensor, geometry: Geometry, dtype: torch.dtype) -> Tensor:
@@ -112,7 +144,7 @@ def mean_derivative(x: Tensor, y: Tensor, geometry: Geometry, dtype: torch.dtype
     ``torch.nn.grad.conv2d_weight`` of ones gives the same in two to three times the time, and in float32 with ten times
     the error.
     """
-    total = x.sum(0, dtype=dtype)
+    total = x[0].to(dtype) if len(x) == 1 else x.sum(0, dtype=dtype)
     rows, columns = kernel_offsets(x, y, geometry, dtype)
     total = total.sum((1, 2)) if rows is None else rows @ (total @ columns.t())
     return total.view(geometry.groups, -1) / (y.numel() // y.shape[1])

@@ -96,6 +96,7 @@ class CrossEntropyLoss(nn.Module):
         Raises:
             ValueError: shapes that do not fit each other.
         """
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # autocast leaves bfloat16 on CPUs
         class_weight = None if self.class_weight is None else logits.new_tensor(self.class_weight)
         if self.use_sigmoid or self.use_mask:
             if target.dim() < logits.dim():
