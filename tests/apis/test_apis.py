@@ -11,6 +11,7 @@ import torch
 from mmdet.apis import inference_detector, init_detector
 from mmdet.config.errors import UserError
 from mmdet.config.load import load_config
+from mmdet.engine import amp
 from mmdet.visualization.visualizer import read_image, write_image
 
 CONFIG = Path(__file__).resolve().parents[2] / 'configs' / 'mask_rcnn' / 'mask_rcnn_r50_fpn_1x.py'
@@ -59,6 +60,17 @@ def test_the_layout_on_the_cpu_changes_only_the_speed(model, image):
     found, expected = (inference_detector(net, image).pred_instances for net in (model, plain))
     torch.testing.assert_close(found.bboxes, expected.bboxes, atol=1e-2, rtol=0)
     torch.testing.assert_close(found.scores, expected.scores, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize('found', ['AMX', ''])
+def test_mixed_precision(picture, monkeypatch, capsys, found):
+    monkeypatch.setattr(amp, 'bfloat16_instructions', lambda: found)
+    model, seen = init_detector(CONFIG, cfg_options=small(), amp=True), []
+    assert capsys.readouterr().out.count('\n') == 1
+    model.roi_head.bbox_head.fc_cls.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    instances = inference_detector(model, picture).pred_instances
+    assert seen == [torch.bfloat16 if found else torch.float32]
+    assert instances.bboxes.dtype == instances.scores.dtype == torch.float32
 
 
 def test_classes_come_from_the_data_set_or_the_checkpoint(model, tmp_path):
