@@ -63,12 +63,12 @@ def test_the_layout_on_the_cpu_changes_only_the_speed(model, image):
 
 
 @pytest.mark.parametrize('found', ['AMX', ''])
-def test_mixed_precision(picture, monkeypatch, capsys, found):
+def test_mixed_precision(image, monkeypatch, capsys, found):
     monkeypatch.setattr(amp, 'bfloat16_instructions', lambda: found)
     model, seen = init_detector(CONFIG, cfg_options=small(), amp=True), []
     assert capsys.readouterr().out.count('\n') == 1
     model.roi_head.bbox_head.fc_cls.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
-    instances = inference_detector(model, picture).pred_instances
+    instances = inference_detector(model, image).pred_instances
     assert seen == [torch.bfloat16 if found else torch.float32]
     assert instances.bboxes.dtype == instances.scores.dtype == torch.float32
 
