@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import signal
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import Runner
+from torch import nn
 
 from mmdet.checkpoints import Checkpoint
 from mmdet.config.errors import UserError, at_most, registered_names, unknown_type, unknown_type_text
@@ -155,6 +157,14 @@ class _FormattedConfig(Config):
 class _Runner(Runner):
     """mmengine's, which does not wait for a GPU in every iteration to log it (see `message_hub`)."""
 
+    def train(self) -> nn.Module:
+        handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            return super().train()
+        finally:  # StopSafelyHook's must not outlive a training that fails
+            for signum, handler in handlers.items():
+                signal.signal(signum, handler)
+
     def build_message_hub(self, message_hub: dict | None = None) -> DeferredMessageHub:
         return DeferredMessageHub.get_instance(**(message_hub or dict(name=self._experiment_name)))
 
@@ -184,7 +194,7 @@ def wrapper_cfg(cfg: Config) -> dict:
     return {**defaults, **asked, **({} if torch.cuda.is_available() else dict(device_ids=None))}
 
 
-def fast_layout(model: torch.nn.Module) -> torch.nn.Module:
+def fast_layout(model: nn.Module) -> nn.Module:
     """For inference and for bfloat16 on the CPU: channels_last maps.
 
     Not for float32 training, whose numbers would move in the last digits.

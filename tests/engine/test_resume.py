@@ -240,6 +240,9 @@ def test_second_signal_and_handlers_are_restored(tmp_path, train):
     handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     train(write_config(tmp_path), 'a')
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == handlers
+    with pytest.raises(UserError, match='the loss is not finite'):
+        train(write_config(tmp_path), 'c', {'train_dataloader.dataset.bad_item': 3})
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == handlers
     with pytest.raises(Interrupted, match='SIGINT'):
         train(write_config(tmp_path), 'b', hooks=[SignalAt(1, signal.SIGINT)])
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == handlers
