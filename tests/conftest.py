@@ -1,6 +1,9 @@
 """Fixtures shared by all tests."""
 
 import os
+import runpy
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -47,6 +50,22 @@ def on_the_cpu(monkeypatch) -> None:
     """What a Runner in this process trains, it trains on the CPU, also on a machine with a GPU."""
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
     monkeypatch.setattr('mmengine.device.utils.DEVICE', 'cpu')
+
+
+@pytest.fixture
+def run_tool(monkeypatch, capsys) -> Callable:
+    """``run_tool('train.py', ...)`` in this process: the tool's exit status, output and errors."""
+
+    def run(name: str, *arguments) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, 'argv', [name, *map(str, arguments)])
+        try:
+            runpy.run_path(str(ROOT / 'tools' / name), run_name='__main__')
+            status = 0
+        except SystemExit as stop:
+            status = stop.code
+        return status, *capsys.readouterr()
+
+    return run
 
 
 @pytest.fixture(scope='session')

@@ -15,15 +15,32 @@ def check_data(runner: Runner, model: nn.Module) -> None:
     """Raise UserError where the run's data sets contradict one another, the model's preprocessor or a metric."""
     train, val, test = (getattr(getattr(loop, 'dataloader', None), 'dataset', None)
                         for loop in (runner._train_loop, runner._val_loop, runner._test_loop))  # fmt: skip
+    for dataset in (train, val, test):
+        check_classes(model, dataset)
     for name, dataset in dict(train=train, val=val, test=test).items():
         for part in _parts(dataset):
             check_normalisation(model, part, f'{name}_dataloader')
     if train is not None and val is not None:
-        check_class_order(_classes(train), _classes(val))
+        check_class_order(tuple(classes_of(train) or ()), tuple(classes_of(val) or ()))
     for loop, dataset in ((runner._val_loop, val), (runner._test_loop, test)):
         for metric in getattr(getattr(loop, 'evaluator', None), 'metrics', ()) if dataset is not None else ():
             if hasattr(metric, 'check_dataset'):
                 metric.check_dataset(dataset)
+
+
+def check_classes(model: nn.Module, dataset: Any) -> None:
+    """Raise UserError where a head counts other classes than the data set has (RPNs tell only object or not)."""
+    classes = classes_of(dataset)
+    if classes is None:
+        return
+    counts = {name: module.num_classes for name, module in model.named_modules()
+              if name and 'rpn' not in name and isinstance(getattr(module, 'num_classes', None), int)}
+    wrong = [name for name, count in counts.items() if count != len(classes)]
+    wrong = [name for name in wrong if not any(other.startswith(name + '.') for other in wrong)]  # what holds heads
+    if wrong:
+        have = ', '.join(f'model.{name}.num_classes={counts[name]}' for name in wrong)
+        raise UserError(f'{have}, but the data set has {len(classes)} classes ({at_most(classes, 5)}). Set the '
+                        f"heads' num_classes={len(classes)}, or the data set's metainfo=dict(classes=...)")
 
 
 def check_normalisation(model: nn.Module, dataset: Any, place: str) -> None:
@@ -48,8 +65,9 @@ def check_class_order(trained: tuple[str, ...], evaluated: tuple[str, ...]) -> N
             'the trained classes of the same labels')
 
 
-def _classes(dataset: Any) -> tuple[str, ...]:
-    return tuple((getattr(dataset, 'metainfo', None) or {}).get('classes') or ())
+def classes_of(dataset: Any) -> tuple[str, ...] | None:
+    """The classes that a data set names; None where it says nothing of them."""
+    return (getattr(dataset, 'metainfo', None) or {}).get('classes')
 
 
 def _parts(dataset: Any) -> Iterator[Any]:

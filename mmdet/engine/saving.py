@@ -113,8 +113,8 @@ def newest_resumable(work_dir: str) -> Checkpoint | None:
     Raises:
         UserError: there are checkpoints, and none can be resumed.
     """
-    files = [path for path in Path(work_dir).glob('*.pth') if not path.name.startswith('best_')]  # these: weights alone
-    for path in map(str, sorted(files, key=lambda path: path.lstat().st_mtime, reverse=True)):
+    files = sorted(Path(work_dir).glob('*.pth'), key=lambda path: path.lstat().st_mtime, reverse=True)
+    for path in (str(path) for path in files if not path.name.startswith('best_')):  # these: weights alone
         try:
             checkpoint = read_checkpoint(path)
         except (UserError, OSError) as error:
@@ -126,7 +126,8 @@ def newest_resumable(work_dir: str) -> Checkpoint | None:
         print(f'skipped: {path} cannot be resumed, it lacks {at_most(lacks)}', flush=True)
     if files:
         raise UserError(f'--resume: none of the {len(files)} checkpoints in {work_dir} can be resumed. To start a new '
-                        'training use another --work-dir, so that they are kept')
+                        'training use another --work-dir, so that they are kept; from the weights of one add '
+                        '--cfg-options load_from=FILE')
     return None
 
 

@@ -105,10 +105,6 @@ def _choose_checkpoint(cfg: Config, resume: bool | str) -> Checkpoint | None:
                             f'load_from={resume}')
     elif resume:
         checkpoint = newest_resumable(folder)
-        if checkpoint is None and _checkpoints(folder):  # weights alone
-            raise UserError(f'--resume: {folder} holds {at_most(path.name for path in _checkpoints(folder))}, and none '
-                            'of them can be resumed. Use --work-dir for a new folder; to start a new training from '
-                            'weights add --cfg-options load_from=FILE')
         if checkpoint is None:
             print(f'nothing to resume in {folder}: training starts from the beginning', flush=True)
             return None

@@ -310,14 +310,6 @@ def _whole_polygons(polygons: Sequence) -> list[Polygon]:
     return [p for p in arrays if p.size >= 6 and p.size % 2 == 0]
 
 
-def check_segmentation(segmentation: list | dict, height: int, width: int) -> None:
-    """Raise ValueError for an entry that `masks_from_coco` would refuse, without drawing it."""
-    if isinstance(segmentation, dict):
-        rle_areas([compressed_rle(segmentation, height, width)])
-    else:
-        _whole_polygons(segmentation)
-
-
 def rle_from_coco(segmentation: list | dict | None, height: int, width: int) -> dict | None:
     """COCO's ``segmentation`` as one compressed RLE; None where no polygon of three vertices is in it.
 

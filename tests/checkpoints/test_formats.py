@@ -2,8 +2,6 @@
 
 import hashlib
 import pickle
-import runpy
-import sys
 from types import SimpleNamespace
 
 import known_keys as known
@@ -249,17 +247,11 @@ def test_export_refuses_what_torchvision_lacks():
 
 
 @pytest.fixture
-def tool(monkeypatch, capsys):
+def tool(run_tool):
     """Function `tool(name, *args)`: runs tools/NAME.py as a program; its status, stdout and stderr."""
 
     def call(name: str, *args) -> SimpleNamespace:
-        monkeypatch.setattr(sys, 'argv', [f'tools/{name}.py', *map(str, args)])
-        status = 0
-        try:
-            runpy.run_path(f'tools/{name}.py', run_name='__main__')
-        except SystemExit as end:
-            status = end.code
-        out, err = capsys.readouterr()
+        status, out, err = run_tool(f'{name}.py', *args)
         return SimpleNamespace(returncode=status, stdout=out, stderr=err)
 
     return call

@@ -1,8 +1,6 @@
 """Configs that are data run no code: JSON, YAML and --cfg-options, through the command line."""
 
 import json
-import runpy
-import sys
 import time
 from pathlib import Path
 
@@ -34,22 +32,11 @@ def folder(tmp_path, monkeypatch) -> Path:
     assert not Path('mark').exists(), 'code ran'
 
 
-def call(tool: str, monkeypatch, capsys, *arguments) -> tuple[int, str, str]:
-    monkeypatch.setattr(sys, 'argv', [tool, *map(str, arguments)])
-    try:
-        runpy.run_path(str(ROOT / 'tools' / tool), run_name='__main__')
-        status = 0
-    except SystemExit as stop:
-        status = stop.code
-    out, err = capsys.readouterr()
-    return status, out, err
-
-
 @pytest.fixture
-def refused(monkeypatch, capsys):
+def refused(run_tool):
     def refused(tool: str, *arguments) -> str:
         start = time.perf_counter()
-        status, _, err = call(tool, monkeypatch, capsys, *arguments)
+        status, _, err = run_tool(tool, *arguments)
         assert status == 2 and err.startswith('error: ') and err.count('\n') == 1, err
         assert time.perf_counter() - start < 20
         return err
@@ -106,10 +93,10 @@ def test_bases_that_double_at_each_level_or_go_round(refused):
         assert f'{name}: _base_ leads to more than 100 files, or in a circle' in refused('print_config.py', name)
 
 
-def test_placeholders_are_not_patterns(refused, monkeypatch, capsys):
+def test_placeholders_are_not_patterns(refused, run_tool):
     Path('bad.yaml').write_text('x: "{{$A:(a+)+b}}"\ny: "{{$A:' + 'a' * 60 + '"')
     Path('child.py').write_text("_base_ = 'bad.yaml'\n")
-    status, out, _ = call('print_config.py', monkeypatch, capsys, 'bad.yaml')
+    status, out, _ = run_tool('print_config.py', 'bad.yaml')
     assert status == 0 and "x = '(a+)+b'" in out
     assert 'bad.yaml: {{$...:(a+)+b}}": a default without' in refused('print_config.py', 'child.py')
 
@@ -168,17 +155,17 @@ def test_types_of_data_come_from_the_registries(refused, name):
 
 
 @pytest.mark.parametrize('name', ['toy.json', 'toy.yaml'])
-def test_data_that_is_data_trains(monkeypatch, capsys, name):
-    status, out, err = call('train.py', monkeypatch, capsys, name, '--work-dir', 'run', '--cfg-options',
+def test_data_that_is_data_trains(name, run_tool):
+    status, out, err = run_tool('train.py', name, '--work-dir', 'run', '--cfg-options',
                             'optim_wrapper.optimizer.type=mmengine.SGD')  # fmt: skip
     assert status == 0 and Path('run/epoch_2.pth').exists(), out + err
 
 
-def test_what_yaml_may_do(monkeypatch, capsys):
+def test_what_yaml_may_do(monkeypatch, run_tool):
     Path('base.yaml').write_text('x: &x {a: 1}\ny: {<<: *x, b: 2}\nz: !!python/tuple [1, 2]\nroot: "{{$HERE:a/b}}"\n')
     Path('child.yaml').write_text('_base_: base.yaml\ny: {b: 3}\nname: "{{ fileBasenameNoExtension }}"\nn: {{$N:80}}\n')
     monkeypatch.setenv('HERE', 'there')
-    status, out, _ = call('print_config.py', monkeypatch, capsys, 'child.yaml')
+    status, out, _ = run_tool('print_config.py', 'child.yaml')
     values: dict = {}
     exec(out, {'dict': dict}, values)
     assert status == 0
@@ -186,11 +173,11 @@ def test_what_yaml_may_do(monkeypatch, capsys):
     assert values['root'] == 'there' and values['name'] == 'child'
 
 
-def test_a_python_config_may_name_any_class(monkeypatch, capsys):
+def test_a_python_config_may_name_any_class(run_tool):
     Path('mine.py').write_text('from mmengine.hooks import Hook\nclass Mine(Hook):\n    def before_run(self, runner):\n'
                                "        print('Mine was here')\n")  # fmt: skip
     write_config(Path(), text="custom_hooks = [dict(type='mine.Mine')]\n")
-    status, out, err = call('train.py', monkeypatch, capsys, 'toy.py', '--work-dir', 'run')
+    status, out, err = run_tool('train.py', 'toy.py', '--work-dir', 'run')
     assert status == 0 and 'Mine was here' in out, err
 
 

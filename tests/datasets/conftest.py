@@ -1,13 +1,11 @@
 """The tools, called on a small data set as a person calls them."""
 
-import runpy
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from small_set import CLASSES, CONFIG, ROOT
+from small_set import CLASSES, CONFIG
 
 
 @pytest.fixture(scope='session')
@@ -24,20 +22,14 @@ def weights(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def call(tmp_path, monkeypatch, capsys, on_the_cpu) -> Callable:
+def call(tmp_path, monkeypatch, capsys, run_tool, on_the_cpu) -> Callable:
     """``call('train.py', 'config.py', ...)`` in a folder with config.py; the tool's output and errors."""
     monkeypatch.chdir(tmp_path)
     Path('config.py').write_text(CONFIG)
 
     def call(tool: str, *arguments, status: int = 0) -> tuple[str, str]:
-        monkeypatch.setattr(sys, 'argv', [tool, *map(str, arguments)])
         capsys.readouterr()
-        try:
-            runpy.run_path(str(ROOT / 'tools' / tool), run_name='__main__')
-            left = 0
-        except SystemExit as stop:
-            left = stop.code
-        out, err = capsys.readouterr()
+        left, out, err = run_tool(tool, *arguments)
         assert left == status, out + err
         return out, err
 

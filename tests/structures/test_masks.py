@@ -9,7 +9,7 @@ from pycocotools.coco import COCO
 
 from mmdet.ops import COMPILED
 from mmdet.structures import BitmapMasks, PolygonMasks, masks_from_coco
-from mmdet.structures.masks import check_segmentation, compressed_rle, rle_areas, rle_from_coco
+from mmdet.structures.masks import compressed_rle, rle_areas, rle_from_coco
 
 HEIGHT, WIDTH = 48, 64
 
@@ -243,7 +243,7 @@ def test_a_flat_polygon():
     flat = [1, 1, 5, 1, 5, 4, 1, 4]
     assert masks_from_coco([flat], 6, 8).areas().tolist() == [12]
     assert masks_from_coco([flat[:4]], 6, 8).polygons == [[]]
-    check_segmentation(flat, 6, 8)
+    assert rle_areas([rle_from_coco(flat, 6, 8)]).tolist() == [12]
 
 
 @pytest.mark.parametrize('wrong', [[1, 2, 3, 4, 5, '6'], [[[1, 2], [3, 4], [5, 6]]], [[1, 2, float('nan'), 4, 5, 6]],
@@ -256,7 +256,7 @@ def test_segmentations_of_no_known_form(wrong):
 @pytest.mark.parametrize('wrong', [dict(size=[6, 8]), dict(counts=[48]), dict(size=48, counts=[48]),
                                    dict(size=[6, 8], counts=48), dict(size=[6, 8], counts=['7', 41])])  # fmt: skip
 def test_run_lengths_of_no_known_form(wrong):
-    for read in (lambda: masks_from_coco([None, wrong], 6, 8), lambda: check_segmentation(wrong, 6, 8)):
+    for read in (lambda: masks_from_coco([None, wrong], 6, 8), lambda: rle_from_coco(wrong, 6, 8)):
         with pytest.raises(ValueError, match=r'an RLE mask is dict\(size=\[h, w\], counts=whole numbers or'):
             read()
 
@@ -296,7 +296,7 @@ def test_run_lengths_are_read_whole():
         else:
             refused += 1
             for read, arguments in ((rle_areas, [rles]), (masks_from_coco, [rles[2:3], height, width]),
-                                    (check_segmentation, [rles[2], height, width])):  # fmt: skip
+                                    (rle_from_coco, [rles[2], height, width])):  # fmt: skip
                 with pytest.raises(ValueError, match='the counts of an RLE mask'):
                     read(*arguments)
     assert 300 < refused < 400

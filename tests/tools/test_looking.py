@@ -1,8 +1,6 @@
 """The tools for looking: predict.py on one's own images, browse.py on a data set."""
 
 import json
-import runpy
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -30,17 +28,11 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def call(folder, monkeypatch, capsys):
+def call(folder, monkeypatch, capsys, run_tool):
     def call(tool: str, *arguments, status: int = 0) -> tuple[str, str]:
         monkeypatch.chdir(folder)
-        monkeypatch.setattr(sys, 'argv', [tool, *map(str, arguments)])
         capsys.readouterr()
-        try:
-            runpy.run_path(str(ROOT / 'tools' / tool), run_name='__main__')
-            left = 0
-        except SystemExit as stop:
-            left = stop.code
-        out, err = capsys.readouterr()
+        left, out, err = run_tool(tool, *arguments)
         assert left == status, out + err
         return out, err
 

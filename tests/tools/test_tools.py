@@ -3,7 +3,6 @@
 import json
 import os
 import pickle
-import runpy
 import signal
 import subprocess
 import sys
@@ -118,17 +117,14 @@ def test_torchrun_and_pytorch_launcher(toy):
         ('print_config.py', ['toy.py', '--cfg-options', 'model.type=Toy'], "unknown type 'Toy' at model.type"),
     ],
 )
-def test_wrong_use_is_one_line(toy, name, arguments, expected, monkeypatch, capsys):
+def test_wrong_use_is_one_line(toy, name, arguments, expected, run_tool):
     Path('folder.pkl').mkdir()
-    monkeypatch.setattr(sys, 'argv', [name, *arguments])
-    with pytest.raises(SystemExit) as stop:
-        runpy.run_path(str(ROOT / 'tools' / name), run_name='__main__')
-    out, err = capsys.readouterr()
-    assert stop.value.code == 2 and out == ''
+    status, out, err = run_tool(name, *arguments)
+    assert status == 2 and out == ''
     assert err.startswith('error: ') and expected in err and err.count('\n') == 1
 
 
-def test_the_metrics_of_the_config_answer_eval(toy, monkeypatch, capsys):
+def test_the_metrics_of_the_config_answer_eval(toy, run_tool):
     """Whatever their class: one that offers names computes those asked for, or is left out; others stay."""
     toy.with_name('my_metrics.py').write_text("""
 import json
@@ -161,12 +157,8 @@ class Size(Speed):
     run(*tool('train.py'), toy, '--work-dir', 'run')
 
     def test(*words) -> tuple[int, str]:
-        monkeypatch.setattr(sys, 'argv', ['test.py', 'toy.py', 'run/epoch_2.pth', '--work-dir', 'out', *words])
-        try:
-            runpy.run_path(str(ROOT / 'tools' / 'test.py'), run_name='__main__')
-            return 0, capsys.readouterr().out
-        except SystemExit as stop:
-            return stop.code, capsys.readouterr().err
+        status, out, err = run_tool('test.py', 'toy.py', 'run/epoch_2.pth', '--work-dir', 'out', *words)
+        return status, err if status else out
 
     status, out = test('--eval', 'latency', 'fps')
     assert status == 0 and 'speed/latency: 1.0' in out and 'speed/fps: 1.0' in out and 'toy/mAP' in out
@@ -219,7 +211,7 @@ def test_curves_of_a_run(tmp_path):
     assert 'holds no log of a training' in err
 
 
-def test_detections_are_saved_when_the_evaluation_fails(toy, monkeypatch, capsys):
+def test_detections_are_saved_when_the_evaluation_fails(toy, monkeypatch, run_tool):
     """A long test run is not lost to a mistake that shows at its end."""
     toy = write_config(toy.parent, text="test_evaluator = dict(type='CocoMetric', ann_file='a.json')\n")
     categories = [dict(id=1, name='circle'), dict(id=2, name='square')]
@@ -231,11 +223,8 @@ def test_detections_are_saved_when_the_evaluation_fails(toy, monkeypatch, capsys
 
     monkeypatch.setattr('mmdet.evaluation.CocoMetric.process', lambda *_: None)
     monkeypatch.setattr('mmdet.evaluation.CocoMetric.compute_metrics', fail)
-    monkeypatch.setattr(sys, 'argv', ['test.py', str(toy), 'run/epoch_2.pth', '--out', 'found.pkl'])
-    monkeypatch.syspath_prepend(ROOT / 'tests' / 'runtime')
-    with pytest.raises(SystemExit):
-        runpy.run_path(str(ROOT / 'tools' / 'test.py'), run_name='__main__')
-    assert 'error: no evaluation' in capsys.readouterr().err
+    status, _, err = run_tool('test.py', toy, 'run/epoch_2.pth', '--out', 'found.pkl')
+    assert status and 'error: no evaluation' in err
     assert len(pickle.loads(Path('found.pkl').read_bytes())) == 5
 
 

@@ -11,6 +11,7 @@ from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
 from mmdet.checkpoints import Checkpoint, fit_weights, weights_for
 from mmdet.checkpoints.plain import to_plain
 from mmdet.config.errors import UserError, at_most, say
+from mmdet.engine.data_checks import classes_of
 from mmdet.engine.launch import on_rank_0
 from mmdet.engine.runner import model_of
 from mmdet.engine.saving import make_plain, remove_unfinished
@@ -160,7 +161,7 @@ def compare_classes(meta: dict, dataset, source: str, kind: str = 'test') -> Non
     """Raise UserError where a checkpoint has the data set's classes in another order; say where it has others, or may
     count them in mmdetection's order."""
     trained = tuple((meta.get('dataset_meta') or {}).get('classes') or ())
-    given = tuple((getattr(dataset, 'metainfo', None) or {}).get('classes') or ())
+    given = tuple(classes_of(dataset) or ())
     in_file = getattr(dataset, 'order_in_file', given)
     if in_file != given and 'iterations_per_epoch' not in meta:  # not saved by a training with this toolbox
         say(f'{source}: labels have the order of metainfo.classes here, in mmdetection that of the annotation file '

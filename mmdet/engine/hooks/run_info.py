@@ -1,28 +1,22 @@
-"""What a run says of itself, and the number of classes."""
+"""What a run says of itself."""
 
 import torch
 from mmengine.dist import get_world_size
 from mmengine.hooks import Hook
 from mmengine.runner import BaseLoop, IterBasedTrainLoop, Runner
-from torch import nn
 
-from mmdet.config.errors import UserError, at_most
-from mmdet.engine.data_checks import check_data
+from mmdet.engine.data_checks import check_data, classes_of
 from mmdet.engine.runner import model_of
 from mmdet.registry import HOOKS
 
 
 @HOOKS.register_module()
 class RunInfoHook(Hook):
-    """One line about what is trained or tested on what; the number of classes checked before that."""
+    """One line about what is trained or tested on what, once model, data sets and metrics are seen to agree."""
 
     priority = 'VERY_HIGH'
 
     def before_run(self, runner: Runner) -> None:
-        for loop in (runner._train_loop, runner._val_loop, runner._test_loop):
-            dataset = getattr(getattr(loop, 'dataloader', None), 'dataset', None)
-            if dataset is not None:
-                check_classes(model_of(runner), dataset)
         check_data(runner, model_of(runner))
 
     def before_train(self, runner: Runner) -> None:
@@ -44,7 +38,7 @@ class RunInfoHook(Hook):
 
     def _say(self, runner: Runner, doing: str, loader, length: str) -> None:
         dataset, model = loader.dataset, model_of(runner)
-        classes = (getattr(dataset, 'metainfo', None) or {}).get('classes') or ()
+        classes = classes_of(dataset) or ()
         device = next(model.parameters()).device
         where = torch.cuda.get_device_name(device) if device.type == 'cuda' else 'CPU'
         batch = getattr(loader.batch_sampler, 'batch_size', None) or loader.batch_size
@@ -57,18 +51,3 @@ class RunInfoHook(Hook):
         best = runner.message_hub.get_info('best_ckpt')
         last = runner.message_hub.get_info('last_ckpt')
         runner.logger.info(f'Finished. Last checkpoint: {last}' + (f', best: {best}' if best else ''))
-
-
-def check_classes(model: nn.Module, dataset) -> None:
-    """Raise UserError where a head counts other classes than the data set has (RPNs tell only object or not)."""
-    classes = (getattr(dataset, 'metainfo', None) or {}).get('classes')
-    if classes is None:
-        return
-    counts = {name: module.num_classes for name, module in model.named_modules()
-              if name and 'rpn' not in name and isinstance(getattr(module, 'num_classes', None), int)}
-    wrong = [name for name, count in counts.items() if count != len(classes)]
-    wrong = [name for name in wrong if not any(other.startswith(name + '.') for other in wrong)]  # what holds heads
-    if wrong:
-        have = ', '.join(f'model.{name}.num_classes={counts[name]}' for name in wrong)
-        raise UserError(f'{have}, but the data set has {len(classes)} classes ({at_most(classes, 5)}). Set the '
-                        f"heads' num_classes={len(classes)}, or the data set's metainfo=dict(classes=...)")

@@ -99,11 +99,14 @@ def as_map(t: Tensor) -> Tensor:
 # -- closed forms -------------------------------------------------------------------------------------
 
 
+def gathers(geometry: Geometry, grid: 'Grid') -> bool:
+    """Whether the grid's patches, all together, need no more room than x."""
+    return 1 < math.prod(grid.step) >= math.prod(geometry.kernel)
+
+
 def in_closed_form(x: Tensor, y: Tensor, batch: Moments, geometry: Geometry, grid: 'Grid') -> Tensor:
     """Derivatives of the convolution from x (N, C_in, H, W) to y (N, C, OH, OW), at the grid's positions of y."""
-    if geometry.groups == 1 < math.prod(grid.step) >= math.prod(geometry.kernel) and not y.is_cuda and (
-        channels_last(x) and channels_last(y)
-    ):
+    if geometry.groups == 1 and gathers(geometry, grid) and not y.is_cuda and channels_last(x) and channels_last(y):
         return from_patches(x, y, batch, geometry, grid)
     x, y, geometry = subsample(x, y, geometry, grid)
     dmean = mean_derivative(x, y, geometry, batch.mean.dtype)

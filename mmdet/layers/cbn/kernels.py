@@ -4,7 +4,6 @@
 forward with its gradient as one operator.
 """
 
-import math
 from functools import lru_cache
 
 import torch
@@ -29,13 +28,8 @@ def _for_device(device: str) -> bool:
     return key is not None and torch._C._dispatch_has_kernel_for_dispatch_key('mmdet::cbn_pool', key)
 
 
-def gathers(geometry: Geometry, grid: Grid) -> bool:
-    """Whether one kernel takes the grid's patches: they need no more room than x."""
-    return 1 < math.prod(grid.step) >= math.prod(geometry.kernel)
-
-
 def in_closed_form(x: Tensor, y: Tensor, batch: Moments, geometry: Geometry, grid: Grid) -> Tensor:
-    if gathers(geometry, grid):
+    if plain.gathers(geometry, grid):
         return torch.ops.mmdet.cbn_derivatives(x, y, batch.mean, *geometry, *grid)
     return plain.in_closed_form(x, y, batch, geometry, grid)
 
@@ -77,7 +71,7 @@ def forward(norm, y: Tensor, call: ConvCall, record: bool) -> Tensor | None:
             history = norm.history = History(norm.buffer_num, shape, y)
         if compensates:
             x, sample, grid = plain.as_map(call.x), plain.as_map(y), norm._grid(y)
-            if not gathers(geometry, grid):
+            if not plain.gathers(geometry, grid):
                 with torch.no_grad():
                     x, sample, geometry = plain.subsample(x, sample, geometry, grid)
                     rows, columns = plain.kernel_offsets(x, sample, geometry, history.dvar.dtype)

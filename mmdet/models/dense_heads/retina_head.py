@@ -23,7 +23,7 @@ from mmdet.models.dense_heads.common import (
     sample_anchors,
 )
 from mmdet.models.detections import Detections, keep_best, number_kept
-from mmdet.models.options import check_keys, weight_positives
+from mmdet.models.settings import check_keys, weight_positives
 from mmdet.registry import MODELS, TASK_UTILS
 from mmdet.structures import Target
 from mmdet.structures.boxes import unscale_boxes

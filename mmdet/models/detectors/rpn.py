@@ -4,7 +4,7 @@ import torch
 
 from mmdet.models.detections import Detections
 from mmdet.models.detectors.single_stage import SingleStageDetector
-from mmdet.models.options import check_keys
+from mmdet.models.settings import check_keys
 from mmdet.registry import MODELS
 from mmdet.structures.boxes import unscale_boxes
 

@@ -12,8 +12,7 @@ from mmdet.models.data_preprocessor import to_target
 from mmdet.models.dense_heads.common import TEST_KEYS
 from mmdet.models.detectors.parts import build_backbone, build_neck, build_preprocessor
 from mmdet.models.initialize import init_weights
-from mmdet.models.options import check_keys
-from mmdet.models.settings import check_heads, check_settings
+from mmdet.models.settings import check_heads, check_keys, check_settings
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample, Target
 

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from mmdet.config.errors import UserError
 from mmdet.config.overrides import refuse_overrides
 from mmdet.models.detections import Detections
-from mmdet.models.options import check_keys
 from mmdet.models.roi_heads.common import (
     ELSEWHERE,
     TEST_KEYS,
@@ -29,6 +28,7 @@ from mmdet.models.roi_heads.common import (
     sample_rois,
 )
 from mmdet.models.roi_heads.single_level_roi_extractor import to_rois
+from mmdet.models.settings import check_keys
 from mmdet.registry import MODELS, TASK_UTILS
 from mmdet.structures import Target
 from mmdet.structures.boxes import scale_boxes

@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmdet.models.detections import Detections, keep_best
-from mmdet.models.options import weight_positives
 from mmdet.models.roi_heads.mask_paste import resized_masks_to_rle
 from mmdet.models.roi_heads.single_level_roi_extractor import to_rois
+from mmdet.models.settings import weight_positives
 from mmdet.models.task_modules.delta_xywh_bbox_coder import DeltaXYWHBBoxCoder
 from mmdet.models.task_modules.protocols import Assigner, Sampler
 from mmdet.ops import masks_to_rle
