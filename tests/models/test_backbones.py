@@ -19,7 +19,7 @@ def convnext() -> nn.Module:
     return torchvision.models.ConvNeXt(blocks, num_classes=5)
 
 
-class ConvNeXt(nn.Module):
+class ThreeMaps(nn.Module):
     """What a user writes: no method but forward, no word about initialisation."""
 
     def __init__(self, frozen: bool = False):
@@ -37,7 +37,7 @@ class ConvNeXt(nn.Module):
         return tuple(maps)
 
 
-class Own(ConvNeXt):
+class Own(ThreeMaps):
     """Initialises itself."""
 
     def init_weights(self):
@@ -49,7 +49,7 @@ class Based(BaseModule):
 
     def __init__(self, init_cfg=None):
         super().__init__(init_cfg)
-        self.net = ConvNeXt()
+        self.net = ThreeMaps()
         self.part = nn.Sequential(nn.Conv2d(1, 1, 1))
         self.part[0].init_cfg = dict(type='Constant', layer='Conv2d', val=7)
 
@@ -68,7 +68,7 @@ class OwnNeck(BaseModule):
 
 @pytest.fixture(autouse=True)
 def registered():
-    own = (ConvNeXt, Own, Based, OwnNeck)
+    own = (ThreeMaps, Own, Based, OwnNeck)
     for layer in own:
         MODELS.register_module(module=layer)
     yield
@@ -91,7 +91,7 @@ def detector(small_cfg):
 
 def test_a_convnext_trains_and_predicts(detector, make_data):
     torch.manual_seed(0)
-    model = detector(dict(type='ConvNeXt', frozen=True))
+    model = detector(dict(type='ThreeMaps', frozen=True))
     model.init_weights()
     model.train()
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.01)
@@ -105,7 +105,7 @@ def test_a_convnext_trains_and_predicts(detector, make_data):
     assert not model.backbone.features[0][0].weight.requires_grad
     (sample,) = model.eval().test_step(make_data([1]))
     assert len(sample.pred_instances.masks) == len(sample.pred_instances.scores)
-    again = detector(dict(type='ConvNeXt'))
+    again = detector(dict(type='ThreeMaps'))
     again.load_state_dict(model.state_dict())
     assert torch.equal(again.eval().test_step(make_data([1]))[0].pred_instances.scores, sample.pred_instances.scores)
 
@@ -125,7 +125,7 @@ def test_pretrained_weights_of_any_backbone(detector, tmp_path, kind):
         file['prefix'] = 'net.body.'
     constant = dict(type='Constant', layer='Conv2d', val=9)
     for init_cfg in (file, [constant, file], [file, constant]):
-        model = detector(dict(type='ConvNeXt', init_cfg=init_cfg))
+        model = detector(dict(type='ThreeMaps', init_cfg=init_cfg))
         model.init_weights()
         assert all(torch.equal(value, source[key]) for key, value in model.backbone.state_dict().items())
 
@@ -136,10 +136,10 @@ def test_weights_that_do_not_fit_are_refused(detector, tmp_path):
     state = convnext().state_dict()
     torch.save({key.replace('features', 'body'): value for key, value in state.items()}, path)
     with pytest.raises(UserError, match='x.pth'):
-        detector(dict(type='ConvNeXt', init_cfg=file)).init_weights()
+        detector(dict(type='ThreeMaps', init_cfg=file)).init_weights()
     torch.save({**state, 'features.0.0.weight': torch.zeros(9, 3, 4, 4)}, path)
-    with pytest.raises(UserError, match=r'x.pth does not fit ConvNeXt: .* features.0.0.weight \(file \(9, 3, 4, 4\)'):
-        detector(dict(type='ConvNeXt', init_cfg=file)).init_weights()
+    with pytest.raises(UserError, match=r'x.pth does not fit ThreeMaps: .* features.0.0.weight \(file \(9, 3, 4, 4\)'):
+        detector(dict(type='ThreeMaps', init_cfg=file)).init_weights()
     torch.save(ResNet(34, base_channels=8).state_dict(), path)  # a deeper one has all that is needed, and more
     with pytest.raises(UserError, match='x.pth does not fit ResNet: .* not in the model: layer1.2'):
         init_weights(ResNet(18, base_channels=8, init_cfg=file))
@@ -164,11 +164,11 @@ def test_every_part_is_initialised_once_and_as_it_says(detector):
     model = detector(dict(type='Based', init_cfg=dict(type='Constant', layer='Conv2d', val=3)))
     model.init_weights()
     assert model.backbone.net.features[0][0].weight.eq(3).all() and model.backbone.part[0].weight.eq(7).all()
-    model = detector(dict(type='ConvNeXt'))
+    model = detector(dict(type='ThreeMaps'))
     before = {key: value.clone() for key, value in model.state_dict().items()}
     model.init_weights()
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
-    model = detector(dict(type='ConvNeXt', init_cfg=dict(type='Normal', layer='Conv2d', std=0.5)))
+    model = detector(dict(type='ThreeMaps', init_cfg=dict(type='Normal', layer='Conv2d', std=0.5)))
     model.neck = OwnNeck([8, 16, 24, 32], 64)
     model.roi_head.bbox_head.init_cfg = dict(type='Constant', layer='Linear', val=4)
     model.init_weights()
@@ -186,7 +186,7 @@ def test_a_network_of_another_library_keeps_its_weights(detector):
         def init_weights(self):
             raise AssertionError
 
-    class Wrapper(ConvNeXt):
+    class Wrapper(ThreeMaps):
         def __init__(self):
             super().__init__()
             self.library = Library()
