@@ -121,7 +121,7 @@ class CocoMetric(GatheredMetric):
         self.area_ranges = {'': (0, 1e10)} | {f'_{area}': limits for area, limits in area_ranges.items()}
         self.format_only, self.outfile_prefix = format_only, outfile_prefix
         self.metric_items = metric_items
-        known = {item for name in self.metrics for item in self._items(name)}
+        known = {item for name in self.metrics for item in self.items(name)}
         for item in metric_items or ():
             if item not in known:
                 raise UserError(f'CocoMetric: metric item {item!r} is unknown; {self.metrics} give {sorted(known)}')
@@ -151,6 +151,11 @@ class CocoMetric(GatheredMetric):
         """The annotation file's category id of each label."""
         return self._truth.cat_ids
 
+    @property
+    def truth(self) -> GroundTruth:
+        """What there is to find, read when `dataset_meta` was set."""
+        return self._truth
+
     def check_dataset(self, dataset: Any) -> None:
         """Raise UserError where a data set holds images that the annotation file lacks, or two images of one id, as a
         ConcatDataset may: predictions are told apart by it."""
@@ -170,7 +175,7 @@ class CocoMetric(GatheredMetric):
         bboxes (D, 4) xyxy pixels, scores (D,), labels (D,) and, for 'segm', masks (D RLE dicts or bitmaps)."""
         if self._truth is None:
             raise ValueError('CocoMetric does not know the classes; set dataset_meta=dict(classes=(...))')
-        results = list({result['img_id']: result for result in map(self._checked, data_samples)}.values())
+        results = list({result['img_id']: result for result in map(self.checked, data_samples)}.values())
         self._seen.update(self._number(result['img_id']) for result in results)
         if self.outfile_prefix is not None or self._counts_files:
             self.results += results
@@ -248,14 +253,18 @@ class CocoMetric(GatheredMetric):
         self._streams = {} if self.format_only else {name: self._stream(name) for name in self.metrics}
 
     def _stream(self, name: str) -> Any:
-        kind = 'segm' if name == 'segm' else 'bbox'
-        params = self._engine.Params(kind)
+        params = self.params(name)
+        return self._engine.StreamingEval(self._truth.categories, params.iouType, params=params)
+
+    def params(self, name: str) -> Any:
+        """The engine's parameters for one of the metrics."""
+        params = self._engine.Params('segm' if name == 'segm' else 'bbox')
         params.iouThrs = self.iou_thrs.tolist()
         params.maxDets = self.max_dets[name]
         params.areaRng = [list(map(float, limits)) for limits in self.area_ranges.values()]
         params.areaRngLbl = list(self.area_ranges)
         params.useCats = self._uses_cats(name)
-        return self._engine.StreamingEval(self._truth.categories, kind, params=params)
+        return params
 
     def _uses_cats(self, name: str) -> bool:
         return self.use_cats and name != 'proposal'
@@ -266,7 +275,8 @@ class CocoMetric(GatheredMetric):
                             'the same ann_file')
         return self._truth.index[img_id]
 
-    def _checked(self, sample: Any) -> dict:
+    def checked(self, sample: Any) -> dict:
+        """The predictions on one image as `results2json` takes them, see `checked_predictions`."""
         image = self._truth.images[self._number(sample.get('img_id'))]
         if 'segm' in self.metrics and 'masks' not in sample.get('pred_instances'):
             raise UserError("metric 'segm' needs masks, but the model predicts none; use 'bbox'")
@@ -298,7 +308,7 @@ class CocoMetric(GatheredMetric):
 
     # ---------------------------------------------------------------------- what comes out of it
 
-    def _items(self, name: str) -> dict[str, tuple[str, float | None, str, int]]:
+    def items(self, name: str) -> dict[str, tuple[str, float | None, str, int]]:
         """Names of a summary's numbers, each with (kind, IoU or None, area range, position in max_dets)."""
         last, areas = self.max_dets[name][-1], [area for area in self.area_ranges if area]
         items = {'mAP': ('precision', None, '', -1), 'mAP_50': ('precision', 0.5, '', -1),
@@ -312,7 +322,7 @@ class CocoMetric(GatheredMetric):
         main, prefix = ('AR', '') if name == 'proposal' else ('mAP', f'{name}_')
         span = '{:.2f}:{:.2f}'.format(*self.iou_thrs[[0, -1]]) if len(self.iou_thrs) > 1 else f'{self.iou_thrs[0]:.2f}'
         summary, lines = {}, []
-        for item, (kind, iou, area, position) in self._items(name).items():
+        for item, (kind, iou, area, position) in self.items(name).items():
             curves = (precision if kind == 'precision' else recall)[..., list(self.area_ranges).index(area), position]
             summary[item] = _mean(curves if iou is None else curves[np.isclose(self.iou_thrs, iou)])
             if kind == 'recall' or name != 'proposal':
