@@ -14,7 +14,7 @@ import numpy as np
 
 from mmdet.config.errors import UserError
 from mmdet.evaluation.coco import CocoMetric
-from mmdet.evaluation.detections import Counter, Detections, Errors, Overlaps, best_threshold, errors
+from mmdet.evaluation.detections import Counter, Detections, Errors, Overlaps, best_threshold, errors, f1_score
 from mmdet.evaluation.findings import Finding, area_name, find
 
 _CURVE = np.arange(0, 101, 2)  # recalls of a class's curve, in percent
@@ -130,7 +130,7 @@ def analyse(metric: CocoMetric, name: str, results: Sequence[dict], shown: tuple
     evaluation.accumulate()
     precision, recall = (_or_nan(evaluation.eval[key]) for key in ('precision', 'recall'))
     by_size, gates = _sizes(counter, precision, recall)
-    threshold = _threshold(counter, detections)
+    threshold = counter.threshold(detections)
     overlaps = Overlaps(counter, detections)
     found_errors = errors(counter, detections, overlaps)
     analysis = Analysis(
@@ -240,16 +240,6 @@ def _curves(metric: CocoMetric, precision: np.ndarray) -> dict[str, list[float]]
     return {name: curve.round(4).tolist() for name, curve in curves.items()}
 
 
-def _threshold(counter: Counter, detections: Detections) -> float:
-    objects = sum(not one['iscrowd'] for one in counter.objects.values())
-    for iou in (0.5, 0.1):  # the second where the boxes are shifted
-        status, _ = counter.right(detections, iou, any_class=True)
-        best = best_threshold(detections.scores, status, objects)
-        if best and best[3] > 0.1:
-            return best[0]
-    return float(np.median(detections.scores)) if len(detections) else 0.5
-
-
 def _notes(analysis: Analysis) -> list[str]:
     notes = []
     if analysis.images < analysis.images_in_file:
@@ -296,20 +286,9 @@ def _label_errors(counter: Counter, detections: Detections, in_crowd: np.ndarray
 
 def _images(counter: Counter, detections: Detections, threshold: float, worst: int, best: int) -> tuple[list, list]:
     """The images with the lowest F1, of equal ones those with more errors first, and those with the highest."""
-    shown = detections[detections.scores >= threshold]
-    status, _ = counter.right(shown)
-    objects: dict[int, int] = dict.fromkeys(counter.images, 0)
-    for one in counter.objects.values():
-        objects[one['image_id']] += not one['iscrowd']
     ids = {number: img_id for img_id, number in counter.truth.index.items()}
-    starts, ends = (np.searchsorted(shown.images, counter.images, side=side) for side in ('left', 'right'))
-    rows = []
-    for number, start, end in zip(counter.images, starts, ends):
-        right, wrong = (int((status[start:end] == value).sum()) for value in (1, 0))
-        missed = objects[number] - right
-        if right + wrong + missed:
-            f1 = 2 * right / (2 * right + wrong + missed)
-            rows.append(ImageNumbers(ids[number], right, wrong, missed, f1))
+    rows = [ImageNumbers(ids[number], *counts, f1_score(*counts))
+            for number, counts in counter.by_image(detections[detections.scores >= threshold]).items() if any(counts)]
     bad = sorted((row for row in rows if row.f1 < 1), key=lambda row: (row.f1, -row.wrong - row.missed))[:worst]
     good = sorted(rows, key=lambda row: (-row.f1, -row.right))
     return bad, [row for row in good if row.right and row not in bad][:best]

@@ -70,7 +70,7 @@ class Counter:
             import hotcoco
         except ImportError as error:
             raise UserError(f'analysing detections needs hotcoco ({error}): pip install hotcoco') from None
-        self._engine, self.metric, self.name = hotcoco, metric, name
+        self.engine, self.metric, self.name = hotcoco, metric, name
         self.truth, self.images = metric.truth, sorted(images)
         self.by_class = metric.params(name).useCats
         self.objects = {one['id']: one for one in metric.truth.of(self.images, name == 'segm')}
@@ -80,7 +80,7 @@ class Counter:
         objects = [dict(one, category_id=one['category_id'] if self.by_class else 1) for one in objects]
         categories = self.truth.categories if self.by_class else [dict(id=1, name='object')]
         images = [self.truth.images[number] for number in self.images]
-        return self._engine.COCO(dict(images=images, annotations=objects, categories=categories))
+        return self.engine.COCO(dict(images=images, annotations=objects, categories=categories))
 
     def evaluate(
         self,
@@ -89,6 +89,7 @@ class Counter:
         ious: Sequence[float] | None = None,
         without: Collection[int] = (),
         brief: bool = False,
+        category: int | None = None,
     ) -> Any:
         """A `hotcoco.COCOeval` whose ``evaluate()`` was called; its detections have the ids 1, ..., D.
 
@@ -97,6 +98,7 @@ class Counter:
             ious: IoU thresholds; default the metric's.
             without: ids of objects that shall not be there.
             brief: the range of all areas and the largest limit of detections alone.
+            category: this one alone.
         """
         truth = self._coco
         if without:
@@ -107,14 +109,16 @@ class Counter:
         if detections.masks:
             found.update_anns(ids=np.arange(1, len(rows) + 1), area=rle_areas(detections.masks).astype(float))
         params = self.metric.params(self.name)
-        evaluation = self._engine.COCOeval(truth, found, params.iouType)
+        evaluation = self.engine.COCOeval(truth, found, params.iouType)
         if ious is not None:
             params.iouThrs = list(ious)
         if brief:
-            params.areaRng, params.areaRngLbl, params.maxDets = [params.areaRng[0]], [''], [params.maxDets[-1]]
+            params.areaRng, params.areaRngLbl, params.maxDets = [params.areaRng[0]], ['all'], [params.maxDets[-1]]
         params.useCats = self.by_class and not any_class
         params.imgIds = self.images
         params.catIds = [category['id'] for category in self.truth.categories] if self.by_class else [1]
+        if category is not None:
+            params.catIds = [category]
         evaluation.params = params
         evaluation.evaluate()
         return evaluation
@@ -144,6 +148,30 @@ class Counter:
         for number, which in diagnosis['dt_match'].items():
             found[number - 1] = which
         return status, found
+
+
+    def threshold(self, detections: Detections) -> float:
+        """Score from which on detections, regardless of class, have the best F1 at IoU 0.5; the median score where
+        hardly any is right even at IoU 0.1."""
+        objects = sum(not one['iscrowd'] for one in self.objects.values())
+        for iou in (0.5, 0.1):
+            status, _ = self.right(detections, iou, any_class=True)
+            best = best_threshold(detections.scores, status, objects)
+            if best and best[3] > 0.1:
+                return best[0]
+        return float(np.median(detections.scores)) if len(detections) else 0.5
+
+    def by_image(self, detections: Detections) -> dict[int, list[int]]:
+        """How many detections are right and wrong, and objects missed, at IoU 0.5 on each image, by its number."""
+        status, _ = self.right(detections)
+        counts = {number: [0, 0, 0] for number in self.images}
+        for one in self.objects.values():
+            counts[one['image_id']][2] += not one['iscrowd']
+        for number, value in zip(detections.images.tolist(), status.tolist()):
+            if value >= 0:
+                counts[number][1 - value] += 1
+                counts[number][2] -= value
+        return counts
 
 
 class Overlaps:
@@ -264,6 +292,12 @@ def best_threshold(scores: np.ndarray, right: np.ndarray, objects: int) -> tuple
     return float(scores[i]), float(hits[i] / (i + 1)), float(hits[i] / objects), float(f1[i])
 
 
+def f1_score(right: int, wrong: int, missed: int) -> float:
+    """1 where there is nothing to find and nothing found."""
+    total = 2 * right + wrong + missed
+    return 2 * right / total if total else 1.0
+
+
 def moved(detections: Detections, shift: np.ndarray, scale: np.ndarray) -> Detections:
     """Boxes or masks with their centres moved by `shift` (2,) or (D, 2) pixels; boxes also scaled by (2,)."""
     size = detections.boxes[:, 2:] * scale
@@ -271,7 +305,7 @@ def moved(detections: Detections, shift: np.ndarray, scale: np.ndarray) -> Detec
     masks = detections.masks
     if masks is not None:
         shifts = np.broadcast_to(np.rint(shift).astype(int), (len(detections), 2)).tolist()
-        masks = [_moved_mask(mask, *by) for mask, by in zip(masks, shifts)]
+        masks = [_moved_mask(mask, *by) if any(by) else mask for mask, by in zip(masks, shifts)]
     return replace(detections, boxes=np.column_stack([corner, size]), masks=masks)
 
 

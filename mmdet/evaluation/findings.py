@@ -48,6 +48,9 @@ _REMEDIES = {
     'confused classes':
         'Look at these objects: do the classes look alike at this size, are the labels consistent, has the '
         'class enough examples in training?',
+    'several classes':
+        'The classes are hard to tell apart here; longer training lowers the scores of the wrong ones. Where '
+        'each object may have one name only, NMS over all classes together helps.',
     'duplicates':
         "Lower iou_threshold of nms in the model's test_cfg. Look whether NMS runs, and whether results of "
         'overlapping tiles or of several runs were joined.',
@@ -111,8 +114,8 @@ def find(counter: Counter, detections: Detections, threshold: float) -> tuple[li
     for systematic in (_coordinates, _geometry, _class_order):
         systematic(case)
     repaired = case.detections
-    for single in (_never_predicted, _confusions, _duplicates, _background, _missed, _loose, _masks, _small, _limit,
-                   _scores):  # fmt: skip
+    for single in (_never_predicted, _confusions, _several_classes, _duplicates, _background, _missed, _loose, _masks,
+                   _small, _limit, _scores):  # fmt: skip
         single(case)
     return sorted(case.findings, key=lambda finding: -(finding.cost or 0)), repaired
 
@@ -240,12 +243,13 @@ def _aim(case: _Case, positions: np.ndarray, objects: np.ndarray, which: np.ndar
     tries = []
     for scale in (np.ones(2), stretch):
         for relative, shift in ((False, pixels), (True, share)):
-            by = -shift * (case.detections.boxes[:, 2:] if relative else 1) * which[:, None]
-            repaired = moved(case.detections, by, np.where(which[:, None], scale, 1.0))
-            tries.append((case.gain(repaired), shift, relative, scale, repaired))
-    gain, shift, relative, scale, repaired = max(tries, key=lambda one: one[0])  # of equal gains the simplest
-    sayings = _shift_in_words(shift, relative) + _stretch_in_words(scale)
-    if gain < least or not sayings:
+            sayings = _shift_in_words(shift, relative) + _stretch_in_words(scale)
+            if sayings and sayings not in [one[1] for one in tries]:
+                by = -shift * (case.detections.boxes[:, 2:] if relative else 1) * which[:, None]
+                repaired = moved(case.detections, by, np.where(which[:, None], scale, 1.0))
+                tries.append((case.gain(repaired), sayings, repaired))
+    gain, sayings, repaired = max(tries, key=lambda one: one[0], default=(0.0, [], None))  # of equal gains the simplest
+    if gain < least:
         return False
     case.add('shifted boxes' if 'shifted' in sayings[0] else 'stretched boxes', gain,
              f'The {case.what}{whose} are {" and ".join(sayings)}{case.at_50_and_75()}.')
@@ -377,6 +381,17 @@ def _confusions(case: _Case) -> None:
                      f'{case.names[a]} objects are called {case.names[b]}.')
 
 
+def _several_classes(case: _Case) -> None:
+    """Second detections, under another class's name, of objects that are found as what they are."""
+    errors = case.errors
+    second = (errors.kinds == 'class') & np.isin(errors.objects, errors.objects[errors.right])
+    gain = case.gain(case.detections[~second])
+    if gain >= _LEAST_COST:
+        objects = len(set(errors.objects[second].tolist()))
+        case.add('several classes', gain, f'{_share(objects, len(case.objects))} of the objects are detected under '
+                 f'several classes: {second.sum()} detections have the right place and a wrong class.')
+
+
 def _duplicates(case: _Case) -> None:
     double = case.errors.kinds == 'duplicate'
     gain = case.gain(case.detections[~double])
@@ -425,8 +440,9 @@ def _most(case: _Case, classes: Tally, total: dict[int, int] | None = None) -> s
         return ''
     category, count = classes.most_common(1)[0]
     usual = total[category] / sum(total.values()) if total else 1 / len(case.of_class)
-    part, whole = count, sum(classes.values())
-    return f'; {_share(part, whole)} are {case.names[category]}' if part / whole > max(0.2, 1.5 * usual) else ''
+    whole = sum(classes.values())
+    stands_out = count > max(2, 0.2 * whole, 1.5 * usual * whole)
+    return f'; {_share(count, whole)} are {case.names[category]}' if stands_out else ''
 
 
 def _loose(case: _Case) -> None:

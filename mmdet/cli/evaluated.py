@@ -1,0 +1,160 @@
+"""What `analyze` and `compare` start from: a config's ground truth and detections that were saved."""
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmdet.config.errors import MissingFile, UserError, at_most
+
+
+_KNOWN = 'a .pkl of tools/test.py --out or a .json of COCO results is needed'
+
+
+class Evaluated:
+    """The test set of a config, with its `CocoMetric`.
+
+    Args:
+        config, options: a config file and its --cfg-options.
+        kinds: metrics to compute instead of the config's.
+
+    Raises:
+        UserError: no CocoMetric in test_evaluator; a wrong config.
+    """
+
+    def __init__(self, config: str, options: dict | None = None, kinds: Sequence[str] | None = None) -> None:
+        from mmengine.registry import init_default_scope
+
+        from mmdet.config.load import check_types, load_config
+        from mmdet.config.values import class_of
+        from mmdet.evaluation import CocoMetric
+        from mmdet.registry import DATASETS, METRICS
+
+        cfg = load_config(config, options or {})
+        check_types(cfg)
+        if cfg.get('test_evaluator') is None or cfg.get('test_dataloader') is None:
+            raise UserError(f'{config} has no test_dataloader and test_evaluator: nothing to compare results with')
+        evaluators = cfg.test_evaluator if isinstance(cfg.test_evaluator, (list, tuple)) else [cfg.test_evaluator]
+        mine = [one for one in evaluators if issubclass(class_of(one), CocoMetric)]
+        if not mine:
+            raise UserError(f"{config}: test_evaluator has no CocoMetric, and that is what can be analysed; give the "
+                            "annotations as a COCO file: test_evaluator=dict(type='CocoMetric', ann_file=...)")
+        given = {key: value for key, value in mine[0].items() if key not in ('format_only', 'outfile_prefix')}
+        init_default_scope('mmdet')
+        self.dataset = DATASETS.build(dict(cfg.test_dataloader.dataset, pipeline=[]))
+        self.metric = METRICS.build(dict(given, backend='hotcoco', **(dict(metric=list(kinds)) if kinds else {})))
+        self.classes = tuple(self.dataset.metainfo['classes'])
+        self.metric.dataset_meta = dict(classes=self.classes)
+        self.chosen = bool(kinds)
+
+    def image_paths(self) -> dict[Any, str]:
+        """Path of each image of the data set, by its id."""
+        infos = map(self.dataset.get_data_info, range(len(self.dataset)))
+        return {info['img_id']: info['img_path'] for info in infos}
+
+    def read(self, path: str) -> tuple[list[dict], list[str]]:
+        """Detections that were saved, as `CocoMetric.checked` gives them, and which metrics they are enough for.
+
+        Args:
+            path: a .pkl of tools/test.py --out, or a .json of COCO results; of a .json every image of the annotation
+                file counts as evaluated.
+
+        Raises:
+            UserError: no such file, or one of another kind; results of another data set; no mask where one is needed.
+        """
+        if not Path(path).is_file():
+            raise MissingFile(f'{path}: no such file; {_KNOWN}')
+        if path.endswith('.json'):
+            samples, kinds = self._from_json(path)
+        elif path.endswith(('.pkl', '.pickle')):
+            samples, kinds = self._from_pickle(path)
+        else:
+            raise UserError(f'{path}: {_KNOWN}')
+        wanted = [kind for kind in self.metric.metrics if kind in kinds]
+        lacking = [kind for kind in self.metric.metrics if kind not in kinds]
+        if not wanted or lacking and self.chosen:
+            raise UserError(f"{path} is not enough for {at_most(map(repr, lacking))}: its detections have no "
+                            f'{"masks" if "segm" in lacking else "boxes"}')
+        self.metric.metrics = wanted
+        try:
+            return [self.metric.checked(sample) for sample in samples], wanted
+        except ValueError as error:
+            raise UserError(f'{path}: {error}') from error
+
+    def _from_pickle(self, path: str) -> tuple[list[dict], set[str]]:
+        from mmdet.checkpoints.pickled_arrays import Refused, read_arrays
+
+        try:
+            with open(path, 'rb') as file:
+                samples = read_arrays(file)
+        except Refused as error:
+            raise UserError(f'{path} holds {error}, which is not read: write it with tools/test.py --out') from error
+        except Exception as error:
+            raise UserError(f'{path} is damaged, or no pickle ({type(error).__name__}: {error})') from error
+        if not isinstance(samples, list) or not all(isinstance(s, dict) and 'pred_instances' in s for s in samples):
+            raise UserError(f'{path} is no list of detections as tools/test.py --out writes it')
+        self._check_ids(path, [sample.get('img_id') for sample in samples])
+        for sample in samples:
+            image = self.metric.truth.images[self.metric.truth.index[sample['img_id']]]
+            size = (image['height'], image['width'])
+            given = tuple(sample.get('ori_shape') or size)[:2]
+            if given != size:
+                raise UserError(f'{path}: image {sample["img_id"]!r} is of size {given} (h, w), in '
+                                f'{self.metric.ann_file} {size}: these are results of another data set')
+        with_masks = all('masks' in sample['pred_instances'] for sample in samples)
+        unique = {sample['img_id']: sample for sample in samples}
+        return list(unique.values()), {'bbox', 'proposal'} | ({'segm'} if with_masks else set())
+
+    def _from_json(self, path: str) -> tuple[list[dict], set[str]]:
+        try:
+            entries = json.loads(Path(path).read_bytes())
+        except ValueError as error:
+            raise UserError(f'{path}: not JSON: {error}') from error
+        needed = {'image_id', 'category_id', 'score'}
+        if not isinstance(entries, list) or not all(isinstance(e, dict) and needed <= e.keys() for e in entries):
+            raise UserError(f'{path}: COCO results are needed, a list of dicts with image_id, category_id, score and '
+                            'bbox or segmentation')
+        self._check_ids(path, [entry['image_id'] for entry in entries])
+        labels = {cat_id: label for label, cat_id in enumerate(self.metric.cat_ids)}
+        if self.metric.metrics == ['proposal']:  # which have no class
+            labels = dict.fromkeys({entry['category_id'] for entry in entries}, 0)
+        unknown = {entry['category_id'] for entry in entries} - labels.keys()
+        if unknown:
+            raise UserError(f'{path}: category_id {at_most(map(repr, sorted(unknown)), 3)} is none of the '
+                            f'{len(labels)} classes of {self.metric.ann_file}: these are results of another data set')
+        by_image: dict[Any, list[dict]] = {img_id: [] for img_id in self.metric.truth.index}
+        for entry in entries:
+            by_image[entry['image_id']].append(entry)
+        has = {key: all(key in entry for entry in entries) for key in ('bbox', 'segmentation')}
+        samples = [dict(img_id=img_id, pred_instances=self._instances(found, labels, **has))
+                   for img_id, found in by_image.items()]
+        return samples, ({'bbox', 'proposal'} if has['bbox'] else set()) | ({'segm'} if has['segmentation'] else set())
+
+    def _instances(self, entries: list[dict], labels: dict, bbox: bool, segmentation: bool) -> dict:
+        """What entries of COCO results say of one image; a box that they lack is that of the mask."""
+        from pycocotools import mask as coco_mask
+
+        masks = []
+        for mask in [entry['segmentation'] for entry in entries] if segmentation else ():
+            counts = mask['counts']
+            masks.append(dict(mask, counts=counts.encode() if isinstance(counts, str) else counts))
+        boxes = [entry['bbox'] for entry in entries] if bbox else [coco_mask.toBbox(mask) for mask in masks]
+        boxes = np.array(boxes, float).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2] - self.metric.offset
+        return dict(bboxes=boxes, scores=np.array([entry['score'] for entry in entries], float), masks=masks,
+                    labels=np.array([labels[entry['category_id']] for entry in entries], int))
+
+    def _check_ids(self, path: str, ids: list) -> None:
+        known = self.metric.truth.index
+        unknown = list(dict.fromkeys(repr(img_id) for img_id in ids if img_id not in known))
+        if unknown:
+            raise UserError(f'{path}: {len(unknown)} of {len(set(map(repr, ids)))} images are not in '
+                            f'{self.metric.ann_file} ({at_most(unknown, 3)}): these are results of another data set')
+
+
+def written(path: Path, began: float) -> str:
+    """'analysis/report.html (1.2 MB)', with the seconds since `began` (`time.perf_counter()`)."""
+    return f'{path} ({path.stat().st_size / 1e6:.1f} MB, {time.perf_counter() - began:.1f} s)'
