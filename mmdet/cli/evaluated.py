@@ -1,8 +1,8 @@
 """What `analyze` and `compare` start from: a config's ground truth and detections that were saved."""
 
 import json
-import time
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from mmdet.config.errors import MissingFile, UserError, at_most
 
-
+_MOST_DRAWN = 100  # detections of an image
 _KNOWN = 'a .pkl of tools/test.py --out or a .json of COCO results is needed'
 
 
@@ -50,10 +50,44 @@ class Evaluated:
         self.metric.dataset_meta = dict(classes=self.classes)
         self.chosen = bool(kinds)
 
-    def image_paths(self) -> dict[Any, str]:
+    @cached_property
+    def paths(self) -> dict[Any, str]:
         """Path of each image of the data set, by its id."""
         infos = map(self.dataset.get_data_info, range(len(self.dataset)))
         return {info['img_id']: info['img_path'] for info in infos}
+
+    def columns(self, img_id: Any, name: str, found: dict[str, tuple[dict, float]]) -> list[tuple[str, str]]:
+        """An image drawn with its ground truth and with detections, as the pages show them side by side.
+
+        Args:
+            name: the metric; masks are drawn for 'segm'.
+            found: title of each drawing: detections as `CocoMetric.checked` gives them, and the lowest score to draw.
+        """
+        import torch
+        from mmengine.structures import InstanceData
+
+        from mmdet.visualization.report import draw
+
+        def instances(masks: list | None, **columns: Any) -> InstanceData:
+            tensors = {key: torch.from_numpy(values) for key, values in columns.items()}
+            return InstanceData(**tensors, **(dict(masks=masks) if name == 'segm' else {}))
+
+        truth, number = self.metric.truth, self.metric.truth.index[img_id]
+        objects = [one for one in truth.of([number], name == 'segm') if not one['iscrowd']]
+        boxes = np.array([one['bbox'] for one in objects], float).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        labels = {int(category): label for label, category in enumerate(truth.numbers)}
+        drawings = {'ground truth': (instances(
+            [one['segmentation'] for one in objects] if name == 'segm' else None, bboxes=boxes,
+            labels=np.array([labels[one['category_id']] for one in objects], int)), 0.0)}  # fmt: skip
+        for title, (result, least) in found.items():
+            best = np.flatnonzero(result['scores'] >= least)
+            best = best[np.argsort(-result['scores'][best], kind='stable')][:_MOST_DRAWN]
+            masks = [result['masks'][i] for i in best] if name == 'segm' else None
+            columns = {key: result[key][best] for key in ('bboxes', 'scores', 'labels')}
+            drawings[title] = instances(masks, **columns), least
+        return [(title, draw(self.paths[img_id], some, self.classes, least))
+                for title, (some, least) in drawings.items()]
 
     def read(self, path: str) -> tuple[list[dict], list[str]]:
         """Detections that were saved, as `CocoMetric.checked` gives them, and which metrics they are enough for.
@@ -154,7 +188,3 @@ class Evaluated:
             raise UserError(f'{path}: {len(unknown)} of {len(set(map(repr, ids)))} images are not in '
                             f'{self.metric.ann_file} ({at_most(unknown, 3)}): these are results of another data set')
 
-
-def written(path: Path, began: float) -> str:
-    """'analysis/report.html (1.2 MB)', with the seconds since `began` (`time.perf_counter()`)."""
-    return f'{path} ({path.stat().st_size / 1e6:.1f} MB, {time.perf_counter() - began:.1f} s)'

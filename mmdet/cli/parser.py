@@ -35,6 +35,9 @@ class Parser(argparse.ArgumentParser):
     def add_config_arguments(self, example: str) -> None:
         """CONFIG and --cfg-options."""
         self.add_argument('config', help='a config file')
+        self.add_config_options(example)
+
+    def add_config_options(self, example: str) -> None:
         self.add_argument('--cfg-options', nargs='+', action=_KeyValues, default={}, metavar='KEY=VALUE',
                           help=f'change the config, e.g. {example}')
 

@@ -68,7 +68,6 @@ class ImageNumbers:
     wrong: int
     missed: int
     f1: float
-    drawing: str | None = None  # filled in by who draws
 
 
 @dataclass
@@ -81,7 +80,6 @@ class LabelError:
     box: list[float]  # xyxy pixels
     detected: str
     annotated: str | None
-    drawing: str | None = None
 
 
 @dataclass

@@ -37,7 +37,6 @@ class ImageChange:
     a: tuple[int, int, int]  # right, wrong, missed
     b: tuple[int, int, int]
     f1: float  # of B less that of A
-    drawing: str | None = None  # filled in by who draws
 
 
 @dataclass
