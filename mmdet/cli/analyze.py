@@ -18,7 +18,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument('--eval', nargs='+', metavar='METRIC',
                         help='bbox, segm, proposal (default: those of the config that the results are enough for)')
     parser.add_argument('--images', type=int, default=6,
-                        help='how many of the worst images to draw, and half as many of the best (default: %(default)s)')
+                        help='worst images to draw, and half as many of the best (default: %(default)s)')
     parser.add_argument('--out-dir', default='analysis', help='folder of the report (default: %(default)s)')
     return parser.parse_args(argv)
 

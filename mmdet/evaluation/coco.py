@@ -115,7 +115,7 @@ class CocoMetric(GatheredMetric):
                 raise UserError(f'CocoMetric: {option}={limits!r} must be whole numbers above 0, such as (1, 10, 100)')
         self.ann_file, self.backend_args = ann_file, backend_args
         self.classwise, self.use_cats, self.offset = classwise, use_cats, offset
-        self.max_dets = {n: sorted(proposal_nums if n == 'proposal' else max_dets) for n in self.metrics}
+        self.max_dets = {n: sorted(proposal_nums if n == 'proposal' else max_dets) for n in self.offers[:3]}
         self.iou_thrs = np.atleast_1d(np.linspace(0.5, 0.95, 10) if iou_thrs is None else np.array(iou_thrs, float))
         area_ranges = area_ranges or dict(s=(0, 32**2), m=(32**2, 96**2), l=(96**2, 1e10))
         self.area_ranges = {'': (0, 1e10)} | {f'_{area}': limits for area, limits in area_ranges.items()}

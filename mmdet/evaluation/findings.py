@@ -54,6 +54,9 @@ _REMEDIES = {
     'duplicates':
         "Lower iou_threshold of nms in the model's test_cfg. Look whether NMS runs, and whether results of "
         'overlapping tiles or of several runs were joined.',
+    'partial detections':
+        'Parts of objects, groups, or boxes that NMS leaves because they overlap too little. Longer training '
+        'lowers their scores; few objects of that size in training are a cause, too.',
     'false detections':
         'Look at the likely label errors: are objects not annotated? Else images without objects, or longer '
         'training, lower their scores.',
@@ -114,8 +117,8 @@ def find(counter: Counter, detections: Detections, threshold: float) -> tuple[li
     for systematic in (_coordinates, _geometry, _class_order):
         systematic(case)
     repaired = case.detections
-    for single in (_never_predicted, _confusions, _several_classes, _duplicates, _background, _missed, _loose, _masks,
-                   _small, _limit, _scores):  # fmt: skip
+    for single in (_never_predicted, _confusions, _several_classes, _duplicates, _partial, _background, _missed, _loose,
+                   _masks, _small, _limit, _scores):  # fmt: skip
         single(case)
     return sorted(case.findings, key=lambda finding: -(finding.cost or 0)), repaired
 
@@ -336,29 +339,30 @@ def _renamed_groups(renamed: dict[int, int]) -> Iterator[list[int]]:
 
 
 def _never_predicted(case: _Case) -> None:
-    """Classes that no detection names."""
+    """Classes that no detection names. The cost: what their objects would bring if they were called by their names, or
+    else if they were found as well as those of the other classes."""
     absent = sorted(case.of_class.keys() - set(case.detections.categories.tolist()))
     if not absent:
         return
+    mistaken = np.flatnonzero(case.errors.kinds == 'class')
+    mistaken = mistaken[np.isin(case.classes(case.errors.objects[mistaken]), absent)]
+    categories = case.detections.categories.copy()
+    categories[mistaken] = case.classes(case.errors.objects[mistaken])
     values = case.counter.class_ap(case.detections)  # by the number of the category, from 1
     others = [values[category - 1] for category in case.of_class if category not in absent]
-    cost = mean(np.array(others or [1.0])) * len(absent) / len(case.of_class)
+    cost = max(mean(np.array(others or [1.0])) * len(absent) / len(case.of_class),
+               case.gain(replace(case.detections, categories=categories)))  # fmt: skip
     count = sum(case.of_class[category] for category in absent)
+    called = Tally(case.detections.categories[mistaken[case.sure[mistaken]]].tolist()).most_common(1)
     if len(absent) > 1:
         more = f' and {len(absent) - 5} more' if len(absent) > 5 else ''
         names = ', '.join(case.names[category] for category in absent[:5]) + more
-        text = f'{len(absent)} classes are never predicted: {names}. Their {count} objects are lost.'
+        text = f'{len(absent)} classes are never predicted: {names}. Their {count} objects are lost'
     else:
         text = f'Class {case.names[absent[0]]} is never predicted: its {count} objects are lost'
-        errors = case.errors
-        wrong = (errors.kinds == 'class') & case.sure
-        mine = wrong & (np.where(wrong, errors.objects, 0) > 0)
-        meant = case.classes(errors.objects[mine])
-        called = Tally(case.detections.categories[mine][meant == absent[0]].tolist()).most_common(1)
-        if called and called[0][1] > 0.3 * count:
-            text += f', {_share(called[0][1], count)} of them called {case.names[called[0][0]]}'
-        text += '.'
-    case.add('class never predicted', cost, text)
+    if called and called[0][1] > 0.3 * count:
+        text += f', {_share(called[0][1], count)} of them called {case.names[called[0][0]]}'
+    case.add('class never predicted', cost, text + '.')
     case.accounted |= {key for key, one in case.objects.items() if one['category_id'] in absent}
 
 
@@ -400,8 +404,19 @@ def _duplicates(case: _Case) -> None:
                  'second ones, of objects that are found already.')
 
 
+def _partial(case: _Case) -> None:
+    """Detections of the right class that cover a part, or the surroundings, of objects that are found already."""
+    errors = case.errors
+    partial = (errors.kinds == 'location') & np.isin(errors.objects, errors.objects[errors.right])
+    gain = case.gain(case.detections[~partial])
+    if gain >= _LEAST_COST:
+        case.add('partial detections', gain, f'{partial.sum()} detections lie partly (IoU 0.1 to 0.5) on objects that '
+                 f'are found already, {(partial & case.sure).sum()} of them with a score of {case.threshold:.2f} or '
+                 'more.')
+
+
 def _background(case: _Case) -> None:
-    nothing = case.errors.kinds == 'background'
+    nothing = np.isin(case.errors.kinds, ['background', 'both'])
     gain = case.gain(case.detections[~nothing])
     if gain >= _LEAST_COST:
         sure = nothing & case.sure

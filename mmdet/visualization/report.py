@@ -21,7 +21,7 @@ from pycocotools import mask as coco_mask
 from mmdet.visualization import plots
 from mmdet.visualization.visualizer import draw_instances, read_image
 
-_LONGEST = 560  # pixels of a drawing
+_LONGEST = 480  # pixels of a drawing
 _MOST_CLASSES = 20  # of the confusion matrix
 _METRICS = dict(bbox='Boxes', segm='Masks', proposal='Proposals')
 _ERRORS = dict(Cls='wrong class', Loc='wrong place', Both='wrong class and place', Dupe='second detection',
@@ -39,7 +39,7 @@ p{margin:.4em 0}.quiet{color:#57606a;font-size:.9rem;overflow-wrap:anywhere}
 .card b{display:block;font-size:1.5rem;line-height:1.2}.card span{font-size:.85rem;color:#57606a}
 ol.findings{list-style:none;padding:0;margin:8px 0}
 ol.findings li{display:flex;gap:12px;padding:10px 0;border-bottom:1px solid #e3e3e3}
-ol.findings .cost{flex:0 0 74px;font-weight:700;color:#b3380e;text-align:right;font-variant-numeric:tabular-nums}
+ol.findings .cost{flex:0 0 52px;font-weight:700;color:#b3380e;text-align:right;font-variant-numeric:tabular-nums}
 ol.findings .cost small{display:block;font-weight:400;color:#57606a}
 ol.findings p:first-child{font-weight:600;margin:0}
 .scroll{overflow-x:auto;-webkit-overflow-scrolling:touch}
@@ -51,7 +51,8 @@ tr>th:first-child{background:#f3f6fa}
 table.confusion td{min-width:42px;text-align:center}
 table.confusion th.turned{vertical-align:bottom;text-align:center;font-weight:400}
 table.confusion th.turned span{writing-mode:vertical-rl;transform:rotate(180deg);max-height:130px;overflow:hidden}
-table.bars td:nth-child(2){width:100%;min-width:150px}table.bars{width:100%}
+table.bars{width:100%}table.bars td:nth-child(2){width:70%;min-width:150px}
+table.bars td:first-child{white-space:normal}
 .bar{display:inline-block;width:calc(100% - 64px);height:12px;background:#eef1f4;vertical-align:middle}
 .bar i{display:block;height:12px}.num{display:inline-block;width:60px;text-align:right}
 .two{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(330px,100%),1fr));gap:4px 32px}
@@ -117,9 +118,8 @@ def _analysis(a: Mapping[str, Any], drawings: Mapping[str, Sequence]) -> list[st
                     'precision') + f'</div><div>{_tide(a["tide"])}</div></div>')  # fmt: skip
     else:
         body.append('<h3>Recall by IoU</h3>' + _bars({f'IoU {t}': r for t, r in a['recall_by_iou'].items()}, 1.0))
-    body += [_sizes(a['sizes']), _classes(a['classes'], a['metric'] == 'proposal')]
-    if a['confusion']:
-        body += [_confusion(a['confusion'], a['threshold']), _calibration(a['calibration'])]
+    body += [_classes(a['classes'], a['metric'] == 'proposal'), _confusion(a['confusion'], a['threshold']),
+             f'<div class="two"><div>{_calibration(a["calibration"])}</div><div>{_sizes(a["sizes"])}</div></div>']
     body += [_label_errors(a['label_errors'], drawings.get('label_errors', ())),
              _images('Worst images', a['worst'], drawings.get('worst', ()), a['threshold']),
              _images('Best images', a['best'], drawings.get('best', ()), a['threshold'])]  # fmt: skip
@@ -128,7 +128,7 @@ def _analysis(a: Mapping[str, Any], drawings: Mapping[str, Sequence]) -> list[st
 
 def _cards(summary: Mapping[str, float | None]) -> str:
     cards = [f'<div class="card"><b>{_points(value)}</b><span>{escape(_short(name))}</span></div>'
-             for name, value in summary.items()]  # fmt: skip
+             for name, value in summary.items() if value is not None]  # fmt: skip
     return f'<div class="cards">{"".join(cards)}</div>'
 
 
@@ -144,14 +144,15 @@ def _short(name: str) -> str:
 def _findings(findings: Sequence[Mapping]) -> str:
     if not findings:
         return '<h3>Findings</h3><p>Nothing that stands out costs 0.3 points of AP or more.</p>'
-    rows = []
+    rows, said = [], set()
     for one in findings:
-        cost = '' if one['cost'] is None else f'{100 * one["cost"]:.1f}<small>points of AP</small>'
-        rows.append(f'<li><div class="cost">{cost}</div><div><p>{escape(one["text"])}</p>'
-                    f'<p class="quiet">{escape(one["remedy"])}</p></div></li>')
-    return ('<h3>Findings</h3><p class="quiet">What AP gains when one is repaired, measured by repairing it in these '
-            'detections. Systematic faults are repaired first, the others each on its own, so the numbers need not '
-            f'add up.</p><ol class="findings">{"".join(rows)}</ol>')
+        cost = '' if one['cost'] is None else f'{100 * one["cost"]:.1f}<small>AP</small>'
+        remedy = '' if one['remedy'] in said else f'<p class="quiet">{escape(one["remedy"])}</p>'
+        said.add(one['remedy'])
+        rows.append(f'<li><div class="cost">{cost}</div><div><p>{escape(one["text"])}</p>{remedy}</div></li>')
+    return ('<h3>Findings</h3><p class="quiet">Points of AP gained when one is repaired, measured by repairing it '
+            'in these detections. Systematic faults are repaired first, the others each on its own: '
+            f'the numbers need not add up.</p><ol class="findings">{"".join(rows)}</ol>')
 
 
 def _named(curves: Mapping[str, Sequence[float]]) -> dict[str, Sequence[float]]:
@@ -176,7 +177,9 @@ def _sizes(sizes: Sequence[Mapping]) -> str:
     rows = []
     for one in sizes:
         least, most = (round(limit**0.5) for limit in one['limits'])
-        span = f'from {least} x {least} px' if one['limits'][1] >= 1e9 else f'{least} x {least} to {most} x {most} px'
+        span = f'from {least} x {least} px'
+        if one['limits'][1] < 1e9:
+            span = f'{least} x {least} to {most} x {most} px' if least else f'up to {most} x {most} px'
         rows.append([one['name'], span, one['objects'], _points(one['ap']), _points(one['ar'])])
     return '<h3>Sizes</h3>' + _table(['objects', 'area', 'number', 'AP', 'AR'], rows)
 
@@ -189,7 +192,7 @@ def _classes(classes: Sequence[Mapping], proposals: bool) -> str:
                 for one in sorted(present, key=lambda one: one['recall_all'])]  # fmt: skip
         return '<h3>Classes</h3>' + _table(['class', 'objects', 'recall at IoU 0.5'], rows)
     sizes = list(present[0]['ap_by_size'])
-    head = ['class', 'objects', 'AP', 'AP50', 'AP75', *(f'AP {size}' for size in sizes), 'precision over recall',
+    head = ['class', 'objects', 'AP', 'AP50', 'AP75', *(f'AP {size}' for size in sizes), 'PR curve',
             'best threshold', 'precision', 'recall', 'F1']  # fmt: skip
     rows = []
     for one in sorted(present, key=lambda one: one['ap'] or 0):
@@ -200,7 +203,9 @@ def _classes(classes: Sequence[Mapping], proposals: bool) -> str:
             f'precision, recall and F1 are those from there on.</p>{_table(head, rows)}')
 
 
-def _confusion(confusion: Mapping[str, Any], threshold: float) -> str:
+def _confusion(confusion: Mapping[str, Any] | None, threshold: float) -> str:
+    if not confusion:
+        return ''
     names, matrix = [*confusion['classes'], 'nothing'], np.array(confusion['matrix'])
     kept = np.arange(len(names))
     wrong = matrix.sum(axis=0) + matrix.sum(axis=1) - 2 * matrix.diagonal()
@@ -219,12 +224,13 @@ def _confusion(confusion: Mapping[str, Any], threshold: float) -> str:
         rows.append(f'<tr><th>{escape(names[i])}</th>{"".join(cells)}</tr>')
     some = f' The {_MOST_CLASSES} classes with most errors; the JSON file has all.' if len(kept) < len(names) else ''
     return (f'<h3>Confusion</h3><p class="quiet">Rows: what the objects are; columns: what they are called, from score '
-            f'{threshold:.2f} on and at IoU 0.5. Last column: missed; last row: detections on nothing.{some}</p>'
+            f'{threshold:.2f} on and at IoU 0.5. Last column: not found; last row: on nothing, or a second detection.'
+            f'{some}</p>'
             f'<div class="scroll"><table class="confusion"><tr><th></th>{heads}</tr>{"".join(rows)}</table></div>')
 
 
-def _calibration(calibration: Mapping[str, Any]) -> str:
-    if not calibration['num_detections']:
+def _calibration(calibration: Mapping[str, Any] | None) -> str:
+    if not calibration or not calibration['num_detections']:
         return ''
     return ('<h3>Calibration</h3><p class="quiet">Do scores keep their word? Bars under the line: detections are right '
             f'less often than their score says. Expected calibration error {_points(calibration["ece"])} %, at IoU '
@@ -268,9 +274,9 @@ def _figure(caption: str, columns: Sequence[tuple[str, str]]) -> str:
 
 def _comparison(c: Mapping[str, Any], drawings: Mapping[str, Sequence]) -> list[str]:
     body = [f'<h2 id="{c["metric"]}">{_METRICS[c["metric"]]}</h2>', f'<p><b>{escape(c["verdict"])}</b></p>',
-            f'<p class="quiet">B less A, with the interval that holds 95 of 100 differences when the {c["images"]} '
-            f'images are drawn anew {c["samples"]} times. Grey: it holds 0, so that other images might have said the opposite.'
-            '</p>', '<h3>Overall</h3>', _differences(c['overall'])]  # fmt: skip
+            f'<p class="quiet">B less A, and the interval that holds 95 of 100 differences when the {c["images"]} '
+            f'images are drawn anew {c["samples"]} times. Grey: it holds 0, so that other images might have said the '
+            'opposite.</p>', '<h3>Overall</h3>', _differences(c['overall'])]  # fmt: skip
     if len(c['classes']) > 1:
         body += ['<h3>AP of the classes</h3>', _differences(c['classes'])]
     for key in ('worse', 'better'):
@@ -336,7 +342,7 @@ def draw_crop(path: str | Path, box: Sequence[float], label: int, score: float, 
 def data_uri(image: np.ndarray) -> str:
     """(H, W, 3) uint8 RGB as text that a page shows."""
     file = io.BytesIO()
-    Image.fromarray(image).save(file, 'webp', quality=78)
+    Image.fromarray(image).save(file, 'webp', quality=75)
     return f'data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}'
 
 
