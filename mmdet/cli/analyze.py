@@ -50,7 +50,7 @@ def print_analysis(analysis) -> None:
         cost = ' ' * 5 if one.cost is None else f'{100 * one.cost:5.1f}'
         print(f'  {cost}  {one.text}')
     if not analysis.findings:
-        print('         nothing that stands out costs 0.3 points of AP or more')
+        print('         nothing stands out')
     for note in analysis.notes:
         print(f'         ({note})')
 

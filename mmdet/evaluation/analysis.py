@@ -143,7 +143,7 @@ def analyse(metric: CocoMetric, name: str, results: Sequence[dict], shown: tuple
         notes=[],
         sizes=by_size,
         classes=_classes(counter, detections, precision, recall, gates, found_errors),
-        curves=_curves(metric, precision),
+        curves={} if name == 'proposal' else _curves(metric, precision),
         recall_by_iou={_two(t): _mean(r) or 0.0 for t, r in zip(metric.iou_thrs, recall[:, :, 0, -1])},
         threshold=threshold,
     )

@@ -143,7 +143,7 @@ def _short(name: str) -> str:
 
 def _findings(findings: Sequence[Mapping]) -> str:
     if not findings:
-        return '<h3>Findings</h3><p>Nothing that stands out costs 0.3 points of AP or more.</p>'
+        return '<h3>Findings</h3><p>Nothing stands out: no cause was found that costs 0.3 points of AP or more.</p>'
     rows, said = [], set()
     for one in findings:
         cost = '' if one['cost'] is None else f'{100 * one["cost"]:.1f}<small>AP</small>'
