@@ -77,7 +77,7 @@ class Evaluated:
         boxes = np.array([one['bbox'] for one in objects], float).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
         labels = {int(category): label for label, category in enumerate(truth.numbers)}
-        drawings = {'ground truth': (instances(
+        drawings = {f'ground truth, {Path(self.paths[img_id]).name}': (instances(
             [one['segmentation'] for one in objects] if name == 'segm' else None, bboxes=boxes,
             labels=np.array([labels[one['category_id']] for one in objects], int)), 0.0)}  # fmt: skip
         for title, (result, least) in found.items():

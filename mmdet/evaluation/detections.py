@@ -60,17 +60,18 @@ class Counter:
         metric: with its `dataset_meta` set.
         name: 'bbox', 'segm' or 'proposal'.
         images: numbers of the images that were evaluated.
+        limit: of an image and class so many best detections count, if the metric counts fewer.
 
     Raises:
         UserError: hotcoco is not installed.
     """
 
-    def __init__(self, metric: CocoMetric, name: str, images: Collection[int]) -> None:
+    def __init__(self, metric: CocoMetric, name: str, images: Collection[int], limit: int = 0) -> None:
         try:
             import hotcoco
         except ImportError as error:
             raise UserError(f'analysing detections needs hotcoco ({error}): pip install hotcoco') from None
-        self.engine, self.metric, self.name = hotcoco, metric, name
+        self.engine, self.metric, self.name, self.limit = hotcoco, metric, name, limit
         self.truth, self.images = metric.truth, sorted(images)
         self.by_class = metric.params(name).useCats
         self.objects = {one['id']: one for one in metric.truth.of(self.images, name == 'segm')}
@@ -110,6 +111,7 @@ class Counter:
             found.update_anns(ids=np.arange(1, len(rows) + 1), area=rle_areas(detections.masks).astype(float))
         params = self.metric.params(self.name)
         evaluation = self.engine.COCOeval(truth, found, params.iouType)
+        params.maxDets = [*params.maxDets[:-1], max(params.maxDets[-1], self.limit)]
         if ious is not None:
             params.iouThrs = list(ious)
         if brief:

@@ -114,11 +114,11 @@ def find(counter: Counter, detections: Detections, threshold: float) -> tuple[li
     if not counter.by_class:
         return list(_proposals(counter, detections)), detections
     case = _Case(counter, detections, threshold)
-    for systematic in (_coordinates, _geometry, _class_order):
+    for systematic in (_limit, _coordinates, _geometry, _class_order):
         systematic(case)
     repaired = case.detections
     for single in (_never_predicted, _confusions, _several_classes, _duplicates, _partial, _background, _missed, _loose,
-                   _masks, _small, _limit, _scores):  # fmt: skip
+                   _masks, _small, _scores):  # fmt: skip
         single(case)
     return sorted(case.findings, key=lambda finding: -(finding.cost or 0)), repaired
 
@@ -162,12 +162,30 @@ class _Case:
         values = [_points(self.counter.ap(self.detections, ious=[iou])) for iou in (0.5, 0.75)]
         return f': AP50 {values[0]}, AP75 {values[1]}'
 
+    def of_them_sure(self, which: np.ndarray) -> str:
+        """', 12 of them with a score of 0.40 or more' where that says something."""
+        sure = (which & self.sure).sum()
+        return f', {sure} of them with a score of {self.threshold:.2f} or more' if sure < which.sum() else ''
+
     @property
     def what(self) -> str:
         return 'boxes' if self.detections.masks is None else 'masks'
 
 
 # ---------------------------------------------------------------------- systematic faults
+
+
+def _limit(case: _Case) -> None:
+    """Images with more objects of a class than detections that count."""
+    limit = case.counter.metric.max_dets[case.counter.name][-1]
+    counts = Tally((one['image_id'], one['category_id']) for one in case.objects.values())
+    over, most = {image for (image, _), count in counts.items() if count > limit}, max(counts.values())
+    if over:
+        before = case.ap
+        case.counter = Counter(case.counter.metric, case.counter.name, case.counter.images, most)
+        case.set(case.detections)
+        case.add('limit of detections', max(case.ap - before, 0.0), f'{len(over)} images have more than {limit} '
+                 f'objects of a class, up to {most}, but of a class and image only {limit} detections count.')
 
 
 def _coordinates(case: _Case) -> None:
@@ -411,18 +429,16 @@ def _partial(case: _Case) -> None:
     gain = case.gain(case.detections[~partial])
     if gain >= _LEAST_COST:
         case.add('partial detections', gain, f'{partial.sum()} detections lie partly (IoU 0.1 to 0.5) on objects that '
-                 f'are found already, {(partial & case.sure).sum()} of them with a score of {case.threshold:.2f} or '
-                 'more.')
+                 f'are found already{case.of_them_sure(partial)}.')
 
 
 def _background(case: _Case) -> None:
     nothing = np.isin(case.errors.kinds, ['background', 'both'])
     gain = case.gain(case.detections[~nothing])
     if gain >= _LEAST_COST:
-        sure = nothing & case.sure
-        classes = _most(case, Tally(case.detections.categories[sure].tolist()))
-        case.add('false detections', gain, f'{nothing.sum()} detections lie on no object, {sure.sum()} of them with a '
-                 f'score of {case.threshold:.2f} or more{classes}.')
+        classes = _most(case, Tally(case.detections.categories[nothing & case.sure].tolist()))
+        case.add('false detections', gain, f'{nothing.sum()} detections lie on no object{case.of_them_sure(nothing)}'
+                 f'{classes}.')
 
 
 def _missed(case: _Case) -> None:
@@ -487,7 +503,8 @@ def _masks(case: _Case) -> None:
     right = np.flatnonzero(case.errors.right)
     if case.detections.masks is None or not len(right):
         return
-    cost = Counter(case.counter.metric, 'bbox', case.counter.images).ap(replace(case.detections, masks=None)) - case.ap
+    cost = Counter(case.counter.metric, 'bbox', case.counter.images, case.counter.limit).ap(
+        replace(case.detections, masks=None)) - case.ap
     if cost < 0.03:
         return
     areas = rle_areas([case.detections.masks[i] for i in right])
@@ -517,16 +534,6 @@ def _small(case: _Case) -> None:
             case.add('small objects', gain,
                      f'Objects under {side} x {side} pixels, {_share(len(small), len(case.objects))} of all, have AP '
                      f'{_points(values[0])}; larger ones up to {_points(max(values[1:]))}.')
-
-
-def _limit(case: _Case) -> None:
-    """Images with more objects of a class than detections that count."""
-    limit = case.counter.metric.max_dets[case.counter.name][-1]
-    counts = Tally((one['image_id'], one['category_id']) for one in case.objects.values())
-    over = {image for (image, _), count in counts.items() if count > limit}
-    if over:
-        case.add('limit of detections', None, f'{len(over)} images have more than {limit} objects of a class, up to '
-                 f'{max(counts.values())}; of a class and image {limit} detections count.')
 
 
 def _scores(case: _Case) -> None:

@@ -22,7 +22,7 @@ from mmdet.visualization import plots
 from mmdet.visualization.visualizer import draw_instances, read_image
 
 _LONGEST = 480  # pixels of a drawing
-_MOST_CLASSES = 20  # of the confusion matrix
+_MOST_CLASSES = 20  # that a table shows at once
 _METRICS = dict(bbox='Boxes', segm='Masks', proposal='Proposals')
 _ERRORS = dict(Cls='wrong class', Loc='wrong place', Both='wrong class and place', Dupe='second detection',
                Bkg='on no object', Miss='missed object')  # fmt: skip
@@ -44,7 +44,8 @@ ol.findings .cost small{display:block;font-weight:400;color:#57606a}
 ol.findings p:first-child{font-weight:600;margin:0}
 .scroll{overflow-x:auto;-webkit-overflow-scrolling:touch}
 table{border-collapse:collapse;font-size:.92rem;font-variant-numeric:tabular-nums}
-th,td{padding:4px 9px;text-align:right;white-space:nowrap;border-bottom:1px solid #e3e3e3}
+summary{cursor:pointer;color:#1f5fa8;padding:8px 0}
+th,td{padding:4px 8px;text-align:right;white-space:nowrap;border-bottom:1px solid #e3e3e3}
 th{font-weight:600;background:#f3f6fa}th:first-child,td:first-child{text-align:left}
 tr>:first-child{position:sticky;left:0;background:#fff;max-width:40vw;overflow:hidden;text-overflow:ellipsis}
 tr>th:first-child{background:#f3f6fa}
@@ -192,15 +193,18 @@ def _classes(classes: Sequence[Mapping], proposals: bool) -> str:
                 for one in sorted(present, key=lambda one: one['recall_all'])]  # fmt: skip
         return '<h3>Classes</h3>' + _table(['class', 'objects', 'recall at IoU 0.5'], rows)
     sizes = list(present[0]['ap_by_size'])
-    head = ['class', 'objects', 'AP', 'AP50', 'AP75', *(f'AP {size}' for size in sizes), 'PR curve',
-            'best threshold', 'precision', 'recall', 'F1']  # fmt: skip
+    head = ['class', 'objects', 'AP', 'AP50', 'AP75', *(f'AP {size}' for size in sizes), 'PR curve', 'threshold',
+            'precision', 'recall', 'F1']  # fmt: skip
     rows = []
     for one in sorted(present, key=lambda one: one['ap'] or 0):
         best = [_two(one['threshold']), *(_points(one[key]) for key in ('precision', 'recall', 'f1'))]
         rows.append([one['name'], one['objects'], *(_points(one[key]) for key in ('ap', 'ap_50', 'ap_75')),
                      *(_points(one['ap_by_size'][size]) for size in sizes), _Markup(plots.spark(one['curve'])), *best])
-    return ('<h3>Classes</h3><p class="quiet">Best threshold: the score from which on F1 is highest, at IoU 0.5; '
-            f'precision, recall and F1 are those from there on.</p>{_table(head, rows)}')
+    table = _table(head, rows[:_MOST_CLASSES])
+    if len(rows) > _MOST_CLASSES:
+        table += f'<details><summary>all {len(rows)} classes</summary>{_table(head, rows)}</details>'
+    return ('<h3>Classes</h3><p class="quiet">The worst first. Threshold: the score from which on F1 is highest, at IoU '
+            f'0.5; precision, recall and F1 are those from there on.</p>{table}')
 
 
 def _confusion(confusion: Mapping[str, Any] | None, threshold: float) -> str:
