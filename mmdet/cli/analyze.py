@@ -17,25 +17,21 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument('results', help='a .pkl of tools/test.py --out, or a .json of COCO results')
     parser.add_argument('--eval', nargs='+', metavar='METRIC',
                         help='bbox, segm, proposal (default: those of the config that the results are enough for)')
-    parser.add_argument('--images', type=int, default=6,
-                        help='worst images to draw, and half as many of the best (default: %(default)s)')
+    parser.add_argument('--images', type=int, default=6, help='how many of the worst images to draw, and half as many '
+                        'of the best; 0 needs no image files (default: %(default)s)')
     parser.add_argument('--out-dir', default='analysis', help='folder of the report (default: %(default)s)')
     return parser.parse_args(argv)
 
 
-def draw_analysis(evaluated, results: dict, analysis) -> dict[str, list]:
+def draw_analysis(evaluated, results: dict, analysis, images: int) -> dict[str, list]:
     """Ground truth and detections of each image that the analysis lists, and a crop of each label error."""
-    from mmdet.visualization.report import draw_crop
-
-    drawings = {'label_errors': []}
+    drawings = {}
     for key in ('worst', 'best'):
         drawings[key] = [evaluated.columns(one.img_id, analysis.metric, {
             f'detections from score {analysis.threshold:.2f} on': (results[one.img_id], analysis.threshold)})
             for one in getattr(analysis, key)]  # fmt: skip
-    for one in analysis.label_errors[:12]:
-        label = evaluated.classes.index(one.detected)
-        drawings['label_errors'].append(
-            draw_crop(evaluated.paths[one.img_id], one.box, label, one.score, evaluated.classes))
+    drawings['label_errors'] = [evaluated.crop(one.img_id, one.box, one.detected, one.score)
+                                for one in analysis.label_errors[: 2 * images]]  # fmt: skip
     return drawings
 
 
@@ -74,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name in metrics:
         analysis = analyse(evaluated.metric, name, results, (args.images, (args.images + 1) // 2))
         analyses.append(analysis)
-        drawings[name] = draw_analysis(evaluated, by_id, analysis)
+        drawings[name] = draw_analysis(evaluated, by_id, analysis, args.images)
         print_analysis(analysis)
     report = dict(config=args.config, cfg_options=args.cfg_options, results=args.results,
                   analyses=[asdict(analysis) for analysis in analyses])

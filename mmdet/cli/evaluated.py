@@ -1,14 +1,14 @@
 """What `analyze` and `compare` start from: a config's ground truth and detections that were saved."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mmdet.config.errors import MissingFile, UserError, at_most
+from mmdet.config.errors import MissingFile, UserError, at_most, one_line, say
 
 _MOST_DRAWN = 100  # detections of an image
 _KNOWN = 'a .pkl of tools/test.py --out or a .json of COCO results is needed'
@@ -44,7 +44,7 @@ class Evaluated:
                             "annotations as a COCO file: test_evaluator=dict(type='CocoMetric', ann_file=...)")
         given = {key: value for key, value in mine[0].items() if key not in ('format_only', 'outfile_prefix')}
         init_default_scope('mmdet')
-        self.dataset = DATASETS.build(dict(cfg.test_dataloader.dataset, pipeline=[]))
+        self.dataset = DATASETS.build(dict(cfg.test_dataloader.dataset, pipeline=[], lazy_init=True))
         self.metric = METRICS.build(dict(given, backend='hotcoco', **(dict(metric=list(kinds)) if kinds else {})))
         self.classes = tuple(self.dataset.metainfo['classes'])
         self.metric.dataset_meta = dict(classes=self.classes)
@@ -52,7 +52,8 @@ class Evaluated:
 
     @cached_property
     def paths(self) -> dict[Any, str]:
-        """Path of each image of the data set, by its id."""
+        """Path of each image of the data set, by its id. Only who draws needs the images."""
+        self.dataset.full_init()
         infos = map(self.dataset.get_data_info, range(len(self.dataset)))
         return {info['img_id']: info['img_path'] for info in infos}
 
@@ -86,8 +87,22 @@ class Evaluated:
             masks = [result['masks'][i] for i in best] if name == 'segm' else None
             columns = {key: result[key][best] for key in ('bboxes', 'scores', 'labels')}
             drawings[title] = instances(masks, **columns), least
-        return [(title, draw(self.paths[img_id], some, self.classes, least))
+        return [(title, self._drawn(draw, img_id, some, self.classes, least))
                 for title, (some, least) in drawings.items()]
+
+    def crop(self, img_id: Any, box: list[float], class_name: str, score: float) -> str:
+        """The surroundings of one detection as a data URI."""
+        from mmdet.visualization.report import draw_crop
+
+        return self._drawn(draw_crop, img_id, box, self.classes.index(class_name), score, self.classes)
+
+    def _drawn(self, how: Callable[..., str], img_id: Any, *arguments: Any) -> str:
+        """'' for an image that cannot be read: the numbers are worth a report all the same."""
+        try:
+            return how(self.paths[img_id], *arguments)
+        except (OSError, UserError) as error:
+            say(f'not drawn: {one_line(error)}')
+            return ''
 
     def read(self, path: str) -> tuple[list[dict], list[str]]:
         """Detections that were saved, as `CocoMetric.checked` gives them, and which metrics they are enough for.

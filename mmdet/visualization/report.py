@@ -203,8 +203,8 @@ def _classes(classes: Sequence[Mapping], proposals: bool) -> str:
     table = _table(head, rows[:_MOST_CLASSES])
     if len(rows) > _MOST_CLASSES:
         table += f'<details><summary>all {len(rows)} classes</summary>{_table(head, rows)}</details>'
-    return ('<h3>Classes</h3><p class="quiet">The worst first. Threshold: the score from which on F1 is highest, at IoU '
-            f'0.5; precision, recall and F1 are those from there on.</p>{table}')
+    return ('<h3>Classes</h3><p class="quiet">The worst first. Threshold: the score from which on F1 is highest, at '
+            f'IoU 0.5; precision, recall and F1 are those from there on.</p>{table}')
 
 
 def _confusion(confusion: Mapping[str, Any] | None, threshold: float) -> str:
@@ -248,7 +248,7 @@ def _label_errors(errors: Sequence[Mapping], crops: Sequence[str]) -> str:
     figures = []
     for one, crop in zip(errors, crops):
         annotated = 'no annotation' if one['annotated'] is None else f'annotated as {one["annotated"]}'
-        figures.append(f'<figure><img src="{crop}" alt="" loading="lazy"><figcaption>{escape(one["detected"])} '
+        figures.append(f'<figure>{_img(crop)}<figcaption>{escape(one["detected"])} '
                        f'{one["score"]:.2f}, {escape(annotated)}<br><span class="quiet">image '
                        f'{escape(str(one["img_id"]))}</span></figcaption></figure>')
     return ('<h3>Likely label errors</h3><p class="quiet">The most confident detections that the ground truth '
@@ -269,8 +269,12 @@ def _images(title: str, images: Sequence[Mapping], columns: Sequence, threshold:
 
 
 def _figure(caption: str, columns: Sequence[tuple[str, str]]) -> str:
-    cells = [f'<div><img src="{uri}" alt="" loading="lazy">{escape(name)}</div>' for name, uri in columns]
+    cells = [f'<div>{_img(uri)}{escape(name)}</div>' for name, uri in columns]
     return f'<figure><figcaption>{escape(caption)}</figcaption><div class="side">{"".join(cells)}</div></figure>'
+
+
+def _img(uri: str) -> str:
+    return f'<img src="{uri}" alt="" loading="lazy">' if uri else '<i>not drawn</i> '
 
 
 # ---------------------------------------------------------------------- parts of a comparison

@@ -152,6 +152,21 @@ def test_comparison(shapes, options, capsys):
     assert again['overall'] == one['overall']
 
 
+def test_numbers_need_no_images(shapes, options, tmp_path, capsys):
+    """They may be on another machine; a damaged one is not drawn."""
+    words = [*options, f'test_dataloader.dataset.data_prefix.img={tmp_path}/']
+    results = save('r.pkl', detections(shapes, swapped=True))
+    analyze.main([CONFIG, results, '--images', '0', *words])
+    assert 'are swapped' in Page('analysis/report.html').text
+    with pytest.raises(UserError, match='no image|image folder|not in'):
+        analyze.main([CONFIG, results, *words])
+    for image in (shapes / 'val').iterdir():
+        (tmp_path / image.name).write_bytes(image.read_bytes()[:200])
+    analyze.main([CONFIG, results, '--eval', 'bbox', *words])
+    page = Page('analysis/report.html')
+    assert page.images == 0 and 'not drawn' in page.text and page.open == []
+
+
 def test_names_are_escaped(shapes, options, tmp_path):
     """Class names come from a file."""
     content = json.loads((shapes / 'annotations' / 'instances_val.json').read_text())
