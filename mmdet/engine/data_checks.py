@@ -38,7 +38,7 @@ def check_length(loader: DataLoader | None, name: str) -> None:
         return
     size = getattr(loader.batch_sampler, 'batch_size', None) or loader.batch_size
     images = len(getattr(loader.batch_sampler, 'sampler', loader.dataset))
-    raise UserError(f'{name}_dataloader gives no batch: {images} images, and with drop_last=True each batch has {size}. '
+    raise UserError(f'{name}_dataloader gives no batch: {images} images, and drop_last=True wants {size} a batch. '
                     'Use a smaller batch_size, or drop_last=False')
 
 

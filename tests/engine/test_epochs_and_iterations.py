@@ -107,7 +107,7 @@ def test_no_batch_at_all(train, options, loader):
     status, out = train(CONFIG.replace("checkpoint=dict(type='CheckpointHook', interval=1, save_best='auto')", ''),
                         '--cfg-options', *options)  # fmt: skip
     images = {'train': 8, 'val': 5}[loader]
-    assert status == 2 and f'{loader}_dataloader gives no batch: {images} images, and with drop_last=True' in out
+    assert status == 2 and f'{loader}_dataloader gives no batch: {images} images, and drop_last=True wants 9' in out
 
 
 def test_drop_last_acts_beside_a_batch_sampler(train, monkeypatch):
