@@ -8,7 +8,6 @@ copied elsewhere. Everything here can go when ``Config.fromfile`` does these che
 import ast
 import difflib
 import importlib.util
-import inspect
 import os
 import re
 import sys
@@ -19,26 +18,19 @@ from typing import Any
 
 from mmengine.config import Config
 from mmengine.registry import Registry
-from mmengine.runner import Runner
 
 from mmdet.config.data_files import SUFFIXES, check_data, check_placeholders, configs_are_read
 from mmdet.config.errors import UserError, at_most, one_line, say, suggest, unknown_type_text
 from mmdet.config.mmdet3 import KEYS_OF_2X, adopt
 from mmdet.config.values import walk
+from mmdet.config.variables import RUN_KEYS, carried, files_inherit_variables, is_carried, places_of
 
-# Read by the Runner besides its parameters, or by our tools.
-_TOOL_KEYS = {
-    'activation_checkpointing', 'compile', 'custom_imports', 'default_scope', 'efficient_conv_bn_eval',
-    'find_unused_parameters', 'model_wrapper_cfg', 'sync_bn', 'tta_model', 'tta_pipeline',
-}  # fmt: skip
 # Variables that configs of this vocabulary define for themselves.
 _HELPER_KEYS = {
     'backend_args', 'base_batch_size', 'classes', 'data_root', 'dataset_type', 'img_norm_cfg', 'img_scale',
     'img_scales', 'max_epochs', 'metainfo', 'norm_cfg', 'num_classes', 'test_pipeline', 'train_pipeline',
     'val_pipeline', 'vis_backends',
 }  # fmt: skip
-RUN_KEYS = (set(inspect.signature(Runner.__init__).parameters) - {'self', 'cfg'}) | _TOOL_KEYS
-
 
 def load_config(path: str | Path, cfg_options: dict[str, Any] | None = None) -> Config:
     """Read a config with its bases and ``custom_imports``, apply ``--cfg-options``, and check its top-level keys.
@@ -46,7 +38,8 @@ def load_config(path: str | Path, cfg_options: dict[str, Any] | None = None) -> 
     Args:
         path: a .py file, which is code, or a .json or .yaml file, which is data (see `mmdet.config.data_files`).
         cfg_options: dotted paths into the config and their new values, which are data. ``data_root`` and dict or list
-            variables such as ``norm_cfg`` are replaced wherever the config file used them.
+            variables such as ``norm_cfg`` are replaced wherever the config file used them (see
+            `mmdet.config.variables`).
 
     Raises:
         UserError: missing file, syntax error, unknown base or module, misspelt key, an option whose place does not
@@ -56,7 +49,7 @@ def load_config(path: str | Path, cfg_options: dict[str, Any] | None = None) -> 
     path = str(path)
     _check_files(path)
     try:
-        with configs_are_read():
+        with configs_are_read(), files_inherit_variables():
             # lazy_import=False: mmengine takes any config that imports os or math for a lazy one.
             cfg = Config.fromfile(path, lazy_import=False, import_custom_modules=False,
                                   use_environment_variables=not path.endswith(SUFFIXES))
@@ -274,29 +267,18 @@ def _step(node: Any, key: str, here: str, dotted: str) -> Any:
 
 def _replace_copies(cfg: Config, name: str, before: Any, dotted: str) -> None:
     """Carry a changed variable of the config file to the places that were given its old value."""
-    after = cfg.to_dict()[name]
-
-    def replaced(value: Any) -> Any:
-        if value == before and isinstance(value, type(before)):
-            return after
-        if isinstance(value, dict):
-            return {k: replaced(v) for k, v in value.items()}
-        if isinstance(value, (list, tuple)):
-            return type(value)(replaced(v) for v in value)
-        if name == 'data_root' and isinstance(value, str) and value.startswith(before):
-            return os.path.join(after, value[len(before):].lstrip('/'))
-        return value
-
     whole = cfg.to_dict()
-    if not isinstance(before, (dict, list, tuple, str)) or not before:
-        users = [p for p, v in walk(whole) if v == before and p.split('.')[0] in RUN_KEYS
-                 and type(v) is type(before) and p.split('.')[-1] == name]
+    if not is_carried(before):
+        users = places_of(whole, name, before)
         hint = f'; set {at_most(users, 3)} instead' if users else ''
         raise UserError(f'--cfg-options {dotted}: {name} is a variable of the config file whose value was '
                         f'already used, changing it has no effect{hint}')
-    for key, value in whole.items():
-        if key != name:
-            cfg[key] = replaced(value)
+    changed, count = carried(whole, name, before, whole[name])
+    if not count:
+        say(f'--cfg-options {dotted}: {name} is a variable of the config file, and its value is nowhere else in the '
+            'config: the change reaches nothing')
+    for key, value in changed.items():
+        cfg[key] = value
 
 
 # Which registry the `type` at a place of the config belongs to: the last pattern part is the parent key.
