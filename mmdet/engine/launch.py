@@ -70,7 +70,7 @@ def spawn(gpus: int) -> None:
     with tempfile.TemporaryDirectory() as reports:
         children = [
             subprocess.Popen(
-                [sys.executable, *sys.argv],
+                [sys.executable, *_this_command()],
                 env={**environment, SPAWNED: reports, 'RANK': str(node * gpus + local), 'LOCAL_RANK': str(local)},
                 preexec_fn=_die_with_parent,
                 start_new_session=True,  # the terminal's Ctrl-C reaches us alone; we pass it on, once
@@ -79,6 +79,11 @@ def spawn(gpus: int) -> None:
         ]
         status = _wait(children, Path(reports))
     sys.exit(status)
+
+
+def _this_command() -> list[str]:
+    """What was typed after `python`; run as a file, `python -m mmdet` would put the package's folder on the path."""
+    return ['-m', 'mmdet', *sys.argv[1:]] if Path(sys.argv[0]).name == '__main__.py' else sys.argv
 
 
 def is_spawned() -> bool:
