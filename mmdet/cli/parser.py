@@ -51,8 +51,13 @@ class Parser(argparse.ArgumentParser):
     def add_config_arguments(self, example: str) -> None:
         """CONFIG and --cfg-options."""
         self.add_argument('config', help='a config file, or the name of one that comes with mmdet')
-        self.add_argument('--cfg-options', nargs='+', action=_KeyValues, default={}, metavar='KEY=VALUE',
-                          help=f'change the config, e.g. {example}')
+        self.add_argument('--cfg-options', **self.config_options(example))
+
+    @staticmethod
+    def config_options(example: str) -> dict[str, Any]:
+        """How --cfg-options is read."""
+        return dict(nargs='+', action=_KeyValues, default={}, metavar='KEY=VALUE',
+                    help=f'change the config, e.g. {example}')
 
     def add_process_arguments(self) -> None:
         """How many processes, and who starts them; `start_processes` reads these."""

@@ -65,7 +65,7 @@ def spawn(gpus: int) -> None:
         'LOCAL_WORLD_SIZE': str(gpus),
     }
     environment.setdefault('TORCH_CPP_LOG_LEVEL', 'ERROR')  # a peer that is late makes no page of warnings
-    environment.setdefault('OMP_NUM_THREADS', str(max(1, _cpu_count() // gpus)))
+    environment.setdefault('OMP_NUM_THREADS', str(max(1, cpu_count() // gpus)))
     environment.setdefault('MKL_NUM_THREADS', environment['OMP_NUM_THREADS'])  # unset, mmengine warns and takes 1
     with tempfile.TemporaryDirectory() as reports:
         children = [
@@ -182,7 +182,8 @@ def _die_with_parent() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # 1 = PR_SET_PDEATHSIG
 
 
-def _cpu_count() -> int:
+def cpu_count() -> int:
+    """How many CPU cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
