@@ -22,6 +22,8 @@ from mmengine.registry import Registry
 from mmdet.config.data_files import SUFFIXES, check_data, check_placeholders, configs_are_read
 from mmdet.config.errors import UserError, at_most, one_line, say, suggest, unknown_type_text
 from mmdet.config.mmdet3 import KEYS_OF_2X, adopt
+from mmdet.config.shipped import base_path, find_config, shipped_names
+from mmdet.config.short_data import expand_data
 from mmdet.config.values import walk
 from mmdet.config.variables import RUN_KEYS, carried, files_inherit_variables, is_carried, places_of
 
@@ -46,7 +48,7 @@ def load_config(path: str | Path, cfg_options: dict[str, Any] | None = None) -> 
             exist, or data that asks for code; the message names the file and line or the key and the nearest known
             name.
     """
-    path = str(path)
+    path = find_config(str(path))
     _check_files(path)
     try:
         with configs_are_read(), files_inherit_variables():
@@ -59,6 +61,7 @@ def load_config(path: str | Path, cfg_options: dict[str, Any] | None = None) -> 
         place = _place(error) or f'{path}: '
         raise UserError(f'{place}{type(error).__name__}: {one_line(error)}') from error
     _import_custom(cfg.get('custom_imports'), path)
+    cfg_options = expand_data(cfg, cfg_options)
     _check_keys(cfg, path)
     if cfg_options:
         _apply_options(cfg, cfg_options)
@@ -140,7 +143,8 @@ def _check_files(path: str, chain: tuple[str, ...] = ()) -> None:
     if not os.path.isfile(path):
         folder = os.path.dirname(path) or '.'
         siblings = os.listdir(folder) if os.path.isdir(folder) else []
-        hint = suggest(os.path.basename(path), [s for s in siblings if s.endswith('.py')])
+        hint = suggest(os.path.basename(path), [s for s in siblings if s.endswith('.py')]) or suggest(
+            path.removeprefix('mmdet::').removeprefix('configs/').removesuffix('.py'), shipped_names())
         raise UserError(f'config file {path} not found{named_in}.{hint}')
     resolved = os.path.abspath(path)
     if resolved in chain:
@@ -158,10 +162,10 @@ def _check_files(path: str, chain: tuple[str, ...] = ()) -> None:
     except UnicodeDecodeError as error:
         raise UserError(f'{path} is not a text in UTF-8: {error.reason} at byte {error.start}') from error
     for base in _bases(tree, path):
-        if '::' in base:
+        if '::' in base and not base.startswith('mmdet::'):
             raise UserError(f'{path}: _base_ {base!r} names a config of another package; copy that config '
                             'into this project and give a relative path')
-        _check_files(os.path.normpath(os.path.join(os.path.dirname(path), base)), (*chain, resolved))
+        _check_files(os.path.normpath(base_path(base, path)), (*chain, resolved))
 
 
 def _bases(tree: ast.Module, path: str) -> list[str]:
