@@ -1,4 +1,4 @@
-"""CocoDataset, the transforms of its pipeline, and batches of images of like orientation."""
+"""CocoDataset, XMLDataset and VOCDataset, wrappers, the transforms of pipelines, batches of one orientation."""
 
 from mmdet.datasets.coco import CocoDataset
 from mmdet.datasets.samplers import AspectRatioBatchSampler
@@ -16,10 +16,13 @@ from mmdet.datasets.transforms import (
     RandomResize,
     Resize,
 )
+from mmdet.datasets.voc import VOCDataset, XMLDataset
+from mmdet.datasets.wrappers import ConcatDataset, RepeatDataset
 
 __all__ = [
     'AspectRatioBatchSampler',
     'CocoDataset',
+    'ConcatDataset',
     'FilterAnnotations',
     'LoadAnnotations',
     'LoadImageFromFile',
@@ -31,5 +34,8 @@ __all__ = [
     'RandomCrop',
     'RandomFlip',
     'RandomResize',
+    'RepeatDataset',
     'Resize',
+    'VOCDataset',
+    'XMLDataset',
 ]
