@@ -50,7 +50,7 @@ class SingleStageDetector(BaseModel):
     ):
         super().__init__(build_preprocessor(data_preprocessor), init_cfg)
         self.backbone = build_backbone(backbone)
-        self.neck = build_neck(neck)
+        self.neck = build_neck(neck, self.backbone)
         self.add_module(self.head_name, MODELS.build(dict(bbox_head, train_cfg=train_cfg, test_cfg=test_cfg)))
 
     @property
