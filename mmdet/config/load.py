@@ -19,6 +19,7 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.registry import Registry
 
+from mmdet.config.auto import fill_num_classes
 from mmdet.config.data_files import SUFFIXES, check_data, check_placeholders, configs_are_read
 from mmdet.config.errors import UserError, at_most, one_line, say, suggest, unknown_type_text
 from mmdet.config.mmdet3 import KEYS_OF_2X, adopt
@@ -71,9 +72,14 @@ def load_config(path: str | Path, cfg_options: dict[str, Any] | None = None) -> 
 
 
 def adopt_vocabulary(cfg: Config) -> None:
-    """Drop what mmdetection's configs may write and has one meaning here; raises UserError for another meaning."""
+    """Drop what mmdetection's configs may write and has one meaning here, and fill in ``num_classes='auto'``.
+
+    Raises:
+        UserError: an option of mmdetection with another meaning, or no data set that counts its classes.
+    """
     for key in cfg:
         adopt(cfg[key], key)
+    fill_num_classes(cfg)
 
 
 _custom: dict[str, str] = {}  # name of each module that a config's folder or the working folder had, and its file
