@@ -18,7 +18,7 @@ from mmdet.layers.cbn import CrossIterBatchNorm2d
 from mmdet.layers.norm import BatchNorm2d, SyncBN, build_norm_layer
 from mmdet.registry import MODELS
 
-CONV_NAMES = ['Conv2d', 'Conv', 'ConvWS', 'CenConv2d']
+CONV_NAMES = ['Conv2d', 'Conv', 'ConvWS', 'CenConv2d', 'DCN', 'DCNv2']
 for _name in ('Conv2d', 'Conv'):
     MODELS.register_module(name=_name, module=nn.Conv2d)
 
