@@ -68,8 +68,9 @@ def choose_metrics(cfg, names: list[str] | None, format_only: bool) -> None:
     if not chosen:
         raise UserError(f'--format-only: test_evaluator of the config ({kinds}) writes no files of results')
     if several and len(chosen) < len(evaluators):
-        raise UserError(f'{"--eval " + " ".join(names) if names else "--format-only"}: {whole.get("type")} of the config '
-                        f'needs all its metrics ({kinds}), and not each of them offers that')
+        asked = f'--eval {" ".join(names)}' if names else '--format-only'
+        raise UserError(f'{asked}: {whole.get("type")} of the config needs all its metrics ({kinds}), and not each of '
+                        'them offers that')
     cfg.test_evaluator = dict(whole, metrics=chosen) if several else chosen if len(chosen) > 1 else chosen[0]
 
 

@@ -44,7 +44,7 @@ def freeze(model: nn.Module, patterns: str | Iterable[str]) -> tuple[int, int]:
 def _listed(patterns: str | Iterable[str]) -> list[str]:
     patterns = [patterns] if isinstance(patterns, str) else patterns
     if not isinstance(patterns, (list, tuple)) or not all(isinstance(p, str) and p for p in patterns):
-        raise UserError(f"frozen_parts={patterns!r} must be a list of names such as ['backbone', 'neck.lateral_convs.*']")
+        raise UserError(f"frozen_parts={patterns!r} must be a list of names such as ['backbone', 'neck.lateral*']")
     return list(patterns)
 
 

@@ -32,8 +32,8 @@ class MultiDatasetsEvaluator(Evaluator):
         self.own = list(self.metrics)  # a metric that is added to `metrics` later gets every image
         names = [str(i) for i in range(len(self.own))] if dataset_prefixes is None else list(dataset_prefixes)
         if len(names) != len(self.own) or len(set(names)) < len(names):
-            raise UserError(f'MultiDatasetsEvaluator: dataset_prefixes={names} must be {len(self.own)} different names, '
-                            'one a metric')
+            raise UserError(f'MultiDatasetsEvaluator: dataset_prefixes={names} must be {len(self.own)} different '
+                            'names, one a metric')
         self.dataset_prefixes = names
         self._seen: list[set] = [set() for _ in self.own]  # image ids of each data set
 

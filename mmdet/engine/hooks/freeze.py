@@ -15,8 +15,8 @@ class FreezeHook(Hook):
     """Keep the frozen parts of a model in eval mode while the rest is trained.
 
     Their norm layers, CBN too, normalise by their running statistics and change nothing, and dropout is off.
-    `build_runner` adds this hook where a config has ``frozen_parts = [...]``; the gradients are `mmdet.engine.freezing`'s
-    doing.
+    `build_runner` adds this hook where a config has ``frozen_parts = [...]``; `mmdet.engine.freezing` stops the
+    gradients.
     """
 
     priority = 'VERY_HIGH'  # before hooks that look at which layers train

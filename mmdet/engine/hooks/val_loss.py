@@ -44,7 +44,7 @@ class ValLossHook(Hook):
             return
         dataset = getattr(getattr(runner._val_loop, 'dataloader', None), 'dataset', None)
         if dataset is None:
-            raise UserError('ValLossHook: the config has no validation; it needs val_dataloader, val_cfg, val_evaluator')
+            raise UserError('ValLossHook: the config has no validation: val_dataloader, val_cfg, val_evaluator')
         model = runner.cfg.get('model') or {}
         with_masks = 'masks' in (predicted_fields(model) or ())
         frames = {_check_pipeline(getattr(part, 'pipeline', None), with_masks) for part in parts_of(dataset)}
