@@ -27,6 +27,7 @@ ALLOWED = {
     'apis': PARTS | {'engine'},
     'cli': PARTS | {'engine', 'apis'},
     '__init__': {'version'},
+    '__main__': {'cli'},
 }
 
 

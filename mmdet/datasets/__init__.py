@@ -4,8 +4,10 @@ from mmdet.datasets.coco import CocoDataset
 from mmdet.datasets.samplers import AspectRatioBatchSampler
 from mmdet.datasets.transforms import (
     FilterAnnotations,
+    InferencerLoader,
     LoadAnnotations,
     LoadImageFromFile,
+    LoadImageFromNDArray,
     LoadProposals,
     PackDetInputs,
     Pad,
@@ -24,8 +26,10 @@ __all__ = [
     'CocoDataset',
     'ConcatDataset',
     'FilterAnnotations',
+    'InferencerLoader',
     'LoadAnnotations',
     'LoadImageFromFile',
+    'LoadImageFromNDArray',
     'LoadProposals',
     'PackDetInputs',
     'Pad',

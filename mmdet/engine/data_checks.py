@@ -5,8 +5,10 @@ from typing import Any
 
 from mmcv.transforms import Normalize
 from mmengine.dataset import BaseDataset
+from mmengine.dist import get_world_size
 from mmengine.runner import Runner
 from torch import nn
+from torch.utils.data import DataLoader
 
 from mmdet.config.errors import UserError, at_most, say
 from mmdet.datasets.pipeline import loaded_boxes, steps_of
@@ -16,6 +18,8 @@ def check_data(runner: Runner, model: nn.Module) -> None:
     """Raise UserError where the run's data sets contradict one another, the model's preprocessor or a metric."""
     train, val, test = (getattr(getattr(loop, 'dataloader', None), 'dataset', None)
                         for loop in (runner._train_loop, runner._val_loop, runner._test_loop))  # fmt: skip
+    for name, loop in dict(train=runner._train_loop, val=runner._val_loop, test=runner._test_loop).items():
+        check_length(getattr(loop, 'dataloader', None), name)
     for dataset in (train, val, test):
         check_classes(model, dataset)
     for name, dataset in dict(train=train, val=val, test=test).items():
@@ -49,6 +53,16 @@ def check_annotations(metric: Any, dataset: Any) -> None:
             raise UserError(f'{type(metric).__name__} compares with boxes of the original images, but the pipeline of '
                             f"the data set {wrong}: put dict(type='LoadAnnotations', with_bbox=True) right before "
                             'PackDetInputs')
+
+
+def check_length(loader: DataLoader | None, name: str) -> None:
+    """Raise UserError where a data loader gives no batch; of several processes one may have none to evaluate."""
+    if loader is None or len(loader) or name != 'train' and get_world_size() > 1:
+        return
+    size = getattr(loader.batch_sampler, 'batch_size', None) or loader.batch_size
+    images = len(getattr(loader.batch_sampler, 'sampler', loader.dataset))
+    raise UserError(f'{name}_dataloader gives no batch: {images} images, and drop_last=True wants {size} a batch. '
+                    'Use a smaller batch_size, or drop_last=False')
 
 
 def check_classes(model: nn.Module, dataset: Any) -> None:
