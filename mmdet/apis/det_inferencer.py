@@ -58,6 +58,7 @@ class DetInferencer(BaseInferencer):
     ) -> None:
         self.palette = palette
         self.device = device
+        self._written: dict[str, set[Path]] = {}  # by their endings
         if model is None:
             model = _config_in(weights)
         elif isinstance(model, (str, Path)):
@@ -118,7 +119,7 @@ class DetInferencer(BaseInferencer):
             UserError: no readable image, or an option that nothing here has (`texts`).
         """
         images = self._inputs_to_list(inputs)
-        self._written: set[Path] = set()
+        self._written.clear()
         out = Path(out_dir) if out_dir else None
         asked = {name: kwargs.pop(name, None) for name in ('texts', 'stuff_texts', 'custom_entities', 'tokens_positive')}
         if any(asked.values()):
@@ -218,7 +219,7 @@ class DetInferencer(BaseInferencer):
 
     def _place(self, sample: DetResult, folder: Path, suffix: str) -> Path:
         """A file of the image's name, or a number; images of one name do not overwrite one another."""
-        written = self.__dict__.setdefault('_written', set())
+        written = self._written.setdefault(suffix, set())
         name = Path(sample.img_path).stem if sample.get('img_path') else f'{len(written):08}'
         place, number = folder / f'{name}{suffix}', 1
         while place in written:

@@ -1,5 +1,6 @@
 """CocoDataset, the transforms of its pipeline, and batches of images of like orientation."""
 
+from mmdet.datasets.base import BaseDetDataset
 from mmdet.datasets.coco import CocoDataset
 from mmdet.datasets.samplers import AspectRatioBatchSampler
 from mmdet.datasets.transforms import (
@@ -21,6 +22,7 @@ from mmdet.datasets.transforms import (
 
 __all__ = [
     'AspectRatioBatchSampler',
+    'BaseDetDataset',
     'CocoDataset',
     'FilterAnnotations',
     'InferencerLoader',

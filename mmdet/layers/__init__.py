@@ -22,6 +22,7 @@ from mmdet.layers.conv import (
     init_conv,
     kaiming_normal,
 )
+from mmdet.layers.ema import ExpMomentumEMA
 from mmdet.layers.losses.basic import BalancedL1Loss, CrossEntropyLoss, L1Loss, SmoothL1Loss
 from mmdet.layers.losses.focal import FocalLoss
 from mmdet.layers.losses.iou import BoundedIoULoss, CIoULoss, DIoULoss, GIoULoss, IoULoss
@@ -33,7 +34,7 @@ batch_stats.ENABLED = kernels.ENABLED = COMPILED  # they stand alone and cannot 
 
 __all__ = [
     'BATCH_NORMS', 'BalancedL1Loss', 'BatchNorm2d', 'BatchRenorm', 'BoundedIoULoss', 'CIoULoss', 'ConvModule',
-    'ConvWS2d', 'CrossEntropyLoss', 'CrossIterBatchNorm2d', 'DIoULoss', 'FocalLoss', 'GIoULoss', 'IoULoss', 'L1Loss',
+    'ConvWS2d', 'CrossEntropyLoss', 'CrossIterBatchNorm2d', 'DIoULoss', 'ExpMomentumEMA', 'FocalLoss', 'GIoULoss', 'IoULoss', 'L1Loss',
     'SmoothL1Loss', 'SyncBN', 'build_activation_layer', 'build_conv_layer', 'build_norm_layer', 'build_upsample_layer',
     'cbn_state', 'conv_norm', 'conv_stack', 'convert_cbn', 'init_conv', 'kaiming_normal', 'load_cbn_state', 'plan_cbn',
     'revert_cbn', 'set_cbn_epoch',

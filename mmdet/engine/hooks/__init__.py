@@ -14,6 +14,7 @@ from mmdet.engine.hooks.early_stopping import StrictEarlyStoppingHook
 from mmdet.engine.hooks.ema import StatisticsEMAHook
 from mmdet.engine.hooks.non_finite import NonFiniteLossHook
 from mmdet.engine.hooks.norm_statistics import SyncNormStatsHook
+from mmdet.engine.hooks.num_classes import NumClassCheckHook
 from mmdet.engine.hooks.precise_bn import PreciseBNHook, precise_statistics
 from mmdet.engine.hooks.progress import ProgressHook
 from mmdet.engine.hooks.run_info import RunInfoHook
@@ -25,6 +26,7 @@ __all__ = [
     'CheckpointGuardHook',
     'DetVisualizationHook',
     'NonFiniteLossHook',
+    'NumClassCheckHook',
     'PreciseBNHook',
     'ProgressHook',
     'RunInfoHook',
