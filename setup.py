@@ -17,6 +17,7 @@ import sysconfig
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 CSRC = Path('mmdet', 'ops', 'csrc')
@@ -124,6 +125,16 @@ def extension(torch):
                 define_macros=macros)
 
 
+class BuildWithConfigs(build_py):
+    """configs/ becomes mmdet/configs in what is installed; an editable install finds it beside the package."""
+
+    def run(self) -> None:
+        super().run()
+        if not self.editable_mode:
+            shutil.copytree('configs', Path(self.build_lib, 'mmdet', 'configs'), dirs_exist_ok=True,
+                            ignore=shutil.ignore_patterns('__pycache__'))
+
+
 def version(torch) -> str:
     """The release with torch's version as local part, so that no cache serves a build for another torch."""
     text = (ROOT / 'mmdet' / 'version.py').read_text()
@@ -149,7 +160,8 @@ def main() -> None:
         extras_require={'test': ['pytest', 'hypothesis']},
         ext_modules=[module],
         # the library registers operators and is no Python module: its name need not carry Python's version
-        cmdclass={'build_ext': BuildExtension.with_options(no_python_abi_suffix=True)},
+        cmdclass={'build_ext': BuildExtension.with_options(no_python_abi_suffix=True), 'build_py': BuildWithConfigs},
+        entry_points={'console_scripts': ['mmdet = mmdet.cli.command:run']},
         zip_safe=False,
     )
 

@@ -28,6 +28,7 @@ ALLOWED = {
     'cli': PARTS | {'engine', 'apis'},
     'utils': {'version', 'structures', 'config', 'apis'},
     '__init__': {'version'},
+    '__main__': {'cli'},
 }
 
 

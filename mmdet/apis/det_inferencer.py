@@ -1,4 +1,4 @@
-"""`DetInferencer`: mmengine's inferencer protocol (preprocess, forward, visualize, postprocess), with mmdetection's results."""
+"""`DetInferencer`: mmengine's inferencer protocol, with the arguments and results of mmdetection's class of that name."""
 
 import ast
 import json
@@ -121,7 +121,8 @@ class DetInferencer(BaseInferencer):
         images = self._inputs_to_list(inputs)
         self._written.clear()
         out = Path(out_dir) if out_dir else None
-        asked = {name: kwargs.pop(name, None) for name in ('texts', 'stuff_texts', 'custom_entities', 'tokens_positive')}
+        about_text = ('texts', 'stuff_texts', 'custom_entities', 'tokens_positive')
+        asked = {name: kwargs.pop(name, None) for name in about_text}
         if any(asked.values()):
             raise UserError(f'{", ".join(n for n, v in asked.items() if v)}: no model here reads text; leave it out')
         _, forward_options, *_ = self._dispatch_kwargs(**kwargs)

@@ -9,7 +9,6 @@ lengths, and the parts go through the model in batches.
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import torch
 from mmengine.structures import InstanceData
 from pycocotools import mask as coco_mask
 from torch import nn
@@ -35,7 +34,7 @@ def slice_windows(width: int, height: int, size: int, overlap: float = 0.2) -> l
     [(0, 0, 600, 500), (300, 0, 900, 500), (400, 0, 1000, 500)]
     """
     if size < 1 or not 0 <= overlap < 1:
-        raise UserError(f'slices of {size} pixels that overlap by {overlap}: at least 1 pixel and less than 1 are needed')
+        raise UserError(f'slices of {size} pixels, overlap {overlap}: at least 1 pixel and less than 1 are needed')
     step = max(1, round(size * (1 - overlap)))
 
     def starts(length: int) -> list[int]:
@@ -113,7 +112,10 @@ def _placed(mask: dict, x: int, y: int, height: int, width: int) -> dict:
 
 
 def merge_results_by_nms(
-    results: Sequence[DetDataSample], offsets: Sequence[Sequence[int]], src_image_shape: tuple[int, int], nms_cfg: Mapping
+    results: Sequence[DetDataSample],
+    offsets: Sequence[Sequence[int]],
+    src_image_shape: tuple[int, int],
+    nms_cfg: Mapping,
 ) -> DetDataSample:
     """The detections of S slices as those of the whole image (h, w), without what was found twice."""
     found = shift_predictions(results, offsets, src_image_shape)

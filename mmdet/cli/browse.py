@@ -12,7 +12,8 @@ SIDES = {'small': 32, 'medium': 96, 'large': float('inf')}  # pixels, where COCO
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser("Count a data set's objects and draw some of its images as they leave the config's pipeline.")
+    parser = Parser("Count a data set's objects and draw some of its images as they leave the config's pipeline.",
+                    ['my_config.py', 'my_config.py --split val --number 4 --out-dir looked_at'])
     parser.add_config_arguments('train_dataloader.dataset.ann_file=mine.json')
     parser.add_argument('--split', choices=('train', 'val', 'test'), default='train', help='default: %(default)s')
     parser.add_argument('--number', type=int, default=16, help='images to draw (default: %(default)s)')

@@ -11,7 +11,10 @@ from mmdet.engine.launch import join_processes, leave_processes, on_rank_0
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser('Evaluate a detector.')
+    parser = Parser('Evaluate a detector.', [
+        'my_config.py work_dirs/my_config/epoch_12.pth --eval bbox segm',
+        'my_config.py checkpoint.pth --gpus 2 --out results.pkl --show-dir found',
+    ])
     parser.add_config_arguments('test_dataloader.batch_size=4')
     parser.add_process_arguments()
     parser.add_argument('checkpoint', help='weights to evaluate')

@@ -40,8 +40,6 @@ OPTIONS: dict[str, dict[str, Rule]] = {
         deep_stem=_only(False),
         avg_down=_only(False),
         stem_channels=lambda cfg: ([None, cfg.get('base_channels', 64)], ''),
-        dcn=_only(None, why='other convolutions come through conv_cfg'),
-        stage_with_dcn=_unused('of dcn'),
         plugins=_only(None),
     ),
     'DetDataPreprocessor': dict(

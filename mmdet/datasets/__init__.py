@@ -1,4 +1,4 @@
-"""CocoDataset, the transforms of its pipeline, and batches of images of like orientation."""
+"""CocoDataset, XMLDataset and VOCDataset, wrappers, the transforms of pipelines, batches of one orientation."""
 
 from mmdet.datasets.base import BaseDetDataset
 from mmdet.datasets.coco import CocoDataset
@@ -19,11 +19,14 @@ from mmdet.datasets.transforms import (
     RandomResize,
     Resize,
 )
+from mmdet.datasets.voc import VOCDataset, XMLDataset
+from mmdet.datasets.wrappers import ConcatDataset, RepeatDataset
 
 __all__ = [
     'AspectRatioBatchSampler',
     'BaseDetDataset',
     'CocoDataset',
+    'ConcatDataset',
     'FilterAnnotations',
     'InferencerLoader',
     'LoadAnnotations',
@@ -37,5 +40,8 @@ __all__ = [
     'RandomCrop',
     'RandomFlip',
     'RandomResize',
+    'RepeatDataset',
     'Resize',
+    'VOCDataset',
+    'XMLDataset',
 ]

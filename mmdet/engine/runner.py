@@ -14,7 +14,8 @@ from mmengine.runner import Runner
 from torch import nn
 
 from mmdet.checkpoints import Checkpoint
-from mmdet.config.errors import UserError, at_most, registered_names, unknown_type, unknown_type_text
+from mmdet.config.counting import counts_iterations, loop_type
+from mmdet.config.errors import UserError, at_most, registered_names, say, unknown_type, unknown_type_text
 from mmdet.config.load import type_places
 from mmdet.engine.log import ignore_known_warnings, quieten
 from mmdet.engine.message_hub import DeferredMessageHub, defer_grad_norm
@@ -83,8 +84,22 @@ def _drop_training(parts: ConfigDict) -> None:
 def _seed_and_resume_batches(parts: ConfigDict) -> None:
     """The data loader and the loop that can begin in the middle of an epoch (see `seeding` and `loops`)."""
     parts.train_dataloader = seeded_dataloader(parts.train_dataloader, parts.randomness.seed)
-    if 'by_epoch' in parts.train_cfg:  # by which mmengine would choose its own loops
-        parts.train_cfg.type = 'EpochBasedTrainLoop' if parts.train_cfg.pop('by_epoch') else 'IterBasedTrainLoop'
+    parts.train_cfg.type = loop_type(parts.train_cfg)
+    parts.train_cfg.pop('by_epoch', None)
+    if counts_iterations(parts.train_cfg):
+        _count_iterations(parts)
+
+
+def _count_iterations(parts: ConfigDict) -> None:
+    """Without epochs the log counts iterations, and a config that speaks of no checkpoints has one per evaluation."""
+    log = dict(parts.get('log_processor') or {})
+    if log.get('by_epoch'):
+        say('the log counts iterations, as train_cfg does: log_processor.by_epoch=True is for a loop of epochs')
+    parts.log_processor = dict(log, by_epoch=False)
+    hooks = dict(parts.get('default_hooks') or {})
+    interval = parts.train_cfg.get('val_interval', 1000)  # mmengine's default
+    hooks.setdefault('checkpoint', dict(type='CheckpointHook', by_epoch=False, interval=interval))
+    parts.default_hooks = hooks
 
 
 def _complete_dataloaders(parts: ConfigDict) -> None:

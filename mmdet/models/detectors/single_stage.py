@@ -51,7 +51,7 @@ class SingleStageDetector(BaseModel):
     ):
         super().__init__(build_preprocessor(data_preprocessor), init_cfg)
         self.backbone = build_backbone(backbone)
-        self.neck = build_neck(neck)
+        self.neck = build_neck(neck, self.backbone)
         # the head holds these too, so that model.test_cfg.score_thr can still be changed
         self.train_cfg, self.test_cfg = (None if cfg is None else ConfigDict(cfg) for cfg in (train_cfg, test_cfg))
         head = dict(bbox_head, train_cfg=self.train_cfg, test_cfg=self.test_cfg)

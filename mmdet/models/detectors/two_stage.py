@@ -61,7 +61,7 @@ class TwoStageDetector(BaseModel):
         check_keys('train_cfg.rpn_proposal', train_cfg.get('rpn_proposal'), TEST_KEYS)
         check_keys('test_cfg', test_cfg, ('rpn', 'rcnn'))
         self.backbone = build_backbone(backbone)
-        self.neck = build_neck(neck)
+        self.neck = build_neck(neck, self.backbone)
         if rpn_head is not None:
             rpn_head = dict(rpn_head, train_cfg=train_cfg.get('rpn'), test_cfg=test_cfg.get('rpn'))
             self.rpn_head = MODELS.build(rpn_head)
