@@ -70,17 +70,19 @@ def _image(root: ElementTree.Element, path: Path, files: ImageFiles, notes: Note
     size, orientation = seen
     declared = tuple(int(_number(root, f'size/{side}') or 0) for side in ('height', 'width'))
     if min(declared) > 0 and declared != size:
-        notes.add(f'annotated size is not that of the image{" (EXIF-rotated)" * (orientation > 4)}: the image\'s is taken',
+        turned = ' (EXIF-rotated)' if orientation > 4 else ''
+        notes.add(f"annotated size is not that of the image{turned}: the image's is taken",
                   f'{path}: {declared} and {size}')
     image = AnnotatedImage(found, *size)
+    # the benchmark counts pixels from 1, and a box's last one is inside; labelImg and its like count as everyone
+    shift = np.array([[1, 1], [0, 0]]) * ('VOC' in (root.findtext('source/database') or ''))
     for element in root.iter('object'):
         corners = [_number(element, f'bndbox/{key}') for key in ('xmin', 'ymin', 'xmax', 'ymax')]
         label = (element.findtext('name') or '').strip()
         if None in corners or not label:
             notes.add('object without a name or a box: left out', path)
             continue
-        corners[:2] = [value - 1 for value in corners[:2]]  # VOC counts pixels from 1, and both ends are the object's
-        box = boxed(as_seen(np.array(corners).reshape(2, 2), declared, size, orientation))
+        box = boxed(as_seen(np.array(corners).reshape(2, 2) - shift, declared, size, orientation))
         image.objects.append(Object(label, box, crowd=_number(element, 'difficult') == 1))
     return image
 
