@@ -20,7 +20,7 @@ class ResLayer(BaseModule):
         depth: of the ResNet.
         stage: 0 to 3, the first whose map the backbone does not give; 3 for C4.
         stride, dilation: of the stage.
-        style, norm_cfg, norm_eval, conv_cfg, zero_init_residual: as in `ResNet`.
+        style, norm_cfg, norm_eval, conv_cfg: as in `ResNet`.
         init_cfg: ``dict(type='Pretrained', checkpoint=...)`` of a whole ResNet, of which the stage is taken.
     """
 
@@ -34,7 +34,6 @@ class ResLayer(BaseModule):
         norm_cfg: dict = dict(type='BN', requires_grad=True),
         norm_eval: bool = True,
         conv_cfg: dict | None = None,
-        zero_init_residual: bool = True,
         init_cfg: dict | list[dict] | None = None,
     ):
         super().__init__(init_cfg)
@@ -49,7 +48,7 @@ class ResLayer(BaseModule):
         layer = res_layer(
             block, blocks[stage], in_channels, width, stride,
             dilation=dilation, style=style, groups=1, group_width=width, conv_cfg=conv_cfg, dcn=None,
-            norm_cfg=norm_cfg, zero_init_residual=zero_init_residual,
+            norm_cfg=norm_cfg, zero_init_residual=False,
         )  # fmt: skip
         self.add_module(self.name, layer)
 
