@@ -14,7 +14,7 @@ from mmdet.config.errors import UserError
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser('Explain saved detections without running the model: report.html and analysis.json.')
     parser.add_config_arguments('test_evaluator.ann_file=mine.json')
-    parser.add_argument('results', help='a .pkl of tools/test.py --out, or a .json of COCO results')
+    parser.add_argument('results', help='a .pkl of mmdet test --out, or a .json of COCO results')
     parser.add_argument('--eval', nargs='+', metavar='METRIC',
                         help='bbox, segm, proposal (default: those of the config that the results are enough for)')
     parser.add_argument('--images', type=int, default=6, help='how many of the worst images to draw, and half as many '

@@ -13,11 +13,11 @@ from mmdet.config.errors import UserError
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser('Compare two sets of saved detections: comparison.html and comparison.json.')
-    parser.add_argument('a', help='detections: a .pkl of tools/test.py --out, a .json of COCO results, or an '
+    parser.add_argument('a', help='detections: a .pkl of mmdet test --out, a .json of COCO results, or an '
                         'analysis.json that `analyze` wrote of them')
     parser.add_argument('b', help='the same, of the other model')
     parser.add_argument('--config', help='config whose test set it is (default: that of an analysis.json)')
-    parser.add_config_options('test_evaluator.ann_file=mine.json')
+    parser.add_argument('--cfg-options', **parser.config_options('test_evaluator.ann_file=mine.json'))
     parser.add_argument('--eval', nargs='+', metavar='METRIC', help="bbox, segm (default: the config's)")
     parser.add_argument('--samples', type=int, default=200,
                         help='draws of the bootstrap that the intervals come from (default: %(default)s)')

@@ -11,7 +11,7 @@ import numpy as np
 from mmdet.config.errors import MissingFile, UserError, at_most, one_line, say
 
 _MOST_DRAWN = 100  # detections of an image
-_KNOWN = 'a .pkl of tools/test.py --out or a .json of COCO results is needed'
+_KNOWN = 'a .pkl of mmdet test --out or a .json of COCO results is needed'
 
 
 class Evaluated:
@@ -40,8 +40,11 @@ class Evaluated:
         evaluators = cfg.test_evaluator if isinstance(cfg.test_evaluator, (list, tuple)) else [cfg.test_evaluator]
         mine = [one for one in evaluators if issubclass(class_of(one), CocoMetric)]
         if not mine:
-            raise UserError(f"{config}: test_evaluator has no CocoMetric, and that is what can be analysed; give the "
-                            "annotations as a COCO file: test_evaluator=dict(type='CocoMetric', ann_file=...)")
+            raise UserError(f'{config}: test_evaluator has no CocoMetric. Make a COCO file of the annotations (mmdet '
+                            "convert) and set test_evaluator=dict(type='CocoMetric', ann_file=...)")
+        if not isinstance(mine[0].get('ann_file'), str):
+            raise UserError(f'{config}: test_evaluator has several annotation files; choose one data set, such as '
+                            '--cfg-options test_evaluator.ann_file=one.json')
         given = {key: value for key, value in mine[0].items() if key not in ('format_only', 'outfile_prefix')}
         init_default_scope('mmdet')
         self.dataset = DATASETS.build(dict(cfg.test_dataloader.dataset, pipeline=[], lazy_init=True))
@@ -73,7 +76,7 @@ class Evaluated:
             tensors = {key: torch.from_numpy(values) for key, values in columns.items()}
             return InstanceData(**tensors, **(dict(masks=masks) if name == 'segm' else {}))
 
-        truth, number = self.metric.truth, self.metric.truth.index[img_id]
+        truth, number = self.metric.truth, self.metric.truth.index[0, img_id]
         objects = [one for one in truth.of([number], name == 'segm') if not one['iscrowd']]
         boxes = np.array([one['bbox'] for one in objects], float).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
@@ -108,7 +111,7 @@ class Evaluated:
         """Detections that were saved, as `CocoMetric.checked` gives them, and which metrics they are enough for.
 
         Args:
-            path: a .pkl of tools/test.py --out, or a .json of COCO results; of a .json every image of the annotation
+            path: a .pkl of mmdet test --out, or a .json of COCO results; of a .json every image of the annotation
                 file counts as evaluated.
 
         Raises:
@@ -140,14 +143,14 @@ class Evaluated:
             with open(path, 'rb') as file:
                 samples = read_arrays(file)
         except Refused as error:
-            raise UserError(f'{path} holds {error}, which is not read: write it with tools/test.py --out') from error
+            raise UserError(f'{path} holds {error}, which is not read: write it with mmdet test --out') from error
         except Exception as error:
             raise UserError(f'{path} is damaged, or no pickle ({type(error).__name__}: {error})') from error
         if not isinstance(samples, list) or not all(isinstance(s, dict) and 'pred_instances' in s for s in samples):
-            raise UserError(f'{path} is no list of detections as tools/test.py --out writes it')
+            raise UserError(f'{path} is no list of detections as mmdet test --out writes it')
         self._check_ids(path, [sample.get('img_id') for sample in samples])
         for sample in samples:
-            image = self.metric.truth.images[self.metric.truth.index[sample['img_id']]]
+            image = self.metric.truth.images[self.metric.truth.index[0, sample['img_id']]]
             size = (image['height'], image['width'])
             given = tuple(sample.get('ori_shape') or size)[:2]
             if given != size:
@@ -174,7 +177,7 @@ class Evaluated:
         if unknown:
             raise UserError(f'{path}: category_id {at_most(map(repr, sorted(unknown)), 3)} is none of the '
                             f'{len(labels)} classes of {self.metric.ann_file}: these are results of another data set')
-        by_image: dict[Any, list[dict]] = {img_id: [] for img_id in self.metric.truth.index}
+        by_image: dict[Any, list[dict]] = {img_id: [] for _, img_id in self.metric.truth.index}
         for entry in entries:
             by_image[entry['image_id']].append(entry)
         has = {key: all(key in entry for entry in entries) for key in ('bbox', 'segmentation')}
@@ -197,7 +200,7 @@ class Evaluated:
                     labels=np.array([labels[entry['category_id']] for entry in entries], int))
 
     def _check_ids(self, path: str, ids: list) -> None:
-        known = self.metric.truth.index
+        known = {img_id for _, img_id in self.metric.truth.index}
         unknown = list(dict.fromkeys(repr(img_id) for img_id in ids if img_id not in known))
         if unknown:
             raise UserError(f'{path}: {len(unknown)} of {len(set(map(repr, ids)))} images are not in '

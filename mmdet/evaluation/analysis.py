@@ -122,7 +122,7 @@ def analyse(metric: CocoMetric, name: str, results: Sequence[dict], shown: tuple
     """
     if not results:
         raise UserError('the results hold no image')
-    counter = Counter(metric, name, [metric.truth.index[result['img_id']] for result in results])
+    counter = Counter(metric, name, [result['number'] for result in results])
     detections = Detections.of(metric, name, results)
     evaluation = counter.evaluate(detections)
     evaluation.accumulate()
@@ -269,7 +269,6 @@ def _label_errors(counter: Counter, detections: Detections, in_crowd: np.ndarray
     """The most confident detections that the ground truth contradicts; `detections` with systematic faults repaired."""
     found = counter.evaluate(detections, ious=[0.5], brief=True).image_diagnostics(0.5, max(threshold, 0.5))
     names = {category['id']: category['name'] for category in counter.truth.categories}
-    ids = {number: img_id for img_id, number in counter.truth.index.items()}
     errors = []
     for one in sorted(found['label_errors'], key=lambda one: -one['dt_score']):
         i = one['dt_id'] - 1
@@ -277,15 +276,15 @@ def _label_errors(counter: Counter, detections: Detections, in_crowd: np.ndarray
             x, y, w, h = detections.boxes[i].tolist()
             missing = one['type'] == 'missing_annotation'
             errors.append(LabelError(
-                ids[one['image_id']], 'missing' if missing else 'class', one['dt_score'], [x, y, x + w, y + h],
-                names[one['dt_category_id']], None if missing else names[one['gt_category_id']]))
+                counter.img_ids[one['image_id']], 'missing' if missing else 'class', one['dt_score'],
+                [x, y, x + w, y + h], names[one['dt_category_id']],
+                None if missing else names[one['gt_category_id']]))
     return errors
 
 
 def _images(counter: Counter, detections: Detections, threshold: float, worst: int, best: int) -> tuple[list, list]:
     """The images with the lowest F1, of equal ones those with more errors first, and those with the highest."""
-    ids = {number: img_id for img_id, number in counter.truth.index.items()}
-    rows = [ImageNumbers(ids[number], *counts, f1_score(*counts))
+    rows = [ImageNumbers(counter.img_ids[number], *counts, f1_score(*counts))
             for number, counts in counter.by_image(detections[detections.scores >= threshold]).items() if any(counts)]
     bad = sorted((row for row in rows if row.f1 < 1), key=lambda row: (row.f1, -row.wrong - row.missed))[:worst]
     good = sorted(rows, key=lambda row: (-row.f1, -row.right))

@@ -69,11 +69,11 @@ def compare(metric: CocoMetric, name: str, a: Sequence[dict], b: Sequence[dict],
     """
     if name == 'proposal':
         raise UserError('proposals have no AP to compare; analyze shows their recall')
-    common = {result['img_id'] for result in a} & {result['img_id'] for result in b}
+    common = {result['number'] for result in a} & {result['number'] for result in b}
     if not common:
         raise UserError('the two results have no image in common')
-    counter = Counter(metric, name, [metric.truth.index[img_id] for img_id in common])
-    both = [Detections.of(metric, name, [one for one in results if one['img_id'] in common]) for results in (a, b)]
+    counter = Counter(metric, name, common)
+    both = [Detections.of(metric, name, [one for one in results if one['number'] in common]) for results in (a, b)]
     overall = _differences(counter, both, samples, seed, 'all classes')
     classes = []
     if counter.by_class:
@@ -109,11 +109,10 @@ def _differences(counter: Counter, both: Sequence[Detections], samples: int, see
 def _changes(counter: Counter, both: Sequence[Detections], thresholds: Sequence[float]) -> list[ImageChange]:
     """All images, the one that lost most first."""
     counts = [counter.by_image(found[found.scores >= least]) for found, least in zip(both, thresholds)]
-    ids = {number: img_id for img_id, number in counter.truth.index.items()}
     rows = []
     for number in counter.images:
         a, b = (tuple(of_images[number]) for of_images in counts)
-        rows.append(ImageChange(ids[number], a, b, f1_score(*b) - f1_score(*a)))
+        rows.append(ImageChange(counter.img_ids[number], a, b, f1_score(*b) - f1_score(*a)))
     return sorted(rows, key=lambda one: (one.f1, sum(one.a[1:]) - sum(one.b[1:])))
 
 

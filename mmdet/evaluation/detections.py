@@ -33,8 +33,8 @@ class Detections:
     @classmethod
     def of(cls, metric: CocoMetric, name: str, results: Sequence[dict]) -> Detections:
         """`results`: one a different image, as `CocoMetric.checked` gives them; `name`: the metric that counts them."""
-        results = sorted(results, key=lambda result: metric.truth.index[result['img_id']])
-        numbers = [metric.truth.index[result['img_id']] for result in results]
+        results = sorted(results, key=lambda result: result['number'])
+        numbers = [result['number'] for result in results]
         boxes, scores, labels = (np.concatenate([r[key] for r in results]) for key in ('bboxes', 'scores', 'labels'))
         return cls(
             np.repeat(numbers, [len(result['scores']) for result in results]),
@@ -74,6 +74,7 @@ class Counter:
         self.engine, self.metric, self.name, self.limit = hotcoco, metric, name, limit
         self.truth, self.images = metric.truth, sorted(images)
         self.by_class = metric.params(name).useCats
+        self.img_ids = {number: img_id for (_, img_id), number in metric.truth.index.items()}
         self.objects = {one['id']: one for one in metric.truth.of(self.images, name == 'segm')}
         self._coco = self._ground_truth(self.objects.values())
 

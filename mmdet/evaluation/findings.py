@@ -42,7 +42,7 @@ _REMEDIES = {
         'Compare the order of metainfo.classes with the one that the model was trained with (its checkpoint '
         'names it). In a .json, category_id is the id in the annotation file, not the label.',
     'class never predicted':
-        'Look whether the training set has objects of it (tools/browse.py counts them) under the same name, '
+        'Look whether the training set has objects of it (mmdet browse counts them) under the same name, '
         'and whether num_classes of the heads covers it. The cost assumes that it would be found as well as '
         'the others.',
     'confused classes':

@@ -38,7 +38,7 @@ def detections(shapes, shift=0.0, noise=0.02, swapped=False, seed=0):
     metric = CocoMetric(str(shapes / 'annotations' / 'instances_val.json'), ['bbox', 'segm'])
     metric.dataset_meta = dict(classes=CLASSES)
     rng, dumped = np.random.default_rng(seed), []
-    for img_id, number in metric.truth.index.items():
+    for (_, img_id), number in metric.truth.index.items():
         objects = [one for one in metric.truth.objects[number] if not one['iscrowd']]
         boxes = np.array([one['bbox'] for one in objects], float).reshape(-1, 4)
         boxes = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1) + (shift, 0, shift, 0)
@@ -221,13 +221,13 @@ class Payload:
 @pytest.mark.parametrize(
     'name, content, message',
     [
-        ('r.pkl', pickle.dumps([Payload()]), 'write it with tools/test.py --out'),
+        ('r.pkl', pickle.dumps([Payload()]), 'write it with mmdet test --out'),
         ('r.pkl', b'\x80\x04no', 'damaged, or no pickle'),
         ('r.json', b'{', 'not JSON'),
         ('r.json', b'{"annotations": []}', 'COCO results are needed'),
         ('r.json', b'[{"image_id": 5000, "category_id": 1, "score": 1, "bbox": [1, 1, 2, 2]}]', 'another data set'),
         ('r.json', b'[{"image_id": 1, "category_id": 77, "score": 1, "bbox": [1, 1, 2, 2]}]', 'category_id 77 is none'),
-        ('r.txt', b'', 'a .pkl of tools/test.py --out or a .json of COCO results is needed'),
+        ('r.txt', b'', 'a .pkl of mmdet test --out or a .json of COCO results is needed'),
     ],
 )
 def test_files_of_another_kind_are_refused_and_run_nothing(options, name, content, message):

@@ -54,12 +54,12 @@ def answers(metric, seed=0, noise=0.0, least=0.3):
     rng = np.random.default_rng(seed)
     label = {number: i for i, number in enumerate(metric.truth.numbers.tolist())}
     results = []
-    for img_id, number in metric.truth.index.items():
+    for (_, img_id), number in metric.truth.index.items():
         objects = [one for one in metric.truth.objects[number] if not one['iscrowd']]
         boxes = np.array([one['bbox'] for one in objects], float).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
         boxes += rng.normal(0, 1, boxes.shape) * noise * np.tile(boxes[:, 2:] - boxes[:, :2], 2)
-        found = dict(img_id=img_id, bboxes=boxes, scores=rng.uniform(least, 1, len(boxes)),
+        found = dict(img_id=img_id, number=number, bboxes=boxes, scores=rng.uniform(least, 1, len(boxes)),
                      labels=np.array([label[one['category_id']] for one in objects], int))
         if 'segm' in metric.metrics:
             found['masks'] = [one['segmentation'] for one in objects]
@@ -98,7 +98,7 @@ def evaluated(ann_file, kind, results, **options):
     items = None if kind == 'proposal' else list(evaluator(ann_file, kind).items(kind))
     metric = evaluator(ann_file, kind, metric_items=items, **options)
     for one in results:
-        pred = {key: value for key, value in one.items() if key != 'img_id'}
+        pred = {key: value for key, value in one.items() if key not in ('img_id', 'number')}
         metric.process(None, [dict(img_id=one['img_id'], pred_instances=pred)])
     prefix = 'coco/' if kind == 'proposal' else f'coco/{kind}_'
     return {key.removeprefix(prefix): value for key, value in metric.evaluate(len(results)).items()}
@@ -149,7 +149,7 @@ def slow_confusion(metric, results, threshold):
     table = np.zeros((5, 5), int)
     label = {number: i for i, number in enumerate(metric.truth.numbers.tolist())}
     for one in results:
-        objects = [o for o in metric.truth.objects[metric.truth.index[one['img_id']]] if not o['iscrowd']]
+        objects = [o for o in metric.truth.objects[one['number']] if not o['iscrowd']]
         free = set(range(len(objects)))
         for i in np.argsort(-one['scores'], kind='stable'):
             if one['scores'][i] < threshold:
@@ -203,7 +203,7 @@ def test_tide_equals_tidecv(ann_file, monkeypatch):
     results = muddled(metric)
     truth, found = tidecv.Data('truth', max_dets=10**6), tidecv.Data('found', max_dets=10**6)
     for one in results:
-        number = metric.truth.index[one['img_id']]
+        number = one['number']
         truth.add_image(number, str(number))
         for there in metric.truth.objects[number]:
             add = truth.add_ignore_region if there['iscrowd'] else truth.add_ground_truth
@@ -422,8 +422,8 @@ def test_label_errors(ann_file, tmp_path):
 
 def test_no_detection_at_all(ann_file):
     metric = evaluator(ann_file, 'bbox', 'segm')
-    results = [dict(img_id=i, bboxes=np.zeros((0, 4)), scores=np.zeros(0), labels=np.zeros(0, int), masks=[])
-               for i in metric.truth.index]  # fmt: skip
+    results = [dict(img_id=i, number=number, bboxes=np.zeros((0, 4)), scores=np.zeros(0), labels=np.zeros(0, int),
+                    masks=[]) for (_, i), number in metric.truth.index.items()]
     for kind in ('bbox', 'segm'):
         analysis = analyse(metric, kind, results)
         assert kinds_of(analysis) == ['no detections'] and analysis.summary['mAP'] == 0 and len(analysis.worst) == 6
@@ -448,7 +448,7 @@ def test_images_without_objects(tmp_path):
     path.write_text(json.dumps(dict(images=[dict(id=1, width=9, height=9, file_name='a.jpg')], annotations=[],
                                     categories=[dict(id=1, name='cup')])))  # fmt: skip
     metric = evaluator(str(path), classes=('cup',))
-    found = dict(img_id=1, bboxes=np.array([[1.0, 1, 5, 5]]), scores=np.array([0.9]), labels=np.array([0]))
+    found = dict(img_id=1, number=1, bboxes=np.array([[1.0, 1, 5, 5]]), scores=np.array([0.9]), labels=np.array([0]))
     analysis = analyse(metric, 'bbox', [found])
     assert analysis.findings == [] and 'no object' in analysis.notes[-1] and analysis.summary['mAP'] is None
 
