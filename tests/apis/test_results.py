@@ -75,6 +75,9 @@ def test_supervision(result, monkeypatch):
         assert np.array_equal(getattr(mine, name), getattr(theirs, name))
     assert mine.data['class_name'].tolist() == ['dog', 'dog', 'cat'] and mine.mask.dtype == bool
     assert len(result.above(1).to_supervision()) == 0
+    blue = sv.BoxAnnotator(color=sv.Color(0, 0, 255), thickness=3)
+    drawn = np.asarray(result.plot(score_thr=0.5, annotators=[blue]))
+    assert tuple(drawn[15, 5]) == (0, 0, 255) and tuple(drawn[45, 50]) == (90, 90, 90)
     monkeypatch.setitem(sys.modules, 'supervision', None)
     with pytest.raises(UserError, match='pip install supervision'):
         result.to_supervision()
