@@ -1,4 +1,4 @@
-"""A data set in COCO's format with classes of one's own, fine-tuned from a checkpoint, as tutorials do it; then used."""
+"""A data set in COCO's format with classes of one's own, fine-tuned from a checkpoint, as in tutorials; then used."""
 
 import sys
 

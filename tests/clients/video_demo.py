@@ -23,7 +23,9 @@ changed = 0
 for frame in track_iter_progress(frames):
     result = inference_detector(model, frame, test_pipeline=test_pipeline)
     rgb = mmcv.imconvert(frame, 'bgr', 'rgb')
-    visualizer.add_datasample(name='video', image=rgb, data_sample=result, draw_gt=False, show=False, pred_score_thr=0.0)
+    visualizer.add_datasample(
+        name='video', image=rgb, data_sample=result, draw_gt=False, show=False, pred_score_thr=0.0
+    )
     drawn = visualizer.get_image()
     changed += int(drawn.shape == frame.shape and (drawn != rgb).any())
     writer.write(drawn[..., ::-1])
