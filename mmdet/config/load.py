@@ -298,7 +298,7 @@ _PLACES = [
     (r'(train|val|test)_dataloader(\.dataset)+(\.datasets\.\d+)?\.pipeline\.\d+', 'TRANSFORMS'),
     (r'(train|val|test)_dataloader\.(batch_)?sampler', 'DATA_SAMPLERS'),
     (r'(train|val|test)_dataloader\.(collate_fn|worker_init_fn)', 'FUNCTIONS'),
-    (r'(val|test)_evaluator(\.\d+)?', 'METRICS'),
+    (r'(val|test)_evaluator((\.metrics)?\.\d+)?', 'METRICS'),
     (r'optim_wrapper', 'OPTIM_WRAPPERS'),
     (r'optim_wrapper\.optimizer', 'OPTIMIZERS'),
     (r'param_scheduler(\.\d+)?', 'PARAM_SCHEDULERS'),
@@ -315,20 +315,26 @@ def check_types(cfg: Config) -> None:
     Raises:
         UserError: names the type, its place in the config, and the nearest registered names; or a part without one.
     """
+    for path, value in walk(cfg.to_dict()):
+        for pattern, name in _PLACES:
+            if re.fullmatch(pattern, path):
+                _check_part(value, path, name)
+
+
+def _check_part(value: Any, path: str, name: str) -> None:
     from mmdet import registry
 
-    for path, value in walk(cfg.to_dict()):
-        parent, _, key = path.rpartition('.')
-        for pattern, name in _PLACES:
-            if key == 'type' and isinstance(value, str) and re.fullmatch(pattern, parent):
-                _check_type(getattr(registry, name), value, path)
-            if not re.fullmatch(pattern, path):
-                continue
-            if isinstance(value, (str, int, float)):
-                kind = repr(value) if isinstance(value, str) else '...'
-                raise UserError(f'{path}={value!r}: write it as dict(type={kind})')
-            if isinstance(value, dict) and 'type' not in value and path not in _NEED_NO_TYPE:
-                raise UserError(f'{path} has no type; its keys are {at_most(map(str, value))}')
+    if isinstance(value, (str, int, float)):
+        kind = repr(value) if isinstance(value, str) else '...'
+        raise UserError(f'{path}={value!r}: write it as dict(type={kind})')
+    if not isinstance(value, dict):
+        return
+    if name == 'METRICS' and 'metrics' in value:
+        name, value = 'EVALUATOR', dict(dict(type='Evaluator'), **value)
+    if isinstance(value.get('type'), str):
+        _check_type(getattr(registry, name), value['type'], f'{path}.type')
+    elif 'type' not in value and path not in _NEED_NO_TYPE:
+        raise UserError(f'{path} has no type; its keys are {at_most(map(str, value))}')
 
 
 def _check_type(registry: Registry, value: str, path: str) -> None:

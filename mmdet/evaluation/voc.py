@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from mmengine.logging import MMLogger
 from terminaltables import AsciiTable
-from torchvision.ops import box_iou
 
 from mmdet.config.errors import UserError
 from mmdet.evaluation.gathered import GatheredMetric
 from mmdet.evaluation.predictions import checked_predictions
 from mmdet.registry import METRICS
+from mmdet.structures.boxes import box_iou
 
 _FALSE, _TRUE, _IGNORED = range(3)  # what a detection is at a threshold
 

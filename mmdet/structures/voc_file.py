@@ -51,25 +51,31 @@ def load_voc_file(path: str, backend_args: dict | None = None) -> VocFile:
     """
     data = read_bytes(path, backend_args)
     try:
-        return _file(_parsed(data))
+        return _file(voc_root(data))
     except UserError as error:
         raise UserError(f'annotation file {path} {error}') from None
 
 
-def _parsed(data: bytes) -> ElementTree.Element:
+def voc_root(data: bytes) -> ElementTree.Element:
+    """The ``<annotation>`` of a file's content.
+
+    Raises:
+        UserError: not XML, XML with a document type, or of another format; the message goes on after the file's name.
+    """
     declared = re.match(rb'<\?xml[^>]*?encoding\s*=\s*["\']([\w.-]+)', data)
     parser = ElementTree.XMLParser(target=_Tree())
     try:
         # the parser itself knows few encodings; of a text it ignores the declared one
         parser.feed(data.decode(declared[1].decode()) if declared else data)
-        return parser.close()
+        root = parser.close()
     except (ElementTree.ParseError, UnicodeError, LookupError) as error:
         raise UserError(f'is not XML: {error}') from None
+    if root.tag != 'annotation':
+        raise UserError(f'is not in Pascal VOC format: <annotation> is expected, not <{root.tag}>')
+    return root
 
 
 def _file(root: ElementTree.Element) -> VocFile:
-    if root.tag != 'annotation':
-        raise UserError(f'is not in Pascal VOC format: <annotation> is expected, not <{root.tag}>')
     sides = (_side(root.findtext(f'size/{key}')) for key in ('width', 'height'))
     file = VocFile(_text(root, 'filename') or None, *sides)
     for number, node in enumerate(root.findall('object'), start=1):

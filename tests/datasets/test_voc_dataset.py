@@ -19,6 +19,13 @@ LOAD = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', with_bbox=T
 CAT_AND_DOG = dict(classes=('cat', 'dog'))
 
 
+@pytest.fixture(autouse=True)
+def scope():
+    """mmengine's wrappers build what is inside them, by its registries."""
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        yield
+
+
 def box(xmin, ymin, xmax, ymax):
     return f'<bndbox><xmin>{xmin}</xmin><ymin>{ymin}</ymin><xmax>{xmax}</xmax><ymax>{ymax}</ymax></bndbox>'
 
@@ -27,7 +34,10 @@ def thing(name='cat', corners=(3, 5, 12, 20), more=''):
     return f'<object><name>{name}</name>{more}{box(*corners)}</object>'
 
 
-def write(folder, name='a', content=thing(), size=SIZE, file_name='', ending='.png', head='', encoding='utf-8'):
+CAT = thing()
+
+
+def write(folder, name='a', content=CAT, size=SIZE, file_name='', ending='.png', head='', encoding='utf-8'):
     """One image and its XML file."""
     for part in ('Annotations', 'JPEGImages'):
         (folder / part).mkdir(parents=True, exist_ok=True)
@@ -89,8 +99,7 @@ def test_rare_classes_of_several_files_are_repeated(tmp_path):
              for part in ('a', 'b')]
     concat = dict(type='ConcatDataset', datasets=parts)
     for inner in (concat, dict(type='RepeatDataset', times=1, dataset=concat)):
-        with DefaultScope.overwrite_default_scope('mmdet'):
-            balanced = DATASETS.build(dict(type='ClassBalancedDataset', oversample_thr=0.4, dataset=inner))
+        balanced = DATASETS.build(dict(type='ClassBalancedDataset', oversample_thr=0.4, dataset=inner))
         assert isinstance(balanced, ClassBalancedDataset) and balanced.repeat_indices == [*range(8), 8, 8, 9]
 
 
@@ -176,7 +185,7 @@ def test_filters(tmp_path):
     ('<annotation>' + '<a>' * 100_000 + '</a>' * 100_000, 'is not XML'),
     ('{"images": []}', 'is not XML'),
     ('<annotations/>', '<annotation> is expected, not <annotations>'),
-    (f'<annotation>{thing(corners=(1, 2, "x", 4))}</annotation>', r"not four numbers .* object 1 \(cat\) .*'xmax': 'x'"),
+    (f'<annotation>{thing(corners=(1, 2, "x", 4))}</annotation>', r"not four numbers .* 1 \(cat\) .*'xmax': 'x'"),
     (f'<annotation>{thing(corners=(1, 2, "inf", 4))}</annotation>', 'not four numbers'),
     ('<annotation><object><name>cat</name><bndbox/></object></annotation>', 'not four numbers'),
     (f'<annotation>{thing()}{thing("")}</annotation>', 'has no name for object 2'),

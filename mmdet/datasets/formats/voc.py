@@ -11,7 +11,9 @@ from xml.etree import ElementTree
 
 import numpy as np
 
+from mmdet.config.errors import UserError
 from mmdet.datasets.formats.annotated import AnnotatedImage, ImageFiles, Notes, Object, as_seen, boxed, seen_size
+from mmdet.structures.voc_file import voc_root
 
 _SPLITS = dict(train='train', trainval='train', val='val', test='test')
 
@@ -28,12 +30,9 @@ def read(source: Path, notes: Notes) -> list[AnnotatedImage]:
     images = []
     for path in sorted(source.rglob('*.xml')):
         try:
-            root = ElementTree.parse(path).getroot()
-        except (ElementTree.ParseError, OSError, ValueError) as error:
+            root = voc_root(path.read_bytes())
+        except (OSError, UserError) as error:
             notes.add('XML that cannot be read: left out', f'{path}: {error}')
-            continue
-        if root.tag != 'annotation':
-            notes.add('XML that is not of Pascal VOC: left out', path)
             continue
         image = _image(root, path, files, notes)
         if image is not None:
@@ -71,16 +70,19 @@ def _image(root: ElementTree.Element, path: Path, files: ImageFiles, notes: Note
     size, orientation = seen
     declared = tuple(int(_number(root, f'size/{side}') or 0) for side in ('height', 'width'))
     if min(declared) > 0 and declared != size:
-        notes.add(f'annotated size is not that of the image{" (EXIF-rotated)" * (orientation > 4)}: the image\'s is taken',
+        turned = ' (EXIF-rotated)' if orientation > 4 else ''
+        notes.add(f"annotated size is not that of the image{turned}: the image's is taken",
                   f'{path}: {declared} and {size}')
     image = AnnotatedImage(found, *size)
+    # the benchmark counts pixels from 1, and a box's last one is inside; labelImg and its like count as everyone
+    shift = np.array([[1, 1], [0, 0]]) * ('VOC' in (root.findtext('source/database') or ''))
     for element in root.iter('object'):
         corners = [_number(element, f'bndbox/{key}') for key in ('xmin', 'ymin', 'xmax', 'ymax')]
         label = (element.findtext('name') or '').strip()
         if None in corners or not label:
             notes.add('object without a name or a box: left out', path)
             continue
-        box = boxed(as_seen(np.array(corners).reshape(2, 2), declared, size, orientation))
+        box = boxed(as_seen(np.array(corners).reshape(2, 2) - shift, declared, size, orientation))
         image.objects.append(Object(label, box, crowd=_number(element, 'difficult') == 1))
     return image
 
