@@ -27,7 +27,8 @@ GUIDES = sorted(ROOT.glob('docs/extend/*.md'))
 BLOCKS = {
     'plan_cbn(model)': 'README.md',
     "classes=('apple', 'pear')": 'README.md',
-    'inference_detector(model': 'README.md',
+    "inference_detector(model, 'photo.jpg').pred": 'README.md',
+    'DetInferencer(': 'docs/inference.md',
     'norm.after(conv, x)': 'docs/cbn.md',
     "type='CocoMetric'": 'docs/data.md',
     "type='EMAHook'": 'docs/training.md',
@@ -155,7 +156,7 @@ def test_the_metric(shapes, monkeypatch):
 
 
 def test_use_from_python(shapes, here, monkeypatch):
-    text = block('inference_detector(model')
+    text = block("inference_detector(model, 'photo.jpg').pred")
     config, checkpoint = re.search(r"init_detector\(\s*'([^']+)',\s*'([^']+)'", text).groups()
     Path(checkpoint).parent.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
@@ -165,6 +166,18 @@ def test_use_from_python(shapes, here, monkeypatch):
     exec(text.replace(config, str(ROOT / config)), names)
     found = names['found']
     assert found.bboxes.shape == (len(found), 4) and len(found.masks) == len(found.labels) == len(found.scores)
+
+
+def test_detecting(here, monkeypatch):
+    factories.write_detector(here)
+    for old, new in {'config.py': 'my_config.py', 'weights.pth': 'my_weights.pth'}.items():
+        Path(old).rename(new)
+    shutil.copy(sorted(Path('shapes/val').glob('*'))[0], 'photo.jpg')
+    names = {}
+    exec(block('DetInferencer('), names)
+    assert repr(names['result']).startswith('DetResult(photo.jpg, 96 x 96: ')
+    assert Path('found.png').exists() and Path('out/vis/photo.jpg').exists() and Path('out/preds/photo.json').exists()
+    assert len(names['rows']) == len(names['best'].pred_instances)
 
 
 @pytest.mark.parametrize('path', DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))

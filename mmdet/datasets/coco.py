@@ -12,8 +12,10 @@ import numpy as np
 from mmengine.dataset import BaseDataset, force_full_init
 
 from mmdet.config.errors import MissingFile, UserError, say
+from mmdet.config.values import names_a
 from mmdet.datasets.common import check_packed, with_class_names
 from mmdet.datasets.pipeline import build_steps, check_order
+from mmdet.datasets.transforms import LoadProposals
 from mmdet.registry import DATASETS
 from mmdet.structures.coco_arrays import CocoArrays, load_coco_arrays
 from mmdet.structures.coco_file import choose_categories, garbage_kept, load_coco_file
@@ -94,7 +96,7 @@ class CocoDataset(BaseDataset):
         if proposal_file is not None:
             file = os.path.join(data_root or '', proposal_file)
             pipeline = [
-                {'proposal_file': file, **t} if isinstance(t, dict) and t['type'] == 'LoadProposals' else t
+                {'proposal_file': file, **t} if isinstance(t, dict) and names_a(t, LoadProposals) else t
                 for t in pipeline
             ]
         pipeline = build_steps(pipeline)

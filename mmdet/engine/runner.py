@@ -84,7 +84,8 @@ def _drop_training(parts: ConfigDict) -> None:
     for key in _TRAINING:
         parts.pop(key, None)
     # It asks for a training loop even when testing.
-    parts.custom_hooks = [hook for hook in parts.get('custom_hooks') or [] if hook['type'] != 'EarlyStoppingHook']
+    hooks = parts.get('custom_hooks') or []
+    parts.custom_hooks = [hook for hook in hooks if _type_name(hook) != 'EarlyStoppingHook']
 
 
 def _seed_and_resume_batches(parts: ConfigDict) -> None:
@@ -116,9 +117,15 @@ def _complete_dataloaders(parts: ConfigDict) -> None:
             loader.setdefault('pin_memory', True)  # else the host waits while images go to the GPU
 
 
+def _type_name(part: dict | object) -> str:
+    """'CBNHook' of dict(type='CBNHook'), 'mmdet.CBNHook', the class itself or an object of it."""
+    kind = part.get('type', '') if isinstance(part, dict) else type(part)
+    return kind.removeprefix('mmdet.') if isinstance(kind, str) else kind.__name__
+
+
 def _add_hooks(parts: ConfigDict, guard: dict) -> None:
     hooks = list(parts.get('custom_hooks') or [])
-    listed = {hook['type'] for hook in hooks if isinstance(hook, dict)}
+    listed = {_type_name(hook) for hook in hooks}
     if 'SyncBuffersHook' in listed:
         listed.add('SyncNormStatsHook')
     parts.custom_hooks = [*hooks, *(dict(type=name) for name in _ESSENTIAL if name not in listed), guard]
