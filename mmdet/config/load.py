@@ -24,7 +24,9 @@ from mmengine.runner import Runner
 from mmdet.config.auto import fill_num_classes
 from mmdet.config.data_files import SUFFIXES, check_data, check_placeholders, configs_are_read
 from mmdet.config.errors import UserError, at_most, one_line, say, suggest, unknown_type_text
+from mmdet.config.legacy import is_legacy, translate
 from mmdet.config.mmdet3 import KEYS_OF_2X, adopt
+from mmdet.config.text import read_text
 from mmdet.config.values import walk
 
 # Read by the Runner besides its parameters, or by our tools.
@@ -67,6 +69,18 @@ def load_config(path: str | Path, cfg_options: dict[str, Any] | None = None) -> 
         place = _place(error) or f'{path}: '
         raise UserError(f'{place}{type(error).__name__}: {one_line(error)}') from error
     _import_custom(cfg.get('custom_imports'), path)
+    return _complete(cfg, path, cfg_options)
+
+
+def load_text(text: str, origin: str, cfg_options: dict[str, Any] | None = None) -> Config:
+    """The same for the text of a config, which is data: what a checkpoint holds (see `mmdet.config.text`)."""
+    return _complete(Config(read_text(text, origin)), origin, cfg_options)
+
+
+def _complete(cfg: Config, path: str, cfg_options: dict[str, Any] | None) -> Config:
+    """Of any version's vocabulary and without --cfg-options -> the config that is built from."""
+    if is_legacy(cfg):
+        cfg = Config(translate(cfg.to_dict(), path), filename=cfg.filename)
     _check_keys(cfg, path)
     if cfg_options:
         _apply_options(cfg, cfg_options)
