@@ -10,7 +10,7 @@ from mmengine.dataset import Compose, pseudo_collate
 from mmengine.registry import init_default_scope
 from torch import nn
 
-from mmdet.checkpoints import adapt_config, load_checkpoint, load_pretrained
+from mmdet.checkpoints import adapt_config, config_of, is_checkpoint, load_checkpoint, load_pretrained
 from mmdet.config.errors import UserError
 from mmdet.config.load import adopt_vocabulary, load_config
 from mmdet.config.values import names_a
@@ -31,7 +31,7 @@ def init_detector(
     """Build a detector in evaluation mode.
 
     Args:
-        config: a config file or a loaded config.
+        config: a config file or a loaded config; or a checkpoint that holds its config, and no `checkpoint`.
         checkpoint: path or address of weights; every one must have its place in the model. None keeps random weights.
         device: 'cpu' or 'cuda:0'.
         cfg_options: dotted keys of the config and their new values.
@@ -44,14 +44,17 @@ def init_detector(
         UserError, FileNotFoundError: config or checkpoint missing, damaged or not fitting, or no such device.
     """
     _check_device(device)
-    if not isinstance(config, Config):
+    if checkpoint is None and is_checkpoint(config):
+        checkpoint = load_pretrained(str(config))
+        config = config_of(checkpoint, cfg_options)
+    elif not isinstance(config, Config):
         config = load_config(config, cfg_options)
     elif cfg_options:
         raise UserError('cfg_options apply to a config file; change the loaded config itself')
     else:
         adopt_vocabulary(config)
     init_default_scope('mmdet')
-    opened = None if checkpoint is None else load_pretrained(checkpoint)
+    opened = load_pretrained(checkpoint) if isinstance(checkpoint, str) else checkpoint
     if opened is not None:
         adapt_config(config, opened)
     model_cfg = config.model.to_dict()

@@ -24,7 +24,7 @@ from mmengine.runner import Runner
 from mmdet.config.auto import fill_num_classes
 from mmdet.config.data_files import SUFFIXES, check_data, check_placeholders, configs_are_read
 from mmdet.config.errors import UserError, at_most, one_line, say, suggest, unknown_type_text
-from mmdet.config.legacy import is_legacy, translate
+from mmdet.config.legacy import is_legacy, modern_path, translate
 from mmdet.config.mmdet3 import KEYS_OF_2X, adopt
 from mmdet.config.text import read_text
 from mmdet.config.values import walk
@@ -56,7 +56,7 @@ def load_config(path: str | Path, cfg_options: dict[str, Any] | None = None) -> 
             exist, or data that asks for code; the message names the file and line or the key and the nearest known
             name.
     """
-    path = str(path)
+    path = modern_path(str(path))
     _check_files(path)
     try:
         with configs_are_read():
