@@ -54,7 +54,8 @@ def version_of(cfg: dict) -> str:
     keys = {path.rpartition('.')[2] for path, _ in walk(cfg)}
     if keys & {'normalize', 'with_crowd', 'flip_ratio'} and not keys & {'pipeline', 'flip'}:
         return '0.x'
-    return '1.x' if keys & {'anchor_strides', 'target_stds', 'imgs_per_gpu'} and 'roi_head' not in keys else '2.x'
+    beside = 'bbox_roi_extractor' in (cfg.get('model') or {})
+    return '1.x' if beside or keys & {'anchor_strides', 'imgs_per_gpu'} else '2.x'
 
 
 def translate(cfg: dict, origin: str) -> dict:
@@ -139,9 +140,8 @@ def _parts(model: dict) -> Iterator[tuple[str, dict]]:
 
 
 def _counts_background(model: dict) -> bool:
-    """Whether class 0 is the background, as before 2.0: heads with flat anchors and coders stood there."""
-    flat = {'target_means', 'target_stds', 'anchor_strides'}
-    return 'bbox_roi_extractor' in model or any(flat & part.keys() for _, part in _parts(model))
+    """Whether class 0 is the background, as before 2.0: RoI heads stood beside the backbone, anchors in their heads."""
+    return 'bbox_roi_extractor' in model or any('anchor_strides' in part for _, part in _parts(model))
 
 
 def _norms(model: dict) -> None:

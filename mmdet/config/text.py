@@ -15,7 +15,8 @@ from mmdet.config.errors import UserError
 
 _NO_CODE = '; the text of a config runs no code, give the config file instead'
 _MAX_TEXT = 1_000_000  # characters
-_MAX_SIZE = 100_000  # items or characters of one computed value
+_MAX_SIZE = 200_000  # values and characters of one variable, as in YAML
+_TOO_LARGE = f'a value of more than {_MAX_SIZE:,} items or characters is too large for a config'
 _OPERATIONS = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
     ast.FloorDiv: operator.floordiv,
@@ -36,8 +37,10 @@ def read_text(text: str, origin: str) -> dict[str, Any]:
     for part in _files(text):
         try:
             names: dict[str, Any] = {}
+            sizes: dict[int, tuple[Any, int]] = {}
             for node in ast.parse(part).body:
                 _assign(node, names)
+                _check_size(list(names.values()), sizes)
             names.pop('_base_', None)
             whole = Config._merge_a_into_b(names, whole)
         except SyntaxError as error:
@@ -99,10 +102,23 @@ def _value(node: ast.expr, names: dict[str, Any]) -> Any:
 
 
 def _computed(operation: ast.operator, left: Any, right: Any) -> Any:
-    sizes = [len(value) if hasattr(value, '__len__') else 1 for value in (left, right)]
-    counts = [value if isinstance(value, int) else 1 for value in (left, right)]
-    if isinstance(operation, ast.Mult) and max(sizes) * max(map(abs, counts)) > _MAX_SIZE and max(sizes) > 1:
-        raise UserError(f'a value of more than {_MAX_SIZE:,} items is too large for a config')
-    if isinstance(operation, ast.Add) and sum(sizes) > _MAX_SIZE:
-        raise UserError(f'a value of more than {_MAX_SIZE:,} items is too large for a config')
+    lengths = [len(value) for value in (left, right) if hasattr(value, '__len__')]
+    counts = [abs(value) for value in (left, right) if isinstance(value, int)]
+    if isinstance(operation, ast.Mult) and lengths and counts and lengths[0] * counts[0] > _MAX_SIZE:
+        raise UserError(_TOO_LARGE)
     return _OPERATIONS[type(operation)](left, right)
+
+
+def _check_size(value: Any, known: dict[int, tuple[Any, int]]) -> int:
+    """Values and characters in `value`, whatever it refers to several times counted as often; refuses too many."""
+    if id(value) not in known:
+        if isinstance(value, dict):
+            size = 1 + sum(_check_size(key, known) + _check_size(item, known) for key, item in value.items())
+        elif isinstance(value, (list, tuple, set)):
+            size = 1 + sum(_check_size(item, known) for item in value)
+        else:
+            size = 1 + (len(value) if isinstance(value, str) else abs(value).bit_length() if type(value) is int else 0)
+        if size > _MAX_SIZE:
+            raise UserError(_TOO_LARGE)
+        known[id(value)] = value, size  # the value too: while it lives no other has its id
+    return known[id(value)][1]
