@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-from mmengine.config import Config
 
 from mmdet.config.errors import UserError
 from mmdet.config.legacy import is_legacy, modern_path, translate, version_of

@@ -67,7 +67,8 @@ def test_weights_of_timms_whole_model(name, tmp_path):
 def test_weights_of_torchvisions_whole_model(tmp_path):
     whole = torchvision.models.mobilenet_v3_small().eval()
     torch.save(whole.state_dict(), tmp_path / 'x.pth')
-    net = TorchvisionBackbone('mobilenet_v3_small', init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'x.pth')))
+    init = dict(type='Pretrained', checkpoint=str(tmp_path / 'x.pth'))
+    net = TorchvisionBackbone('mobilenet_v3_small', init_cfg=init)
     init_weights(net)
     x = torch.randn(1, 3, 32, 32)
     with torch.no_grad():
@@ -111,7 +112,9 @@ def test_norms():
     assert all(m.training and not m.weight.requires_grad for m in norms)
 
 
-@pytest.mark.parametrize('kind, name', [('TimmBackbone', 'mobilenetv3_small_050'), ('TorchvisionBackbone', 'shufflenet_v2_x0_5')])
+@pytest.mark.parametrize(
+    'kind, name', [('TimmBackbone', 'mobilenetv3_small_050'), ('TorchvisionBackbone', 'shufflenet_v2_x0_5')]
+)
 def test_cbn_in_the_place_of_its_norms(kind, name):
     torch.manual_seed(0)
     plain = MODELS.build(dict(type=kind, model_name=name))
