@@ -11,6 +11,7 @@ from mmdet.checkpoints.formats import convert
 from mmdet.checkpoints.load import (
     adapt_config,
     backbone_weights,
+    keys_that_fit,
     load_checkpoint,
     needs_legacy_options,
     num_classes_of,
@@ -31,6 +32,7 @@ __all__ = [
     'convert',
     'fit_weights',
     'is_checkpoint',
+    'keys_that_fit',
     'load_checkpoint',
     'load_pretrained',
     'needs_legacy_options',

@@ -9,7 +9,10 @@ from mmdet.config.output import check_writable, write_atomically
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = Parser("Print a config with its bases resolved; one of mmdetection 0.x to 2.x in today's vocabulary.")
+    parser = Parser("Print a config with its bases resolved; one of mmdetection 0.x to 2.x in today's vocabulary.", [
+        'cbn/mask_rcnn_r50_fpn_cbn_buffer3_burnin8_1x',
+        'my_config.py --cfg-options model.backbone.depth=101',
+    ])
     parser.add_config_arguments('model.backbone.depth=101')
     parser.add_argument('--out', metavar='FILE.py', help='write it into this file instead')
     args = parser.parse_args(argv)

@@ -19,6 +19,7 @@ from typing import Any
 
 from mmdet.config.errors import UserError, at_most, say
 from mmdet.config.mmdet3 import KEYS_OF_2X
+from mmdet.config.shipped import shipped_folder
 from mmdet.config.values import walk
 
 _OURS = (
@@ -36,7 +37,8 @@ def modern_path(path: str) -> str:
     before, found, after = path.partition('offical_cfgs/')
     if not found or os.path.exists(path):
         return path
-    files = Path(before or '.').rglob(os.path.basename(after))
+    folder = before if os.path.isdir(before) else shipped_folder()
+    files = Path(folder).rglob(os.path.basename(after))
     same = [str(file) for file in files if file.parent.name != 'cbn']  # the method's own, beside them in the release
     if len(same) != 1:
         return path
