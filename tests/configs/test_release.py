@@ -24,6 +24,7 @@ RECIPES = sorted(
     path for folder in ('offical_cfgs', 'offical_cfgs/dcn', 'cbn') for path in CONFIGS.glob(f'{folder}/*_*.py')
 )
 
+PROPOSALS = 'test_cfg.rpn', 'train_cfg.rpn_proposal'  # one setting for both, there
 # (pattern of the release's key, where the value stands here: one place or several)
 RENAMES = [
     (r'data\.imgs_per_gpu', 'train_dataloader.batch_size'),
@@ -63,9 +64,9 @@ RENAMES = [
     (r'lr_config\.warmup_ratio', 'param_scheduler.0.start_factor'),
     (r'total_epochs', 'train_cfg.max_epochs'),
     (r'test_cfg\.keep_all_stages', 'model.test_cfg.rcnn.keep_all_stages'),
-    (r'test_cfg\.rpn\.(?:max_num|nms_post)', ('model.test_cfg.rpn.max_per_img', 'model.train_cfg.rpn_proposal.max_per_img')),
-    (r'test_cfg\.rpn\.nms_thr', ('model.test_cfg.rpn.nms.iou_threshold', 'model.train_cfg.rpn_proposal.nms.iou_threshold')),
-    (r'test_cfg\.rpn\.(.*)', (r'model.test_cfg.rpn.\1', r'model.train_cfg.rpn_proposal.\1')),
+    (r'test_cfg\.rpn\.(?:max_num|nms_post)', [f'model.{rpn}.max_per_img' for rpn in PROPOSALS]),
+    (r'test_cfg\.rpn\.nms_thr', [f'model.{rpn}.nms.iou_threshold' for rpn in PROPOSALS]),
+    (r'test_cfg\.rpn\.(.*)', [rf'model.{rpn}.\1' for rpn in PROPOSALS]),
     (r'test_cfg\.(.*)nms\.iou_thr', r'model.test_cfg.\1nms.iou_threshold'),
     (r'train_cfg\.rpn\.smoothl1_beta', 'model.rpn_head.loss_bbox.beta'),
     (r'train_cfg\.smoothl1_beta', 'model.bbox_head.loss_bbox.beta'),
@@ -104,7 +105,7 @@ DEFAULTS = {
 
 # What has no value here.
 NO_COUNTERPART = {
-    r'data\.(train|val|test)\.with_(label|crowd)': 'annotations are whole; crowds count only where ignore_iof_thr says so',
+    r'data\.(train|val|test)\.with_(label|crowd)': 'crowds count only where ignore_iof_thr says so',
     r'data\.(val|test)\.with_mask': 'the metric reads masks from the annotation file',
     r'model\.bbox_head(\.\d)?\.num_(fcs|shared_convs|shared_fcs)': "the class's name says it",
     r'.*roi_layer\.(group_size|no_trans)': 'always 1 and False: pooling is not position sensitive and always deforms',
