@@ -4,6 +4,7 @@ N images, C channels, H and W of the padded batch, P proposals of an image.
 """
 
 import torch
+from mmengine.config import ConfigDict
 from mmengine.model import BaseModel
 from torch import Tensor
 
@@ -15,7 +16,7 @@ from mmdet.models.detectors.parts import build_backbone, build_neck, build_prepr
 from mmdet.models.initialize import init_weights
 from mmdet.models.settings import check_heads, check_keys, check_settings
 from mmdet.registry import MODELS
-from mmdet.structures import DetDataSample, Target
+from mmdet.structures import DetDataSample, RLEMasks, Target
 
 
 @refuse_overrides(_forward='forward', add_pred_to_datasample='predict')
@@ -55,17 +56,20 @@ class TwoStageDetector(BaseModel):
         init_cfg: dict | list[dict] | None = None,
     ):
         super().__init__(build_preprocessor(data_preprocessor), init_cfg)
-        train_cfg, test_cfg = train_cfg or {}, test_cfg or {}
+        # the heads hold their parts of these, so that model.test_cfg.rcnn.score_thr can still be changed
+        train_cfg, test_cfg = self.train_cfg, self.test_cfg = ConfigDict(train_cfg or {}), ConfigDict(test_cfg or {})
         check_keys('train_cfg', train_cfg, ('rpn', 'rpn_proposal', 'rcnn'))
         check_keys('train_cfg.rpn_proposal', train_cfg.get('rpn_proposal'), PROPOSAL_KEYS)
         check_keys('test_cfg', test_cfg, ('rpn', 'rcnn'))
         self.backbone = build_backbone(backbone)
-        self.neck = build_neck(neck)
+        self.neck = build_neck(neck, self.backbone)
         if rpn_head is not None:
             rpn_head = dict(rpn_head, train_cfg=train_cfg.get('rpn'), test_cfg=test_cfg.get('rpn'))
             self.rpn_head = MODELS.build(rpn_head)
         self.roi_head = MODELS.build(dict(roi_head, train_cfg=train_cfg.get('rcnn'), test_cfg=test_cfg.get('rcnn')))
         self.proposal_cfg = train_cfg.get('rpn_proposal', test_cfg.get('rpn'))
+        self.with_neck, self.with_rpn = self.neck is not None, rpn_head is not None
+        self.with_bbox, self.with_mask = True, self.roi_head.mask_head is not None
 
     def init_weights(self) -> None:
         """Called by the Runner once, before training."""
@@ -102,7 +106,7 @@ class TwoStageDetector(BaseModel):
             sample.pred_instances = found.to_instances()
         if self.roi_head.mask_head is not None:
             for sample, masks in zip(data_samples, self.roi_head.predict_masks(features, detections, metas)):
-                sample.pred_instances.masks = masks
+                sample.pred_instances.masks = RLEMasks(masks, *sample.ori_shape[:2])
         return data_samples
 
     def detect(
