@@ -47,7 +47,8 @@ def test_help_of_a_verb(verb):
 
 
 def test_a_new_verb_is_a_module(tmp_path, monkeypatch, capsys):
-    (tmp_path / 'norm_doctor.py').write_text('"""Look at norms.\n\nMore."""\n\n\ndef main(argv=None):\n    print(argv)\n')
+    text = '"""Look at norms.\n\nMore."""\n\n\ndef main(argv=None):\n    print(argv)\n'
+    (tmp_path / 'norm_doctor.py').write_text(text)
     (tmp_path / 'helper.py').write_text('"""No verb."""\n')
     import mmdet.cli
 

@@ -72,7 +72,8 @@ def masks_iou(images: list[AnnotatedImage], content: dict) -> list[float]:
         image = by_name[entry['file_name']]
         size = (entry['height'], entry['width'])
         mine = [rle_from_coco(x.mask, *size) for x in image.objects]
-        truth = [rle_from_coco(x['segmentation'], *size) for x in content['annotations'] if x['image_id'] == entry['id']]
+        truth = [x['segmentation'] for x in content['annotations'] if x['image_id'] == entry['id']]
+        truth = [rle_from_coco(mask, *size) for mask in truth]
         found += mask_utils.iou(truth, mine, [0] * len(mine)).max(axis=1).tolist()
     return found
 
