@@ -1,4 +1,5 @@
-# make demo | test | test-all | lint | wheel | norm-study-quick      Each sets up .venv first: Python >= 3.10, pip and a C++ compiler suffice.
+# make demo | test | test-all | lint | docs | wheel | norm-study-quick
+# Each sets up .venv first: Python >= 3.10, pip and a C++ compiler suffice.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(abspath $(VENV))/bin
@@ -12,7 +13,7 @@ DEMO_DIR = work_dirs/demo
 INSTALLED = $(VENV)/.installed
 SOURCES = setup.py pyproject.toml requirements.txt $(wildcard mmdet/ops/csrc/* mmdet/ops/csrc/*/*)
 
-.PHONY: install demo test test-all lint wheel norm-study-quick clean
+.PHONY: install demo test test-all lint docs wheel norm-study-quick clean
 
 install: $(INSTALLED)
 
@@ -48,6 +49,13 @@ norm-study-quick: install
 	$(RUN) python -m projects.norm_study.classify --regimes digits-one digits-fc --batches 2 8 --seeds 4 \
 		--samples 1024 --out work_dirs/norm_study/classify.json
 	$(RUN) python -m projects.norm_study.report --print --results work_dirs/norm_study
+
+# The documentation site, in work_dirs/site. Needs no network once the tools are there.
+docs: install
+	$(BIN)/python -c 'import mkdocstrings, material' 2>/dev/null || \
+		$(BIN)/python -m pip install --quiet mkdocs-material 'mkdocstrings[python]'
+	$(RUN) NO_MKDOCS_2_WARNING=1 python -m mkdocs build --strict --quiet
+	@echo "Open work_dirs/site/index.html"
 
 lint: install
 	$(RUN) ruff check .

@@ -8,7 +8,6 @@ copied elsewhere. Everything here can go when ``Config.fromfile`` does these che
 import ast
 import difflib
 import importlib.util
-import inspect
 import os
 import re
 import sys
@@ -19,28 +18,22 @@ from typing import Any
 
 from mmengine.config import Config
 from mmengine.registry import Registry
-from mmengine.runner import Runner
 
+from mmdet.config.auto import fill_num_classes
 from mmdet.config.data_files import SUFFIXES, check_data, check_placeholders, configs_are_read
 from mmdet.config.errors import UserError, at_most, one_line, say, suggest, unknown_type_text
 from mmdet.config.mmdet3 import KEYS_OF_2X, adopt
 from mmdet.config.shipped import base_path, find_config, shipped_names
 from mmdet.config.short_data import expand_data
 from mmdet.config.values import walk
+from mmdet.config.variables import RUN_KEYS, carried, files_inherit_variables, is_carried, places_of
 
-# Read by the Runner besides its parameters, or by our tools.
-_TOOL_KEYS = {
-    'activation_checkpointing', 'compile', 'custom_imports', 'default_scope', 'efficient_conv_bn_eval',
-    'find_unused_parameters', 'model_wrapper_cfg', 'sync_bn', 'tta_model', 'tta_pipeline',
-}  # fmt: skip
 # Variables that configs of this vocabulary define for themselves.
 _HELPER_KEYS = {
     'backend_args', 'base_batch_size', 'classes', 'data_root', 'dataset_type', 'img_norm_cfg', 'img_scale',
     'img_scales', 'max_epochs', 'metainfo', 'norm_cfg', 'num_classes', 'test_pipeline', 'train_pipeline',
     'val_pipeline', 'vis_backends',
 }  # fmt: skip
-RUN_KEYS = (set(inspect.signature(Runner.__init__).parameters) - {'self', 'cfg'}) | _TOOL_KEYS
-
 
 def load_config(path: str | Path, cfg_options: dict[str, Any] | None = None) -> Config:
     """Read a config with its bases and ``custom_imports``, apply ``--cfg-options``, and check its top-level keys.
@@ -48,7 +41,8 @@ def load_config(path: str | Path, cfg_options: dict[str, Any] | None = None) -> 
     Args:
         path: a .py file, which is code, or a .json or .yaml file, which is data (see `mmdet.config.data_files`).
         cfg_options: dotted paths into the config and their new values, which are data. ``data_root`` and dict or list
-            variables such as ``norm_cfg`` are replaced wherever the config file used them.
+            variables such as ``norm_cfg`` are replaced wherever the config file used them (see
+            `mmdet.config.variables`).
 
     Raises:
         UserError: missing file, syntax error, unknown base or module, misspelt key, an option whose place does not
@@ -58,7 +52,7 @@ def load_config(path: str | Path, cfg_options: dict[str, Any] | None = None) -> 
     path = find_config(str(path))
     _check_files(path)
     try:
-        with configs_are_read():
+        with configs_are_read(), files_inherit_variables():
             # lazy_import=False: mmengine takes any config that imports os or math for a lazy one.
             cfg = Config.fromfile(path, lazy_import=False, import_custom_modules=False,
                                   use_environment_variables=not path.endswith(SUFFIXES))
@@ -78,9 +72,14 @@ def load_config(path: str | Path, cfg_options: dict[str, Any] | None = None) -> 
 
 
 def adopt_vocabulary(cfg: Config) -> None:
-    """Drop what mmdetection's configs may write and has one meaning here; raises UserError for another meaning."""
+    """Drop what mmdetection's configs may write and has one meaning here, and fill in ``num_classes='auto'``.
+
+    Raises:
+        UserError: an option of mmdetection with another meaning, or no data set that counts its classes.
+    """
     for key in cfg:
         adopt(cfg[key], key)
+    fill_num_classes(cfg)
 
 
 _custom: dict[str, str] = {}  # name of each module that a config's folder or the working folder had, and its file
@@ -278,29 +277,18 @@ def _step(node: Any, key: str, here: str, dotted: str) -> Any:
 
 def _replace_copies(cfg: Config, name: str, before: Any, dotted: str) -> None:
     """Carry a changed variable of the config file to the places that were given its old value."""
-    after = cfg.to_dict()[name]
-
-    def replaced(value: Any) -> Any:
-        if value == before and isinstance(value, type(before)):
-            return after
-        if isinstance(value, dict):
-            return {k: replaced(v) for k, v in value.items()}
-        if isinstance(value, (list, tuple)):
-            return type(value)(replaced(v) for v in value)
-        if name == 'data_root' and isinstance(value, str) and value.startswith(before):
-            return os.path.join(after, value[len(before):].lstrip('/'))
-        return value
-
     whole = cfg.to_dict()
-    if not isinstance(before, (dict, list, tuple, str)) or not before:
-        users = [p for p, v in walk(whole) if v == before and p.split('.')[0] in RUN_KEYS
-                 and type(v) is type(before) and p.split('.')[-1] == name]
+    if not is_carried(before):
+        users = places_of(whole, name, before)
         hint = f'; set {at_most(users, 3)} instead' if users else ''
         raise UserError(f'--cfg-options {dotted}: {name} is a variable of the config file whose value was '
                         f'already used, changing it has no effect{hint}')
-    for key, value in whole.items():
-        if key != name:
-            cfg[key] = replaced(value)
+    changed, count = carried(whole, name, before, whole[name])
+    if not count:
+        say(f'--cfg-options {dotted}: {name} is a variable of the config file, and its value is nowhere else in the '
+            'config: the change reaches nothing')
+    for key, value in changed.items():
+        cfg[key] = value
 
 
 # Which registry the `type` at a place of the config belongs to: the last pattern part is the parent key.
@@ -310,7 +298,7 @@ _PLACES = [
     (r'(train|val|test)_dataloader(\.dataset)+(\.datasets\.\d+)?\.pipeline\.\d+', 'TRANSFORMS'),
     (r'(train|val|test)_dataloader\.(batch_)?sampler', 'DATA_SAMPLERS'),
     (r'(train|val|test)_dataloader\.(collate_fn|worker_init_fn)', 'FUNCTIONS'),
-    (r'(val|test)_evaluator(\.\d+)?', 'METRICS'),
+    (r'(val|test)_evaluator((\.metrics)?\.\d+)?', 'METRICS'),
     (r'optim_wrapper', 'OPTIM_WRAPPERS'),
     (r'optim_wrapper\.optimizer', 'OPTIMIZERS'),
     (r'param_scheduler(\.\d+)?', 'PARAM_SCHEDULERS'),
@@ -327,20 +315,26 @@ def check_types(cfg: Config) -> None:
     Raises:
         UserError: names the type, its place in the config, and the nearest registered names; or a part without one.
     """
+    for path, value in walk(cfg.to_dict()):
+        for pattern, name in _PLACES:
+            if re.fullmatch(pattern, path):
+                _check_part(value, path, name)
+
+
+def _check_part(value: Any, path: str, name: str) -> None:
     from mmdet import registry
 
-    for path, value in walk(cfg.to_dict()):
-        parent, _, key = path.rpartition('.')
-        for pattern, name in _PLACES:
-            if key == 'type' and isinstance(value, str) and re.fullmatch(pattern, parent):
-                _check_type(getattr(registry, name), value, path)
-            if not re.fullmatch(pattern, path):
-                continue
-            if isinstance(value, (str, int, float)):
-                kind = repr(value) if isinstance(value, str) else '...'
-                raise UserError(f'{path}={value!r}: write it as dict(type={kind})')
-            if isinstance(value, dict) and 'type' not in value and path not in _NEED_NO_TYPE:
-                raise UserError(f'{path} has no type; its keys are {at_most(map(str, value))}')
+    if isinstance(value, (str, int, float)):
+        kind = repr(value) if isinstance(value, str) else '...'
+        raise UserError(f'{path}={value!r}: write it as dict(type={kind})')
+    if not isinstance(value, dict):
+        return
+    if name == 'METRICS' and 'metrics' in value:
+        name, value = 'EVALUATOR', dict(dict(type='Evaluator'), **value)
+    if isinstance(value.get('type'), str):
+        _check_type(getattr(registry, name), value['type'], f'{path}.type')
+    elif 'type' not in value and path not in _NEED_NO_TYPE:
+        raise UserError(f'{path} has no type; its keys are {at_most(map(str, value))}')
 
 
 def _check_type(registry: Registry, value: str, path: str) -> None:

@@ -11,7 +11,9 @@ from xml.etree import ElementTree
 
 import numpy as np
 
+from mmdet.config.errors import UserError
 from mmdet.datasets.formats.annotated import AnnotatedImage, ImageFiles, Notes, Object, as_seen, boxed, seen_size
+from mmdet.structures.voc_file import voc_root
 
 _SPLITS = dict(train='train', trainval='train', val='val', test='test')
 
@@ -28,12 +30,9 @@ def read(source: Path, notes: Notes) -> list[AnnotatedImage]:
     images = []
     for path in sorted(source.rglob('*.xml')):
         try:
-            root = ElementTree.parse(path).getroot()
-        except (ElementTree.ParseError, OSError, ValueError) as error:
+            root = voc_root(path.read_bytes())
+        except (OSError, UserError) as error:
             notes.add('XML that cannot be read: left out', f'{path}: {error}')
-            continue
-        if root.tag != 'annotation':
-            notes.add('XML that is not of Pascal VOC: left out', path)
             continue
         image = _image(root, path, files, notes)
         if image is not None:
