@@ -53,7 +53,7 @@ class Notes:
         self._counts: Counter[str] = Counter()
         self._first: dict[str, str] = {}
 
-    def add(self, kind: str, place: str | Path, count: int = 1) -> None:
+    def add(self, kind: str, place: object, count: int = 1) -> None:
         self._counts[kind] += count
         self._first.setdefault(kind, str(place))
 
