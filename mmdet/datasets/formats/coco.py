@@ -14,10 +14,16 @@ from mmdet.structures.coco_file import load_coco_file
 _SPLITS = dict(train='train', trainval='train', val='val', valid='val', validation='val', test='test')
 
 
+_LOOKED_AT = 20  # the largest JSON files of a folder; one with more has a file an image
+
+
 def annotation_files(source: Path) -> list[Path]:
-    """The files below a folder that are in COCO's format; of several forms of one split the shortest name."""
-    files = [source] if source.is_file() else sorted(source.rglob('*.json'))
-    return [path for path in files if _is_coco(path)]
+    """The files below a folder that are in COCO's format."""
+    folders: dict[Path, list[Path]] = {}
+    for path in [source] if source.is_file() else source.rglob('*.json'):
+        folders.setdefault(path.parent, []).append(path)
+    largest = (sorted(files, key=lambda path: -path.stat().st_size)[:_LOOKED_AT] for files in folders.values())
+    return sorted(path for files in largest for path in files if _is_coco(path))
 
 
 def recognises(source: Path) -> bool:
