@@ -10,10 +10,17 @@ from pathlib import Path
 import numpy as np
 
 from mmdet.config.errors import UserError
-from mmdet.datasets.formats.annotated import AnnotatedImage, ImageFiles, Notes, Object, as_seen, boxed, seen_size
+from mmdet.datasets.formats.annotated import (
+    SPLITS,
+    AnnotatedImage,
+    ImageFiles,
+    Notes,
+    Object,
+    as_seen,
+    boxed,
+    seen_size,
+)
 from mmdet.structures.voc_file import VocFile, load_voc_file
-
-_SPLITS = dict(train='train', trainval='train', val='val', test='test')
 
 
 def recognises(source: Path) -> bool:
@@ -46,7 +53,7 @@ def read(source: Path, notes: Notes) -> list[AnnotatedImage]:
 def _image_sets(source: Path) -> dict[str, str]:
     """Split of each image, from ImageSets/Main."""
     found = {}
-    for name, split in reversed(_SPLITS.items()):
+    for name, split in reversed(SPLITS.items()):
         for path in source.rglob(f'ImageSets/Main/{name}.txt'):
             found.update((line.split()[0], split) for line in path.read_text().splitlines() if line.strip())
     for path in source.rglob('ImageSets/Main/val.txt'):  # is in trainval, too
