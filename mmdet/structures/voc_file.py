@@ -110,8 +110,17 @@ def _side(text: str | None) -> int | None:
 
 def _corners(box: ElementTree.Element, what: str) -> list[float]:
     texts = {key: _text(box, key) for key in ('xmin', 'ymin', 'xmax', 'ymax')}
-    xmin, ymin, xmax, ymax = values = [_number(text) for text in texts.values()]
+    values = [_number(text) for text in texts.values()]
     if None in values:
         raise UserError(f'has a bndbox that is not four numbers xmin, ymin, xmax, ymax: {what} has {texts}')
-    (xmin, xmax), (ymin, ymax) = sorted((xmin, xmax)), sorted((ymin, ymax))  # some tools write any two corners
+    return voc_box(*values)
+
+
+def voc_box(xmin: float, ymin: float, xmax: float, ymax: float) -> list[float]:
+    """[x1, y1, x2, y2] in pixels from 0, of VOC's first and last pixels; or of any two corners, as some tools write.
+
+    >>> voc_box(1, 1, 10, 2)
+    [0, 0, 10, 2]
+    """
+    (xmin, xmax), (ymin, ymax) = sorted((xmin, xmax)), sorted((ymin, ymax))
     return [xmin - 1, ymin - 1, xmax, ymax]

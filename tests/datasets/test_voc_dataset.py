@@ -260,3 +260,17 @@ def test_playing_cards(real_data):
                 assert 0 <= x1 < x2 <= info['width'] and 0 <= y1 < y2 <= info['height']
     assert counts == [text.count(f'<name>{name}</name>') for name in classes]
     assert sets[1][0]['gt_bboxes'].tolist() == [[96, 135, 275, 368]]
+
+
+def test_converted_to_coco_the_boxes_are_the_same(tmp_path):
+    """`mmdet convert` reads a file as the data set does, and refuses what that refuses."""
+    from mmdet.datasets.formats import FORMATS, Notes
+
+    write(tmp_path, content=thing(corners=(2.5, 1, 10, 9)) + thing('dog', (40, 30, 1, 1)))
+    (tmp_path / 'Annotations' / 'bomb.xml').write_text('<!DOCTYPE a [<!ENTITY a "a">]><annotation/>')
+    notes = Notes()
+    image, = FORMATS['voc'].read(tmp_path, notes)
+    (tmp_path / 'Annotations' / 'bomb.xml').unlink()
+    want = [x['bbox'] for x in instances(tmp_path)]
+    assert [one.box for one in image.objects] == want == [[1.5, 0, 10, 9], [0, 0, 40, 30]]
+    assert any('XML that cannot be read' in str(note) for note in notes)

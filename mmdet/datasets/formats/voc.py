@@ -13,7 +13,7 @@ import numpy as np
 
 from mmdet.config.errors import UserError
 from mmdet.datasets.formats.annotated import AnnotatedImage, ImageFiles, Notes, Object, as_seen, boxed, seen_size
-from mmdet.structures.voc_file import voc_root
+from mmdet.structures.voc_file import voc_box, voc_root
 
 _SPLITS = dict(train='train', trainval='train', val='val', test='test')
 
@@ -79,8 +79,7 @@ def _image(root: ElementTree.Element, path: Path, files: ImageFiles, notes: Note
         if None in corners or not label:
             notes.add('object without a name or a box: left out', path)
             continue
-        corners[:2] = [value - 1 for value in corners[:2]]  # VOC counts pixels from 1, and both ends are the object's
-        box = boxed(as_seen(np.array(corners).reshape(2, 2), declared, size, orientation))
+        box = boxed(as_seen(np.array(voc_box(*corners)).reshape(2, 2), declared, size, orientation))
         image.objects.append(Object(label, box, crowd=_number(element, 'difficult') == 1))
     return image
 
