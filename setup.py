@@ -2,6 +2,7 @@
 
 MMDET_CUDA=auto|0|1     CUDA kernels: when a toolkit is found (default), never, or fail without one
 TORCH_CUDA_ARCH_LIST    architectures to compile for, as for every torch extension
+CXX                     the C++ compiler (default: c++); without one nothing is compiled, and torchvision's ops serve
 MMDET_SANITIZE=1        address and undefined-behaviour sanitizers, for CONTRIBUTING.md's memory-safety run
 
 Nothing is downloaded. The ops are compiled against the torch of the environment that is installed into.
@@ -94,6 +95,17 @@ def digest_source() -> Path:
     return path
 
 
+def extensions(torch) -> list:
+    """The compiled ops; none where there is nothing to compile them with."""
+    if shutil.which(os.environ.get('CXX', 'c++').split()[0]):
+        return [extension(torch)]
+    text = 'no C++ compiler (c++, or the one that CXX names): the ops are not compiled'
+    if os.environ.get('MMDET_CUDA') == '1':
+        sys.exit(f'mmdet setup: MMDET_CUDA=1, but {text}')
+    say(f"{text}. torchvision's serve, which are slower; for the fast ones install g++ and run this again")
+    return []
+
+
 def extension(torch):
     toolkit = cuda_toolkit(torch)
     if toolkit:  # must be set before torch.utils.cpp_extension is imported, which guesses it from PATH
@@ -145,7 +157,7 @@ def version(torch) -> str:
 def main() -> None:
     os.chdir(ROOT)
     torch = import_torch()
-    module = extension(torch)
+    modules = extensions(torch)
     from torch.utils.cpp_extension import BuildExtension
 
     setup(
@@ -157,8 +169,8 @@ def main() -> None:
         packages=find_packages(include=["mmdet", "mmdet.*"]),
         package_data={'mmdet.ops': ['csrc/*', 'csrc/*/*']},
         install_requires=Path('requirements.txt').read_text().split(),
-        extras_require={'test': ['pytest', 'hypothesis']},
-        ext_modules=[module],
+        extras_require={'test': ['pytest', 'hypothesis', 'supervision', 'labelformat']},
+        ext_modules=modules,
         # the library registers operators and is no Python module: its name need not carry Python's version
         cmdclass={'build_ext': BuildExtension.with_options(no_python_abi_suffix=True), 'build_py': BuildWithConfigs},
         entry_points={'console_scripts': ['mmdet = mmdet.cli.command:run']},

@@ -188,7 +188,7 @@ def test_pascal_voc(shapes):
     assert cfg.model.roi_head.bbox_head.num_classes == 3
     train, test = (DATASETS.build(loader.dataset) for loader in (cfg.train_dataloader, cfg.test_dataloader))
     assert train[0]['data_samples'].gt_instances.labels.tolist() == [1]
-    assert test[0]['data_samples'].gt_instances.bboxes.tolist() == [[0, 0, 40, 50]]
+    assert test[0]['data_samples'].gt_instances.bboxes.tolist() == [[1, 1, 40, 50]]
     assert METRICS.build(cfg.test_evaluator).average_precision is area_under_curve
 
 

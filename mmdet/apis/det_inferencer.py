@@ -1,4 +1,4 @@
-"""`DetInferencer`: mmengine's inferencer protocol (preprocess, forward, visualize, postprocess), with mmdetection's results."""
+"""`DetInferencer`: mmengine's inferencer protocol, with the arguments and results of mmdetection's class of that name."""
 
 import ast
 import json
@@ -58,6 +58,7 @@ class DetInferencer(BaseInferencer):
     ) -> None:
         self.palette = palette
         self.device = device
+        self._written: dict[str, set[Path]] = {}  # by their endings
         if model is None:
             model = _config_in(weights)
         elif isinstance(model, (str, Path)):
@@ -118,9 +119,10 @@ class DetInferencer(BaseInferencer):
             UserError: no readable image, or an option that nothing here has (`texts`).
         """
         images = self._inputs_to_list(inputs)
-        self._written: set[Path] = set()
+        self._written.clear()
         out = Path(out_dir) if out_dir else None
-        asked = {name: kwargs.pop(name, None) for name in ('texts', 'stuff_texts', 'custom_entities', 'tokens_positive')}
+        about_text = ('texts', 'stuff_texts', 'custom_entities', 'tokens_positive')
+        asked = {name: kwargs.pop(name, None) for name in about_text}
         if any(asked.values()):
             raise UserError(f'{", ".join(n for n, v in asked.items() if v)}: no model here reads text; leave it out')
         _, forward_options, *_ = self._dispatch_kwargs(**kwargs)
@@ -218,7 +220,7 @@ class DetInferencer(BaseInferencer):
 
     def _place(self, sample: DetResult, folder: Path, suffix: str) -> Path:
         """A file of the image's name, or a number; images of one name do not overwrite one another."""
-        written = self.__dict__.setdefault('_written', set())
+        written = self._written.setdefault(suffix, set())
         name = Path(sample.img_path).stem if sample.get('img_path') else f'{len(written):08}'
         place, number = folder / f'{name}{suffix}', 1
         while place in written:

@@ -1,4 +1,4 @@
-"""What a detector can be given: files, folders, arrays, PIL images, tensors, the bytes of a file, and lists of these."""
+"""What a detector can be given: files, folders, arrays, PIL images, tensors, bytes of a file, and lists of these."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -85,11 +85,12 @@ def _from_tensor(image: torch.Tensor) -> np.ndarray:
     """RGB planes to BGR pixels."""
     kind = f'a tensor {tuple(image.shape)} {image.dtype}'
     if image.ndim != 3 or image.shape[0] not in (1, 3):
-        raise UserError(f'{kind}: a tensor image is (3, height, width), RGB; an array of numpy is (height, width, 3), BGR')
+        raise UserError(f'{kind}: a tensor image is (3, height, width), RGB; a numpy array is (height, width, 3), BGR')
     image = image.detach().cpu()
     if image.is_floating_point():
         if image.numel() and not 0 <= image.min() <= image.max() <= 1:
-            raise UserError(f'{kind} has values from {image.min():.3g} to {image.max():.3g}: floats go from 0 to 1 (not '
-                            'normalised), uint8 from 0 to 255')
+            low, high = image.min(), image.max()
+            raise UserError(f'{kind} has values from {low:.3g} to {high:.3g}: floats go from 0 to 1 (not normalised), '
+                            'uint8 from 0 to 255')
         image = (image * 255).round().to(torch.uint8)
     return image.flip(0).permute(1, 2, 0).numpy()

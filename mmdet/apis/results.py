@@ -8,17 +8,19 @@ from __future__ import annotations
 import base64
 import html
 import io
-import json
 from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from mmdet.apis.images import to_input
 from mmdet.config.errors import UserError
 from mmdet.structures import DetDataSample, RLEMasks
-from mmdet.visualization.visualizer import class_name, draw_instances, read_image
+from mmdet.visualization.visualizer import class_name, draw_instances, read_image, write_image
 
 
 class DetResult(DetDataSample):
@@ -26,6 +28,8 @@ class DetResult(DetDataSample):
 
     ``classes`` are the names by label. A score threshold of the methods leaves lower detections out.
     """
+
+    _source, _palette = None, None  # a copy that mmengine makes has lost them
 
     @classmethod
     def of(cls, sample: DetDataSample, dataset_meta: dict, source: Any = None) -> DetResult:
@@ -47,10 +51,20 @@ class DetResult(DetDataSample):
 
     def above(self, score_thr: float) -> DetResult:
         """The same with the detections of at least this score."""
-        result = DetResult.of(self, dict(classes=self.classes, palette=getattr(self, '_palette', None)),
-                              getattr(self, '_source', None))  # fmt: skip
-        result.pred_instances = self.pred_instances[self.pred_instances.scores >= score_thr]
+        return self._with(self.pred_instances.scores >= score_thr)
+
+    def of_labels(self, labels: Sequence[int]) -> DetResult:
+        """The same with the detections of these labels."""
+        return self._with(torch.isin(self.pred_instances.labels, torch.tensor(labels, dtype=torch.int64)))
+
+    def _with(self, wanted: torch.Tensor) -> DetResult:
+        result = DetResult.of(self, dict(classes=self.classes, palette=self._palette), self._source)
+        result.pred_instances = self.pred_instances[wanted]
         return result
+
+    def summary(self) -> str:
+        """'3 cat, 1 dog', or 'nothing'."""
+        return ', '.join(f'{count} {name}' for name, count in self.counts().items()) or 'nothing'
 
     def counts(self) -> dict[str, int]:
         """How many of each class, the most frequent first."""
@@ -74,7 +88,7 @@ class DetResult(DetDataSample):
         rows = ''.join(
             f'<tr><td>{html.escape(row["name"])}</td><td>{row["score"]:.2f}</td>'
             + ''.join(f'<td>{row[key]:.0f}</td>' for key in ('x1', 'y1', 'x2', 'y2')) + '</tr>'
-            for row in self._rows()[:20]
+            for row in self.rows()[:20]
         )
         head = ''.join(f'<th>{name}</th>' for name in ('class', 'score', 'x1', 'y1', 'x2', 'y2'))
         try:
@@ -87,7 +101,8 @@ class DetResult(DetDataSample):
             image = ''
         return f'<div><p>{html.escape(repr(self))}</p>{image}<table><tr>{head}</tr>{rows}</table></div>'
 
-    def _rows(self) -> list[dict]:
+    def rows(self) -> list[dict]:
+        """One dict a detection: name, label, score, x1, y1, x2, y2."""
         found = self.pred_instances
         return [
             dict(name=class_name(label, self.classes), label=label, score=score, x1=x1, y1=y1, x2=x2, y2=y2)
@@ -97,7 +112,7 @@ class DetResult(DetDataSample):
         ]
 
     def to_dict_of_lists(self) -> dict[str, list]:
-        """Plain lists, as `DetInferencer` gives them: labels, scores, bboxes and, with a mask head, masks (RLE dicts)."""
+        """Plain lists, as `DetInferencer` gives them: labels, scores, bboxes and, with a mask head, masks (RLEs)."""
         found = self.pred_instances
         lists = {key: found[key].tolist() for key in ('labels', 'scores', 'bboxes')}
         if 'masks' in found:
@@ -108,7 +123,7 @@ class DetResult(DetDataSample):
         """COCO's results: image_id, category_id (label + 1), bbox xywh, area, score and, with masks, segmentation."""
         image_id = self.get('img_id') if image_id is None else image_id
         entries, found = [], self.pred_instances
-        for i, row in enumerate(self._rows()):
+        for i, row in enumerate(self.rows()):
             if row['score'] < score_thr:
                 continue
             width, height = row['x2'] - row['x1'], row['y2'] - row['y1']
@@ -129,7 +144,7 @@ class DetResult(DetDataSample):
             import pandas
         except ImportError:
             raise UserError('to_pandas needs pandas: pip install pandas') from None
-        return pandas.DataFrame(self._rows(), columns=['name', 'label', 'score', 'x1', 'y1', 'x2', 'y2'])
+        return pandas.DataFrame(self.rows(), columns=['name', 'label', 'score', 'x1', 'y1', 'x2', 'y2'])
 
     def to_supervision(self) -> Any:
         """``supervision.Detections``, with masks and the classes' names.
@@ -147,7 +162,7 @@ class DetResult(DetDataSample):
             confidence=found.scores.numpy(),
             class_id=found.labels.numpy().astype(int),
             mask=found.masks.numpy() if 'masks' in found else None,
-            data=dict(class_name=np.array([row['name'] for row in self._rows()], dtype=str)),
+            data=dict(class_name=np.array([row['name'] for row in self.rows()], dtype=str)),
         )
 
     def image(self) -> np.ndarray:
@@ -156,7 +171,7 @@ class DetResult(DetDataSample):
         Raises:
             UserError, OSError: it was no file, and this is a copy without it; or the file is gone.
         """
-        source = getattr(self, '_source', None)
+        source = self._source
         if source is None and not self.get('img_path'):
             raise UserError('this copy of a result has no image; give plot(image=...)')
         loaded = dict(img_path=self.img_path) if source is None else to_input(source)
@@ -170,8 +185,12 @@ class DetResult(DetDataSample):
             options: of `mmdet.visualization.draw_instances`.
         """
         image = self.image() if image is None else image
-        options = {'palette': getattr(self, '_palette', None), **options}
+        options = {'palette': self._palette, **options}
         return Image.fromarray(draw_instances(image, self.pred_instances, self.classes, score_thr, **options))
+
+    def save(self, path: str | Path, score_thr: float = 0.3, **options) -> None:
+        """`plot` into a file; its folder is made."""
+        write_image(path, np.asarray(self.plot(score_thr, **options)))
 
 
 def _json_rle(rle: dict) -> dict:

@@ -10,6 +10,7 @@ from mmdet.checkpoints.formats import convert
 from mmdet.checkpoints.load import (
     adapt_config,
     backbone_weights,
+    keys_that_fit,
     load_checkpoint,
     needs_legacy_options,
     num_classes_of,
@@ -28,6 +29,7 @@ __all__ = [
     'backbone_weights',
     'convert',
     'fit_weights',
+    'keys_that_fit',
     'load_checkpoint',
     'load_pretrained',
     'needs_legacy_options',

@@ -37,6 +37,18 @@ def weights_for(model: nn.Module, checkpoint: Checkpoint, strict: bool = True) -
     return fit_weights(model, weights, checkpoint.path, strict)
 
 
+def keys_that_fit(model: nn.Module, checkpoint: Checkpoint) -> set[str]:
+    """The keys of `model` whose values `weights_for` would take from an opened file; nothing is said or refused."""
+    weights = checkpoint.weights
+    if not checkpoint.saved_here and weights.keys() != model.state_dict().keys():
+        try:
+            weights = convert(checkpoint, num_classes_of(model)).state_dict
+        except UserError:
+            pass  # to be said when it is loaded
+    shapes = {key: value.shape for key, value in weights.items() if isinstance(value, Tensor)}
+    return {key for key, value in model.state_dict().items() if shapes.get(key) == getattr(value, 'shape', None)}
+
+
 def _convert_for(model: nn.Module, checkpoint: Checkpoint) -> dict[str, Tensor]:
     try:
         converted = convert(checkpoint, num_classes_of(model))

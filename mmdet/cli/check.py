@@ -105,10 +105,13 @@ def draw_examples(report, number: int, folder: Path) -> int:
         chosen: dict[str, list] = {}
         for finding in found:
             if finding.image and finding.box and (finding.image in chosen or len(chosen) < number):
-                chosen.setdefault(finding.image, []).append(finding.box)
-        for image, boxes in chosen.items():
+                chosen.setdefault(finding.image, []).append(finding)
+        for image, odd in chosen.items():
+            classes = tuple(dict.fromkeys(finding.label for finding in odd))
+            labels = [classes.index(finding.label) for finding in odd]
+            instances = InstanceData(bboxes=[finding.box for finding in odd], labels=labels)
             try:
-                drawing = draw_instances(read_image(image), InstanceData(bboxes=boxes, labels=[0] * len(boxes)), (kind,))
+                drawing = draw_instances(read_image(image), instances, classes)
             except (UserError, OSError):
                 continue
             words = ''.join(c if c.isalnum() else '_' for c in kind)

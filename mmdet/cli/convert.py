@@ -84,7 +84,8 @@ def table(parts: dict) -> str:
     total = ['all']
     for content in parts.values():
         total += [len(content['annotations']), len(content['images'])]
-    made = AsciiTable([['class', *(f'{part} {what}' for part in parts for what in ('objects', 'images'))], *rows, total])
+    head = ['class', *(f'{part} {what}' for part in parts for what in ('objects', 'images'))]
+    made = AsciiTable([head, *rows, total])
     made.inner_footing_row_border = True
     made.justify_columns = dict.fromkeys(range(1, len(total)), 'right')
     return made.table

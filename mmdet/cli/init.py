@@ -237,8 +237,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f'--model {model}: there is {at_most(MODELS, 30)}.{suggest(model, MODELS)}')
     detector, _, depth = model.rpartition('_r')
     if 'mask' in detector and not with_masks:
-        raise UserError(f'--model {model}: no object of {splits["train"]} has a mask; take {model.replace("mask", "faster")}'
-                        .replace('cascade_faster', 'cascade'))
+        boxes_alone = model.replace('cascade_mask', 'cascade').replace('mask', 'faster')
+        raise UserError(f'--model {model}: no object of {splits["train"]} has a mask; take {boxes_alone}')
     out = Path(args.out or f'{Path(os.path.abspath(source)).name}.py'.replace('-', '_'))
     if out.suffix != '.py':
         raise UserError(f'--out {out}: a .py file is needed')

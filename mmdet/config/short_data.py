@@ -77,7 +77,7 @@ def expand_data(cfg: Config, options: dict[str, Any] | None = None) -> dict[str,
     if data.get('num_workers') == 0:
         cfg.train_dataloader.persistent_workers = False
     if 'scale' in data:
-        for _, part in walk({key: cfg[key] for key in cfg}):  # the variables that hold the pipelines, too: --cfg-options may change them further
+        for _, part in walk({key: cfg[key] for key in cfg}):  # variables, too: --cfg-options may change them further
             if isinstance(part, dict) and part.get('type') == 'Resize':
                 part['scale'] = data['scale']
     for path, part in walk(cfg.get('model') or {}):

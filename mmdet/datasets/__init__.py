@@ -1,5 +1,6 @@
 """CocoDataset, XMLDataset and VOCDataset, wrappers, the transforms of pipelines, batches of one orientation."""
 
+from mmdet.datasets.base import BaseDetDataset
 from mmdet.datasets.coco import CocoDataset
 from mmdet.datasets.samplers import AspectRatioBatchSampler
 from mmdet.datasets.transforms import (
@@ -23,6 +24,7 @@ from mmdet.datasets.wrappers import ConcatDataset, RepeatDataset
 
 __all__ = [
     'AspectRatioBatchSampler',
+    'BaseDetDataset',
     'CocoDataset',
     'ConcatDataset',
     'FilterAnnotations',

@@ -63,13 +63,14 @@ class DataSet:
 
 @dataclass
 class Finding:
-    """One thing that is odd: where, and the box that it is about, x1, y1, x2, y2 in pixels."""
+    """One thing that is odd: where, and the box that it is about, x1, y1, x2, y2 in pixels, with its class's name."""
 
     level: str
     kind: str
     place: str
     image: str | None = None
     box: list[float] | None = None
+    label: str = ''
 
 
 @dataclass
@@ -158,19 +159,20 @@ def _check_annotations(content: dict, dataset: DataSet, chosen: list) -> Iterato
             continue
         used[annotation['category_id']] += not annotation.get('iscrowd')
         x, y, w, h = annotation['bbox']
-        box = [x, y, x + w, y + h]
+        spot = (path, [x, y, x + w, y + h], names[annotation['category_id']])
         kind = _wrong_box(x, y, w, h, image['width'], image['height'])
         if kind is not None:
-            yield Finding('wrong', kind, f'{path}: bbox {annotation["bbox"]}', path, box)
+            yield Finding('wrong', kind, f'{path}: bbox {annotation["bbox"]}', *spot)
             continue
         if w < 1 or h < 1:
-            yield Finding('remark', 'box under one pixel: left out in training', f'{path}: bbox {annotation["bbox"]}', path, box)
+            place = f'{path}: bbox {annotation["bbox"]}'
+            yield Finding('remark', 'box under one pixel: left out in training', place, *spot)
         elif annotation.get('area', 1) <= 0:
-            yield Finding('wrong', 'area of 0: left out in training', path, path, box)
+            yield Finding('wrong', 'area of 0: left out in training', path, *spot)
         sides = sorted((image['width'], image['height']))
         factor = min(max(dataset.scale) / sides[1], min(dataset.scale) / sides[0]) if dataset.scale else 1
         if (w * h) ** 0.5 * factor < SMALL:
-            yield Finding('remark', f'object under {SMALL} pixels at the scale of training', path, path, box)
+            yield Finding('remark', f'object under {SMALL} pixels at the scale of training', path, *spot)
     for category_id in chosen:
         if not used[category_id]:
             yield Finding('remark', 'class without an object', str(names[category_id]))
@@ -190,7 +192,7 @@ def _wrong_box(x: float, y: float, w: float, h: float, width: int, height: int) 
         return 'box outside its image'
     if x + w > width + 2 or y + h > height + 2:
         corners = w > x and h > y and w <= width and h <= height
-        return 'box that reaches out of its image, and fits as two corners' if corners else 'box that reaches out of its image'
+        return f'box that reaches out of its image{", and would fit as two corners" if corners else ""}'
     if x < -2 or y < -2:
         return 'box that reaches out of its image'
     return None
@@ -211,15 +213,15 @@ def _ask_hotcoco(content: dict, dataset: DataSet) -> Iterator[Finding]:
                           bbox=a['bbox'], area=a.get('area', a['bbox'][2] * a['bbox'][3]),
                           iscrowd=a.get('iscrowd', 0)) for number, a in enumerate(annotations, 1)],
     )  # fmt: skip
-    names = {image['id']: image for image in content['images']}
     result = hotcoco.COCO(plain).healthcheck()
     for entry in [*result['errors'], *result['warnings']]:
         kind = _HOTCOCO.get(entry['code'])
         for number in entry['affected_ids'] if kind else ():
-            annotation = annotations[number - 1]
-            path = _path(dataset, names[annotation['image_id']])
+            annotation = plain['annotations'][number - 1]
+            path = _path(dataset, content['images'][annotation['image_id'] - 1])
             x, y, w, h = annotation['bbox']
-            yield Finding('remark', kind, path, path, [x, y, x + w, y + h])
+            label = plain['categories'][annotation['category_id'] - 1]['name']
+            yield Finding('remark', kind, path, path, [x, y, x + w, y + h], label)
 
 
 # ---------------------------------------------------------------------- each image, in processes

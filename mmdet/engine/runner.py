@@ -11,16 +11,19 @@ from mmengine.config import Config, ConfigDict
 from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import Runner
+from mmengine.visualization import LocalVisBackend, TensorboardVisBackend
 from torch import nn
 
-from mmdet.checkpoints import Checkpoint
+from mmdet.checkpoints import Checkpoint, keys_that_fit, load_pretrained
 from mmdet.config.counting import counts_iterations, loop_type
 from mmdet.config.errors import UserError, at_most, registered_names, say, unknown_type, unknown_type_text
 from mmdet.config.load import type_places
 from mmdet.engine.freezing import freeze
 from mmdet.engine.log import ignore_known_warnings, quieten
 from mmdet.engine.message_hub import DeferredMessageHub, defer_grad_norm
+from mmdet.engine.schedule import scale_by_batch
 from mmdet.engine.seeding import seeded_dataloader
+from mmdet.models.initialize import leave_out_files
 
 # What mmengine's Runner takes of a config; the rest of its arguments are set here.
 _RUNNER_KEYS = (
@@ -126,8 +129,12 @@ def _add_outputs(parts: ConfigDict) -> None:
     parts.log_processor = {'type': 'LogProcessor', **(parts.get('log_processor') or {})}
     visualizer = dict(parts.get('visualizer') or dict(type='DetVisualizer'))
     visualizer.pop('name', None)  # a fixed name would return the Visualizer of an earlier Runner
-    backends = list(visualizer.get('vis_backends') or [dict(type='LocalVisBackend')])
-    if find_spec('tensorboard') and all(backend['type'] != 'TensorboardVisBackend' for backend in backends):
+    backends = visualizer.get('vis_backends') or []
+    backends = [backends] if isinstance(backends, dict) else list(backends)
+    there = {backend['type'] for backend in backends}
+    if not there & {'LocalVisBackend', LocalVisBackend}:  # scalars.json, whatever else is chosen
+        backends.insert(0, dict(type='LocalVisBackend'))
+    if find_spec('tensorboard') and not there & {'TensorboardVisBackend', TensorboardVisBackend}:
         backends.append(dict(type='TensorboardVisBackend'))
     parts.visualizer = dict(visualizer, vis_backends=backends)
 
@@ -194,6 +201,17 @@ class _Runner(Runner):
         if not torch.cuda.is_available() and (wrapper is None or wrapper.get('type') == 'CpuAmpOptimWrapper'):
             model = fast_layout(model)
         return super().wrap_model(model_wrapper_cfg, model)
+
+    def _init_model_weights(self) -> None:
+        """mmengine's, without files (which may not be there) for parts that `load_from` fills."""
+        if isinstance(self._load_from, str) and not self._has_loaded:
+            self._load_from = load_pretrained(self._load_from)  # opened once: the Runner is about to load it
+            leave_out_files(model_of(self), keys_that_fit(model_of(self), self._load_from))
+        super()._init_model_weights()
+
+    def scale_lr(self, optim_wrapper: OptimWrapper, auto_scale_lr: dict | None = None) -> None:
+        if (auto_scale_lr or {}).get('enable'):
+            scale_by_batch(self, auto_scale_lr['base_batch_size'])
 
     def build_optim_wrapper(self, optim_wrapper) -> OptimWrapper:
         built = super().build_optim_wrapper(optim_wrapper)

@@ -24,6 +24,7 @@ from mmdet.layers.conv import (
     kaiming_normal,
 )
 from mmdet.layers.deform_conv import DeformConv2d, ModulatedDeformConv2d
+from mmdet.layers.ema import ExpMomentumEMA
 from mmdet.layers.filter_response_norm import TLU, FilterResponseNorm2d
 from mmdet.layers.losses.basic import BalancedL1Loss, CrossEntropyLoss, L1Loss, SmoothL1Loss
 from mmdet.layers.losses.focal import FocalLoss
@@ -38,7 +39,7 @@ batch_stats.ENABLED = kernels.ENABLED = COMPILED  # they stand alone and cannot 
 __all__ = [
     'BATCH_NORMS', 'BalancedL1Loss', 'BatchNorm2d', 'BatchRenorm', 'BoundedIoULoss', 'CIoULoss', 'CenConv2d',
     'ConvModule', 'ConvWS2d', 'CrossEntropyLoss', 'CrossIterBatchNorm2d', 'DIoULoss', 'DeformConv2d',
-    'FilterResponseNorm2d', 'FocalLoss', 'GIoULoss', 'IoULoss', 'L1Loss', 'ModulatedDeformConv2d',
+    'ExpMomentumEMA', 'FilterResponseNorm2d', 'FocalLoss', 'GIoULoss', 'IoULoss', 'L1Loss', 'ModulatedDeformConv2d',
     'MovingAverageBatchNorm2d', 'SmoothL1Loss', 'SyncBN', 'TLU', 'build_activation_layer', 'build_conv_layer',
     'build_norm_layer', 'build_upsample_layer', 'cbn_state', 'conv_norm', 'conv_stack', 'convert_cbn', 'init_conv',
     'kaiming_normal', 'load_cbn_state', 'plan_cbn', 'revert_cbn', 'set_cbn_epoch',

@@ -119,6 +119,7 @@ def draw_instances(
     score_thr: float = 0.3,
     zoom: int | None = None,
     palette: str | Sequence | None = None,
+    colour_by: str = 'class',
 ) -> np.ndarray:
     """Draw boxes, labels and masks on a copy of an image.
 
@@ -130,6 +131,7 @@ def draw_instances(
         score_thr: detections below it are left out.
         zoom: enlarge the drawing; None enlarges small images, on which labels would hide the objects.
         palette: see `palette_colour`.
+        colour_by: 'class', or 'instance': neighbours in the list differ, whatever they are.
 
     Returns:
         (zoom * H, zoom * W, 3) uint8 RGB.
@@ -142,7 +144,7 @@ def draw_instances(
     keep = torch.arange(len(instances)) if scores is None else torch.where(scores.cpu() >= score_thr)[0]
     boxes = zoom * np.asarray(torch.as_tensor(instances.bboxes).cpu().detach().float())
     labels = torch.as_tensor(instances.labels).cpu().tolist()
-    colours = [palette_colour(palette, label) for label in labels]
+    colours = [palette_colour(palette, i if colour_by == 'instance' else label) for i, label in enumerate(labels)]
     masks = _bitmaps(instances.masks) if 'masks' in instances else None
     sizes = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     order = sorted(keep.tolist(), key=lambda i: -sizes[i])  # small objects on top of large ones

@@ -112,7 +112,9 @@ def _orientation(data: bytes) -> int:
         return 1
 
 
-def as_seen(points: np.ndarray, declared: tuple[int, int] | None, size: tuple[int, int], orientation: int) -> np.ndarray:
+def as_seen(
+    points: np.ndarray, declared: tuple[int, int] | None, size: tuple[int, int], orientation: int
+) -> np.ndarray:
     """Points of an annotation in the pixels that training sees.
 
     A tool that ignores EXIF draws on the image as it is stored, and declares that size; its points are turned. Of any

@@ -30,7 +30,7 @@ def _is_coco(path: Path) -> bool:
 
 
 def split_of(path: Path) -> str | None:
-    """What a file is for, from its name or that of its folder: instances_train2017.json, valid/_annotations.coco.json."""
+    """What a file is for, from its name (instances_train2017.json) or that of its folder (valid/_annotations.json)."""
     for name in (path.stem, path.parent.name):
         words = ''.join(c if c.isalpha() else ' ' for c in name.lower()).split()
         for word in words:

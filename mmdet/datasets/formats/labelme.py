@@ -1,6 +1,7 @@
 """LabelMe: one JSON file an image, with shapes.
 
-Own code: labelformat 0.1.17 and supervision 0.31 do not read it.
+Own code: labelformat 0.1.17 does not read it, and supervision 0.31 makes bitmaps of its polygons,
+leaves circles and masks out, and stops at a bad shape.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ import numpy as np
 
 from mmdet.config.errors import UserError
 from mmdet.datasets.formats.annotated import AnnotatedImage, ImageFiles, Notes, Object, as_seen, boxed, seen_size
-from mmdet.structures.voc_file import voc_box, voc_root
+from mmdet.structures.voc_file import first_pixel, voc_box, voc_root
 
 _SPLITS = dict(train='train', trainval='train', val='val', test='test')
 
@@ -70,7 +70,8 @@ def _image(root: ElementTree.Element, path: Path, files: ImageFiles, notes: Note
     size, orientation = seen
     declared = tuple(int(_number(root, f'size/{side}') or 0) for side in ('height', 'width'))
     if min(declared) > 0 and declared != size:
-        notes.add(f'annotated size is not that of the image{" (EXIF-rotated)" * (orientation > 4)}: the image\'s is taken',
+        turned = ' (EXIF-rotated)' if orientation > 4 else ''
+        notes.add(f"annotated size is not that of the image{turned}: the image's is taken",
                   f'{path}: {declared} and {size}')
     image = AnnotatedImage(found, *size)
     for element in root.iter('object'):
@@ -79,7 +80,7 @@ def _image(root: ElementTree.Element, path: Path, files: ImageFiles, notes: Note
         if None in corners or not label:
             notes.add('object without a name or a box: left out', path)
             continue
-        box = boxed(as_seen(np.array(voc_box(*corners)).reshape(2, 2), declared, size, orientation))
+        box = boxed(as_seen(np.array(voc_box(corners, first_pixel(root))).reshape(2, 2), declared, size, orientation))
         image.objects.append(Object(label, box, crowd=_number(element, 'difficult') == 1))
     return image
 

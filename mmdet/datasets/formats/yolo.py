@@ -53,10 +53,11 @@ def read(source: Path, notes: Notes) -> list[AnnotatedImage]:
         if labels is None:
             notes.add('image without labels: kept as one without objects', path)
         else:
-            for number, line in enumerate(labels.read_text(errors='replace').splitlines(), 1):
-                found = _object(line, names, keypoints, image, notes, f'{labels} line {number}') if line.strip() else None
-                if found is not None:
-                    image.objects.append(found)
+            lines = enumerate(labels.read_text(errors='replace').splitlines(), 1)
+            found = [
+                _object(line, names, keypoints, image, notes, f'{labels} line {i}') for i, line in lines if line.strip()
+            ]
+            image.objects = [x for x in found if x is not None]
         images.append(image)
     return images
 

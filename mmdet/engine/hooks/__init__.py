@@ -15,6 +15,7 @@ from mmdet.engine.hooks.ema import StatisticsEMAHook
 from mmdet.engine.hooks.freeze import FreezeHook
 from mmdet.engine.hooks.non_finite import NonFiniteLossHook
 from mmdet.engine.hooks.norm_statistics import SyncNormStatsHook
+from mmdet.engine.hooks.num_classes import NumClassCheckHook
 from mmdet.engine.hooks.precise_bn import PreciseBNHook, precise_statistics
 from mmdet.engine.hooks.progress import ProgressHook
 from mmdet.engine.hooks.run_info import RunInfoHook
@@ -28,6 +29,7 @@ __all__ = [
     'DetVisualizationHook',
     'FreezeHook',
     'NonFiniteLossHook',
+    'NumClassCheckHook',
     'PreciseBNHook',
     'ProgressHook',
     'RunInfoHook',
