@@ -1,4 +1,4 @@
-# make demo | test | test-all | lint | norm-study-quick      Each sets up .venv first: Python >= 3.10, pip and a C++ compiler suffice.
+# make demo | test | test-fallback | test-all | lint | norm-study-quick      Each sets up .venv first: Python >= 3.10, pip and a C++ compiler suffice.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(abspath $(VENV))/bin
@@ -12,7 +12,7 @@ DEMO_DIR = work_dirs/demo
 INSTALLED = $(VENV)/.installed
 SOURCES = setup.py pyproject.toml requirements.txt $(wildcard mmdet/ops/csrc/* mmdet/ops/csrc/*/*)
 
-.PHONY: install demo test test-all lint norm-study-quick clean
+.PHONY: install demo test test-fallback test-all lint norm-study-quick clean
 
 install: $(INSTALLED)
 
@@ -39,6 +39,10 @@ demo: install
 
 test: install
 	$(RUN) python -m pytest -m "not slow"
+
+# The tests of the ops without the compiled ones, within a memory limit.
+test-fallback: install
+	$(RUN) python -m pytest tests/ops/test_build.py -k fallback
 
 test-all: install
 	$(RUN) python -m pytest
