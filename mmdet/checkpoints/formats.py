@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mmdet.checkpoints import detectron2, legacy, torchvision
+from mmdet.checkpoints import detectron2, efficientnet_pytorch, legacy, torchvision
 from mmdet.checkpoints.names import Converted, together
 from mmdet.checkpoints.reading import Checkpoint
 from mmdet.config.errors import UserError, at_most
@@ -59,5 +59,5 @@ def _our_names(state: dict[str, Tensor], meta: dict[str, Any], num_classes: int 
 
 _PROJECTS = (
     legacy.convert, torchvision.convert, detectron2.convert, detectron2.convert_caffe2, torchvision.convert_backbone,
-    _our_names,
+    efficientnet_pytorch.convert, _our_names,
 )  # fmt: skip

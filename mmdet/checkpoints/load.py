@@ -104,9 +104,11 @@ def weights_for_part(part: nn.Module, checkpoint: Checkpoint, prefix: str | None
     needed = {key for key in own if not key.endswith('num_batches_tracked')}
     places = ['', 'backbone.'] if prefix is None else [prefix]
     candidates = [_below(place, checkpoint.weights) for place in places]
+    own_names = getattr(part, 'own_names', dict)  # a backbone of another library knows that library's names
+    candidates += map(own_names, candidates[:])
     found = next((weights for weights in candidates if needed <= weights.keys()), None)
     if found is None:
-        found = candidates[0] if prefix else backbone_weights(checkpoint)
+        found = candidates[0] if prefix else own_names(backbone_weights(checkpoint))
     branches = {key.partition('.')[0] for key in own}
     found = {key: value for key, value in found.items() if key.partition('.')[0] in branches}
     return fit_weights(part, found, checkpoint.path)

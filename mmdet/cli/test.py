@@ -11,7 +11,10 @@ from mmdet.engine.launch import join_processes, leave_processes, on_rank_0
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser('Evaluate a detector.')
+    parser = Parser('Evaluate a detector.', [
+        'my_config.py work_dirs/my_config/epoch_12.pth --eval bbox segm',
+        'my_config.py checkpoint.pth --gpus 2 --out results.pkl --show-dir found',
+    ])
     parser.add_config_arguments('test_dataloader.batch_size=4')
     parser.add_process_arguments()
     parser.add_argument('checkpoint', help='weights to evaluate')
@@ -40,7 +43,9 @@ def choose_metrics(cfg, names: list[str] | None, format_only: bool) -> None:
     """
     from mmdet.config.values import class_of
 
-    evaluators = cfg.test_evaluator if isinstance(cfg.test_evaluator, (list, tuple)) else [cfg.test_evaluator]
+    whole = cfg.test_evaluator
+    several = isinstance(whole, dict) and 'metrics' in whole  # an evaluator that knows which metric is for what
+    evaluators = whole.metrics if several else whole if isinstance(whole, (list, tuple)) else [whole]
     offers = [getattr(class_of(evaluator), 'offers', ()) for evaluator in evaluators]
     kinds = ', '.join(str(evaluator.get('type')) for evaluator in evaluators)
     known = [name for offered in offers for name in offered]
@@ -60,11 +65,16 @@ def choose_metrics(cfg, names: list[str] | None, format_only: bool) -> None:
                 continue
             evaluator.format_only = True
             if not evaluator.get('outfile_prefix'):
-                evaluator.outfile_prefix = str(Path(cfg.work_dir) / 'results')
+                number = f'_{len(chosen)}' if chosen else ''
+                evaluator.outfile_prefix = str(Path(cfg.work_dir) / f'results{number}')
         chosen.append(evaluator)
     if not chosen:
         raise UserError(f'--format-only: test_evaluator of the config ({kinds}) writes no files of results')
-    cfg.test_evaluator = chosen if len(chosen) > 1 else chosen[0]
+    if several and len(chosen) < len(evaluators):
+        asked = f'--eval {" ".join(names)}' if names else '--format-only'
+        raise UserError(f'{asked}: {whole.get("type")} of the config needs all its metrics ({kinds}), and not each of '
+                        'them offers that')
+    cfg.test_evaluator = dict(whole, metrics=chosen) if several else chosen if len(chosen) > 1 else chosen[0]
 
 
 def main(argv: Sequence[str] | None = None) -> None:

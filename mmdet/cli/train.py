@@ -9,7 +9,11 @@ from mmdet.engine.launch import join_processes, leave_processes
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser('Train a detector.')
+    parser = Parser('Train a detector.', [
+        'cbn/mask_rcnn_r50_fpn_cbn_buffer3_burnin8_1x --gpus 4',
+        'my_config.py --resume',
+        'my_config.py --auto-scale-lr --cfg-options train_cfg.max_epochs=24',
+    ])
     parser.add_config_arguments('optim_wrapper.optimizer.lr=0.01')
     parser.add_process_arguments()
     parser.add_argument('--work-dir', help='folder of logs and checkpoints (default: work_dirs/CONFIG_NAME)')

@@ -19,9 +19,12 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.registry import Registry
 
+from mmdet.config.auto import fill_num_classes
 from mmdet.config.data_files import SUFFIXES, check_data, check_placeholders, configs_are_read
 from mmdet.config.errors import UserError, at_most, one_line, say, suggest, unknown_type_text
 from mmdet.config.mmdet3 import KEYS_OF_2X, adopt
+from mmdet.config.shipped import base_path, find_config, shipped_names
+from mmdet.config.short_data import expand_data
 from mmdet.config.values import walk
 from mmdet.config.variables import RUN_KEYS, carried, files_inherit_variables, is_carried, places_of
 
@@ -46,7 +49,7 @@ def load_config(path: str | Path, cfg_options: dict[str, Any] | None = None) -> 
             exist, or data that asks for code; the message names the file and line or the key and the nearest known
             name.
     """
-    path = str(path)
+    path = find_config(str(path))
     _check_files(path)
     try:
         with configs_are_read(), files_inherit_variables():
@@ -59,6 +62,7 @@ def load_config(path: str | Path, cfg_options: dict[str, Any] | None = None) -> 
         place = _place(error) or f'{path}: '
         raise UserError(f'{place}{type(error).__name__}: {one_line(error)}') from error
     _import_custom(cfg.get('custom_imports'), path)
+    cfg_options = expand_data(cfg, cfg_options)
     _check_keys(cfg, path)
     if cfg_options:
         _apply_options(cfg, cfg_options)
@@ -68,9 +72,14 @@ def load_config(path: str | Path, cfg_options: dict[str, Any] | None = None) -> 
 
 
 def adopt_vocabulary(cfg: Config) -> None:
-    """Drop what mmdetection's configs may write and has one meaning here; raises UserError for another meaning."""
+    """Drop what mmdetection's configs may write and has one meaning here, and fill in ``num_classes='auto'``.
+
+    Raises:
+        UserError: an option of mmdetection with another meaning, or no data set that counts its classes.
+    """
     for key in cfg:
         adopt(cfg[key], key)
+    fill_num_classes(cfg)
 
 
 _custom: dict[str, str] = {}  # name of each module that a config's folder or the working folder had, and its file
@@ -140,7 +149,8 @@ def _check_files(path: str, chain: tuple[str, ...] = ()) -> None:
     if not os.path.isfile(path):
         folder = os.path.dirname(path) or '.'
         siblings = os.listdir(folder) if os.path.isdir(folder) else []
-        hint = suggest(os.path.basename(path), [s for s in siblings if s.endswith('.py')])
+        hint = suggest(os.path.basename(path), [s for s in siblings if s.endswith('.py')]) or suggest(
+            path.removeprefix('mmdet::').removeprefix('configs/').removesuffix('.py'), shipped_names())
         raise UserError(f'config file {path} not found{named_in}.{hint}')
     resolved = os.path.abspath(path)
     if resolved in chain:
@@ -158,10 +168,10 @@ def _check_files(path: str, chain: tuple[str, ...] = ()) -> None:
     except UnicodeDecodeError as error:
         raise UserError(f'{path} is not a text in UTF-8: {error.reason} at byte {error.start}') from error
     for base in _bases(tree, path):
-        if '::' in base:
+        if '::' in base and not base.startswith('mmdet::'):
             raise UserError(f'{path}: _base_ {base!r} names a config of another package; copy that config '
                             'into this project and give a relative path')
-        _check_files(os.path.normpath(os.path.join(os.path.dirname(path), base)), (*chain, resolved))
+        _check_files(os.path.normpath(base_path(base, path)), (*chain, resolved))
 
 
 def _bases(tree: ast.Module, path: str) -> list[str]:
@@ -288,7 +298,7 @@ _PLACES = [
     (r'(train|val|test)_dataloader(\.dataset)+(\.datasets\.\d+)?\.pipeline\.\d+', 'TRANSFORMS'),
     (r'(train|val|test)_dataloader\.(batch_)?sampler', 'DATA_SAMPLERS'),
     (r'(train|val|test)_dataloader\.(collate_fn|worker_init_fn)', 'FUNCTIONS'),
-    (r'(val|test)_evaluator(\.\d+)?', 'METRICS'),
+    (r'(val|test)_evaluator((\.metrics)?\.\d+)?', 'METRICS'),
     (r'optim_wrapper', 'OPTIM_WRAPPERS'),
     (r'optim_wrapper\.optimizer', 'OPTIMIZERS'),
     (r'param_scheduler(\.\d+)?', 'PARAM_SCHEDULERS'),
@@ -305,20 +315,26 @@ def check_types(cfg: Config) -> None:
     Raises:
         UserError: names the type, its place in the config, and the nearest registered names; or a part without one.
     """
+    for path, value in walk(cfg.to_dict()):
+        for pattern, name in _PLACES:
+            if re.fullmatch(pattern, path):
+                _check_part(value, path, name)
+
+
+def _check_part(value: Any, path: str, name: str) -> None:
     from mmdet import registry
 
-    for path, value in walk(cfg.to_dict()):
-        parent, _, key = path.rpartition('.')
-        for pattern, name in _PLACES:
-            if key == 'type' and isinstance(value, str) and re.fullmatch(pattern, parent):
-                _check_type(getattr(registry, name), value, path)
-            if not re.fullmatch(pattern, path):
-                continue
-            if isinstance(value, (str, int, float)):
-                kind = repr(value) if isinstance(value, str) else '...'
-                raise UserError(f'{path}={value!r}: write it as dict(type={kind})')
-            if isinstance(value, dict) and 'type' not in value and path not in _NEED_NO_TYPE:
-                raise UserError(f'{path} has no type; its keys are {at_most(map(str, value))}')
+    if isinstance(value, (str, int, float)):
+        kind = repr(value) if isinstance(value, str) else '...'
+        raise UserError(f'{path}={value!r}: write it as dict(type={kind})')
+    if not isinstance(value, dict):
+        return
+    if name == 'METRICS' and 'metrics' in value:
+        name, value = 'EVALUATOR', dict(dict(type='Evaluator'), **value)
+    if isinstance(value.get('type'), str):
+        _check_type(getattr(registry, name), value['type'], f'{path}.type')
+    elif 'type' not in value and path not in _NEED_NO_TYPE:
+        raise UserError(f'{path} has no type; its keys are {at_most(map(str, value))}')
 
 
 def _check_type(registry: Registry, value: str, path: str) -> None:

@@ -24,7 +24,7 @@ from mmdet.config.values import walk
 # Read by the Runner besides its parameters, or by our tools.
 _TOOL_KEYS = {
     'activation_checkpointing', 'compile', 'custom_imports', 'default_scope', 'efficient_conv_bn_eval',
-    'find_unused_parameters', 'model_wrapper_cfg', 'sync_bn', 'tta_model', 'tta_pipeline',
+    'find_unused_parameters', 'frozen_parts', 'model_wrapper_cfg', 'sync_bn', 'tta_model', 'tta_pipeline',
 }  # fmt: skip
 RUN_KEYS = (set(inspect.signature(Runner.__init__).parameters) - {'self', 'cfg'}) | _TOOL_KEYS
 

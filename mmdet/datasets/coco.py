@@ -12,9 +12,8 @@ import numpy as np
 from mmengine.dataset import BaseDataset, force_full_init
 
 from mmdet.config.errors import MissingFile, UserError, say
-from mmdet.config.values import class_of
+from mmdet.datasets.common import check_packed, with_class_names
 from mmdet.datasets.pipeline import build_steps, check_order
-from mmdet.datasets.transforms import PackDetInputs
 from mmdet.registry import DATASETS
 from mmdet.structures.coco_arrays import CocoArrays, load_coco_arrays
 from mmdet.structures.coco_file import choose_categories, garbage_kept, load_coco_file
@@ -69,10 +68,7 @@ class CocoDataset(BaseDataset):
     @classmethod
     def check_config(cls, cfg: dict, path: str, whole: dict, training: bool) -> None:
         """Refuse a pipeline of known transforms none of which packs its results."""
-        steps = cfg.get('pipeline') or ()
-        if all(_cannot_pack(step) for step in steps):
-            names = [step.get('type') for step in steps]
-            raise UserError(f"{path}.pipeline must end with dict(type='PackDetInputs'), its steps are {names}")
+        check_packed(cfg, path)
 
     def __init__(
         self,
@@ -121,12 +117,7 @@ class CocoDataset(BaseDataset):
 
     @classmethod
     def _load_metainfo(cls, metainfo=None) -> dict:
-        if metainfo and isinstance(metainfo.get('classes'), str) and not os.path.isfile(metainfo['classes']):
-            metainfo = dict(metainfo, classes=(metainfo['classes'],))  # mmengine would warn that it is not a file
-        metainfo = super()._load_metainfo(metainfo)
-        classes = metainfo['classes']
-        metainfo['classes'] = (classes,) if isinstance(classes, str) else tuple(classes)
-        return metainfo
+        return with_class_names(super()._load_metainfo, metainfo)
 
     def load_data_list(self) -> Sequence[dict]:
         file = load_coco_arrays(self.ann_file, self.backend_args, need_annotations=not self.test_mode)
@@ -253,12 +244,6 @@ class CocoDataset(BaseDataset):
         if masks < objects:
             say(f'{self.ann_file}: {objects - masks} of {objects} objects have no mask, or polygons of fewer than '
                 'three points: they are ignored in training')
-
-
-def _cannot_pack(step: dict | Callable) -> bool:
-    """Whether a transform of ours or of mmcv's, without others inside, packs nothing; of others nothing is known."""
-    kind = class_of(step) if isinstance(step, dict) and 'transforms' not in step else None
-    return isinstance(kind, type) and kind.__module__.startswith(('mmdet.', 'mmcv.')) and kind is not PackDetInputs
 
 
 class _Images(Sequence):

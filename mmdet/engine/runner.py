@@ -19,6 +19,7 @@ from mmdet.checkpoints import Checkpoint, keys_that_fit, load_pretrained
 from mmdet.config.counting import counts_iterations, loop_type
 from mmdet.config.errors import UserError, at_most, registered_names, say, unknown_type, unknown_type_text
 from mmdet.config.load import type_places
+from mmdet.engine.freezing import freeze
 from mmdet.engine.log import ignore_known_warnings, quieten
 from mmdet.engine.message_hub import DeferredMessageHub, defer_grad_norm
 from mmdet.engine.schedule import scale_by_batch
@@ -67,6 +68,8 @@ def build_runner(cfg: Config, launcher: str = 'none', resume_from: Checkpoint | 
     elif parts.get('train_dataloader'):
         _seed_and_resume_batches(parts)
     _complete_dataloaders(parts)
+    if cfg.get('frozen_parts') and not testing:
+        parts.custom_hooks = [*(parts.get('custom_hooks') or []), dict(type='FreezeHook', names=cfg.frozen_parts)]
     _add_hooks(parts, dict(type='CheckpointGuardHook', resuming=resume_from is not None, strict=testing))
     _add_outputs(parts)
     _name_run(parts, cfg)
@@ -197,6 +200,8 @@ class _Runner(Runner):
         return DeferredMessageHub.get_instance(**(message_hub or dict(name=self._experiment_name)))
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: torch.nn.Module) -> torch.nn.Module:
+        if self.cfg.get('frozen_parts') and self._train_loop is not None:
+            say('frozen: {:,} of {:,} parameters'.format(*freeze(model, self.cfg.frozen_parts)))
         # before DistributedDataParallel, which lays gradients out as the weights are
         wrapper = self.optim_wrapper  # still a config; None in tests
         if not torch.cuda.is_available() and (wrapper is None or wrapper.get('type') == 'CpuAmpOptimWrapper'):

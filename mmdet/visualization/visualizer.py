@@ -5,11 +5,13 @@ import os
 import re
 import string
 import sys
+from collections.abc import Sequence
 from functools import cache, lru_cache
 from pathlib import Path
 
 import cv2
 import matplotlib
+import matplotlib.colors
 import numpy as np
 import torch
 from matplotlib.ft2font import FT2Font
@@ -31,6 +33,34 @@ def class_colour(label: int) -> tuple[int, int, int]:
     hue = (0.58 + label * 0.61803398875) % 1.0
     value = (1.0, 0.85)[label // 8 % 2]
     return tuple(round(255 * c) for c in colorsys.hsv_to_rgb(hue, 0.75, value))
+
+
+PALETTES = ('none', 'random', 'coco', 'voc', 'citys')  # mmdetection's names
+
+
+def palette_colour(palette: str | Sequence | None, label: int) -> tuple[int, int, int]:
+    """The RGB colour of a label.
+
+    Args:
+        palette: colours by label, one for all, or a name that matplotlib knows; None and mmdetection's names of tables
+            ('coco', ...) stand for `class_colour`, 'random' for colours drawn with a fixed seed.
+
+    Raises:
+        UserError: another name.
+
+    >>> palette_colour([(255, 0, 0), (0, 0, 255)], 1), palette_colour('green', 7)
+    ((0, 0, 255), (0, 128, 0))
+    """
+    if palette == 'random':
+        return tuple(np.random.default_rng(label).integers(0, 256, 3).tolist())
+    if palette is None or isinstance(palette, str) and palette in PALETTES or len(palette) == 0:
+        return class_colour(label)
+    if isinstance(palette, str):
+        if not matplotlib.colors.is_color_like(palette):
+            raise UserError(f'palette {palette!r} is no colour; use one, a list of them, or {", ".join(PALETTES)}')
+        return tuple(round(255 * c) for c in matplotlib.colors.to_rgb(palette))
+    colour = palette if isinstance(palette[0], (int, np.integer)) else palette[label % len(palette)]
+    return palette_colour(colour, label) if isinstance(colour, str) else tuple(int(c) for c in colour)
 
 
 def class_name(label: int, classes: tuple[str, ...]) -> str:
@@ -88,6 +118,8 @@ def draw_instances(
     classes: tuple[str, ...] = (),
     score_thr: float = 0.3,
     zoom: int | None = None,
+    palette: str | Sequence | None = None,
+    colour_by: str = 'class',
 ) -> np.ndarray:
     """Draw boxes, labels and masks on a copy of an image.
 
@@ -98,6 +130,8 @@ def draw_instances(
         classes: class names; a label beyond them is shown as its number.
         score_thr: detections below it are left out.
         zoom: enlarge the drawing; None enlarges small images, on which labels would hide the objects.
+        palette: see `palette_colour`.
+        colour_by: 'class', or 'instance': neighbours in the list differ, whatever they are.
 
     Returns:
         (zoom * H, zoom * W, 3) uint8 RGB.
@@ -110,6 +144,7 @@ def draw_instances(
     keep = torch.arange(len(instances)) if scores is None else torch.where(scores.cpu() >= score_thr)[0]
     boxes = zoom * np.asarray(torch.as_tensor(instances.bboxes).cpu().detach().float())
     labels = torch.as_tensor(instances.labels).cpu().tolist()
+    colours = [palette_colour(palette, i if colour_by == 'instance' else label) for i, label in enumerate(labels)]
     masks = _bitmaps(instances.masks) if 'masks' in instances else None
     sizes = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     order = sorted(keep.tolist(), key=lambda i: -sizes[i])  # small objects on top of large ones
@@ -119,10 +154,10 @@ def draw_instances(
     if masks is not None:
         for i in order:
             mask = cv2.resize(255 * masks[i].astype(np.uint8), (width, height), interpolation=cv2.INTER_LINEAR)
-            _paint_mask(canvas, mask > 127, class_colour(labels[i]), line)
+            _paint_mask(canvas, mask > 127, colours[i], line)
     for i in order:
         corners = np.rint(boxes[i]).astype(int)
-        cv2.rectangle(canvas, corners[:2].tolist(), (corners[2:] - 1).tolist(), class_colour(labels[i]), line,
+        cv2.rectangle(canvas, corners[:2].tolist(), (corners[2:] - 1).tolist(), colours[i], line,
                       cv2.LINE_AA)
     drawing = Image.fromarray(canvas)
     pen = ImageDraw.Draw(drawing)
@@ -130,7 +165,7 @@ def draw_instances(
     for i in reversed(order):  # the smallest first: its label gets the best place
         name = class_name(labels[i], classes)
         text = name if scores is None else f'{name} {float(scores[i]):.2f}'
-        _write_label(pen, text, boxes[i], class_colour(labels[i]), (width, height), taken)
+        _write_label(pen, text, boxes[i], colours[i], (width, height), taken)
     return np.asarray(drawing)
 
 
@@ -169,11 +204,19 @@ def _write_label(pen, text, box, colour, size, taken) -> None:
 class DetVisualizer(Visualizer):
     """mmengine's Visualizer, drawing data samples. Without a display it draws all the same."""
 
+    _drawn: np.ndarray | None = None
+
+    @classmethod
+    def get_instance(cls, name: str = 'visualizer', **options) -> 'DetVisualizer':
+        """mmengine's, which a registry calls; a config need not name its visualizer."""
+        return super().get_instance(name, **options)
+
     def draw(self, image: np.ndarray, sample, score_thr: float = 0.3, draw_gt: bool = False) -> np.ndarray:
-        """An image (H, W, 3) uint8 RGB with the sample's predictions, or its ground truth."""
-        classes = (self.dataset_meta or {}).get('classes') or ()
+        """An image (H, W, 3) uint8 RGB with the sample's predictions, or its ground truth, in its own size."""
+        meta = self.dataset_meta or {}
         instances = sample.gt_instances if draw_gt else sample.pred_instances
-        return draw_instances(image, instances, classes, score_thr)
+        options = dict(zoom=1, palette=meta.get('palette'))
+        return draw_instances(image, instances, meta.get('classes') or (), score_thr, **options)
 
     def show(self, *args, backend: str = 'matplotlib', **kwargs) -> None:
         """Open a window.
@@ -188,11 +231,12 @@ class DetVisualizer(Visualizer):
 
     def add_datasample(self, name, image, data_sample=None, draw_gt=False, draw_pred=True, show=False,
                        wait_time=0, pred_score_thr=0.3, out_file=None, step=0) -> None:
-        """Draw ground truth and predictions side by side into `out_file` or the run's backends."""
+        """Draw ground truth and predictions side by side into `out_file` or the run's backends; `get_image` gives it."""
         drawn = [self.draw(image, data_sample, pred_score_thr, draw_gt=kind == 'gt_instances')
                  for kind, wanted in (('gt_instances', draw_gt), ('pred_instances', draw_pred))
                  if wanted and data_sample is not None and kind in data_sample]
         drawing = np.concatenate(drawn, axis=1) if drawn else image
+        self._drawn = drawing
         if show:
             self.show(drawing, win_name=name, wait_time=wait_time)
         if out_file is not None:
@@ -200,6 +244,14 @@ class DetVisualizer(Visualizer):
         else:
             # backends make a file name of it, and callers take it from the data
             self.add_image(re.sub(r'[/\\\\]+', '_', name), drawing, step)
+
+    def get_image(self) -> np.ndarray:
+        """(H, W, 3) uint8 RGB: what `add_datasample` drew last, unless an image has been set since."""
+        return super().get_image() if self._drawn is None else self._drawn
+
+    def set_image(self, image: np.ndarray) -> None:
+        self._drawn = None
+        super().set_image(image)
 
 
 def draw_file(

@@ -92,7 +92,7 @@ def test_missing_files(tmp_path):
 
 
 def test_bases_of_other_packages_lazy_bases_and_circles(tmp_path):
-    path = write_config(tmp_path, base="_base_ = 'mmdet::faster_rcnn/x.py'\n")
+    path = write_config(tmp_path, base="_base_ = 'mmpose::faster_rcnn/x.py'\n")
     assert 'relative path' in message(load_config, path)
     path = write_config(tmp_path, base='with read_base():\n    from .a import *\n')
     assert "_base_ = ['relative/path.py']" in message(load_config, path)

@@ -25,8 +25,8 @@ class FCNMaskHead(BaseModule):
 
     Args:
         class_agnostic: one mask per RoI instead of one per class.
-        upsample_cfg: dict(type='deconv' | 'nearest' | 'bilinear', scale_factor=s) or a registered class, see
-            `mmdet.layers.build`. A ReLU follows one that learns.
+        upsample_cfg: dict(type='deconv' | 'nearest' | 'bilinear' | None, scale_factor=s) or a registered class, see
+            `mmdet.layers.build`. A ReLU follows one that learns. With None s is 1.
     """
 
     def __init__(
