@@ -257,6 +257,13 @@ def test_links_and_named_files_are_there(path):
     assert missing == []
 
 
+def test_promises_name_their_tests():
+    named = re.findall(r'`(\w+/test_\w+\.py)(?:::(test_\w+))?`', (ROOT / 'docs' / 'reliability.md').read_text())
+    assert len(named) > 30
+    missing = [place for place in named if f'def {place[1]}' not in (ROOT / 'tests' / place[0]).read_text()]
+    assert missing == []
+
+
 if __name__ == '__main__':
     for guide in GUIDES:
         guide.write_text(with_files(guide.read_text()))
