@@ -29,7 +29,7 @@ def empty_instances(metas: Sequence[dict], device: str) -> list[InstanceData]:
 
     shapes = dict(bboxes=((0, 4), torch.float32), scores=((0,), torch.float32), labels=((0,), torch.int64))
     return [
-        InstanceData(**{name: torch.zeros(shape, dtype=dtype, device=device) for name, (shape, dtype) in shapes.items()})
+        InstanceData(**{name: torch.zeros(shape, dtype=kind, device=device) for name, (shape, kind) in shapes.items()})
         for _ in metas
     ]
 
