@@ -189,11 +189,16 @@ class CocoDataset(BaseDataset):
         small = sides < config.get('min_size', 0)
         kept = np.flatnonzero(~(small | (empty & config.get('filter_empty_gt', False))))
         if not len(kept):
+            reasons = []
+            if config.get('filter_empty_gt', False) and empty.any():
+                classes = f'the {len(self._metainfo["classes"])} classes'
+                reasons.append(f'{empty.sum()} have no object of {classes}{self._left_out}')
+            if small.any():
+                reasons.append(f'{small.sum()} have a side under min_size={config["min_size"]}')
             advice = ''.join(f'; {doubt}' for doubt in self._doubts)
             raise UserError(
-                f'no image of {self.ann_file} is left after filter_cfg={config}: of {len(images)}, {empty.sum()} have '
-                f'no object of the {len(self._metainfo["classes"])} classes{self._left_out}, {small.sum()} have a side '
-                f'under min_size={config.get("min_size", 0)}{advice}'
+                f'no image of {self.ann_file} is left after filter_cfg={config}: of {len(images)}, '
+                f'{", ".join(reasons)}{advice}'
             )
         return images.subset(kept) if isinstance(images, _Images) else [images[i] for i in kept]
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from mmengine.config import Config, ConfigDict
+from mmengine.dist import get_rank
 from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import Runner
@@ -23,6 +24,7 @@ from mmdet.engine.log import ignore_known_warnings, quieten
 from mmdet.engine.message_hub import DeferredMessageHub, defer_grad_norm
 from mmdet.engine.schedule import scale_by_batch
 from mmdet.engine.seeding import seeded_dataloader
+from mmdet.engine.workers import start_worker
 from mmdet.models.initialize import leave_out_files
 
 # What mmengine's Runner takes of a config; the rest of its arguments are set here.
@@ -113,6 +115,10 @@ def _complete_dataloaders(parts: ConfigDict) -> None:
     for loader in filter(None, map(parts.get, _DATALOADERS)):
         if not loader.get('num_workers', 0):
             loader.update(persistent_workers=False, prefetch_factor=None)  # torch refuses them then
+        else:
+            seed = (parts.get('randomness') or {}).get('seed') or 0
+            loader['worker_init_fn'] = dict(type=start_worker, num_workers=loader['num_workers'], rank=get_rank(),
+                                            seed=seed, then=loader.get('worker_init_fn'))
         if torch.cuda.is_available():
             loader.setdefault('pin_memory', True)  # else the host waits while images go to the GPU
 

@@ -109,9 +109,10 @@ def convert_cbn(model: nn.Module, buffer_num: int = 3, burnin: int | None = None
     """Replace, in place, each BatchNorm2d of ``model`` that follows a Conv2d; returns the model.
 
     Weights, statistics, eps, momentum and whether gamma and beta are trained stay as they are, and so do the state dict
-    and modules that a norm holds (timm's BatchNormAct2d: its activation), which are applied behind it. What stays BatchNorm2d, and why, is logged; ``plan_cbn(model)`` says it beforehand. ``options`` are
-    those of ``CrossIterBatchNorm2d``. A norm whose convolution turns out to be another one when the model
-    runs raises ValueError there.
+    and the modules that a norm holds (timm's BatchNormAct2d: its activation), which are applied behind it. What stays
+    BatchNorm2d, and why, is logged; ``plan_cbn(model)`` says it beforehand. ``options`` are those of
+    ``CrossIterBatchNorm2d``. A norm whose convolution turns out to be another one when the model runs raises ValueError
+    there.
 
     Raises:
         ValueError: no norm of the model follows a convolution.
