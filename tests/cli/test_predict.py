@@ -115,8 +115,9 @@ def test_a_video_that_is_none(predict, tmp_path, monkeypatch):
 # ---------------------------------------------------------------------- slices
 
 
-@pytest.mark.parametrize('width, height, size, overlap', [(1000, 700, 300, 0.2), (300, 300, 300, 0.5), (50, 900, 200, 0)]
-)
+@pytest.mark.parametrize('width, height, size, overlap', [
+    (1000, 700, 300, 0.2), (300, 300, 300, 0.5), (50, 900, 200, 0),
+])  # fmt: skip
 def test_windows_cover_the_image_and_overlap(width, height, size, overlap):
     covered = np.zeros((height, width), bool)
     windows = slice_windows(width, height, size, overlap)
