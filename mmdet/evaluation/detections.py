@@ -119,7 +119,7 @@ class Counter:
             params.areaRng, params.areaRngLbl, params.maxDets = [params.areaRng[0]], ['all'], [params.maxDets[-1]]
         params.useCats = self.by_class and not any_class
         params.imgIds = self.images
-        params.catIds = [category['id'] for category in self.truth.categories] if self.by_class else [1]
+        params.catIds = sorted(self.truth.numbers.tolist()) if self.by_class else [1]  # as columns of the results
         if category is not None:
             params.catIds = [category]
         evaluation.params = params
