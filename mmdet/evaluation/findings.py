@@ -338,7 +338,7 @@ def _one_off(case: _Case) -> bool:
 
 
 def _swaps(case: _Case, table: np.ndarray) -> set[int]:
-    """Pairs of classes both of which gain when they change names; where one is only called the other, that one loses."""
+    """Pairs of classes both of which gain when they change names; where one is only called the other, one loses."""
     swapped: set[int] = set()
     for a, b in zip(*np.nonzero(np.triu(table + table.T, 1))):
         a, b = int(a), int(b)
