@@ -18,9 +18,10 @@ from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 
 
+@MODELS.register_module()
 @refuse_overrides(_forward='forward', add_pred_to_datasample='predict')
 class SingleStageDetector(BaseModel):
-    """Backbone, neck and one dense head, such as `RetinaHead`.
+    """Backbone, neck and one dense head, such as `RetinaHead` or `SSDHead`.
 
     Args:
         train_cfg, test_cfg: those of the head.
