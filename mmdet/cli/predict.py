@@ -35,6 +35,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument('--device', help='cpu or cuda:0 (default: a GPU where there is one)')
     parser.add_argument('--amp', action='store_true',
                         help='mixed precision: float16 on GPU, bfloat16 on a CPU that has instructions for it')
+    parser.add_argument('--tta', action='store_true',
+                        help="test-time augmentation by the config's tta_model and tta_pipeline (default: each image "
+                        'also mirrored)')
     args = parser.parse_args(argv)
     if args.batch_size < 1:
         raise UserError(f'--batch-size {args.batch_size}: at least 1 is needed')
@@ -108,7 +111,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     from mmdet.apis.progress import ImageProgress
 
     check_writable(args.out_dir, '--out-dir')
-    model = init_detector(args.config, args.checkpoint, device=args.device, cfg_options=args.cfg_options, amp=args.amp)
+    model = init_detector(args.config, args.checkpoint, device=args.device, cfg_options=args.cfg_options, amp=args.amp,
+                          tta=args.tta)
     classes = tuple(model.dataset_meta.get('classes') or ())
     labels = chosen_labels(args.classes, classes)
     detect_in = _detector(model, args)

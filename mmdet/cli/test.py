@@ -23,6 +23,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument('--work-dir', help='folder of the log (default: work_dirs/CONFIG_NAME/test)')
     parser.add_argument('--amp', action='store_true',
                         help='mixed precision: float16 on GPU, bfloat16 on a CPU that has instructions for it')
+    parser.add_argument('--tta', action='store_true',
+                        help="test-time augmentation by the config's tta_model and tta_pipeline (default: each image "
+                        'also mirrored)')
     parser.add_argument('--out', metavar='FILE.pkl', help='save the detections, one dict an image')
     parser.add_argument('--eval', nargs='+', metavar='METRIC',
                         help="what the config's metrics shall compute, such as bbox, segm, proposal (default: as they "
@@ -93,6 +96,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from mmdet.config.output import check_writable
     from mmdet.engine.amp import use_amp_in_tests
     from mmdet.engine.runner import build_runner
+    from mmdet.engine.tta import use_tta
     from mmdet.evaluation import DumpDetResults
 
     alone = args.checkpoint is None
@@ -108,6 +112,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f'{args.config} has no test_dataloader and test_evaluator: nothing to test on')
     if args.eval or args.format_only:
         choose_metrics(cfg, args.eval, args.format_only)
+    if args.tta:
+        use_tta(cfg)
     if args.show_dir:
         cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), dict(
             type='DetVisualizationHook', out_dir=args.show_dir, score_thr=args.show_score_thr)]

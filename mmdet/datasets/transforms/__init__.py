@@ -29,6 +29,7 @@ from mmdet.datasets.transforms.loading import (
 )
 from mmdet.datasets.transforms.pad import Pad
 from mmdet.datasets.transforms.resize import RandomChoiceResize, RandomResize, Resize
+from mmdet.datasets.transforms.test_time_aug import TestTimeAug
 
 __all__ = [
     'FilterAnnotations',
@@ -45,4 +46,5 @@ __all__ = [
     'RandomFlip',
     'RandomResize',
     'Resize',
+    'TestTimeAug',
 ]

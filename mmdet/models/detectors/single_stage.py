@@ -63,6 +63,11 @@ class SingleStageDetector(BaseModel):
     def head(self) -> nn.Module:
         return getattr(self, self.head_name)
 
+    @property
+    def final_test_cfg(self) -> dict | None:
+        """The part of test_cfg that the detections obey."""
+        return self.head.test_cfg
+
     def init_weights(self) -> None:
         """Called by the Runner once, before training."""
         init_weights(self)

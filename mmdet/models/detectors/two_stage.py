@@ -71,6 +71,11 @@ class TwoStageDetector(BaseModel):
         self.with_neck, self.with_rpn = self.neck is not None, rpn_head is not None
         self.with_bbox, self.with_mask = True, self.roi_head.mask_head is not None
 
+    @property
+    def final_test_cfg(self) -> dict | None:
+        """The part of test_cfg that the detections obey."""
+        return self.roi_head.test_cfg
+
     def init_weights(self) -> None:
         """Called by the Runner once, before training."""
         init_weights(self)
