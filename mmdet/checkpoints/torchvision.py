@@ -1,4 +1,4 @@
-"""torchvision.models.detection: Faster R-CNN, Mask R-CNN and RetinaNet with a ResNet-FPN, SSD with VGG-16; both directions."""
+"""torchvision.models.detection: Faster R-CNN, Mask R-CNN and RetinaNet with a ResNet-FPN, and SSD; both directions."""
 
 from typing import Any
 
@@ -59,7 +59,7 @@ _RETINA: Table = [
     ('head.regression_head.bbox_reg.{p}', 'bbox_head.retina_reg.{p}'),
 ]
 
-# Of SSD's VGG the part behind conv4_3 and what SSD adds are the blocks of one list; layers count from each block's start.
+# What follows conv4_3 in the VGG, and what SSD adds, are the blocks of one list; layers count from a block's start.
 _SSD: Table = [
     ('backbone.scale_weight', 'neck.l2_norm.weight'),
     ('backbone.extra.0.1.{p}', 'backbone.features.24.{p}'),

@@ -106,14 +106,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         join_processes(launcher, None)  # one of them downloads for all
         checkpoint = load_pretrained(args.config)
     cfg = config_of(checkpoint, args.cfg_options) if alone else load_config(args.config, args.cfg_options)
+    if args.tta:
+        use_tta(cfg)
     check_types(cfg)
     cfg.work_dir = args.work_dir or f'work_dirs/{Path(args.config).stem}/test'
     if cfg.get('test_evaluator') is None or cfg.get('test_dataloader') is None:
         raise UserError(f'{args.config} has no test_dataloader and test_evaluator: nothing to test on')
     if args.eval or args.format_only:
         choose_metrics(cfg, args.eval, args.format_only)
-    if args.tta:
-        use_tta(cfg)
     if args.show_dir:
         cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), dict(
             type='DetVisualizationHook', out_dir=args.show_dir, score_thr=args.show_score_thr)]

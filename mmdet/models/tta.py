@@ -68,8 +68,10 @@ def _own_settings(module: nn.Module) -> dict:
     cfg = getattr(getattr(module, 'module', module), 'final_test_cfg', None) or {}
     settings = {key: cfg[key] for key in ('nms', 'max_per_img') if key in cfg}
     if settings.get('nms', {}).get('type') == 'soft_nms':
-        shared = {key: settings['nms'][key] for key in ('iou_thr', 'offset', 'class_agnostic') if key in settings['nms']}
-        settings['nms'] = dict(type='nms', iou_threshold=settings['nms'].get('iou_threshold', 0.3), **shared)
+        soft = settings['nms']
+        shared = {key: soft[key] for key in ('offset', 'class_agnostic') if key in soft}
+        threshold = soft.get('iou_threshold', soft.get('iou_thr', 0.3))  # the default of soft_nms
+        settings['nms'] = dict(type='nms', iou_threshold=threshold, **shared)
     return settings
 
 

@@ -90,7 +90,8 @@ def test_the_mirrored_view_begins_where_boxes_still_follow(steps, place):
 def test_every_data_set_gets_the_views_and_a_pipeline_without_views_is_refused(folder):
     cfg = load_config(folder / 'config.py')
     dataset = cfg.test_dataloader.dataset.to_dict()
-    cfg.test_dataloader.dataset = dict(type='ConcatDataset', datasets=[dataset, dict(type='RepeatDataset', dataset=dataset)])
+    parts = [dataset, dict(type='RepeatDataset', dataset=dataset)]
+    cfg.test_dataloader.dataset = dict(type='ConcatDataset', datasets=parts)
     use_tta(cfg)
     first, second = cfg.test_dataloader.dataset.datasets
     assert first.pipeline[-1].type == second.dataset.pipeline[-1].type == 'TestTimeAug'
