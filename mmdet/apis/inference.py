@@ -51,6 +51,8 @@ def init_detector(
     Raises:
         UserError, FileNotFoundError: config or checkpoint missing, damaged or not fitting, or no such device.
     """
+    if isinstance(palette, str) and palette.split(':')[0] in ('cpu', 'cuda'):
+        raise UserError(f'palette={palette!r} is a device: write init_detector(config, checkpoint, device={palette!r})')
     palette_colour(palette, 0)
     device = _checked_device(device)
     if checkpoint is None and is_checkpoint(config):

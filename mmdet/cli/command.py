@@ -12,7 +12,8 @@ from mmdet.cli.parser import EXIT_STATUSES
 from mmdet.config.errors import UserError, run_main, suggest
 from mmdet.version import __version__
 
-_IN_THIS_ORDER = ('convert', 'init', 'check', 'browse', 'train', 'test', 'predict', 'config')  # then the others
+# Then the others.
+_IN_THIS_ORDER = ('convert', 'init', 'check', 'browse', 'train', 'test', 'analyze', 'compare', 'predict', 'config')
 
 _HELP = """usage: mmdet VERB [options]
 
@@ -22,7 +23,8 @@ From images to a detector:
   mmdet convert photos/                        annotations of any tool to COCO's format, in data/photos
   mmdet init data/photos                       a config that fits the data and this machine, photos.py
   mmdet train photos.py --gpus 2
-  mmdet test photos.py work_dirs/photos/epoch_12.pth --eval bbox --show-dir found
+  mmdet test photos.py work_dirs/photos/epoch_12.pth --eval bbox --out found.pkl
+  mmdet analyze photos.py found.pkl            why AP is what it is, in analysis/report.html
 
 CONFIG is a file, or the name of one that comes with mmdet: cbn/mask_rcnn_r50_fpn_cbn_buffer3_burnin8_1x
 mmdet VERB --help tells more.

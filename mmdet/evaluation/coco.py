@@ -118,13 +118,13 @@ class CocoMetric(GatheredMetric):
                 raise UserError(f'CocoMetric: {option}={limits!r} must be whole numbers above 0, such as (1, 10, 100)')
         self.ann_files, self.ann_file, self.backend_args = ann_files, at_most(ann_files, 3), backend_args
         self.classwise, self.use_cats, self.offset = classwise, use_cats, offset
-        self.max_dets = {n: sorted(proposal_nums if n == 'proposal' else max_dets) for n in self.metrics}
+        self.max_dets = {n: sorted(proposal_nums if n == 'proposal' else max_dets) for n in self.offers[:3]}
         self.iou_thrs = np.atleast_1d(np.linspace(0.5, 0.95, 10) if iou_thrs is None else np.array(iou_thrs, float))
         area_ranges = area_ranges or dict(s=(0, 32**2), m=(32**2, 96**2), l=(96**2, 1e10))
         self.area_ranges = {'': (0, 1e10)} | {f'_{area}': limits for area, limits in area_ranges.items()}
         self.format_only, self.outfile_prefix = format_only, outfile_prefix
         self.metric_items = metric_items
-        known = {item for name in self.metrics for item in self._items(name)}
+        known = {item for name in self.metrics for item in self.items(name)}
         for item in metric_items or ():
             if item not in known:
                 raise UserError(f'CocoMetric: metric item {item!r} is unknown; {self.metrics} give {sorted(known)}')
@@ -157,6 +157,11 @@ class CocoMetric(GatheredMetric):
         """The annotation file's category id of each label."""
         return self._truth.cat_ids
 
+    @property
+    def truth(self) -> GroundTruth:
+        """What there is to find, read when `dataset_meta` was set."""
+        return self._truth
+
     def check_dataset(self, dataset: Any) -> None:
         """Raise UserError where a data set holds images that the annotation file lacks, or two images of one id in one
         file, as a ConcatDataset may: predictions are told apart by it."""
@@ -175,7 +180,7 @@ class CocoMetric(GatheredMetric):
         bboxes (D, 4) xyxy pixels, scores (D,), labels (D,) and, for 'segm', masks (D RLE dicts or bitmaps)."""
         if self._truth is None:
             raise ValueError('CocoMetric does not know the classes; set dataset_meta=dict(classes=(...))')
-        results = list({result['number']: result for result in map(self._checked, data_samples)}.values())
+        results = list({result['number']: result for result in map(self.checked, data_samples)}.values())
         self._seen.update(result['number'] for result in results)
         if self.outfile_prefix is not None or self._counts_files:
             self.results += results
@@ -253,14 +258,18 @@ class CocoMetric(GatheredMetric):
         self._streams = {} if self.format_only else {name: self._stream(name) for name in self.metrics}
 
     def _stream(self, name: str) -> Any:
-        kind = 'segm' if name == 'segm' else 'bbox'
-        params = self._engine.Params(kind)
+        params = self.params(name)
+        return self._engine.StreamingEval(self._truth.categories, params.iouType, params=params)
+
+    def params(self, name: str) -> Any:
+        """The engine's parameters for one of the metrics."""
+        params = self._engine.Params('segm' if name == 'segm' else 'bbox')
         params.iouThrs = self.iou_thrs.tolist()
         params.maxDets = self.max_dets[name]
         params.areaRng = [list(map(float, limits)) for limits in self.area_ranges.values()]
         params.areaRngLbl = list(self.area_ranges)
         params.useCats = self._uses_cats(name)
-        return self._engine.StreamingEval(self._truth.categories, kind, params=params)
+        return params
 
     def _uses_cats(self, name: str) -> bool:
         return self.use_cats and name != 'proposal'
@@ -278,7 +287,8 @@ class CocoMetric(GatheredMetric):
                             'evaluator need the same ann_file')
         return self._truth.index[source, img_id]
 
-    def _checked(self, sample: Any) -> dict:
+    def checked(self, sample: Any) -> dict:
+        """The predictions on one image, see `checked_predictions`, with its number in `truth`."""
         number = self._number(sample)
         image = self._truth.images[number]
         if 'segm' in self.metrics and 'masks' not in sample.get('pred_instances'):
@@ -311,7 +321,7 @@ class CocoMetric(GatheredMetric):
 
     # ---------------------------------------------------------------------- what comes out of it
 
-    def _items(self, name: str) -> dict[str, tuple[str, float | None, str, int]]:
+    def items(self, name: str) -> dict[str, tuple[str, float | None, str, int]]:
         """Names of a summary's numbers, each with (kind, IoU or None, area range, position in max_dets)."""
         last, areas = self.max_dets[name][-1], [area for area in self.area_ranges if area]
         items = {'mAP': ('precision', None, '', -1), 'mAP_50': ('precision', 0.5, '', -1),
@@ -325,7 +335,7 @@ class CocoMetric(GatheredMetric):
         main, prefix = ('AR', '') if name == 'proposal' else ('mAP', f'{name}_')
         span = '{:.2f}:{:.2f}'.format(*self.iou_thrs[[0, -1]]) if len(self.iou_thrs) > 1 else f'{self.iou_thrs[0]:.2f}'
         summary, lines = {}, []
-        for item, (kind, iou, area, position) in self._items(name).items():
+        for item, (kind, iou, area, position) in self.items(name).items():
             curves = (precision if kind == 'precision' else recall)[..., list(self.area_ranges).index(area), position]
             summary[item] = _mean(curves if iou is None else curves[np.isclose(self.iou_thrs, iou)])
             if kind == 'recall' or name != 'proposal':
