@@ -17,8 +17,8 @@ from mmdet.config.output import check_writable, output_files
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser("Detect in images and videos: draw what is found, and write it in COCO's layout and as a table.")
     parser.add_config_arguments('model.test_cfg.rcnn.max_per_img=50')
-    parser.add_argument('checkpoint', help='weights')
-    parser.add_argument('images', nargs='+',
+    parser.add_argument('checkpoint', help='weights (a checkpoint that holds its config may stand alone, as CONFIG)')
+    parser.add_argument('images', nargs='*',
                         help="image or video files, patterns such as 'photos/*.jpg', or folders to search for images")
     parser.add_argument('--out-dir', default='predictions', help='folder of the results (default: %(default)s)')
     parser.add_argument('--score-thr', type=float, default=0.3,
@@ -36,6 +36,10 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument('--amp', action='store_true',
                         help='mixed precision: float16 on GPU, bfloat16 on a CPU that has instructions for it')
     args = parser.parse_args(argv)
+    if args.config.endswith('.pth') and not args.checkpoint.endswith('.pth'):  # its config is in it
+        args.checkpoint, args.images = None, [args.checkpoint, *args.images]
+    if not args.images:
+        parser.error('the following arguments are required: images')
     if args.batch_size < 1:
         raise UserError(f'--batch-size {args.batch_size}: at least 1 is needed')
     if args.slice is not None and args.slice < 1 or not 0 <= args.overlap < 1:
