@@ -28,7 +28,7 @@ def draw_analysis(evaluated, results: dict, analysis, images: int) -> dict[str, 
     drawings = {}
     for key in ('worst', 'best'):
         drawings[key] = [evaluated.columns(one.img_id, analysis.metric, {
-            f'detections from score {analysis.threshold:.2f} on': (results[one.img_id], analysis.threshold)})
+            f'detections from score {analysis.threshold:.2f} on': (results[one.img_id], one.judged)})
             for one in getattr(analysis, key)]  # fmt: skip
     drawings['label_errors'] = [evaluated.crop(one.img_id, one.box, one.detected, one.score)
                                 for one in analysis.label_errors[: 2 * images]]  # fmt: skip

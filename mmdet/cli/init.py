@@ -165,7 +165,7 @@ def _wrapped(line: str) -> list[str]:
         return [line]
     indent = '# ' if line.startswith('#') else '        '
     if indent != '# ':  # names stay whole
-        line = re.sub(r"'[^']*'", lambda name: name[0].replace(' ', '\0'), line)
+        line = re.sub(r""" "[^"]*"|'[^']*' """.strip(), lambda name: name[0].replace(' ', '\0'), line)
     wrapped = textwrap.wrap(line, 120, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
     return [part.replace('\0', ' ') for part in wrapped]
 
@@ -211,7 +211,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if 'mask' in detector and not with_masks:
         boxes_alone = model.replace('cascade_mask', 'cascade').replace('mask', 'faster')
         raise UserError(f'--model {model}: no object of {splits["train"]} has a mask; take {boxes_alone}')
-    out = Path(args.out or f'{Path(os.path.abspath(source)).name}.py'.replace('-', '_'))
+    out = Path(args.out or re.sub(r'\W', '_', Path(os.path.abspath(source)).name) + '.py')
     if out.suffix != '.py':
         raise UserError(f'--out {out}: a .py file is needed')
     if out.exists():

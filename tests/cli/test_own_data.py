@@ -103,6 +103,23 @@ def test_init_without_masks(cards):
         call(['init', 'data/cards'])
 
 
+def test_names_of_classes_and_folders_stay_whole(tmp_path, real_data, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    content = json.loads((real_data / 'fruits_nuts' / 'train' / 'instances.json').read_text())
+    names = [f"l'eau {'de ' * i}vie" for i in range(20)] + [f'a "{i}" b' for i in range(20)]
+    content['categories'] = [dict(id=i, name=name) for i, name in enumerate(names, 1)]
+    for i, annotation in enumerate(content['annotations']):
+        annotation['category_id'] = 1 + i % 40
+    Path('my-set 1.0').mkdir()
+    for part in ('train', 'val'):
+        Path('my-set 1.0', f'{part}.json').write_text(json.dumps(content))
+    shutil.copytree(real_data / 'fruits_nuts' / 'train' / 'images', 'my-set 1.0/images')
+    call(['init', 'my-set 1.0'])
+    dataset = load_config('my_set_1_0.py').train_dataloader.dataset
+    assert list(dataset.metainfo.classes) == names and dataset.data_root == 'my-set 1.0'
+    assert dataset.data_prefix.img == 'images'
+
+
 def made_up(images: int, side: int, extent: int) -> dict:
     return dict(images=[dict(id=i, width=2 * side, height=side) for i in range(images)],
                 annotations=[dict(image_id=i, bbox=[0, 0, extent, extent]) for i in range(images)])  # fmt: skip

@@ -124,9 +124,11 @@ def test_numbers_are_those_of_the_metric(ann_file, kind):
     assert got == pytest.approx(expected, abs=1e-12)
     assert json.loads(json.dumps(asdict(analysis)))['images'] == 40
     if kind != 'proposal':
-        aps = [row.ap for row in analysis.classes]
-        assert [row.name for row in analysis.classes] == list(CLASSES)
-        assert np.mean(aps) == pytest.approx(expected['mAP'], abs=1e-12) and len(set(aps)) == 4
+        by_class = evaluated(ann_file, kind, results, classwise=True)
+        for row, name in zip(analysis.classes, CLASSES):
+            key = f'coco/{name}_precision'
+            assert row.name == name and row.ap == pytest.approx(by_class[key], abs=1e-12)
+        assert len({row.ap for row in analysis.classes}) == 4
 
 
 @pytest.mark.parametrize('options', [dict(use_cats=False), dict(max_dets=(1, 3), iou_thrs=[0.5, 0.6]),
@@ -359,6 +361,20 @@ def test_the_cost_of_a_swap_is_the_ap_without_it(ann_file):
     assert analysis.findings[0].cost == pytest.approx(right - analysis.summary['mAP'], abs=1e-12)
 
 
+def test_a_swap_is_found_in_weak_detections(ann_file):
+    """Although less than half of the objects of one of the classes are called by the other's name."""
+    metric = evaluator(ann_file)
+    results = muddled(metric)
+    base = analyse(metric, 'bbox', results)
+    assert 'swapped classes' not in kinds_of(base) and 'order of classes' not in kinds_of(base)
+    for found in results:
+        swap(found, None)
+        found['scores'] = np.where(found['labels'] == 0, 0.6 * found['scores'], found['scores'])  # spoons, in truth
+    analysis = analyse(metric, 'bbox', results)
+    (text,) = (finding.text for finding in analysis.findings if finding.kind == 'swapped classes')
+    assert 'Classes knife and spoon are swapped' in text or 'Classes spoon and knife are swapped' in text
+
+
 def test_three_faults_at_once_are_all_named(ann_file):
     metric, rng = evaluator(ann_file), np.random.default_rng(1)
     results = answers(metric, noise=0.01)
@@ -377,6 +393,21 @@ def test_scores_that_promise_too_much_cost_nothing_and_come_last(ann_file):
         invent(found, rng)
     last = analyse(metric, 'bbox', results).findings[-1]
     assert last.kind == 'overconfident scores' and last.cost is None and 'are right' in last.text
+
+
+def test_images_name_what_is_right_and_missed(ann_file):
+    metric = evaluator(ann_file)
+    results = answers(metric, least=0.5)
+    victim = max(results, key=lambda found: len(found['scores']))
+    victim['labels'][0] = (victim['labels'][0] + 1) % 4
+    for key in ('bboxes', 'scores', 'labels'):
+        victim[key] = np.delete(victim[key], 1, axis=0)
+    (image,) = analyse(metric, 'bbox', results).worst
+    objects = [one['id'] for one in metric.truth.of([victim['number']], False) if not one['iscrowd']]
+    assert image.img_id == victim['img_id']
+    assert image.judged.wrong == [0] and image.judged.missed == objects[:2]
+    assert image.judged.right == list(range(1, len(objects) - 1))
+    assert image.f1 == pytest.approx(2 * (len(objects) - 2) / (2 * (len(objects) - 2) + 3))
 
 
 def test_shifted_masks_are_found(ann_file):
