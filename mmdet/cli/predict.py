@@ -15,9 +15,13 @@ from mmdet.config.output import check_writable, output_files
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser("Detect in images and videos: draw what is found, and write it in COCO's layout and as a table.")
+    parser = Parser("Detect in images and videos: draw what is found, and write it in COCO's layout and as a table.", [
+        'my_config.py work_dirs/my_config/epoch_12.pth photo.jpg folder_of_images film.mp4',
+        "my_config.py checkpoint.pth 'scans/*.tif' --slice 640 --batch-size 8 --classes dog cat",
+        'checkpoint.pth photo.jpg',
+    ])
     parser.add_config_arguments('model.test_cfg.rcnn.max_per_img=50')
-    parser.add_argument('checkpoint', help='weights (a checkpoint that holds its config may stand alone, as CONFIG)')
+    parser.add_argument('checkpoint', help='weights; left out where CONFIG is a checkpoint that holds its config')
     parser.add_argument('images', nargs='*',
                         help="image or video files, patterns such as 'photos/*.jpg', or folders to search for images")
     parser.add_argument('--out-dir', default='predictions', help='folder of the results (default: %(default)s)')
@@ -104,6 +108,13 @@ class Book:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
+
+    from mmdet.checkpoints import is_checkpoint
+
+    if is_checkpoint(args.config):  # it stands alone
+        args.images, args.checkpoint = [args.checkpoint, *args.images], None
+    if not args.images:
+        raise UserError('no images: give files, patterns or folders after the checkpoint')
     out_dir = Path(args.out_dir)
     images, videos = find_inputs(args.images, out_dir)
     places = dict(zip(images, output_files(images, out_dir)))
