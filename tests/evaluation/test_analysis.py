@@ -497,6 +497,15 @@ def test_proposals(ann_file):
         compare(metric, 'proposal', results, results)
 
 
+def test_hotcoco_is_needed_whatever_counts_in_the_metric(ann_file, monkeypatch):
+    metric = evaluator(ann_file, backend='pycocotools')
+    results = answers(metric, noise=0.05)
+    assert analyse(metric, 'bbox', results).summary == analyse(evaluator(ann_file), 'bbox', results).summary
+    monkeypatch.setitem(sys.modules, 'hotcoco', None)
+    with pytest.raises(UserError, match='pip install hotcoco'):
+        analyse(metric, 'bbox', results)
+
+
 # ---------------------------------------------------------------------- two models
 
 
