@@ -328,7 +328,7 @@ def miss_the_small(found, rng):
         (call_cups_bowls, 'class never predicted', ('Class cup', 'called bowl')),
         (call_half_of_the_spoons_knives, 'confused classes', ('spoon objects are called knife',)),
         (double, 'duplicates', ('50 %',)),
-        (invent, 'false detections', ('lie on no object',)),
+        (invent, 'false detections', ('fit no object',)),
         (halve, 'coordinates', ('smaller by a factor of 2.0',)),
         (sizes_for_corners, 'coordinates', ('x, y, width, height where x1, y1, x2, y2 are read',)),
         (share_of_the_image, 'coordinates', ('between 0 and 1',)),
