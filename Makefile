@@ -1,4 +1,4 @@
-# make demo | test | test-all | lint | docs | wheel | norm-study-quick
+# make demo | test | test-fallback | test-all | faults | faults-full | lint | docs | wheel | norm-study-quick
 # Each sets up .venv first: Python >= 3.10, pip and a C++ compiler suffice.
 PYTHON ?= python3
 VENV ?= .venv
@@ -13,7 +13,7 @@ DEMO_DIR = work_dirs/demo
 INSTALLED = $(VENV)/.installed
 SOURCES = setup.py pyproject.toml requirements.txt $(wildcard mmdet/ops/csrc/* mmdet/ops/csrc/*/*)
 
-.PHONY: install demo test test-all lint docs wheel norm-study-quick clean
+.PHONY: install demo test test-fallback test-all faults faults-full lint docs wheel norm-study-quick clean
 
 install: $(INSTALLED)
 
@@ -22,7 +22,7 @@ $(INSTALLED): $(SOURCES)
 	$(BIN)/python -m pip install --quiet setuptools wheel ninja
 	$(BIN)/python -m pip install --quiet -r requirements.txt
 	$(BIN)/python -m pip install --no-build-isolation --no-deps -e .
-	$(BIN)/python -m pip install --quiet pytest hypothesis ruff scikit-learn tensorboard supervision labelformat
+	$(BIN)/python -m pip install --quiet pytest hypothesis ruff scikit-learn tensorboard supervision labelformat sahi pandas
 	$(BIN)/python -m mmdet.ops
 	touch $@
 
@@ -40,6 +40,18 @@ demo: install
 
 test: install
 	$(RUN) python -m pytest -m "not slow"
+
+# The tests of the ops without the compiled ones, within a memory limit.
+test-fallback: install
+	$(RUN) python -m pytest tests/ops/test_build.py -k fallback
+
+# Kills, signals, a full disk and fuzz: docs/reliability.md
+faults: install
+	$(RUN) python tools/dev/faults.py --minutes 10
+
+MINUTES ?= 480
+faults-full: install
+	$(RUN) python tools/dev/faults.py --minutes $(MINUTES)
 
 test-all: install
 	$(RUN) python -m pytest

@@ -8,7 +8,11 @@ _base_ = [
 
 train_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(type='LoadProposals', proposal_file='data/coco/proposals/rpn_r50_fpn_1x_train2017.proposal.json'),
+    dict(
+        type='LoadProposals',
+        proposal_file='data/coco/proposals/rpn_r50_fpn_1x_train2017.proposal.json',
+        num_max_proposals=1000,
+    ),
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
     dict(type='Resize', scale=(1333, 800), keep_ratio=True),
     dict(type='RandomFlip', prob=0.5),
@@ -16,7 +20,11 @@ train_pipeline = [
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(type='LoadProposals', proposal_file='data/coco/proposals/rpn_r50_fpn_1x_val2017.proposal.json'),
+    dict(
+        type='LoadProposals',
+        proposal_file='data/coco/proposals/rpn_r50_fpn_1x_val2017.proposal.json',
+        num_max_proposals=1000,
+    ),
     dict(type='Resize', scale=(1333, 800), keep_ratio=True),
     dict(type='PackDetInputs'),
 ]

@@ -1,4 +1,4 @@
-"""`DetInferencer`: mmengine's inferencer protocol, with the arguments and results of mmdetection's class of that name."""
+"""`DetInferencer`: mmengine's inferencer protocol, with mmdetection's arguments and results."""
 
 import ast
 import json

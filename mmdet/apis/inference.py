@@ -13,7 +13,7 @@ from torch import nn
 
 from mmdet.apis.images import expand, to_input
 from mmdet.apis.results import DetResult
-from mmdet.checkpoints import adapt_config, load_checkpoint, load_pretrained
+from mmdet.checkpoints import adapt_config, config_of, is_checkpoint, load_checkpoint, load_pretrained
 from mmdet.config.errors import UserError
 from mmdet.config.load import adopt_vocabulary, load_config
 from mmdet.config.values import class_of, names_a
@@ -37,7 +37,7 @@ def init_detector(
     """Build a detector in evaluation mode.
 
     Args:
-        config: a config file or a loaded config.
+        config: a config file or a loaded config; or a checkpoint that holds its config, and no `checkpoint`.
         checkpoint: path or address of weights; every one must have its place in the model. None keeps random weights.
         palette: colours of the classes in drawings, see `mmdet.visualization.visualizer.palette_colour`; 'none' takes
             those of the checkpoint or the data set, if it names any.
@@ -51,16 +51,21 @@ def init_detector(
     Raises:
         UserError, FileNotFoundError: config or checkpoint missing, damaged or not fitting, or no such device.
     """
+    if isinstance(palette, str) and palette.split(':')[0] in ('cpu', 'cuda'):
+        raise UserError(f'palette={palette!r} is a device: write init_detector(config, checkpoint, device={palette!r})')
     palette_colour(palette, 0)
     device = _checked_device(device)
-    if not isinstance(config, Config):
+    if checkpoint is None and is_checkpoint(config):
+        checkpoint = load_pretrained(str(config))
+        config = config_of(checkpoint, cfg_options)
+    elif not isinstance(config, Config):
         config = load_config(config, cfg_options)
     elif cfg_options:
         raise UserError('cfg_options apply to a config file; change the loaded config itself')
     else:
         adopt_vocabulary(config)
     init_default_scope('mmdet')
-    opened = None if checkpoint is None else load_pretrained(checkpoint)
+    opened = load_pretrained(checkpoint) if isinstance(checkpoint, str) else checkpoint
     if opened is not None:
         adapt_config(config, opened)
     model_cfg = config.model.to_dict()

@@ -177,14 +177,23 @@ class DetResult(DetDataSample):
         loaded = dict(img_path=self.img_path) if source is None else to_input(source)
         return loaded['img'][..., ::-1] if 'img' in loaded else read_image(loaded['img_path'])
 
-    def plot(self, score_thr: float = 0.3, image: np.ndarray | None = None, **options) -> Image.Image:
+    def plot(
+        self, score_thr: float = 0.3, image: np.ndarray | None = None, annotators: Sequence = (), **options
+    ) -> Image.Image:
         """The image with its detections, which a notebook shows and ``.save(path)`` writes.
 
         Args:
             image: (H, W, 3) uint8 RGB to draw on.
+            annotators: supervision's, such as ``[sv.HaloAnnotator(), sv.PercentageBarAnnotator()]``, one after the
+                other in the place of our own drawing.
             options: of `mmdet.visualization.draw_instances`.
         """
         image = self.image() if image is None else image
+        if annotators:
+            scene, found = np.ascontiguousarray(image[..., ::-1]), self.above(score_thr).to_supervision()
+            for annotator in annotators:
+                scene = annotator.annotate(scene, found)
+            return Image.fromarray(np.ascontiguousarray(scene[..., ::-1]))
         options = {'palette': self._palette, **options}
         return Image.fromarray(draw_instances(image, self.pred_instances, self.classes, score_thr, **options))
 

@@ -74,7 +74,7 @@ def _innermost(dataset: dict | None) -> Iterator[dict]:
 
 
 def sets_of_folder(folder: Path) -> list:
-    from mmdet.cli.init import find_splits, image_folder
+    from mmdet.datasets.formats.coco import find_splits, image_folder
     from mmdet.datasets.health import DataSet
 
     return [DataSet(name, str(path), str(folder / image_folder(path, folder)))

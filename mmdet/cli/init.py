@@ -1,7 +1,6 @@
 """Write a config that fits a data set and this machine."""
 
 import argparse
-import json
 import os
 import re
 import textwrap
@@ -52,34 +51,6 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
                         'better')
     parser.add_argument('--out', metavar='FILE.py', help='default: NAME_OF_SRC.py')
     return parser.parse_args(argv)
-
-
-def find_splits(source: Path) -> dict[str, Path]:
-    """The COCO files of a folder: train.json and val.json, or those whose names say what they are for.
-
-    Raises:
-        UserError: none for training, or several for one split.
-    """
-    from mmdet.datasets.formats.coco import annotation_files, split_of
-
-    if not source.is_dir():
-        raise UserError(f'{source}: no such folder')
-    given = {part: source / f'{part}.json' for part in ('train', 'val', 'test')}
-    if given['train'].exists():
-        return {part: path for part, path in given.items() if path.exists()}
-    found: dict[str, Path] = {}
-    for path in annotation_files(source):
-        part = split_of(path)
-        if part in found:
-            raise UserError(f'{found[part]} and {path} are both for {part}; move one away, or `mmdet convert {source}`')
-        if part:
-            found[part] = path
-    if 'train' not in found:
-        raise UserError(f'{source} has no train.json in COCO\'s format; `mmdet convert {source}` makes one of the '
-                        'annotations of any tool')
-    if 'val' not in found and 'test' in found:
-        found['val'] = found.pop('test')
-    return found
 
 
 class Plan:
@@ -194,7 +165,7 @@ def _wrapped(line: str) -> list[str]:
         return [line]
     indent = '# ' if line.startswith('#') else '        '
     if indent != '# ':  # names stay whole
-        line = re.sub(r"'[^']*'", lambda name: name[0].replace(' ', '\0'), line)
+        line = re.sub(r""" "[^"]*"|'[^']*' """.strip(), lambda name: name[0].replace(' ', '\0'), line)
     wrapped = textwrap.wrap(line, 120, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
     return [part.replace('\0', ' ') for part in wrapped]
 
@@ -224,6 +195,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     source = Path(args.source)
 
     from mmdet.config.output import check_writable, write_atomically
+    from mmdet.datasets.formats.coco import find_splits, image_folder
     from mmdet.structures.coco_file import load_coco_file
 
     splits = find_splits(source)
@@ -239,7 +211,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if 'mask' in detector and not with_masks:
         boxes_alone = model.replace('cascade_mask', 'cascade').replace('mask', 'faster')
         raise UserError(f'--model {model}: no object of {splits["train"]} has a mask; take {boxes_alone}')
-    out = Path(args.out or f'{Path(os.path.abspath(source)).name}.py'.replace('-', '_'))
+    out = Path(args.out or re.sub(r'\W', '_', Path(os.path.abspath(source)).name) + '.py')
     if out.suffix != '.py':
         raise UserError(f'--out {out}: a .py file is needed')
     if out.exists():
@@ -261,20 +233,3 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(text)
     print(f'wrote {out}. Next: mmdet check {out}, mmdet browse {out}, mmdet train {out}'
           + (f' --gpus {plan.gpus}' if plan.gpus > 1 else ''))
-
-
-def image_folder(path: Path, source: Path) -> str:
-    """Folder below `source` of the images that a COCO file names; '' for `source` itself.
-
-    Raises:
-        UserError: the first image is in none of the likely places.
-    """
-    from mmdet.datasets.formats.annotated import ImageFiles
-
-    name = json.loads(path.read_bytes())['images'][0]['file_name']
-    if (source / name).is_file() or os.path.isabs(name):
-        return ''
-    found = ImageFiles(source).find(name, path.parent)
-    if found is None or not found.as_posix().endswith(f'/{name}'):
-        raise UserError(f'{path}: its first image {name} is not found below {source}')
-    return Path(os.path.relpath(str(found)[: -len(name)], source.resolve())).as_posix()

@@ -19,6 +19,17 @@ _ABSENT = {
     '--tta': 'There is no test-time augmentation here: tta_model and tta_pipeline of a config have no effect.',
     '--show': 'Images are drawn into files: --show-dir FOLDER.',
     '--wait-time': 'Images are drawn into files: --show-dir FOLDER.',
+    **{name: f'It is an option of the config: --cfg-options {option}.' for names, option in {
+        ('--lr', '--learning-rate'): 'optim_wrapper.optimizer.lr=0.01',
+        ('--load-from', '--pretrained', '--weights'): 'load_from=FILE',
+        ('--epochs', '--max-epochs'): 'train_cfg.max_epochs=24',
+        ('--batch-size', '--samples-per-gpu'): 'train_dataloader.batch_size=2',
+        ('--workers', '--num-workers', '--workers-per-gpu'): 'train_dataloader.num_workers=4',
+        ('--data-root',): 'data_root=FOLDER',
+    }.items() for name in names},
+    '--resume-from': 'A run is resumed by --resume [CHECKPOINT].',
+    '--auto-resume': 'A run is resumed by --resume [CHECKPOINT].',
+    '--options': 'Values of the config are changed by --cfg-options KEY=VALUE.',
 }
 
 

@@ -5,6 +5,7 @@ import inspect
 from collections.abc import Sequence
 from pathlib import Path
 
+from mmdet.cli.legacy import modern_arguments
 from mmdet.cli.parser import Parser, start_processes
 from mmdet.config.errors import UserError, suggest
 from mmdet.engine.launch import join_processes, leave_processes, on_rank_0
@@ -17,7 +18,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     ])
     parser.add_config_arguments('test_dataloader.batch_size=4')
     parser.add_process_arguments()
-    parser.add_argument('checkpoint', help='weights to evaluate')
+    parser.add_argument('checkpoint', nargs='?',
+                        help='weights to evaluate (a checkpoint that holds its config may stand alone)')
     parser.add_argument('--work-dir', help='folder of the log (default: work_dirs/CONFIG_NAME/test)')
     parser.add_argument('--amp', action='store_true',
                         help='mixed precision: float16 on GPU, bfloat16 on a CPU that has instructions for it')
@@ -29,7 +31,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument('--show-score-thr', type=float, default=0.3, help='minimum score to draw (default: 0.3)')
     parser.add_argument('--format-only', action='store_true',
                         help='write the results in the format of the metric without evaluating (no annotations needed)')
-    return parser.parse_args(argv)
+    return parser.parse_args(modern_arguments(argv))
 
 
 def choose_metrics(cfg, names: list[str] | None, format_only: bool) -> None:
@@ -85,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f'--out {args.out} is a folder; a file name is needed')
     launcher = start_processes(args)
 
-    from mmdet.checkpoints import adapt_config, load_pretrained
+    from mmdet.checkpoints import adapt_config, config_of, is_checkpoint, load_pretrained
     from mmdet.config.check import check_values
     from mmdet.config.load import check_types, load_config
     from mmdet.config.output import check_writable
@@ -93,7 +95,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     from mmdet.engine.runner import build_runner
     from mmdet.evaluation import DumpDetResults
 
-    cfg = load_config(args.config, args.cfg_options)
+    alone = args.checkpoint is None
+    if alone and not is_checkpoint(args.config):
+        raise UserError(f'{args.config}: a CHECKPOINT is needed after the config')
+    if alone:
+        join_processes(launcher, None)  # one of them downloads for all
+        checkpoint = load_pretrained(args.config)
+    cfg = config_of(checkpoint, args.cfg_options) if alone else load_config(args.config, args.cfg_options)
     check_types(cfg)
     cfg.work_dir = args.work_dir or f'work_dirs/{Path(args.config).stem}/test'
     if cfg.get('test_evaluator') is None or cfg.get('test_dataloader') is None:
@@ -104,12 +112,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), dict(
             type='DetVisualizationHook', out_dir=args.show_dir, score_thr=args.show_score_thr)]
     check_values(cfg, training=False)
-    join_processes(launcher, cfg.get('env_cfg'))
+    if not alone:
+        join_processes(launcher, cfg.get('env_cfg'))
     if args.amp:
         use_amp_in_tests(cfg)
     folders = {'--work-dir': cfg.work_dir, '--show-dir': args.show_dir, '--out': args.out and Path(args.out).parent}
     on_rank_0(lambda: [check_writable(folder, option) for option, folder in folders.items() if folder])
-    checkpoint = load_pretrained(args.checkpoint)  # before the data set is read
+    if not alone:
+        checkpoint = load_pretrained(args.checkpoint)  # before the data set is read
     adapt_config(cfg, checkpoint)
     runner = build_runner(cfg, launcher, checkpoint=checkpoint)
     if args.out:

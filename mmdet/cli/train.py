@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from mmdet.cli.legacy import modern_arguments
 from mmdet.cli.parser import Parser, start_processes
 from mmdet.engine.launch import join_processes, leave_processes
 
@@ -25,7 +26,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
                         help="scale the learning rate by batch size / the config's auto_scale_lr.base_batch_size")
     parser.add_argument('--seed', type=int, help='seed of all randomness (default: a random one, which is logged)')
     parser.add_argument('--deterministic', action='store_true', help='only algorithms that give the same bits')
-    return parser.parse_args(argv)
+    return parser.parse_args(modern_arguments(argv))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

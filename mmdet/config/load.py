@@ -22,9 +22,11 @@ from mmengine.registry import Registry
 from mmdet.config.auto import fill_num_classes
 from mmdet.config.data_files import SUFFIXES, check_data, check_placeholders, configs_are_read
 from mmdet.config.errors import UserError, at_most, one_line, say, suggest, unknown_type_text
+from mmdet.config.legacy import is_legacy, modern_path, translate
 from mmdet.config.mmdet3 import KEYS_OF_2X, adopt
 from mmdet.config.shipped import base_path, find_config, shipped_names
 from mmdet.config.short_data import expand_data
+from mmdet.config.text import read_text
 from mmdet.config.values import walk
 from mmdet.config.variables import RUN_KEYS, carried, files_inherit_variables, is_carried, places_of
 
@@ -49,7 +51,7 @@ def load_config(path: str | Path, cfg_options: dict[str, Any] | None = None) -> 
             exist, or data that asks for code; the message names the file and line or the key and the nearest known
             name.
     """
-    path = find_config(str(path))
+    path = modern_path(find_config(str(path)))
     _check_files(path)
     try:
         with configs_are_read(), files_inherit_variables():
@@ -62,7 +64,19 @@ def load_config(path: str | Path, cfg_options: dict[str, Any] | None = None) -> 
         place = _place(error) or f'{path}: '
         raise UserError(f'{place}{type(error).__name__}: {one_line(error)}') from error
     _import_custom(cfg.get('custom_imports'), path)
+    return _complete(cfg, path, cfg_options)
+
+
+def load_text(text: str, origin: str, cfg_options: dict[str, Any] | None = None) -> Config:
+    """The same for the text of a config, which is data: what a checkpoint holds (see `mmdet.config.text`)."""
+    return _complete(Config(read_text(text, origin)), origin, cfg_options)
+
+
+def _complete(cfg: Config, path: str, cfg_options: dict[str, Any] | None) -> Config:
+    """Of any version's vocabulary and without --cfg-options -> the config that is built from."""
     cfg_options = expand_data(cfg, cfg_options)
+    if is_legacy(cfg):
+        cfg = Config(translate(cfg.to_dict(), path), filename=cfg.filename)
     _check_keys(cfg, path)
     if cfg_options:
         _apply_options(cfg, cfg_options)

@@ -77,6 +77,7 @@ OPTIONS: dict[str, dict[str, Rule]] = {
         gpu_assign_thr=_unused('the matrix of overlaps is small enough'),
     ),
     'OHEMSampler': dict(loss_key=_only('loss_cls')),
+    'VOCMetric': dict(scale_ranges=_only(None), proposal_nums=_unused('of the metric recall')),
     'LoadAnnotations': dict(
         with_seg=_NO_MAPS,
         box_type=_only('hbox', None, why='boxes are upright'),

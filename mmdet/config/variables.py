@@ -18,7 +18,7 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-from mmdet.config.errors import at_most, say
+from mmdet.config.errors import UserError, at_most, say
 from mmdet.config.values import walk
 
 # Read by the Runner besides its parameters, or by our tools.
@@ -105,6 +105,7 @@ def files_inherit_variables() -> Iterator[None]:
 
 
 def _inherit(child: dict, base: dict, path: str, used_below: set[str], merge: Callable) -> dict:
+    _check_kinds(child, base, path)
     used = _used(path) if child.keys() & base.keys() - RUN_KEYS else set()
     unreached = []
     for name in child.keys() & base.keys() - RUN_KEYS - used:
@@ -124,6 +125,27 @@ def _inherit(child: dict, base: dict, path: str, used_below: set[str], merge: Ca
             remedy = f'set {at_most(kept, 3)}' if kept else 'set what was made of it'
             say(f'{path}: {name}={after!r} reaches nothing, its value of before has been used: {remedy}')
     return merged
+
+
+def _check_kinds(child: dict, base: dict, path: str, place: str = '') -> None:
+    """Raise UserError for a dict in the place of a list of dicts: mmengine advises ``_delete_=True``, which would leave
+    one of a cascade's three heads."""
+    for key, value in child.items():
+        here, below = f'{place}{key}', base.get(key)
+        if not isinstance(value, dict) or value.get('_delete_'):
+            continue
+        if isinstance(below, dict):
+            _check_kinds(value, below, path, f'{here}.')
+        elif isinstance(below, (list, tuple)):
+            raise UserError(f'{path}: {here} is a dict here and a list of {len(below)} in the file below it (_base_). '
+                            f'To change each of them write a list, {key}=[dict(x, {_options(value)}) for x in '
+                            f'_base_.{here}]')
+
+
+def _options(change: dict) -> str:
+    """A change as the arguments of ``dict()``; what is nested is left to the reader."""
+    return ', '.join(f'{key}={"..." if isinstance(value, (dict, list, tuple)) else repr(value)}'
+                     for key, value in change.items())
 
 
 def _used(path: str) -> set[str]:

@@ -12,8 +12,10 @@ import numpy as np
 from mmengine.dataset import BaseDataset, force_full_init
 
 from mmdet.config.errors import MissingFile, UserError, say
+from mmdet.config.values import names_a
 from mmdet.datasets.common import check_packed, with_class_names
 from mmdet.datasets.pipeline import build_steps, check_order
+from mmdet.datasets.transforms import LoadProposals
 from mmdet.registry import DATASETS
 from mmdet.structures.coco_arrays import CocoArrays, load_coco_arrays
 from mmdet.structures.coco_file import choose_categories, garbage_kept, load_coco_file
@@ -94,7 +96,7 @@ class CocoDataset(BaseDataset):
         if proposal_file is not None:
             file = os.path.join(data_root or '', proposal_file)
             pipeline = [
-                {'proposal_file': file, **t} if isinstance(t, dict) and t['type'] == 'LoadProposals' else t
+                {'proposal_file': file, **t} if isinstance(t, dict) and names_a(t, LoadProposals) else t
                 for t in pipeline
             ]
         pipeline = build_steps(pipeline)
@@ -187,11 +189,16 @@ class CocoDataset(BaseDataset):
         small = sides < config.get('min_size', 0)
         kept = np.flatnonzero(~(small | (empty & config.get('filter_empty_gt', False))))
         if not len(kept):
+            reasons = []
+            if config.get('filter_empty_gt', False) and empty.any():
+                classes = f'the {len(self._metainfo["classes"])} classes'
+                reasons.append(f'{empty.sum()} have no object of {classes}{self._left_out}')
+            if small.any():
+                reasons.append(f'{small.sum()} have a side under min_size={config["min_size"]}')
             advice = ''.join(f'; {doubt}' for doubt in self._doubts)
             raise UserError(
-                f'no image of {self.ann_file} is left after filter_cfg={config}: of {len(images)}, {empty.sum()} have '
-                f'no object of the {len(self._metainfo["classes"])} classes{self._left_out}, {small.sum()} have a side '
-                f'under min_size={config.get("min_size", 0)}{advice}'
+                f'no image of {self.ann_file} is left after filter_cfg={config}: of {len(images)}, '
+                f'{", ".join(reasons)}{advice}'
             )
         return images.subset(kept) if isinstance(images, _Images) else [images[i] for i in kept]
 

@@ -30,10 +30,10 @@ _ORIENTATION = 0x0112  # EXIF's tag; from 5 on the photo lies on its side
 class XMLDataset(BaseDataset):
     """Images and objects from XML files in Pascal VOC's format, as labelImg, CVAT and Roboflow write it.
 
-    An image is a dict as `CocoDataset` gives it. Its ``img_id`` is its line in `ann_file`. A box runs from
-    ``xmin - 1`` to ``xmax``: VOC counts pixels from 1, and both are the object's (see `mmdet.structures.voc_file`).
-    A difficult object is ignored (``ignore_flag`` 1): neither object nor background in training. Objects of other
-    classes, objects without a bndbox, and boxes under one pixel inside the image are left out.
+    An image is a dict as `CocoDataset` gives it. Its ``img_id`` is its line in `ann_file`. A box of VOC's own files
+    runs from ``xmin - 1`` to ``xmax``: they count pixels from 1 (see `mmdet.structures.voc_file`). A difficult object
+    is ignored (``ignore_flag`` 1): neither object nor background in training. Objects of other classes, objects without
+    a bndbox, and boxes under one pixel inside the image are left out.
 
     Args:
         ann_file: list of images, one a line, below `data_root` unless absolute; '' for every XML file of `ann_subdir`.

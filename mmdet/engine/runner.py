@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from mmengine.config import Config, ConfigDict
+from mmengine.dist import get_rank
 from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import Runner
@@ -23,6 +24,7 @@ from mmdet.engine.log import ignore_known_warnings, quieten
 from mmdet.engine.message_hub import DeferredMessageHub, defer_grad_norm
 from mmdet.engine.schedule import scale_by_batch
 from mmdet.engine.seeding import seeded_dataloader
+from mmdet.engine.workers import start_worker
 from mmdet.models.initialize import leave_out_files
 
 # What mmengine's Runner takes of a config; the rest of its arguments are set here.
@@ -84,7 +86,8 @@ def _drop_training(parts: ConfigDict) -> None:
     for key in _TRAINING:
         parts.pop(key, None)
     # It asks for a training loop even when testing.
-    parts.custom_hooks = [hook for hook in parts.get('custom_hooks') or [] if hook['type'] != 'EarlyStoppingHook']
+    hooks = parts.get('custom_hooks') or []
+    parts.custom_hooks = [hook for hook in hooks if _type_name(hook) != 'EarlyStoppingHook']
 
 
 def _seed_and_resume_batches(parts: ConfigDict) -> None:
@@ -112,13 +115,23 @@ def _complete_dataloaders(parts: ConfigDict) -> None:
     for loader in filter(None, map(parts.get, _DATALOADERS)):
         if not loader.get('num_workers', 0):
             loader.update(persistent_workers=False, prefetch_factor=None)  # torch refuses them then
+        else:
+            seed = (parts.get('randomness') or {}).get('seed') or 0
+            loader['worker_init_fn'] = dict(type=start_worker, num_workers=loader['num_workers'], rank=get_rank(),
+                                            seed=seed, then=loader.get('worker_init_fn'))
         if torch.cuda.is_available():
             loader.setdefault('pin_memory', True)  # else the host waits while images go to the GPU
 
 
+def _type_name(part: dict | object) -> str:
+    """'CBNHook' of dict(type='CBNHook'), 'mmdet.CBNHook', the class itself or an object of it."""
+    kind = part.get('type', '') if isinstance(part, dict) else type(part)
+    return kind.removeprefix('mmdet.') if isinstance(kind, str) else kind.__name__
+
+
 def _add_hooks(parts: ConfigDict, guard: dict) -> None:
     hooks = list(parts.get('custom_hooks') or [])
-    listed = {hook['type'] for hook in hooks if isinstance(hook, dict)}
+    listed = {_type_name(hook) for hook in hooks}
     if 'SyncBuffersHook' in listed:
         listed.add('SyncNormStatsHook')
     parts.custom_hooks = [*hooks, *(dict(type=name) for name in _ESSENTIAL if name not in listed), guard]

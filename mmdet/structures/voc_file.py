@@ -1,13 +1,16 @@
 """Annotation files in Pascal VOC's format: one XML file an image, as data sets read them.
 
-VOC counts pixels from 1 and names the first and the last pixel that an object covers. In coordinates that run from 0 at
-the left edge of the image the object reaches from ``xmin - 1`` to ``xmax``, and is ``xmax - xmin + 1`` wide.
+The benchmark counts pixels from 1 and names the first and the last pixel that an object covers. In coordinates that
+run from 0 at the left edge of the image the object reaches from ``xmin - 1`` to ``xmax``, and is ``xmax - xmin + 1``
+wide. Tools that write its format (labelImg, CVAT) name the corners that were drawn, in coordinates from 0.
+``source/database`` tells them apart: 'The VOC2007 Database'.
 """
 
 from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from xml.etree import ElementTree
 
@@ -78,6 +81,7 @@ def voc_root(data: bytes) -> ElementTree.Element:
 def _file(root: ElementTree.Element) -> VocFile:
     sides = (_side(root.findtext(f'size/{key}')) for key in ('width', 'height'))
     file = VocFile(_text(root, 'filename') or None, *sides)
+    first = first_pixel(root)
     for number, node in enumerate(root.findall('object'), start=1):
         name, box = _text(node, 'name'), node.find('bndbox')
         if box is None:
@@ -86,7 +90,7 @@ def _file(root: ElementTree.Element) -> VocFile:
         if not name:
             raise UserError(f'has no name for object {number}')
         difficult = _text(node, 'difficult').lower() in ('1', '1.0', 'true', 'yes')
-        file.objects.append(VocObject(name, _corners(box, f'object {number} ({name})'), difficult))
+        file.objects.append(VocObject(name, _box(box, first, f'object {number} ({name})'), difficult))
     return file
 
 
@@ -108,10 +112,24 @@ def _side(text: str | None) -> int | None:
     return int(value) if value and value > 0 and value == int(value) else None
 
 
-def _corners(box: ElementTree.Element, what: str) -> list[float]:
+def _box(box: ElementTree.Element, first: int, what: str) -> list[float]:
     texts = {key: _text(box, key) for key in ('xmin', 'ymin', 'xmax', 'ymax')}
-    xmin, ymin, xmax, ymax = values = [_number(text) for text in texts.values()]
+    values = [_number(text) for text in texts.values()]
     if None in values:
         raise UserError(f'has a bndbox that is not four numbers xmin, ymin, xmax, ymax: {what} has {texts}')
-    (xmin, xmax), (ymin, ymax) = sorted((xmin, xmax)), sorted((ymin, ymax))  # some tools write any two corners
-    return [xmin - 1, ymin - 1, xmax, ymax]
+    return voc_box(values, first)
+
+
+def first_pixel(root: ElementTree.Element) -> int:
+    """The number of the leftmost pixel: 1 in files of the benchmark, 0 in those of tools."""
+    return int('VOC' in root.findtext('source/database', ''))
+
+
+def voc_box(corners: Sequence[float], first: int) -> list[float]:
+    """[x1, y1, x2, y2] in pixels from 0, of xmin, ymin, xmax, ymax, or of any two corners, as some tools write.
+
+    >>> voc_box((1, 1, 10, 2), first=1)
+    [0, 0, 10, 2]
+    """
+    (xmin, xmax), (ymin, ymax) = sorted(corners[::2]), sorted(corners[1::2])
+    return [xmin - first, ymin - first, xmax, ymax]

@@ -85,6 +85,10 @@ def test_classes_come_from_the_data_set_or_the_checkpoint(model, tmp_path):
 def test_wrong_use(model, tmp_path):
     with pytest.raises(FileNotFoundError, match='checkpoint nothing.pth not found'):
         init_detector(CONFIG, 'nothing.pth', cfg_options=small())
+    with pytest.raises(UserError, match="palette='cuda:0' is a device: write .*device='cuda:0'"):
+        init_detector(CONFIG, None, 'cuda:0')
+    with pytest.raises(UserError, match="palette 'blau' is no colour"):
+        init_detector(CONFIG, palette='blau')
     weights = model.state_dict()
     weights.pop('roi_head.bbox_head.fc_cls.weight')
     torch.save(dict(state_dict=weights), tmp_path / 'x.pth')

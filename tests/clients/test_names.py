@@ -4,6 +4,7 @@ import ast
 import importlib
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -30,8 +31,8 @@ from mmdet.structures.mask import BitmapMasks, PolygonMasks, encode_mask_results
 
 ROOT = Path(__file__).resolve().parents[2]
 # Modules that stand here for the names alone.
-FOR_NAMES = ('utils/__init__.py', 'utils/large_image.py', 'structures/bbox.py', 'structures/mask.py', 'models/losses.py',
-             'models/utils.py', 'models/layers.py', 'evaluation/metrics.py')  # fmt: skip
+FOR_NAMES = ('utils/__init__.py', 'utils/large_image.py', 'structures/bbox.py', 'structures/mask.py',
+             'models/losses.py', 'models/utils.py', 'models/layers.py', 'evaluation/metrics.py')  # fmt: skip
 
 
 @pytest.mark.parametrize('line', [
@@ -227,3 +228,31 @@ def test_a_sentence_is_one_line_on_the_command_line(tmp_path):
                             capture_output=True, env=dict(os.environ, PYTHONPATH=str(ROOT)))  # fmt: skip
     assert result.returncode == 2 and result.stderr.count('\n') == 1
     assert 'mmdet.structures.bbox has no HorizontalBoxes here' in result.stderr
+
+
+# ---------------------------------------------------------------------- the table of docs/compatibility.md
+
+
+def overrides() -> list[tuple[str, str, str]]:
+    """(class, method of mmdetection, what is said to take its place) of each row."""
+    text = (ROOT / 'docs' / 'compatibility.md').read_text().split('Your class overrides X: here it is Y')[1]
+    rows, owners = [], []
+    for line in text.split('The same name')[0].splitlines():
+        cells = [re.findall(r'`([^`]+)`', cell) for cell in line.split('|')[1:-1]]
+        if len(cells) == 3 and cells[1]:
+            owners = cells[0] or owners
+            rows += [(owner, method, cells[2]) for owner in owners for method in cells[1]]
+    return rows
+
+
+def test_the_table_of_overrides_is_true():
+    from mmdet import datasets, models
+
+    rows = overrides()
+    assert len(rows) > 60
+    for owner, method, instead in rows:
+        base = getattr(models, owner, None) or getattr(datasets, owner)
+        with pytest.raises(UserError, match='would never be called') as error:
+            type('Mine', (base,), {method: lambda self: None})
+        said = str(error.value).split(' override ')[1]
+        assert any(f' {name} ' in f' {said} ' or f"'s {name} " in said for name in instead), (owner, method, said)

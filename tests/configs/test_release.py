@@ -5,6 +5,7 @@ The release's own values are read from outside the repository (MMDET_TEST_DATA, 
 """
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -12,10 +13,13 @@ import pytest
 import torch
 from mmengine.config import Config
 
+from mmdet.config.load import load_config
+from mmdet.engine.runner import build_runner
+from mmdet.engine.seeding import set_seed
 from mmdet.registry import MODELS
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
-RELEASE = CONFIGS.parents[1] / 'shared'
+RELEASE = Path(os.environ.get('MMDET_TEST_DATA', CONFIGS.parents[1] / 'shared' / 'data')).parent
 ABSENT = object()
 
 # Recipes that need VOC data or SSD, which have builders of their own.
@@ -24,6 +28,7 @@ RECIPES = sorted(
     path for folder in ('offical_cfgs', 'offical_cfgs/dcn', 'cbn') for path in CONFIGS.glob(f'{folder}/*_*.py')
 )
 
+PROPOSALS = 'test_cfg.rpn', 'train_cfg.rpn_proposal'  # one setting for both, there
 # (pattern of the release's key, where the value stands here: one place or several)
 RENAMES = [
     (r'data\.imgs_per_gpu', 'train_dataloader.batch_size'),
@@ -63,9 +68,9 @@ RENAMES = [
     (r'lr_config\.warmup_ratio', 'param_scheduler.0.start_factor'),
     (r'total_epochs', 'train_cfg.max_epochs'),
     (r'test_cfg\.keep_all_stages', 'model.test_cfg.rcnn.keep_all_stages'),
-    (r'test_cfg\.rpn\.(?:max_num|nms_post)', ('model.test_cfg.rpn.max_per_img', 'model.train_cfg.rpn_proposal.max_per_img')),
-    (r'test_cfg\.rpn\.nms_thr', ('model.test_cfg.rpn.nms.iou_threshold', 'model.train_cfg.rpn_proposal.nms.iou_threshold')),
-    (r'test_cfg\.rpn\.(.*)', (r'model.test_cfg.rpn.\1', r'model.train_cfg.rpn_proposal.\1')),
+    (r'test_cfg\.rpn\.(?:max_num|nms_post)', [f'model.{rpn}.max_per_img' for rpn in PROPOSALS]),
+    (r'test_cfg\.rpn\.nms_thr', [f'model.{rpn}.nms.iou_threshold' for rpn in PROPOSALS]),
+    (r'test_cfg\.rpn\.(.*)', [rf'model.{rpn}.\1' for rpn in PROPOSALS]),
     (r'test_cfg\.(.*)nms\.iou_thr', r'model.test_cfg.\1nms.iou_threshold'),
     (r'train_cfg\.rpn\.smoothl1_beta', 'model.rpn_head.loss_bbox.beta'),
     (r'train_cfg\.smoothl1_beta', 'model.bbox_head.loss_bbox.beta'),
@@ -104,7 +109,7 @@ DEFAULTS = {
 
 # What has no value here.
 NO_COUNTERPART = {
-    r'data\.(train|val|test)\.with_(label|crowd)': 'annotations are whole; crowds count only where ignore_iof_thr says so',
+    r'data\.(train|val|test)\.with_(label|crowd)': 'crowds count only where ignore_iof_thr says so',
     r'data\.(val|test)\.with_mask': 'the metric reads masks from the annotation file',
     r'model\.bbox_head(\.\d)?\.num_(fcs|shared_convs|shared_fcs)': "the class's name says it",
     r'.*roi_layer\.(group_size|no_trans)': 'always 1 and False: pooling is not position sensitive and always deforms',
@@ -235,3 +240,49 @@ def test_builds_at_full_size(path):
     deformed = sum(name.endswith('conv2.conv_offset.weight') for name, _ in model.named_parameters())
     blocks = {50: 4 + 6 + 3, 101: 4 + 23 + 3}[cfg['backbone']['depth']]
     assert deformed == (blocks if 'dconv' in path.name else 0)
+
+
+# ------------------------------------------------------------------ on photographs
+
+
+def write_proposals(coco: Path, split: str, path: Path) -> None:
+    """The ground truth of every image, as an RPN would write it."""
+    content = json.loads((coco / 'annotations' / f'instances_{split}.json').read_text())
+    found = [dict(image_id=a['image_id'], bbox=a['bbox'], score=1.0, category_id=1) for a in content['annotations']]
+    path.write_text(json.dumps(found))
+
+
+def tiny(path: Path, coco: Path, folder: Path):
+    """A recipe on two images of 128 pixels, for one epoch of two iterations and a test."""
+    options = {
+        'data_root': f'{coco}/', 'model.backbone.init_cfg': None, 'train_cfg.max_epochs': 1, 'work_dir': str(folder),
+        'train_dataloader.batch_size': 1, 'train_dataloader.dataset.indices': 2, 'val_dataloader.dataset.indices': 2,
+        'default_hooks.checkpoint.save_best': None,
+    }  # fmt: skip
+    cfg = load_config(str(path), options)
+    for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
+        loader.update(num_workers=0, persistent_workers=False)
+        for step in loader.dataset.pipeline:
+            if step['type'] == 'Resize':
+                step.scale = (128, 96)
+            if step['type'] == 'LoadProposals':
+                split = 'train2017' if 'train' in step.proposal_file else 'val2017'
+                step.proposal_file = str(folder / f'{split}.json')
+                write_proposals(coco, split, Path(step.proposal_file))
+    return cfg
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('path', RECIPES, ids=lambda path: f'{path.parent.name}/{path.stem}')
+def test_trains_two_iterations_and_tests(path, real_data, tmp_path, on_the_cpu):
+    cfg = tiny(path, real_data / 'coco_dev', tmp_path)
+    set_seed(cfg, 0, False, None)
+    runner = build_runner(cfg, 'none', None)
+    learned = {name: p for name, p in runner.model.named_parameters() if p.requires_grad}
+    before = {name: p.detach().flatten()[:256].clone() for name, p in learned.items()}
+    runner.train()
+    assert runner.iter == 2
+    changed = [name for name, p in learned.items() if not p.flatten()[:256].equal(before[name])]
+    assert len(changed) > len(before) / 2
+    scalars = runner.message_hub.log_scalars
+    assert any('coco/' in name for name in scalars) and scalars['train/loss'].current() > 0

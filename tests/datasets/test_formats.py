@@ -72,7 +72,8 @@ def masks_iou(images: list[AnnotatedImage], content: dict) -> list[float]:
         image = by_name[entry['file_name']]
         size = (entry['height'], entry['width'])
         mine = [rle_from_coco(x.mask, *size) for x in image.objects]
-        truth = [rle_from_coco(x['segmentation'], *size) for x in content['annotations'] if x['image_id'] == entry['id']]
+        truth = [x['segmentation'] for x in content['annotations'] if x['image_id'] == entry['id']]
+        truth = [rle_from_coco(mask, *size) for mask in truth]
         found += mask_utils.iou(truth, mine, [0] * len(mine)).max(axis=1).tolist()
     return found
 
@@ -86,7 +87,7 @@ def test_voc_of_supervision(some, tmp_path):
     out = tmp_path / 'voc'
     dataset_of(folder, file).as_pascal_voc(str(out / 'JPEGImages'), str(out / 'Annotations'))
     images, notes = read('voc', out)
-    assert_same_boxes(images, content, 1.01)  # whole pixels, counted from 1
+    assert_same_boxes(images, content, 1.01)  # whole pixels
     assert notes == []
 
 
@@ -111,10 +112,11 @@ def test_what_is_odd_in_voc(tmp_path, some):
     (out / 'JPEGImages' / f'{xml[2].stem}.jpg').write_bytes(b'\xff\xd8\xff')
     text = xml[3].read_text()
     whole, _, rest = text.partition('<name>')
-    xml[3].write_text(f'{whole}<difficult>1</difficult><name>{rest}'.replace('<xmin>', '<xmin>x', 1))
+    xml[3].write_text(f'{whole}<difficult>1</difficult><name>{rest}'.replace('<bndbox>', '<polygon>', 2).replace(
+        '</bndbox>', '</polygon>', 2))
     images, notes = read('voc', out)
     assert [image.path.stem for image in images] == [xml[3].stem]
-    kinds = ['XML that cannot be read', 'image that cannot be read', 'object without a name or a box', 'without an XML']
+    kinds = ['XML that cannot be read', 'image that cannot be read', 'object without a bndbox', 'without an XML']
     assert all(any(kind in note for note in notes) for kind in kinds), notes
 
 
@@ -130,16 +132,11 @@ def turned_photo(path: Path, orientation: int) -> tuple[np.ndarray, list[float]]
 
 @pytest.mark.parametrize('orientation', [1, 3, 5, 6, 7, 8])
 def test_boxes_drawn_on_the_stored_pixels_are_turned_with_a_photo(tmp_path, orientation):
-    """labelImg ignores EXIF; training does not. labelformat writes the XML here, of the stored size."""
-    pytest.importorskip('labelformat', reason='labelformat writes the foreign data')
-    from labelformat.formats import COCOObjectDetectionInput, PascalVOCObjectDetectionOutput
-
+    """labelImg ignores EXIF; training does not. hotcoco writes the XML here, of the stored size."""
     turned_photo(tmp_path / 'a.jpg', orientation)
     content = dict(images=[dict(id=1, file_name='a.jpg', width=120, height=80)], categories=[dict(id=1, name='x')],
                    annotations=[dict(id=1, image_id=1, category_id=1, bbox=[15, 10, 60, 20], area=1200, iscrowd=0)])
-    (tmp_path / 'stored.json').write_text(json.dumps(content))
-    PascalVOCObjectDetectionOutput(tmp_path).save(COCOObjectDetectionInput(tmp_path / 'stored.json'))
-    (tmp_path / 'stored.json').unlink()
+    hotcoco.COCO(content).to_voc(str(tmp_path))
     images, notes = read('voc', tmp_path)
     seen = decode_image((tmp_path / 'a.jpg').read_bytes(), 'a.jpg')
     assert (images[0].height, images[0].width) == seen.shape[:2]

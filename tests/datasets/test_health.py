@@ -117,6 +117,12 @@ def test_what_a_person_judges(tmp_path, fruits):
     assert len(kinds['object annotated twice (same class, IoU above 0.95)']) == 2
 
 
+def test_a_test_set_without_annotations(tmp_path, fruits):
+    del fruits['annotations']
+    assert check_sets([data_set(tmp_path, fruits, 'test')]).kinds() == []
+    assert found(check_sets([data_set(tmp_path, fruits, 'val')])) == {'annotation file that cannot be used': 1}
+
+
 def test_a_file_that_is_none(tmp_path, fruits):
     dataset = data_set(tmp_path, fruits)
     Path(dataset.ann_file).write_text('{"images": [')

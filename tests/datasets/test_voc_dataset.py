@@ -37,11 +37,11 @@ def thing(name='cat', corners=(3, 5, 12, 20), more=''):
 CAT = thing()
 
 
-def write(folder, name='a', content=CAT, size=SIZE, file_name='', ending='.png', head='', encoding='utf-8'):
+def write(folder, name='a', content=CAT, size=SIZE, file_name='', ending='.png', head='', encoding='utf-8', source=''):
     """One image and its XML file."""
     for part in ('Annotations', 'JPEGImages'):
         (folder / part).mkdir(parents=True, exist_ok=True)
-    text = f'{head}<annotation><filename>{file_name}</filename>{size}{content}</annotation>'
+    text = f'{head}<annotation><filename>{file_name}</filename>{source}{size}{content}</annotation>'
     (folder / 'Annotations' / f'{name}.xml').write_bytes(text.encode(encoding))
     pixels = np.zeros((30, 40, 3), np.uint8)
     (folder / 'JPEGImages' / f'{name}{ending}').write_bytes(cv2.imencode(ending.lower(), pixels)[1].tobytes())
@@ -57,8 +57,9 @@ def instances(folder, **options):
 
 
 def test_pixels_count_from_1_and_both_ends_are_the_objects(tmp_path):
-    """The box of one pixel, the first, is [0, 0, 1, 1]; the box of all pixels is the image."""
-    write(tmp_path, content=thing(corners=(1, 1, 1, 1)) + thing('dog', (1, 1, 40, 30)))
+    """In VOC's own files the box of one pixel, the first, is [0, 0, 1, 1]; the box of all pixels is the image."""
+    write(tmp_path, content=thing(corners=(1, 1, 1, 1)) + thing('dog', (1, 1, 40, 30)),
+          source='<source><database>The VOC2007 Database</database></source>')
     assert [x['bbox'] for x in instances(tmp_path)] == [[0, 0, 1, 1], [0, 0, 40, 30]]
     result = read(tmp_path)[0]
     assert result['gt_bboxes'].tolist() == [[0, 0, 1, 1], [0, 0, 40, 30]]
@@ -113,23 +114,25 @@ def test_a_folder_without_lists(tmp_path):
 
 
 @pytest.mark.parametrize('options, want', [
-    (dict(content=thing(corners=(2.5, 1.25, 10.75, 9.5))), [[1.5, 0.25, 10.75, 9.5]]),  # CVAT
-    (dict(content=thing(corners=(0, 0, 40.6, 31))), [[0, 0, 40, 30]]),  # from 0, and over the rim
-    (dict(content=thing(corners=(12, 20, 3, 5))), [[2, 4, 12, 20]]),  # any two corners
-    (dict(size=''), [[2, 4, 12, 20]]),
-    (dict(size='<size><width>0</width><height>0</height></size>'), [[2, 4, 12, 20]]),  # makesense
-    (dict(size='<size><width>40.0</width><height>30.0</height></size>'), [[2, 4, 12, 20]]),
-    (dict(content='<object><name>cat</name><polygon><x1>3</x1></polygon></object>' + thing()), [[2, 4, 12, 20]]),
-    (dict(content=thing() + thing('bird')), [[2, 4, 12, 20]]),
-    (dict(content=thing() + thing(corners=(50, 2, 60, 9))), [[2, 4, 12, 20]]),  # outside
-    (dict(content=thing(more='<part><name>head</name>' + box(1, 1, 9, 9) + '</part>')), [[2, 4, 12, 20]]),  # VOC 2012
+    (dict(content=thing(corners=(2.5, 1.25, 10.75, 9.5))), [[2.5, 1.25, 10.75, 9.5]]),  # CVAT
+    (dict(source='<source><database>Unknown</database></source>'), [[3, 5, 12, 20]]),  # labelImg
+    (dict(source='<source><database>The VOC2012 Database</database></source>'), [[2, 4, 12, 20]]),
+    (dict(content=thing(corners=(-1, 0, 40.6, 31))), [[0, 0, 40, 30]]),  # from 0, and over the rim
+    (dict(content=thing(corners=(12, 20, 3, 5))), [[3, 5, 12, 20]]),  # any two corners
+    (dict(size=''), [[3, 5, 12, 20]]),
+    (dict(size='<size><width>0</width><height>0</height></size>'), [[3, 5, 12, 20]]),  # makesense
+    (dict(size='<size><width>40.0</width><height>30.0</height></size>'), [[3, 5, 12, 20]]),
+    (dict(content='<object><name>cat</name><polygon><x1>3</x1></polygon></object>' + thing()), [[3, 5, 12, 20]]),
+    (dict(content=thing() + thing('bird')), [[3, 5, 12, 20]]),
+    (dict(content=thing() + thing(corners=(50, 2, 60, 9))), [[3, 5, 12, 20]]),  # outside
+    (dict(content=thing(more='<part><name>head</name>' + box(1, 1, 9, 9) + '</part>')), [[3, 5, 12, 20]]),  # VOC 2012
     (dict(content=''), []),
-    (dict(head='\ufeff<?xml version="1.0" encoding="utf-8"?>'), [[2, 4, 12, 20]]),
+    (dict(head='\ufeff<?xml version="1.0" encoding="utf-8"?>'), [[3, 5, 12, 20]]),
     (dict(head='<?xml version="1.0" encoding="GBK"?>', content=thing() + thing('\u732b'), encoding='gbk'),
-     [[2, 4, 12, 20]]),
-    (dict(head='<?xml version="1.0" encoding="utf-16"?>', encoding='utf-16'), [[2, 4, 12, 20]]),
-    (dict(file_name='a.JPG', ending='.jpeg'), [[2, 4, 12, 20]]),  # the file was renamed
-    (dict(file_name='other.png', ending='.PNG'), [[2, 4, 12, 20]]),
+     [[3, 5, 12, 20]]),
+    (dict(head='<?xml version="1.0" encoding="utf-16"?>', encoding='utf-16'), [[3, 5, 12, 20]]),
+    (dict(file_name='a.JPG', ending='.jpeg'), [[3, 5, 12, 20]]),  # the file was renamed
+    (dict(file_name='other.png', ending='.PNG'), [[3, 5, 12, 20]]),
 ])  # fmt: skip
 def test_files_as_tools_write_them(tmp_path, options, want):
     write(tmp_path, **options)
@@ -157,7 +160,7 @@ def test_the_size_of_a_turned_photo(tmp_path):
 def test_filters(tmp_path):
     write(tmp_path, 'empty', '')
     write(tmp_path, 'hard', thing(more='<difficult>1</difficult>'))
-    write(tmp_path, 'small', thing(corners=(1, 1, 8, 20)))
+    write(tmp_path, 'small', thing(corners=(0, 1, 8, 20)))
     write(tmp_path, 'wide')
 
     def left(**filters):
@@ -259,4 +262,19 @@ def test_playing_cards(real_data):
                 x1, y1, x2, y2 = one['bbox']
                 assert 0 <= x1 < x2 <= info['width'] and 0 <= y1 < y2 <= info['height']
     assert counts == [text.count(f'<name>{name}</name>') for name in classes]
-    assert sets[1][0]['gt_bboxes'].tolist() == [[96, 135, 275, 368]]
+    assert sets[1][0]['gt_bboxes'].tolist() == [[97, 136, 275, 368]]
+
+
+def test_converted_to_coco_the_boxes_are_the_same(tmp_path):
+    """`mmdet convert` reads a file as the data set does, and refuses what that refuses."""
+    from mmdet.datasets.formats import FORMATS, Notes
+
+    write(tmp_path, content=thing(corners=(2.5, 1, 10, 9)) + thing('dog', (40, 30, 1, 1)),
+          source='<source><database>The VOC2007 Database</database></source>')
+    (tmp_path / 'Annotations' / 'bomb.xml').write_text('<!DOCTYPE a [<!ENTITY a "a">]><annotation/>')
+    notes = Notes()
+    image, = FORMATS['voc'].read(tmp_path, notes)
+    (tmp_path / 'Annotations' / 'bomb.xml').unlink()
+    want = [x['bbox'] for x in instances(tmp_path)]
+    assert [one.box for one in image.objects] == want == [[1.5, 0, 10, 9], [0, 0, 40, 30]]  # as in VOC's own files
+    assert any('XML that cannot be read' in str(note) for note in notes)

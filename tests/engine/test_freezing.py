@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from factories import batch, quick_detector
+from factories import batch, tiny_detector
 from mmengine.hooks import Hook
 from toy_task import ENVIRONMENT, ToyDetector, weights, write_config
 
@@ -57,7 +57,7 @@ def test_a_run_that_freezes_resumes_to_the_bit(tmp_path, train):
 
 
 def test_frozen_cbn_normalises_by_its_running_statistics_and_keeps_its_history():
-    model = quick_detector('mask_rcnn')  # CBN in the neck
+    model = tiny_detector('faster_rcnn')  # CBN in the neck
     data = batch([2, 1])
     for _ in range(2):
         model.train()(**model.data_preprocessor(data, True), mode='loss')

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from factories import batch, quick_detector
+from factories import batch, tiny_detector
 from mmengine.config import ConfigDict
 from toy_task import ToyDetector, write_config
 
@@ -76,7 +76,7 @@ def measure(model, batches, scale=False):
 @pytest.mark.parametrize('kind', ['mask_rcnn', 'retinanet'])
 def test_a_detector_keeps_its_state(kind):
     """Weights, running statistics, CBN's histories, generators; the samples that metrics and drawings see."""
-    model = quick_detector(kind)
+    model = tiny_detector(kind)
     for seed in range(2):
         model.train()(**model.data_preprocessor(batch([2, 1], seed=seed), True), mode='loss')
     model.eval()
@@ -102,7 +102,7 @@ def test_a_detector_keeps_its_state(kind):
 
 
 def test_the_mean_is_over_images():
-    model = quick_detector('retinanet').eval()
+    model = tiny_detector('retinanet').eval()
     a, b = batch([2, 1], seed=5), batch([3], seed=6)
     alone = measure(model, [a])['val_loss'], measure(model, [b])['val_loss']
     assert abs(alone[0] - alone[1]) > 1e-3
@@ -110,7 +110,7 @@ def test_the_mean_is_over_images():
 
 
 def test_objects_in_pixels_of_the_original_image():
-    model = quick_detector('mask_rcnn').eval()
+    model = tiny_detector('mask_rcnn').eval()
     data = batch([2, 1], ignored=1)
     want = measure(model, [data])
     original = copy.deepcopy(data)

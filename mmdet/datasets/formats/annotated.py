@@ -14,6 +14,8 @@ from mmdet.config.errors import UserError
 from mmdet.config.output import IMAGE_SUFFIXES
 from mmdet.structures.image_file import decode_image, image_size
 
+# What a split is called, and what it is.
+SPLITS = dict(train='train', trainval='train', training='train', val='val', valid='val', validation='val', test='test')
 _ORIENTATION = 0x0112  # EXIF's tag
 _TURNED = (5, 6, 7, 8)  # its values that swap width and height
 
@@ -53,7 +55,7 @@ class Notes:
         self._counts: Counter[str] = Counter()
         self._first: dict[str, str] = {}
 
-    def add(self, kind: str, place: str | Path, count: int = 1) -> None:
+    def add(self, kind: str, place: object, count: int = 1) -> None:
         self._counts[kind] += count
         self._first.setdefault(kind, str(place))
 

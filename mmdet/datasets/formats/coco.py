@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
-from mmdet.config.errors import UserError
-from mmdet.datasets.formats.annotated import AnnotatedImage, ImageFiles, Notes, Object, as_seen, boxed, seen_size
+from mmdet.config.errors import UserError, at_most
+from mmdet.datasets.formats.annotated import (
+    SPLITS,
+    AnnotatedImage,
+    ImageFiles,
+    Notes,
+    Object,
+    as_seen,
+    boxed,
+    seen_size,
+)
 from mmdet.structures.coco_file import load_coco_file
 
-_SPLITS = dict(train='train', trainval='train', val='val', valid='val', validation='val', test='test')
+_LOOKED_AT = 20  # the largest JSON files of a folder; one with more has a file an image
 
 
 def annotation_files(source: Path) -> list[Path]:
-    """The files below a folder that are in COCO's format; of several forms of one split the shortest name."""
-    files = [source] if source.is_file() else sorted(source.rglob('*.json'))
-    return [path for path in files if _is_coco(path)]
+    """The files below a folder that are in COCO's format."""
+    folders: dict[Path, list[Path]] = {}
+    for path in [source] if source.is_file() else source.rglob('*.json'):
+        folders.setdefault(path.parent, []).append(path)
+    largest = (sorted(files, key=lambda path: -path.stat().st_size)[:_LOOKED_AT] for files in folders.values())
+    return sorted(path for files in largest for path in files if _is_coco(path))
 
 
 def recognises(source: Path) -> bool:
@@ -34,9 +47,52 @@ def split_of(path: Path) -> str | None:
     for name in (path.stem, path.parent.name):
         words = ''.join(c if c.isalpha() else ' ' for c in name.lower()).split()
         for word in words:
-            if word in _SPLITS:
-                return _SPLITS[word]
+            if word in SPLITS:
+                return SPLITS[word]
     return None
+
+
+def find_splits(source: Path) -> dict[str, Path]:
+    """The COCO files of a folder: train.json and val.json, or those whose names say what they are for.
+
+    Raises:
+        UserError: none for training, or several for one split.
+    """
+    if not source.is_dir():
+        raise UserError(f'{source}: no such folder')
+    given = {part: source / f'{part}.json' for part in ('train', 'val', 'test')}
+    if given['train'].exists():
+        return {part: path for part, path in given.items() if path.exists()}
+    found: dict[str, Path] = {}
+    for path in annotation_files(source):
+        part = split_of(path)
+        if part in found:
+            raise UserError(f'{found[part]} and {path} are both for {part}; move one away, or `mmdet convert {source}`')
+        if part:
+            found[part] = path
+    if 'train' not in found:
+        raise UserError(f'{source} has no train.json in COCO\'s format; `mmdet convert {source}` makes one of the '
+                        'annotations of any tool')
+    if 'val' not in found and 'test' in found:
+        found['val'] = found.pop('test')
+    return found
+
+
+def image_folder(path: Path, source: Path) -> str:
+    """Folder below `source` of the images that a COCO file names; '' for `source` itself.
+
+    Raises:
+        UserError: none of the first images is in a likely place.
+    """
+    names = [image['file_name'] for image in load_coco_file(str(path), need_annotations=False)['images'][:_LOOKED_AT]]
+    if any((source / name).is_file() or os.path.isabs(name) for name in names):
+        return ''
+    files = ImageFiles(source)
+    for name in names:
+        found = files.find(name, path.parent)
+        if found is not None and found.as_posix().endswith(f'/{name}'):
+            return Path(os.path.relpath(str(found)[: -len(name)], source.resolve())).as_posix()
+    raise UserError(f'{path}: its images ({at_most(names, 3)}) are not found below {source}')
 
 
 def read(source: Path, notes: Notes) -> list[AnnotatedImage]:

@@ -14,6 +14,7 @@ from pycocotools import mask as mask_utils
 
 from mmdet.config.errors import UserError
 from mmdet.datasets.formats.annotated import (
+    SPLITS,
     AnnotatedImage,
     ImageFiles,
     Notes,
@@ -23,8 +24,6 @@ from mmdet.datasets.formats.annotated import (
     flat_polygon,
     seen_size,
 )
-
-_SPLITS = dict(train='train', training='train', val='val', valid='val', validation='val', test='test')
 
 
 def recognises(source: Path) -> bool:
@@ -63,7 +62,7 @@ def _image(element: ElementTree.Element, path: Path, files: ImageFiles, notes: N
     declared = (int(float(element.get('height', 0))), int(float(element.get('width', 0))))
     if declared != size and min(declared) > 0:
         notes.add("annotated size is not that of the image: the image's is taken", f'{path}: {name}')
-    image = AnnotatedImage(found, *size, split=_SPLITS.get(element.get('subset', '').lower()))
+    image = AnnotatedImage(found, *size, split=SPLITS.get(element.get('subset', '').lower()))
     for label, points, mask in _shapes(element, declared, notes, f'{path}: {name}'):
         if mask is not None and declared == size:
             left, top, width, height = mask_utils.toBbox(mask).tolist()

@@ -13,6 +13,7 @@ import yaml
 
 from mmdet.config.errors import UserError, at_most
 from mmdet.datasets.formats.annotated import (
+    SPLITS,
     AnnotatedImage,
     ImageFiles,
     Notes,
@@ -22,7 +23,6 @@ from mmdet.datasets.formats.annotated import (
     seen_size,
 )
 
-_SPLITS = dict(train='train', val='val', valid='val', validation='val', test='test')
 _TOLERANCE = 0.01  # of the image, by which rounding or a careless hand may leave it
 
 
@@ -90,7 +90,7 @@ def _names(content: dict, source: Path) -> dict[int, str]:
 
 def _listed(files: ImageFiles, file: Path | None, content: dict, notes: Notes) -> dict[Path, str | None]:
     """Split of each image."""
-    entries = [(split, entry) for key, split in _SPLITS.items() for entry in _as_list(content.get(key))]
+    entries = [(split, entry) for key, split in SPLITS.items() for entry in _as_list(content.get(key))]
     found: dict[Path, str | None] = {}
     for split, entry in entries:
         place = _place(file, content, entry)
@@ -109,8 +109,8 @@ def _listed(files: ImageFiles, file: Path | None, content: dict, notes: Notes) -
     if not found:
         if entries:
             notes.add('data.yaml names no folder that is there: all images are taken', file)
-        found = {path: _SPLITS.get(next((part for part in reversed(path.relative_to(files.root).parts)
-                                         if part in _SPLITS), '')) for path in files.paths}
+        found = {path: SPLITS.get(next((part for part in reversed(path.relative_to(files.root).parts)
+                                         if part in SPLITS), '')) for path in files.paths}
     return found
 
 

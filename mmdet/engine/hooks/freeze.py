@@ -26,6 +26,7 @@ class FreezeHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         self.modules = frozen_modules(model_of(runner), self.names)
+        self.before_train_iter(runner, 0)
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch=None) -> None:
         for module in self.modules:  # the loop has put all in training mode

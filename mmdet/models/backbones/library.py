@@ -50,8 +50,8 @@ class LibraryBackbone(BaseModule):
         self.norm_eval = norm_eval
         _set_norms(network, dict(norm_cfg or dict(type='BN')), type(self).__name__)
         self.add_module(self.network_name, network)
-        self._frozen = _until(network, stages[frozen_stages - 1]) if frozen_stages > 0 else []
-        for module in self._frozen:
+        self.frozen_until = stages[frozen_stages - 1] if frozen_stages > 0 else None
+        for module in self._frozen():
             for parameter in module.parameters(recurse=False):
                 parameter.requires_grad_(False)
 
@@ -64,10 +64,19 @@ class LibraryBackbone(BaseModule):
         for module in self.network.modules() if mode and self.norm_eval else ():
             if isinstance(module, BATCH_NORMS):
                 module.eval()
-        for module in self._frozen:
-            if not list(module.children()):  # what holds others may hold some that are trained
+        frozen = self._frozen()
+        for module in frozen:
+            if frozen.issuperset(module.modules()):
                 module.eval()
         return self
+
+    def _frozen(self) -> set[nn.Module]:
+        """All modules up to the end of one, in the order of their registration, which is that of the computation."""
+        if self.frozen_until is None:
+            return set()
+        names, modules = zip(*self.network.named_modules())
+        last = max(i for i, name in enumerate(names) if f'{name}.'.startswith(f'{self.frozen_until}.'))
+        return set(modules[: last + 1])
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Images (N, 3, H, W) -> the maps (N, C_m, H / s_m, W / s_m), fine to coarse."""
@@ -84,13 +93,6 @@ class LibraryBackbone(BaseModule):
 
 def _flat(key: str) -> str:
     return key.removeprefix('model.').replace('.', '_')
-
-
-def _until(network: nn.Module, stage: str) -> list[nn.Module]:
-    """All modules up to the end of one, in the order of their registration, which is that of the computation."""
-    names, modules = zip(*network.named_modules())
-    last = max(index for index, name in enumerate(names) if name == stage or name.startswith(f'{stage}.'))
-    return list(modules[: last + 1])
 
 
 def _set_norms(network: nn.Module, cfg: dict, owner: str) -> None:

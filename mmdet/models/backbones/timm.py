@@ -21,8 +21,8 @@ class TimmBackbone(LibraryBackbone):
         out_indices: which of its maps, -1 for the coarsest. Most convolutional models have five, of strides 2 to 32, or
             four, of strides 4 to 32: the default are those of strides 4 to 32.
         frozen_stages: counts all maps of the model: 2 freezes what makes those of strides 2 and 4, where it has both.
-        norm_cfg, norm_eval, init_cfg: see `LibraryBackbone`. ``init_cfg=dict(type='Pretrained', checkpoint=FILE)`` takes
-            a file of timm's whole model.
+        norm_cfg, norm_eval, init_cfg: see `LibraryBackbone`. ``init_cfg=dict(type='Pretrained', checkpoint=FILE)``
+            takes a file of timm's whole model.
         options: those of ``timm.create_model`` but `pretrained`: ``drop_path_rate=0.1``.
 
     Raises:

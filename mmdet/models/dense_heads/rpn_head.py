@@ -22,7 +22,7 @@ from mmdet.models.dense_heads.common import (
     sample_anchors,
 )
 from mmdet.models.detections import keep_best, number_kept
-from mmdet.models.settings import check_keys, weight_positives
+from mmdet.models.settings import check_channels, check_keys, weight_positives
 from mmdet.registry import MODELS, TASK_UTILS
 from mmdet.structures import Target
 
@@ -68,6 +68,7 @@ class RPNHead(BaseModule):
         check_keys('test_cfg.rpn', test_cfg, PROPOSAL_KEYS)
         self.reg_decoded_bbox = reg_decoded_bbox
         self.train_cfg = train_cfg or {}
+        self.in_channels = in_channels
         self.anchor_generator = TASK_UTILS.build(anchor_generator)
         self.bbox_coder = TASK_UTILS.build(bbox_coder)
         self.loss_cls = MODELS.build(loss_cls)
@@ -89,6 +90,7 @@ class RPNHead(BaseModule):
 
     def forward(self, features: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, list[Tensor]]:
         """Logits (N, M), deltas (N, M, 4) and the anchors of each level."""
+        check_channels(self, features, [self.in_channels] * len(features))
         hidden = [F.relu(self.rpn_conv(x)) for x in features]
         logits = [self.rpn_cls(x) for x in hidden]
         if self.softmax:  # of two outputs it is the sigmoid of their difference

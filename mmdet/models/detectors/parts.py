@@ -28,7 +28,7 @@ def build_backbone(cfg: dict) -> nn.Module:
 
 
 def build_neck(cfg: dict | list[dict] | None, backbone: nn.Module) -> nn.Module | None:
-    """One neck, or several in a row (`FPN` and `BFP`); ``in_channels='auto'`` are the channels of the backbone's maps."""
+    """One neck, or several in a row (`FPN` and `BFP`); ``in_channels='auto'``: those of the backbone's maps."""
     if isinstance(cfg, (list, tuple)):
         return nn.Sequential(*(build_neck(part, backbone) for part in cfg))
     if cfg is not None and cfg.get('in_channels') == 'auto':
@@ -50,6 +50,6 @@ def channels_of(backbone: nn.Module) -> list[int]:
         return [m.shape[1] for m in maps]
     except Exception as error:  # of any code of a user's
         raise UserError(
-            f"neck.in_channels='auto': {type(backbone).__name__} has no attribute out_channels, a list of the channels of "
-            f'its maps, and cannot run on the meta device to find them ({type(error).__name__}: {one_line(error)[:100]})'
+            f"neck.in_channels='auto': {type(backbone).__name__} has no attribute out_channels, a list of the channels "
+            f'of its maps, and cannot run without memory to find them ({type(error).__name__}: {one_line(error)[:100]})'
         ) from error

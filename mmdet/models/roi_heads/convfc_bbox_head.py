@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from mmdet.config.errors import UserError
 from mmdet.config.overrides import refuse_overrides
 from mmdet.layers import conv_stack
+from mmdet.models.settings import check_channels
 from mmdet.registry import MODELS, TASK_UTILS
 
 
@@ -92,6 +93,7 @@ class ConvFCBBoxHead(BaseModule):
         height, width = (roi_feat_size,) * 2 if isinstance(roi_feat_size, int) else roi_feat_size
         positions = 1 if with_avg_pool else height * width
         channels = conv_out_channels if num_shared_convs else in_channels
+        self.in_channels = in_channels
         self.shared_convs = convs(num_shared_convs, in_channels)
         self.shared_fcs = fcs(num_shared_fcs, channels * positions)
         features = {}
@@ -126,6 +128,7 @@ class ConvFCBBoxHead(BaseModule):
 
     def forward(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """RoI features (R, channels, S, S) -> logits (R, C + 1), deltas (R, C or 1, 4); None for what it has not."""
+        check_channels(self, [x], [self.in_channels])
         for conv in self.shared_convs:
             x = conv(x)
         if self.shared_fcs:
