@@ -17,6 +17,7 @@ from mmdet.config.values import names_a
 from mmdet.datasets.transforms import LoadAnnotations
 from mmdet.engine.amp import half_precision
 from mmdet.engine.runner import drop_pretrained, fast_layout
+from mmdet.layers import pack
 from mmdet.registry import DATASETS, MODELS
 from mmdet.structures import DetDataSample
 
@@ -61,7 +62,7 @@ def init_detector(
     model.cfg = config
     model.dataset_meta = meta or _classes_of(config)
     model.half_precision = half_precision(device) if amp else None
-    return fast_layout(model.to(device)).eval()
+    return pack(fast_layout(model.to(device))).eval()
 
 
 def _check_device(device: str) -> None:

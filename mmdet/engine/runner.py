@@ -19,6 +19,7 @@ from mmdet.config.load import type_places
 from mmdet.engine.log import ignore_known_warnings, quieten
 from mmdet.engine.message_hub import DeferredMessageHub, defer_grad_norm
 from mmdet.engine.seeding import seeded_dataloader
+from mmdet.layers import pack
 
 # What mmengine's Runner takes of a config; the rest of its arguments are set here.
 _RUNNER_KEYS = (
@@ -173,6 +174,8 @@ class _Runner(Runner):
         wrapper = self.optim_wrapper  # still a config; None in tests
         if not torch.cuda.is_available() and (wrapper is None or wrapper.get('type') == 'CpuAmpOptimWrapper'):
             model = fast_layout(model)
+            if wrapper is None:
+                pack(model)
         return super().wrap_model(model_wrapper_cfg, model)
 
     def build_optim_wrapper(self, optim_wrapper) -> OptimWrapper:

@@ -26,6 +26,7 @@ from mmdet.layers.losses.basic import BalancedL1Loss, CrossEntropyLoss, L1Loss, 
 from mmdet.layers.losses.focal import FocalLoss
 from mmdet.layers.losses.iou import BoundedIoULoss, CIoULoss, DIoULoss, GIoULoss, IoULoss
 from mmdet.layers.norm import BATCH_NORMS, BatchNorm2d, SyncBN, build_norm_layer
+from mmdet.layers.packed import pack
 from mmdet.layers.upsample import build_upsample_layer
 from mmdet.ops import COMPILED
 
@@ -35,6 +36,6 @@ __all__ = [
     'BATCH_NORMS', 'BalancedL1Loss', 'BatchNorm2d', 'BatchRenorm', 'BoundedIoULoss', 'CIoULoss', 'ConvModule',
     'ConvWS2d', 'CrossEntropyLoss', 'CrossIterBatchNorm2d', 'DIoULoss', 'FocalLoss', 'GIoULoss', 'IoULoss', 'L1Loss',
     'SmoothL1Loss', 'SyncBN', 'build_activation_layer', 'build_conv_layer', 'build_norm_layer', 'build_upsample_layer',
-    'cbn_state', 'conv_norm', 'conv_stack', 'convert_cbn', 'init_conv', 'kaiming_normal', 'load_cbn_state', 'plan_cbn',
-    'revert_cbn', 'set_cbn_epoch',
+    'cbn_state', 'conv_norm', 'conv_stack', 'convert_cbn', 'init_conv', 'kaiming_normal', 'load_cbn_state', 'pack',
+    'plan_cbn', 'revert_cbn', 'set_cbn_epoch',
 ]  # fmt: skip

@@ -42,6 +42,8 @@ class ConvFCBBoxHead(BaseModule):
         UserError: convolutions of a branch after fully connected layers.
     """
 
+    compiles = ('forward',)
+
     def __init__(
         self,
         num_shared_convs: int = 0,

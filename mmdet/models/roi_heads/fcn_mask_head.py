@@ -28,6 +28,8 @@ class FCNMaskHead(BaseModule):
             `mmdet.layers.build`. A ReLU follows one that learns.
     """
 
+    compiles = ('forward',)
+
     def __init__(
         self,
         num_convs: int = 4,
