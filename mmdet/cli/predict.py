@@ -23,6 +23,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument('--device', help='cpu or cuda:0 (default: a GPU where there is one)')
     parser.add_argument('--amp', action='store_true',
                         help='mixed precision: float16 on GPU, bfloat16 on a CPU that has instructions for it')
+    parser.add_argument('--compile', action='store_true', help='torch.compile: a slow first image, then faster ones')
     return parser.parse_args(argv)
 
 
@@ -60,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     check_writable(args.out_dir, '--out-dir')
     device = args.device or ('cuda:0' if torch.cuda.is_available() else 'cpu')
-    model = init_detector(args.config, args.checkpoint, device, args.cfg_options, args.amp)
+    model = init_detector(args.config, args.checkpoint, device, args.cfg_options, args.amp, args.compile)
     classes = tuple(model.dataset_meta.get('classes') or ())
     coco = dict(images=[], annotations=[], categories=[dict(id=i, name=name) for i, name in enumerate(classes, 1)])
     unread = []

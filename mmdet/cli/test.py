@@ -18,6 +18,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument('--work-dir', help='folder of the log (default: work_dirs/CONFIG_NAME/test)')
     parser.add_argument('--amp', action='store_true',
                         help='mixed precision: float16 on GPU, bfloat16 on a CPU that has instructions for it')
+    parser.add_argument('--compile', action='store_true', help='torch.compile: a slow first image, then faster ones')
     parser.add_argument('--out', metavar='FILE.pkl', help='save the detections, one dict an image')
     parser.add_argument('--eval', nargs='+', metavar='METRIC',
                         help="what the config's metrics shall compute, such as bbox, segm, proposal (default: as they "
@@ -80,7 +81,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     from mmdet.config.load import check_types, load_config
     from mmdet.config.output import check_writable
     from mmdet.engine.amp import use_amp_in_tests
-    from mmdet.engine.runner import build_runner
+    from mmdet.engine.compiled import compile_for_inference
+    from mmdet.engine.runner import build_runner, model_of
     from mmdet.evaluation import DumpDetResults
 
     cfg = load_config(args.config, args.cfg_options)
@@ -102,6 +104,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     checkpoint = load_pretrained(args.checkpoint)  # before the data set is read
     adapt_config(cfg, checkpoint)
     runner = build_runner(cfg, launcher, checkpoint=checkpoint)
+    if args.compile:
+        compile_for_inference(model_of(runner))  # at the first batch, when the weights are loaded
     if args.out:
         runner.test_evaluator.metrics.insert(0, DumpDetResults(args.out))  # kept, should the evaluation fail
     runner.test()

@@ -42,7 +42,7 @@ class RetinaHead(BaseModule):
         test_cfg: dict(score_thr, nms_pre, nms, max_per_img[, min_bbox_size]).
     """
 
-    compiles = ('outputs',)
+    compiles = dict(outputs='images')
 
     @classmethod
     def needs(cls, cfg: dict) -> dict[str, tuple[str, ...]]:

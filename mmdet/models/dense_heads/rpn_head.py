@@ -40,7 +40,7 @@ class RPNHead(BaseModule):
             the detector's train_cfg has rpn_proposal.
     """
 
-    compiles = ('outputs',)
+    compiles = dict(outputs='images')
 
     @classmethod
     def needs(cls, cfg: dict) -> dict[str, tuple[str, ...]]:

@@ -30,7 +30,7 @@ class TwoStageDetector(BaseModel):
         UserError: keys of train_cfg or test_cfg that nothing reads.
     """
 
-    compiles = ('extract_feat',)
+    compiles = dict(extract_feat='images')
 
     @classmethod
     def check_config(cls, cfg: dict, path: str, whole: dict, training: bool) -> None:

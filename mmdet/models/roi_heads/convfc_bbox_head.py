@@ -42,7 +42,7 @@ class ConvFCBBoxHead(BaseModule):
         UserError: convolutions of a branch after fully connected layers.
     """
 
-    compiles = ('forward',)
+    compiles = dict(forward='rois')
 
     def __init__(
         self,

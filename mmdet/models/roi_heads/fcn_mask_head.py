@@ -28,7 +28,7 @@ class FCNMaskHead(BaseModule):
             `mmdet.layers.build`. A ReLU follows one that learns.
     """
 
-    compiles = ('forward',)
+    compiles = dict(forward='rois')
 
     def __init__(
         self,
