@@ -18,7 +18,7 @@ from mmdet.checkpoints.load import (
 )
 from mmdet.checkpoints.names import Converted
 from mmdet.checkpoints.pretrained import load_pretrained
-from mmdet.checkpoints.reading import Checkpoint, read_checkpoint
+from mmdet.checkpoints.reading import Checkpoint, existing_file, read_checkpoint
 from mmdet.checkpoints.torchvision import to_torchvision
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     'adapt_config',
     'backbone_weights',
     'convert',
+    'existing_file',
     'fit_weights',
     'load_checkpoint',
     'load_pretrained',

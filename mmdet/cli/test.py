@@ -4,6 +4,7 @@ import argparse
 import inspect
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from mmdet.cli.parser import Parser, start_processes
 from mmdet.config.errors import UserError, suggest
@@ -68,22 +69,11 @@ def choose_metrics(cfg, names: list[str] | None, format_only: bool) -> None:
     cfg.test_evaluator = chosen if len(chosen) > 1 else chosen[0]
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    args = parse_args(argv)
-    if args.out and not args.out.endswith(('.pkl', '.pickle')):
-        raise UserError(f'--out {args.out}: the file name must end with .pkl')
-    if args.out and Path(args.out).is_dir():
-        raise UserError(f'--out {args.out} is a folder; a file name is needed')
-    launcher = start_processes(args)
-
-    from mmdet.checkpoints import adapt_config, load_pretrained
-    from mmdet.config.check import check_values
+def read(args: argparse.Namespace) -> Any:
+    """The config with what the options ask for, checked, as far as one process can for all of them."""
+    from mmdet.checkpoints import existing_file
+    from mmdet.config.check import check_files, check_values
     from mmdet.config.load import check_types, load_config
-    from mmdet.config.output import check_writable
-    from mmdet.engine.amp import use_amp_in_tests
-    from mmdet.engine.compiled import compile_for_inference
-    from mmdet.engine.runner import build_runner, model_of
-    from mmdet.evaluation import DumpDetResults
 
     cfg = load_config(args.config, args.cfg_options)
     check_types(cfg)
@@ -96,6 +86,28 @@ def main(argv: Sequence[str] | None = None) -> None:
         cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), dict(
             type='DetVisualizationHook', out_dir=args.show_dir, score_thr=args.show_score_thr)]
     check_values(cfg, training=False)
+    if '://' not in args.checkpoint:
+        existing_file(args.checkpoint)
+    check_files(cfg, training=False)
+    return cfg
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
+    if args.out and not args.out.endswith(('.pkl', '.pickle')):
+        raise UserError(f'--out {args.out}: the file name must end with .pkl')
+    if args.out and Path(args.out).is_dir():
+        raise UserError(f'--out {args.out} is a folder; a file name is needed')
+    launcher = start_processes(args, lambda: read(args))
+
+    from mmdet.checkpoints import adapt_config, load_pretrained
+    from mmdet.config.output import check_writable
+    from mmdet.engine.amp import use_amp_in_tests
+    from mmdet.engine.compiled import compile_for_inference
+    from mmdet.engine.runner import build_runner, model_of
+    from mmdet.evaluation import DumpDetResults
+
+    cfg = read(args)
     join_processes(launcher, cfg.get('env_cfg'))
     if args.amp:
         use_amp_in_tests(cfg)

@@ -17,7 +17,7 @@ from mmdet.datasets.pipeline import build_steps, check_order
 from mmdet.datasets.transforms import PackDetInputs
 from mmdet.registry import DATASETS
 from mmdet.structures.coco_arrays import CocoArrays, load_coco_arrays
-from mmdet.structures.coco_file import choose_categories, garbage_kept, load_coco_file
+from mmdet.structures.coco_file import check_file, choose_categories, garbage_kept, load_coco_file
 
 COCO_CLASSES = (
     'person', 'bicycle', 'car', 'motorcycle', 'airplane', 'bus', 'train', 'truck', 'boat', 'traffic light',
@@ -73,6 +73,17 @@ class CocoDataset(BaseDataset):
         if all(_cannot_pack(step) for step in steps):
             names = [step.get('type') for step in steps]
             raise UserError(f"{path}.pipeline must end with dict(type='PackDetInputs'), its steps are {names}")
+
+    @classmethod
+    def check_files(cls, cfg: dict) -> None:
+        """Refuse an annotation file or an image folder that is not there; a subclass may find its files otherwise."""
+        own = all(getattr(cls, name) is getattr(CocoDataset, name) for name in ('__init__', 'load_data_list'))
+        if not own or cfg.get('backend_args') or not cfg.get('ann_file'):
+            return
+        root, prefix = cfg.get('data_root') or '', cfg.get('data_prefix')
+        check_file(os.path.join(root, cfg['ann_file']))
+        if isinstance(prefix, dict):
+            _check_folder(os.path.join(root, prefix.get('img') or ''))
 
     def __init__(
         self,
@@ -228,10 +239,8 @@ class CocoDataset(BaseDataset):
         first = fileio.join_path(folder, images.file.file_name(0))
         if os.path.isfile(first):
             return
-        folder = folder or '.'
-        if not os.path.isdir(folder):
-            raise MissingFile(f'no image folder {folder}; check data_root and data_prefix')
-        with os.scandir(folder) as entries:
+        _check_folder(folder)
+        with os.scandir(folder or '.') as entries:
             if next(entries, None) is None:
                 raise UserError(f'image folder {folder} is empty; put the images of {self.ann_file} there')
         raise MissingFile(f'no image {first}, the first of {self.ann_file}; check data_prefix')
@@ -248,6 +257,11 @@ class CocoDataset(BaseDataset):
         if masks < objects:
             say(f'{self.ann_file}: {objects - masks} of {objects} objects have no mask, or polygons of fewer than '
                 'three points: they are ignored in training')
+
+
+def _check_folder(folder: str) -> None:
+    if '://' not in folder and not os.path.isdir(folder or '.'):
+        raise MissingFile(f'no image folder {folder}; check data_root and data_prefix')
 
 
 def _cannot_pack(step: dict | Callable) -> bool:
