@@ -76,14 +76,10 @@ class CocoDataset(BaseDataset):
 
     @classmethod
     def check_files(cls, cfg: dict) -> None:
-        """Refuse an annotation file or an image folder that is not there; a subclass may find its files otherwise."""
+        """Refuse an annotation file that is not there; a subclass may find its own otherwise."""
         own = all(getattr(cls, name) is getattr(CocoDataset, name) for name in ('__init__', 'load_data_list'))
-        if not own or cfg.get('backend_args') or not cfg.get('ann_file'):
-            return
-        root, prefix = cfg.get('data_root') or '', cfg.get('data_prefix')
-        check_file(os.path.join(root, cfg['ann_file']))
-        if isinstance(prefix, dict):
-            _check_folder(os.path.join(root, prefix.get('img') or ''))
+        if own and cfg.get('ann_file') and not cfg.get('backend_args'):
+            check_file(os.path.join(cfg.get('data_root') or '', cfg['ann_file']))
 
     def __init__(
         self,
@@ -239,8 +235,10 @@ class CocoDataset(BaseDataset):
         first = fileio.join_path(folder, images.file.file_name(0))
         if os.path.isfile(first):
             return
-        _check_folder(folder)
-        with os.scandir(folder or '.') as entries:
+        folder = folder or '.'
+        if not os.path.isdir(folder):
+            raise MissingFile(f'no image folder {folder}; check data_root and data_prefix')
+        with os.scandir(folder) as entries:
             if next(entries, None) is None:
                 raise UserError(f'image folder {folder} is empty; put the images of {self.ann_file} there')
         raise MissingFile(f'no image {first}, the first of {self.ann_file}; check data_prefix')
@@ -257,11 +255,6 @@ class CocoDataset(BaseDataset):
         if masks < objects:
             say(f'{self.ann_file}: {objects - masks} of {objects} objects have no mask, or polygons of fewer than '
                 'three points: they are ignored in training')
-
-
-def _check_folder(folder: str) -> None:
-    if '://' not in folder and not os.path.isdir(folder or '.'):
-        raise MissingFile(f'no image folder {folder}; check data_root and data_prefix')
 
 
 def _cannot_pack(step: dict | Callable) -> bool:

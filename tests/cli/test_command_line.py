@@ -95,19 +95,19 @@ def test_what_would_end_each_process_is_said_before_they_start(monkeypatch, tmp_
         main([config, *options, '--gpus', '4'])
 
 
-def test_an_image_folder_that_is_not_there(tmp_path):
+def test_only_local_annotation_files_of_the_known_kind_are_looked_for(tmp_path):
     from mmdet.datasets import CocoDataset
 
-    (tmp_path / 'a.json').write_text('{}')
-    cfg = dict(ann_file='a.json', data_root=str(tmp_path), data_prefix=dict(img='images/'))
-    with pytest.raises(UserError, match='no image folder .*images/; check data_root and data_prefix'):
+    cfg = dict(ann_file='a.json', data_root=str(tmp_path))
+    with pytest.raises(UserError, match='no annotation file .*a.json; check data_root and ann_file'):
         CocoDataset.check_files(cfg)
-    (tmp_path / 'images').mkdir()
-    CocoDataset.check_files(cfg)
-    CocoDataset.check_files(dict(cfg, ann_file='s3://b/a.json', data_prefix=dict(img='s3://b/images')))
+    CocoDataset.check_files(dict(ann_file='s3://b/a.json'))
+    CocoDataset.check_files(dict(cfg, backend_args=dict(backend='petrel')))
 
     class Own(CocoDataset):
         def load_data_list(self):
             return []
 
-    Own.check_files(dict(cfg, ann_file='nowhere.json'))
+    Own.check_files(cfg)
+    (tmp_path / 'a.json').write_text('{}')
+    CocoDataset.check_files(cfg)
