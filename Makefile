@@ -1,4 +1,5 @@
-# make demo | test | test-all | lint | norm-study-quick      Each sets up .venv first: Python >= 3.10, pip and a C++ compiler suffice.
+# make demo | test | test-fallback | test-all | faults | faults-full | lint | docs | wheel | norm-study-quick
+# Each sets up .venv first: Python >= 3.10, pip and a C++ compiler suffice.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(abspath $(VENV))/bin
@@ -12,7 +13,7 @@ DEMO_DIR = work_dirs/demo
 INSTALLED = $(VENV)/.installed
 SOURCES = setup.py pyproject.toml requirements.txt $(wildcard mmdet/ops/csrc/* mmdet/ops/csrc/*/*)
 
-.PHONY: install demo test test-all lint norm-study-quick clean
+.PHONY: install demo test test-fallback test-all faults faults-full lint docs wheel norm-study-quick clean
 
 install: $(INSTALLED)
 
@@ -21,7 +22,7 @@ $(INSTALLED): $(SOURCES)
 	$(BIN)/python -m pip install --quiet setuptools wheel ninja
 	$(BIN)/python -m pip install --quiet -r requirements.txt
 	$(BIN)/python -m pip install --no-build-isolation --no-deps -e .
-	$(BIN)/python -m pip install --quiet pytest hypothesis ruff scikit-learn tensorboard
+	$(BIN)/python -m pip install --quiet pytest hypothesis ruff scikit-learn tensorboard supervision labelformat
 	$(BIN)/python -m mmdet.ops
 	touch $@
 
@@ -40,6 +41,18 @@ demo: install
 test: install
 	$(RUN) python -m pytest -m "not slow"
 
+# The tests of the ops without the compiled ones, within a memory limit.
+test-fallback: install
+	$(RUN) python -m pytest tests/ops/test_build.py -k fallback
+
+# Kills, signals, a full disk and fuzz: docs/reliability.md
+faults: install
+	$(RUN) python tools/dev/faults.py --minutes 10
+
+MINUTES ?= 480
+faults-full: install
+	$(RUN) python tools/dev/faults.py --minutes $(MINUTES)
+
 test-all: install
 	$(RUN) python -m pytest
 
@@ -49,8 +62,19 @@ norm-study-quick: install
 		--samples 1024 --out work_dirs/norm_study/classify.json
 	$(RUN) python -m projects.norm_study.report --print --results work_dirs/norm_study
 
+# The documentation site, in work_dirs/site. Needs no network once the tools are there.
+docs: install
+	$(BIN)/python -c 'import mkdocstrings, material' 2>/dev/null || \
+		$(BIN)/python -m pip install --quiet mkdocs-material 'mkdocstrings[python]'
+	$(RUN) NO_MKDOCS_2_WARNING=1 python -m mkdocs build --strict --quiet
+	@echo "Open work_dirs/site/index.html"
+
 lint: install
 	$(RUN) ruff check .
+
+# For other machines with the same torch and Python: pip install dist/mmdet-*.whl takes seconds and needs no compiler.
+wheel: install
+	$(BIN)/python -m pip wheel --no-build-isolation --no-deps --wheel-dir dist .
 
 clean:
 	rm -rf build *.egg-info mmdet/ops/_C*.so $(INSTALLED)

@@ -2,6 +2,7 @@
 
 MMDET_CUDA=auto|0|1     CUDA kernels: when a toolkit is found (default), never, or fail without one
 TORCH_CUDA_ARCH_LIST    architectures to compile for, as for every torch extension
+CXX                     the C++ compiler (default: c++); without one nothing is compiled, and torchvision's ops serve
 MMDET_SANITIZE=1        address and undefined-behaviour sanitizers, for CONTRIBUTING.md's memory-safety run
 
 Nothing is downloaded. The ops are compiled against the torch of the environment that is installed into.
@@ -17,6 +18,7 @@ import sysconfig
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 CSRC = Path('mmdet', 'ops', 'csrc')
@@ -93,6 +95,17 @@ def digest_source() -> Path:
     return path
 
 
+def extensions(torch) -> list:
+    """The compiled ops; none where there is nothing to compile them with."""
+    if shutil.which(os.environ.get('CXX', 'c++').split()[0]):
+        return [extension(torch)]
+    text = 'no C++ compiler (c++, or the one that CXX names): the ops are not compiled'
+    if os.environ.get('MMDET_CUDA') == '1':
+        sys.exit(f'mmdet setup: MMDET_CUDA=1, but {text}')
+    say(f"{text}. torchvision's serve, which are slower; for the fast ones install g++ and run this again")
+    return []
+
+
 def extension(torch):
     toolkit = cuda_toolkit(torch)
     if toolkit:  # must be set before torch.utils.cpp_extension is imported, which guesses it from PATH
@@ -124,6 +137,16 @@ def extension(torch):
                 define_macros=macros)
 
 
+class BuildWithConfigs(build_py):
+    """configs/ becomes mmdet/configs in what is installed; an editable install finds it beside the package."""
+
+    def run(self) -> None:
+        super().run()
+        if not self.editable_mode:
+            shutil.copytree('configs', Path(self.build_lib, 'mmdet', 'configs'), dirs_exist_ok=True,
+                            ignore=shutil.ignore_patterns('__pycache__'))
+
+
 def version(torch) -> str:
     """The release with torch's version as local part, so that no cache serves a build for another torch."""
     text = (ROOT / 'mmdet' / 'version.py').read_text()
@@ -134,7 +157,7 @@ def version(torch) -> str:
 def main() -> None:
     os.chdir(ROOT)
     torch = import_torch()
-    module = extension(torch)
+    modules = extensions(torch)
     from torch.utils.cpp_extension import BuildExtension
 
     setup(
@@ -146,10 +169,11 @@ def main() -> None:
         packages=find_packages(include=["mmdet", "mmdet.*"]),
         package_data={'mmdet.ops': ['csrc/*', 'csrc/*/*']},
         install_requires=Path('requirements.txt').read_text().split(),
-        extras_require={'test': ['pytest', 'hypothesis']},
-        ext_modules=[module],
+        extras_require={'test': ['pytest', 'hypothesis', 'supervision', 'labelformat']},
+        ext_modules=modules,
         # the library registers operators and is no Python module: its name need not carry Python's version
-        cmdclass={'build_ext': BuildExtension.with_options(no_python_abi_suffix=True)},
+        cmdclass={'build_ext': BuildExtension.with_options(no_python_abi_suffix=True), 'build_py': BuildWithConfigs},
+        entry_points={'console_scripts': ['mmdet = mmdet.cli.command:run']},
         zip_safe=False,
     )
 

@@ -63,6 +63,7 @@ DATASETS = _child('DATASETS', ['mmdet.datasets'])
 DATA_SAMPLERS = _child('DATA_SAMPLERS', ['mmdet.datasets'])
 TRANSFORMS = _child('TRANSFORMS', ['mmdet.datasets'])
 METRICS = _child('METRICS', ['mmdet.evaluation'])
+EVALUATOR = _child('EVALUATOR', ['mmdet.evaluation'])
 HOOKS = _child('HOOKS', ['mmdet.engine.hooks'])
 VISUALIZERS = _child('VISUALIZERS', ['mmdet.visualization'])
 LOG_PROCESSORS = _child('LOG_PROCESSORS', ['mmdet.engine.log'])
@@ -77,7 +78,6 @@ WEIGHT_INITIALIZERS = _child('WEIGHT_INITIALIZERS')
 OPTIMIZERS = _child('OPTIMIZERS')
 OPTIM_WRAPPER_CONSTRUCTORS = _child('OPTIM_WRAPPER_CONSTRUCTORS')
 PARAM_SCHEDULERS = _child('PARAM_SCHEDULERS')
-EVALUATOR = _child('EVALUATOR')
 VISBACKENDS = _child('VISBACKENDS')
 FUNCTIONS = _child('FUNCTIONS')
 INFERENCERS = _child('INFERENCERS')
@@ -85,8 +85,10 @@ STRATEGIES = _child('STRATEGIES')
 
 
 def registered_class(name: str) -> type | None:
-    """What this package, or a user's file, has registered under `name` in any registry; None if nothing."""
-    for registry in (MODELS, TASK_UTILS, DATASETS, TRANSFORMS, METRICS, DATA_SAMPLERS, HOOKS, VISUALIZERS):
+    """What this package, or a user's file, has registered under `name` or 'mmdet.name'; None if nothing."""
+    name = name.removeprefix('mmdet.')
+    for registry in (MODELS, TASK_UTILS, DATASETS, TRANSFORMS, METRICS, EVALUATOR, DATA_SAMPLERS, HOOKS,
+                     VISUALIZERS):  # fmt: skip
         registry.import_from_location()
         if name in registry.module_dict:
             return registry.module_dict[name]

@@ -12,9 +12,11 @@ from mmengine.config import Config, ConfigDict
 from mmengine.structures import InstanceData
 from torch import nn
 
+from mmdet.config.load import load_config
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 from mmdet.structures.masks import BitmapMasks
+from projects.demo.shapes import write_shapes
 
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
 # Models that tests train on emulated devices.
@@ -108,6 +110,15 @@ def quick_detector(kind: str, norm_cfg: dict | None = None) -> nn.Module:
     return build(cfg.to_dict())
 
 
+def tiny_detector(kind: str) -> nn.Module:
+    """One of `KINDS` with CBN in the neck, for a forward pass in a blink."""
+    cfg = small_cfg(kind, width=16, channels=16, hidden=32, samples=16)
+    cfg.neck.norm_cfg = dict(type='CBN', buffer_num=2)
+    if 'rpn_proposal' in cfg.train_cfg:
+        cfg.train_cfg.rpn_proposal.update(nms_pre=100, max_per_img=50)
+    return build(cfg.to_dict())
+
+
 def batch(counts: list[int], height: int = 96, width: int = 128, ignored: int = 0, seed: int = 0) -> dict:
     """What a data loader gives: noise, with that many objects (and `ignored` ones) of three classes in each image."""
     generator = torch.Generator().manual_seed(seed)
@@ -155,3 +166,26 @@ def train_and_predict(
     with torch.no_grad():
         samples = model.eval()(**model.data_preprocessor(data, False), mode='predict')
     return log, [p.detach() for p in model.parameters()], [sample.pred_instances for sample in samples]
+
+
+def write_detector(folder: Path) -> None:
+    """Write config.py, weights.pth of an untrained thin Mask R-CNN, and shapes/ of four classes (96 x 96 pixels)."""
+    write_shapes(folder / 'shapes', train=4, val=2, size=96)
+    cfg = load_config(CONFIGS / 'demo' / 'mask_rcnn_r18_fpn_cbn_shapes.py')
+    cfg.model = small_cfg('mask_rcnn', width=16, num_classes=4, samples=16)
+    cfg.model.neck.norm_cfg = dict(type='CBN', buffer_num=2)
+    cfg.model.test_cfg.rpn.update(max_per_img=20)
+    cfg.model.test_cfg.rcnn.update(score_thr=0.0, max_per_img=5)
+    cfg.train_cfg.update(max_epochs=1, val_interval=1)
+    cfg.custom_hooks = []
+    for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
+        loader.update(batch_size=2, num_workers=0, persistent_workers=False)
+        next(step for step in loader.dataset.pipeline if step['type'] == 'Resize').scale = (96, 96)
+    for key in ('data_root', 'train_pipeline', 'test_pipeline'):
+        cfg.pop(key, None)
+    (folder / 'config.py').write_text(cfg.pretty_text.replace('data/shapes', 'shapes'))
+    torch.manual_seed(0)
+    model = MODELS.build(cfg.model.to_dict())
+    nn.init.constant_(model.roi_head.mask_head.conv_logits.bias, 9.0)  # masks that fill their boxes
+    meta = dict(dataset_meta=dict(classes=('circle', 'square', 'triangle', 'star')))
+    torch.save(dict(state_dict=model.state_dict(), meta=meta), folder / 'weights.pth')

@@ -14,10 +14,18 @@ from pathlib import Path
 import factories
 import pytest
 import torch
+from mmengine.config import Config
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import DefaultScope
 
-from mmdet.config.load import load_config
+from mmdet.config.check import check_values
+from mmdet.config.load import check_types, load_config
 from mmdet.datasets.coco import COCO_CLASSES
-from mmdet.registry import METRICS, MODELS
+from mmdet.datasets.pipeline import build_steps, loaded_boxes
+from mmdet.engine.data_checks import evaluated_data
+from mmdet.engine.freezing import freeze
+from mmdet.evaluation.voc import area_under_curve
+from mmdet.registry import DATASETS, EVALUATOR, METRICS, MODELS
 from projects.demo.shapes import write_shapes
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -27,9 +35,13 @@ GUIDES = sorted(ROOT.glob('docs/extend/*.md'))
 BLOCKS = {
     'plan_cbn(model)': 'README.md',
     "classes=('apple', 'pear')": 'README.md',
-    'inference_detector(model': 'README.md',
+    "inference_detector(model, 'photo.jpg').pred": 'README.md',
+    'DetInferencer(': 'docs/inference.md',
     'norm.after(conv, x)': 'docs/cbn.md',
-    "type='CocoMetric'": 'docs/data.md',
+    "metric=['bbox', 'segm']": 'docs/data.md',
+    "type='XMLDataset'": 'docs/data.md',
+    "type='MultiDatasetsEvaluator'": 'docs/data.md',
+    'frozen_parts': 'docs/training.md',
     "type='EMAHook'": 'docs/training.md',
 }
 SMALL = [
@@ -117,7 +129,7 @@ def test_ones_own_data(shapes, here, monkeypatch, capsys):
     for split in ('train', 'val'):
         shutil.copytree(shapes / split, folder / 'images', dirs_exist_ok=True)
         (folder / f'{split}.json').write_text(relabelled(shapes, split, ('apple', 'pear')))
-    Path('my_data.py').write_text(block("classes=('apple', 'pear')").replace('/path/to/mmdet', str(ROOT)))
+    Path('my_data.py').write_text(block("classes=('apple', 'pear')"))
     coco = load_config(ROOT / 'configs/cbn/mask_rcnn_r50_fpn_cbn_buffer3_burnin8_1x.py', factories.RESNET18)
     torch.save(dict(state_dict=MODELS.build(coco.model).state_dict()), 'mask_rcnn_trained_on_coco.pth')
     tool('train.py', 'my_data.py', '--work-dir', 'run', '--cfg-options', *SMALL, monkeypatch=monkeypatch)
@@ -144,7 +156,7 @@ def test_what_mmengine_brings(shapes, here, monkeypatch, capsys):
 
 def test_the_metric(shapes, monkeypatch):
     names = {}
-    exec(block("type='CocoMetric'"), names)
+    exec(block("metric=['bbox', 'segm']"), names)
     truth = shapes / 'annotations' / 'instances_val.json'
     metric = METRICS.build(dict(names['val_evaluator'], ann_file=str(truth)))
     metric.dataset_meta = dict(classes=('circle', 'square', 'triangle', 'star'))
@@ -154,8 +166,63 @@ def test_the_metric(shapes, monkeypatch):
     assert Path('work_dirs/x/results.segm.json').exists()
 
 
+def written(word: str, config: str) -> Config:
+    """The config that a block shows, based on one of configs/."""
+    Path('shown.py').write_text(block(word).replace('./configs', str(ROOT / 'configs')))
+    cfg = load_config('shown.py')
+    assert config in cfg.pretty_text
+    check_types(cfg)
+    check_values(cfg, training=True)
+    return cfg
+
+
+def test_pascal_voc(shapes):
+    folders = [Path('data/cards', part) for part in ('Annotations', 'JPEGImages', 'ImageSets/Main')]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    box = '<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>40</xmax><ymax>50</ymax></bndbox>'
+    (folders[0] / 'a.xml').write_text(f'<annotation><object><name>jack</name>{box}</object></annotation>')
+    shutil.copy(shapes / 'val' / '000001.jpg', folders[1] / 'a.jpg')
+    for name in ('trainval', 'test'):
+        (folders[2] / f'{name}.txt').write_text('a\n')
+    cfg = written("type='XMLDataset'", 'VOCMetric')
+    assert cfg.model.roi_head.bbox_head.num_classes == 3
+    train, test = (DATASETS.build(loader.dataset) for loader in (cfg.train_dataloader, cfg.test_dataloader))
+    assert train[0]['data_samples'].gt_instances.labels.tolist() == [1]
+    assert test[0]['data_samples'].gt_instances.bboxes.tolist() == [[1, 1, 40, 50]]
+    assert METRICS.build(cfg.test_evaluator).average_precision is area_under_curve
+
+
+def test_several_validation_sets(shapes):
+    Path('data').mkdir()
+    shutil.copytree(shapes / 'val', 'data/mine/images')
+    for name in ('day', 'night'):
+        shutil.copy(shapes / 'annotations' / 'instances_val.json', f'data/mine/{name}.json')
+    cfg = written("type='MultiDatasetsEvaluator'", 'ConcatDataset')
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        dataset, evaluator = DATASETS.build(cfg.val_dataloader.dataset), EVALUATOR.build(cfg.val_evaluator)
+    evaluator.dataset_meta = dataset.metainfo
+    for metric, part in evaluated_data(evaluator, dataset):
+        metric.check_dataset(part)
+    assert evaluator.dataset_prefixes == ['day', 'night'] and len(dataset) == 4
+
+
+def test_parts_that_learn_slowly_or_not_at_all():
+    cfg = written('frozen_parts', 'ValLossHook')
+    cfg.model.backbone.init_cfg = None
+    model = MODELS.build(cfg.model)
+    freeze(model, cfg.frozen_parts)
+    groups = build_optim_wrapper(model, cfg.optim_wrapper).optimizer.param_groups
+    rates = {id(p): (group['lr'], group['weight_decay']) for group in groups for p in group['params']}
+    rates = {name: rates.get(id(p)) for name, p in model.named_parameters() if p.requires_grad}
+    assert not any(name.startswith(('backbone.layer2', 'neck.lateral_convs')) for name in rates)
+    assert rates['backbone.layer3.0.conv1.weight'] == (pytest.approx(0.001), 0.0001)
+    assert rates['neck.fpn_convs.0.conv.weight'] == (0.01, 0.0001) and rates['neck.fpn_convs.0.conv.bias'] == (0.01, 0)
+    assert loaded_boxes(build_steps(cfg.val_dataloader.dataset.pipeline)) == 'input'
+
+
 def test_use_from_python(shapes, here, monkeypatch):
-    text = block('inference_detector(model')
+    text = block("inference_detector(model, 'photo.jpg').pred")
     config, checkpoint = re.search(r"init_detector\(\s*'([^']+)',\s*'([^']+)'", text).groups()
     Path(checkpoint).parent.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
@@ -167,6 +234,18 @@ def test_use_from_python(shapes, here, monkeypatch):
     assert found.bboxes.shape == (len(found), 4) and len(found.masks) == len(found.labels) == len(found.scores)
 
 
+def test_detecting(here, monkeypatch):
+    factories.write_detector(here)
+    for old, new in {'config.py': 'my_config.py', 'weights.pth': 'my_weights.pth'}.items():
+        Path(old).rename(new)
+    shutil.copy(sorted(Path('shapes/val').glob('*'))[0], 'photo.jpg')
+    names = {}
+    exec(block('DetInferencer('), names)
+    assert repr(names['result']).startswith('DetResult(photo.jpg, 96 x 96: ')
+    assert Path('found.png').exists() and Path('out/vis/photo.jpg').exists() and Path('out/preds/photo.json').exists()
+    assert len(names['rows']) == len(names['best'].pred_instances)
+
+
 @pytest.mark.parametrize('path', DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_and_named_files_are_there(path):
     text = path.read_text()
@@ -175,6 +254,13 @@ def test_links_and_named_files_are_there(path):
     named = re.findall(rf'(?<![\w/.-])(?:\./)?({folder}/[\w./-]*\w\.(?:py|sh|md|jpg|png))', text)
     missing = [link for link in links if link and not (path.parent / link).exists()]
     missing += [name for name in named if not (ROOT / name).exists()]
+    assert missing == []
+
+
+def test_promises_name_their_tests():
+    named = re.findall(r'`(\w+/test_\w+\.py)(?:::(test_\w+))?`', (ROOT / 'docs' / 'reliability.md').read_text())
+    assert len(named) > 30
+    missing = [place for place in named if f'def {place[1]}' not in (ROOT / 'tests' / place[0]).read_text()]
     assert missing == []
 
 

@@ -26,7 +26,9 @@ ALLOWED = {
     'engine': PARTS,
     'apis': PARTS | {'engine'},
     'cli': PARTS | {'engine', 'apis'},
+    'utils': {'version', 'structures', 'config', 'apis'},
     '__init__': {'version'},
+    '__main__': {'cli'},
 }
 
 

@@ -1,7 +1,8 @@
 """Detect from Python: ``init_detector`` once, ``inference_detector`` for each image."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,23 +11,28 @@ from mmengine.dataset import Compose, pseudo_collate
 from mmengine.registry import init_default_scope
 from torch import nn
 
-from mmdet.checkpoints import adapt_config, load_checkpoint, load_pretrained
+from mmdet.apis.images import expand, to_input
+from mmdet.apis.results import DetResult
+from mmdet.checkpoints import adapt_config, config_of, is_checkpoint, load_checkpoint, load_pretrained
 from mmdet.config.errors import UserError
 from mmdet.config.load import adopt_vocabulary, load_config
-from mmdet.config.values import names_a
-from mmdet.datasets.transforms import LoadAnnotations
+from mmdet.config.values import class_of, names_a
+from mmdet.datasets.pipeline import build_steps
+from mmdet.datasets.transforms import LoadAnnotations, LoadImageFromFile, LoadImageFromNDArray
 from mmdet.engine.amp import half_precision
 from mmdet.engine.compiled import compile_for_inference
 from mmdet.engine.runner import drop_pretrained, fast_layout
 from mmdet.layers import pack
-from mmdet.registry import DATASETS, MODELS
+from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
+from mmdet.visualization.visualizer import palette_colour
 
 
 def init_detector(
     config: str | Path | Config,
     checkpoint: str | None = None,
-    device: str = 'cpu',
+    palette: str | Sequence = 'none',
+    device: str | None = None,
     cfg_options: dict | None = None,
     amp: bool = False,
     compile: bool = False,
@@ -34,9 +40,11 @@ def init_detector(
     """Build a detector in evaluation mode.
 
     Args:
-        config: a config file or a loaded config.
+        config: a config file or a loaded config; or a checkpoint that holds its config, and no `checkpoint`.
         checkpoint: path or address of weights; every one must have its place in the model. None keeps random weights.
-        device: 'cpu' or 'cuda:0'.
+        palette: colours of the classes in drawings, see `mmdet.visualization.visualizer.palette_colour`; 'none' takes
+            those of the checkpoint or the data set, if it names any.
+        device: 'cpu' or 'cuda:0'; by default the first GPU where there is one.
         cfg_options: dotted keys of the config and their new values.
         amp: `inference_detector` computes in float16 on a GPU, in bfloat16 on a CPU that has instructions for it.
         compile: the first image takes half a minute, see `mmdet.engine.compiled`; all others are faster.
@@ -47,15 +55,19 @@ def init_detector(
     Raises:
         UserError, FileNotFoundError: config or checkpoint missing, damaged or not fitting, or no such device.
     """
-    _check_device(device)
-    if not isinstance(config, Config):
+    palette_colour(palette, 0)
+    device = _checked_device(device)
+    if checkpoint is None and is_checkpoint(config):
+        checkpoint = load_pretrained(str(config))
+        config = config_of(checkpoint, cfg_options)
+    elif not isinstance(config, Config):
         config = load_config(config, cfg_options)
     elif cfg_options:
         raise UserError('cfg_options apply to a config file; change the loaded config itself')
     else:
         adopt_vocabulary(config)
     init_default_scope('mmdet')
-    opened = None if checkpoint is None else load_pretrained(checkpoint)
+    opened = load_pretrained(checkpoint) if isinstance(checkpoint, str) else checkpoint
     if opened is not None:
         adapt_config(config, opened)
     model_cfg = config.model.to_dict()
@@ -63,71 +75,110 @@ def init_detector(
     model = MODELS.build(model_cfg)
     meta = None if opened is None else load_checkpoint(model, opened).meta.get('dataset_meta')
     model.cfg = config
-    model.dataset_meta = meta or _classes_of(config)
+    model.dataset_meta = dict(meta or _classes_of(config))
+    if palette != 'none':
+        model.dataset_meta['palette'] = palette
     model.half_precision = half_precision(device) if amp else None
     model = pack(fast_layout(model.to(device))).eval()
     return compile_for_inference(model) if compile else model
 
 
-def _check_device(device: str) -> None:
+def _checked_device(device: str | None) -> str:
+    if device is None:
+        return 'cuda:0' if torch.cuda.is_available() else 'cpu'
     try:
         wanted = torch.device(device)
     except RuntimeError:
         raise UserError(f"no device is called {device!r}; use 'cpu', or 'cuda:0' for the first GPU") from None
     if wanted.type == 'cuda' and (wanted.index or 0) >= torch.cuda.device_count():
         raise UserError(f'device {device}: PyTorch finds {torch.cuda.device_count()} GPUs here')
+    return device
 
 
 def _classes_of(config: Config) -> dict:
-    dataset = config.test_dataloader.dataset
-    defaults = getattr(DATASETS.get(dataset.get('type', '')), 'METAINFO', None) or {}
+    dataset = (config.get('test_dataloader') or {}).get('dataset') or {}
+    defaults = getattr(class_of(dataset), 'METAINFO', None) or {}
     return {**defaults, **dataset.get('metainfo', {})}
+
+
+class ImagePipeline:
+    """The steps of a test pipeline, for a dict of ``img_path`` or ``img`` (see `to_input`).
+
+    Annotations are not loaded. A first step that is one's own reads files; an array takes its place.
+    """
+
+    def __init__(self, steps: Sequence[dict]) -> None:
+        steps = [step for step in steps if not (isinstance(step, dict) and names_a(step, LoadAnnotations))]
+        if not steps:
+            raise UserError('the test pipeline of the config is empty; it begins with LoadImageFromFile')
+        first, options = steps[0], {}
+        if isinstance(first, dict) and names_a(first, LoadImageFromFile):
+            options = {key: value for key, value in first.items() if key != 'type'}
+        self.load, *rest = build_steps(steps)
+        self.take, self.rest = LoadImageFromNDArray(**options), Compose(rest)
+
+    def __call__(self, given: dict | str | np.ndarray) -> dict:
+        given = given if isinstance(given, dict) else to_input(given)
+        loaded = (self.load if given.get('img_path') else self.take)(given)
+        if loaded is None or (packed := self.rest(loaded)) is None:
+            raise UserError(f'the test pipeline rejects {given.get("img_path") or "an array"}: a step returns None')
+        return packed
+
+
+def pipeline_of(cfg: Config) -> ImagePipeline:
+    """The test pipeline of a config.
+
+    Raises:
+        UserError: it has none.
+    """
+    dataset = (cfg.get('test_dataloader') or {}).get('dataset') or {}
+    while 'pipeline' not in dataset and dataset:  # RepeatDataset, ConcatDataset
+        dataset = dataset.get('dataset') or (dataset.get('datasets') or [{}])[0]
+    if not dataset:
+        raise UserError('the config has no test_dataloader.dataset.pipeline, which says how an image is prepared')
+    return ImagePipeline(dataset['pipeline'])
+
+
+def detect(model: nn.Module, batch: dict) -> list[DetDataSample]:
+    """The samples of a collated batch with `pred_instances`, on the CPU."""
+    device, half = next(model.parameters()).device, getattr(model, 'half_precision', None)
+    with torch.inference_mode(), torch.autocast(device.type, half, enabled=half is not None):
+        samples = model.test_step(batch)
+    return [sample.to('cpu') if device.type != 'cpu' else sample for sample in samples]
 
 
 def inference_detector(
     model: nn.Module,
-    imgs: str | Path | np.ndarray | Sequence[str | Path | np.ndarray],
+    imgs: Any,
+    test_pipeline: Callable[[dict], dict] | None = None,
+    text_prompt: str | None = None,
+    custom_entities: bool = False,
     batch_size: int = 1,
-) -> DetDataSample | list[DetDataSample]:
+) -> DetResult | list[DetResult]:
     """Detect objects in one image or several.
 
     Args:
         model: of `init_detector`.
-        imgs: a file, an array (H, W, 3) uint8 BGR as OpenCV reads it, or a list of these.
+        imgs: an image (see `to_input`: a path, array, PIL image, tensor or the bytes of a file), a folder, or a list.
+        test_pipeline: what prepares an image, given a dict of img_id and img_path or img; by default the config's.
+        text_prompt, custom_entities: mmdetection's, for models that read; there is none here.
         batch_size: images that go through the model at a time.
 
     Returns:
-        one data sample, or a list; `pred_instances` holds bboxes (D, 4) xyxy in pixels of the image,
-        scores (D,), labels (D,) and, with a mask head, masks (D RLE dicts); all on the CPU.
+        a data sample, or a list for a list or folder; `pred_instances` holds bboxes (D, 4) xyxy in pixels of the image,
+        scores (D,), labels (D,) and, with a mask head, masks (`RLEMasks`); all on the CPU.
 
     Raises:
         UserError, FileNotFoundError, ValueError: an image that is not there, is damaged or has another layout.
     """
-    single = isinstance(imgs, (str, Path, np.ndarray))
-    images = [imgs] if single else list(imgs)
-    steps = model.cfg.test_dataloader.dataset.pipeline
-    steps = [step for step in steps if not names_a(step, LoadAnnotations)]
-    if not steps or not steps[0]['type'].startswith('LoadImage'):
-        raise UserError('the test pipeline of the config does not begin with LoadImageFromFile')
-    load, rest = Compose(steps[:1]), Compose(steps[1:])
-    device = next(model.parameters()).device
+    if text_prompt is not None or custom_entities:
+        raise UserError('text_prompt: no model here reads text; leave it out, or use mmdetection for GLIP and the like')
+    images, single = expand(imgs)
+    pipeline = test_pipeline or pipeline_of(model.cfg)
     found = []
     for start in range(0, len(images), batch_size):
-        data = [rest(_loaded(load, image, start + i))
-                for i, image in enumerate(images[start:start + batch_size])]
-        half = getattr(model, 'half_precision', None)
-        with torch.inference_mode(), torch.autocast(device.type, half, enabled=half is not None):
-            batch = model.data_preprocessor(pseudo_collate(data), False)
-            found += [sample.to('cpu') if device.type != 'cpu' else sample
-                      for sample in model(**batch, mode='predict')]
+        part = images[start : start + batch_size]
+        inputs = [dict(to_input(image), img_id=i) for i, image in enumerate(part, start)]
+        samples = detect(model, pseudo_collate([pipeline(given) for given in inputs]))
+        found += [DetResult.of(sample, model.dataset_meta, image) for sample, image in zip(samples, part)]
     return found[0] if single else found
-
-
-def _loaded(load: Compose, image: str | Path | np.ndarray, img_id: int) -> dict:
-    if not isinstance(image, np.ndarray):
-        return load(dict(img_path=str(image), img_id=img_id))
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-        raise UserError(f'an image must be (height, width, 3) uint8, got {image.shape} {image.dtype}')
-    shape = image.shape[:2]
-    return dict(img=image, img_path=None, img_id=img_id, img_shape=shape, ori_shape=shape,
-                height=shape[0], width=shape[1])

@@ -47,6 +47,20 @@ def background_last(state: dict[str, Tensor], num_classes: int | None = None) ->
     return touched
 
 
+def object_first(state: dict[str, Tensor]) -> list[str]:
+    """Swap background and object in an RPN that compares both by a softmax, in place; returns the keys touched.
+
+    Such a `rpn_cls` has two outputs for each anchor, half as many as `rpn_reg`.
+    """
+    touched = []
+    for key in ('rpn_head.rpn_cls.weight', 'rpn_head.rpn_cls.bias'):
+        deltas = state.get(key.replace('rpn_cls', 'rpn_reg'))
+        if key in state and deltas is not None and 2 * len(state[key]) == len(deltas):
+            state[key] = state[key].unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
+            touched.append(key)
+    return touched
+
+
 def background_first(state: dict[str, Tensor]) -> list[str]:
     """The reverse of `background_last`: the background's rows in `fc_reg` and `conv_logits`, never read, are zeros."""
     touched = []

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from mmdet.checkpoints import detectron2, legacy, torchvision
-from mmdet.checkpoints.names import Converted, together
+from mmdet.checkpoints import detectron2, efficientnet_pytorch, legacy, torchvision
+from mmdet.checkpoints.names import OFFSETS, Converted, rename, together
 from mmdet.checkpoints.reading import Checkpoint
 from mmdet.config.errors import UserError, at_most
 
@@ -46,18 +46,19 @@ def convert(content: dict[str, Any], num_classes: int | None = None) -> Converte
 
 
 def _our_names(state: dict[str, Tensor], meta: dict[str, Any], num_classes: int | None) -> Converted | None:
-    """mmdetection 2.x and 3.x, whose RPN alone has a name of its own."""
+    """mmdetection 2.x and 3.x, whose RPN alone has a name of its own, and deformable convolutions had one at first."""
     evidence = together(state, ('backbone.',))
     if not evidence:
         return None
     version = meta.get('mmdet_version')
     source = f'mmdetection {version}' if version else 'mmdetection 2.x / 3.x names'
     rpn = together(state, ('bbox_head.rpn_conv.',), ('bbox_head.rpn_cls.',), ('bbox_head.rpn_reg.',))
-    changed = {key: key.replace('bbox_', 'rpn_', 1) for key in state if rpn and key.startswith('bbox_head.rpn_')}
-    return Converted({changed.get(key, key): value for key, value in state.items()}, source, rpn or evidence, changed)
+    own_name = [('bbox_head.rpn_{rest}', 'rpn_head.rpn_{rest}')] if rpn else []
+    renamed = rename(state, [*OFFSETS, *own_name, ('{rest}', '{rest}')])
+    return Converted(renamed.state, source, rpn or evidence, renamed.changed)
 
 
 _PROJECTS = (
     legacy.convert, torchvision.convert, detectron2.convert, detectron2.convert_caffe2, torchvision.convert_backbone,
-    _our_names,
+    efficientnet_pytorch.convert, _our_names,
 )  # fmt: skip

@@ -10,8 +10,8 @@ from typing import Any
 from mmengine.config import Config
 from torch import Tensor
 
-from mmdet.checkpoints.classes import background_last
-from mmdet.checkpoints.names import Converted, Table, rename
+from mmdet.checkpoints.classes import background_last, object_first
+from mmdet.checkpoints.names import OFFSETS, Converted, Table, rename
 from mmdet.checkpoints.plain import is_marked
 from mmdet.config.errors import at_most
 from mmdet.config.values import predicted_fields
@@ -20,6 +20,10 @@ from mmdet.registry import MODELS
 TABLE: Table = [
     ('bbox_head.{rest}', 'roi_head.bbox_head.{rest}'),
     ('mask_head.{rest}', 'roi_head.mask_head.{rest}'),
+    ('bbox_roi_extractor.{rest}', 'roi_head.bbox_roi_extractor.{rest}'),
+    ('mask_roi_extractor.{rest}', 'roi_head.mask_roi_extractor.{rest}'),
+    ('shared_head.{rest}', 'roi_head.shared_head.{rest}'),
+    *OFFSETS,
     ('{rest}', '{rest}'),
 ]
 
@@ -72,12 +76,12 @@ def convert(state: dict[str, Tensor], meta: dict[str, Any], num_classes: int | N
     version = meta.get('mmdet_version', '0.x / 1.x')
     changed: dict[str, str] = {}
     reordered: list[str] = []
-    if any(key.startswith(('bbox_head.fc_', 'bbox_head.0.', 'mask_head.')) for key in state):
-        renamed = rename(state, TABLE)
-        state, changed = renamed.state, renamed.changed
+    two_stages = any(key.startswith(('bbox_head.fc_', 'bbox_head.0.', 'mask_head.')) for key in state)
+    renamed = rename(state, TABLE if two_stages else [*OFFSETS, ('{rest}', '{rest}')])
+    state, changed = renamed.state, renamed.changed
+    if two_stages:
         reordered = background_last(state)
-    else:
-        state = dict(state)
+    reordered += object_first(state)
     reordered += move_eps_inside(state)
     return Converted(state, f'mmdetection {version}', evidence, changed, {}, reordered)
 

@@ -37,6 +37,18 @@ def weights_for(model: nn.Module, checkpoint: Checkpoint, strict: bool = True) -
     return fit_weights(model, weights, checkpoint.path, strict)
 
 
+def keys_that_fit(model: nn.Module, checkpoint: Checkpoint) -> set[str]:
+    """The keys of `model` whose values `weights_for` would take from an opened file; nothing is said or refused."""
+    weights = checkpoint.weights
+    if not checkpoint.saved_here and weights.keys() != model.state_dict().keys():
+        try:
+            weights = convert(checkpoint, num_classes_of(model)).state_dict
+        except UserError:
+            pass  # to be said when it is loaded
+    shapes = {key: value.shape for key, value in weights.items() if isinstance(value, Tensor)}
+    return {key for key, value in model.state_dict().items() if shapes.get(key) == getattr(value, 'shape', None)}
+
+
 def _convert_for(model: nn.Module, checkpoint: Checkpoint) -> dict[str, Tensor]:
     try:
         converted = convert(checkpoint, num_classes_of(model))
@@ -92,9 +104,11 @@ def weights_for_part(part: nn.Module, checkpoint: Checkpoint, prefix: str | None
     needed = {key for key in own if not key.endswith('num_batches_tracked')}
     places = ['', 'backbone.'] if prefix is None else [prefix]
     candidates = [_below(place, checkpoint.weights) for place in places]
+    own_names = getattr(part, 'own_names', dict)  # a backbone of another library knows that library's names
+    candidates += map(own_names, candidates[:])
     found = next((weights for weights in candidates if needed <= weights.keys()), None)
     if found is None:
-        found = candidates[0] if prefix else backbone_weights(checkpoint)
+        found = candidates[0] if prefix else own_names(backbone_weights(checkpoint))
     branches = {key.partition('.')[0] for key in own}
     found = {key: value for key, value in found.items() if key.partition('.')[0] in branches}
     return fit_weights(part, found, checkpoint.path)

@@ -20,6 +20,10 @@ _FIELDS = {'n': r'\d+', 'p': r'\w+', 'rest': r'.+'}
 Table = list[tuple[str, str]]
 
 
+# mmdetection 0.x to early 2.x kept the convolution that finds a deformable convolution's offsets beside it.
+OFFSETS: Table = [('{rest}.conv2_offset.{p}', '{rest}.conv2.conv_offset.{p}')]
+
+
 class Renamed(NamedTuple):
     """`state` under the new names, old -> new of the keys that changed, and the keys that no pattern knows."""
 

@@ -25,6 +25,7 @@ class Checkpoint(dict):
     def __init__(self, content: dict, path: str):
         super().__init__(content)
         self.path = path
+        self.config_text: str | None = getattr(content, 'config_text', None)  # kept apart: mmengine would execute it
 
     def __str__(self) -> str:
         return self.path
@@ -110,7 +111,8 @@ def _read(path: str, read_pickle: Callable[[BinaryIO], Any], read_torch_file: Ca
     except Exception as error:  # torch passes on whatever damaged bytes make its reader raise
         why = f': {one_line(error).split(". ")[0]}' if isinstance(error, RuntimeError) else ''
         raise UserError(f'{path} is damaged or not a checkpoint{why}') from error
-    checkpoint.meta.pop('config', None)  # mmengine would execute this text as a config
+    text = checkpoint.meta.pop('config', None) or checkpoint.meta.get('cfg')  # up to 2.x; from 3.x on
+    checkpoint.config_text = text if isinstance(text, str) else None
     return checkpoint
 
 

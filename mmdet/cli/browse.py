@@ -12,7 +12,8 @@ SIDES = {'small': 32, 'medium': 96, 'large': float('inf')}  # pixels, where COCO
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser("Count a data set's objects and draw some of its images as they leave the config's pipeline.")
+    parser = Parser("Count a data set's objects and draw some of its images as they leave the config's pipeline.",
+                    ['my_config.py', 'my_config.py --split val --number 4 --out-dir looked_at'])
     parser.add_config_arguments('train_dataloader.dataset.ann_file=mine.json')
     parser.add_argument('--split', choices=('train', 'val', 'test'), default='train', help='default: %(default)s')
     parser.add_argument('--number', type=int, default=16, help='images to draw (default: %(default)s)')
@@ -57,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from mmdet.config.load import check_types, load_config
     from mmdet.config.output import check_writable
-    from mmdet.config.values import names_a, predicted_fields
+    from mmdet.config.values import names_a, predicted_fields, walk
     from mmdet.datasets.transforms import LoadAnnotations
     from mmdet.registry import DATASETS
     from mmdet.visualization.visualizer import draw_instances, write_image
@@ -71,10 +72,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_types(cfg)
     check_writable(args.out_dir, '--out-dir')
     init_default_scope('mmdet')
-    steps = loader.dataset.get('pipeline', ())
-    if steps and not any(names_a(step, LoadAnnotations) for step in steps):  # testing does without them
-        with_mask = 'masks' in (predicted_fields(cfg.get('model') or {}) or ())
-        steps.insert(1, dict(type=LoadAnnotations, with_bbox=True, with_mask=with_mask))
+    with_mask = 'masks' in (predicted_fields(cfg.get('model') or {}) or ())
+    for path, steps in walk(dict(dataset=loader.dataset)):
+        if path.endswith('.pipeline') and steps:
+            loading = [step for step in steps if names_a(step, LoadAnnotations)]
+            if loading and args.split == 'train':
+                continue
+            # testing does without objects, or loads those of the original image after Resize
+            steps[:] = [step for step in steps if step not in loading]
+            steps.insert(1, loading[0] if loading else dict(type=LoadAnnotations, with_bbox=True, with_mask=with_mask))
     dataset = DATASETS.build(loader.dataset)
     print(table_of_objects(dataset))
 

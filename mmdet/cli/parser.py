@@ -6,7 +6,9 @@ Neither torch nor mmengine is imported here: a mistake in a command line is said
 import argparse
 import ast
 import os
+import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from mmdet.config.errors import UserError, suggest
@@ -17,14 +19,39 @@ _ABSENT = {
     '--tta': 'There is no test-time augmentation here: tta_model and tta_pipeline of a config have no effect.',
     '--show': 'Images are drawn into files: --show-dir FOLDER.',
     '--wait-time': 'Images are drawn into files: --show-dir FOLDER.',
+    **{name: f'It is an option of the config: --cfg-options {option}.' for names, option in {
+        ('--lr', '--learning-rate'): 'optim_wrapper.optimizer.lr=0.01',
+        ('--load-from', '--pretrained', '--weights'): 'load_from=FILE',
+        ('--epochs', '--max-epochs'): 'train_cfg.max_epochs=24',
+        ('--batch-size', '--samples-per-gpu'): 'train_dataloader.batch_size=2',
+        ('--workers', '--num-workers', '--workers-per-gpu'): 'train_dataloader.num_workers=4',
+        ('--data-root',): 'data_root=FOLDER',
+    }.items() for name in names},
+    '--resume-from': 'A run is resumed by --resume [CHECKPOINT].',
+    '--auto-resume': 'A run is resumed by --resume [CHECKPOINT].',
+    '--options': 'Values of the config are changed by --cfg-options KEY=VALUE.',
 }
 
 
-class Parser(argparse.ArgumentParser):
-    """argparse without abbreviated options, saying what is wrong in one line instead of a page of usage."""
+EXIT_STATUSES = """Exit status: 0 done; 2 a mistake in what was asked for, explained in one line; 1 anything else;
+130 after Ctrl-C, 143 after SIGTERM. MMDET_DEBUG=1 adds a traceback."""
 
-    def __init__(self, description: str):
-        super().__init__(description=description, allow_abbrev=False)
+
+class Parser(argparse.ArgumentParser):
+    """argparse without abbreviated options, saying what is wrong in one line instead of a page of usage.
+
+    Args:
+        description: what the command does.
+        examples: what one types after the command's name, for --help.
+        statuses: what the exit status says.
+    """
+
+    def __init__(self, description: str, examples: Sequence[str] = (), statuses: str = EXIT_STATUSES):
+        called = Path(sys.argv[0]).name
+        prog = ' '.join(['mmdet', *sys.argv[1:2]]) if called in ('mmdet', '__main__.py') else called
+        lines = ['Examples:', *(f'  {prog} {example}' for example in examples), ''] if examples else []
+        super().__init__(prog=prog, description=description, epilog='\n'.join([*lines, statuses]), allow_abbrev=False,
+                         formatter_class=argparse.RawDescriptionHelpFormatter)
 
     def error(self, message: str) -> NoReturn:
         _, _, unknown = message.partition('unrecognized arguments: ')
@@ -34,9 +61,14 @@ class Parser(argparse.ArgumentParser):
 
     def add_config_arguments(self, example: str) -> None:
         """CONFIG and --cfg-options."""
-        self.add_argument('config', help='a config file')
-        self.add_argument('--cfg-options', nargs='+', action=_KeyValues, default={}, metavar='KEY=VALUE',
-                          help=f'change the config, e.g. {example}')
+        self.add_argument('config', help='a config file, or the name of one that comes with mmdet')
+        self.add_argument('--cfg-options', **self.config_options(example))
+
+    @staticmethod
+    def config_options(example: str) -> dict[str, Any]:
+        """How --cfg-options is read."""
+        return dict(nargs='+', action=_KeyValues, default={}, metavar='KEY=VALUE',
+                    help=f'change the config, e.g. {example}')
 
     def add_process_arguments(self) -> None:
         """How many processes, and who starts them; `start_processes` reads these."""

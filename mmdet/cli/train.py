@@ -5,12 +5,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mmdet.cli.legacy import modern_arguments
 from mmdet.cli.parser import Parser, start_processes
 from mmdet.engine.launch import join_processes, leave_processes
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser('Train a detector.')
+    parser = Parser('Train a detector.', [
+        'cbn/mask_rcnn_r50_fpn_cbn_buffer3_burnin8_1x --gpus 4',
+        'my_config.py --resume',
+        'my_config.py --auto-scale-lr --cfg-options train_cfg.max_epochs=24',
+    ])
     parser.add_config_arguments('optim_wrapper.optimizer.lr=0.01')
     parser.add_process_arguments()
     parser.add_argument('--work-dir', help='folder of logs and checkpoints (default: work_dirs/CONFIG_NAME)')
@@ -22,7 +27,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
                         help="scale the learning rate by batch size / the config's auto_scale_lr.base_batch_size")
     parser.add_argument('--seed', type=int, help='seed of all randomness (default: a random one, which is logged)')
     parser.add_argument('--deterministic', action='store_true', help='only algorithms that give the same bits')
-    return parser.parse_args(argv)
+    return parser.parse_args(modern_arguments(argv))
 
 
 def read(args: argparse.Namespace) -> Any:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 
 from mmengine.config import Config
 
+from mmdet.config.counting import check_counting
 from mmdet.config.errors import UserError
 from mmdet.config.values import check_options, class_of, number, walk, whole_number
 
@@ -18,6 +19,8 @@ _VALUES = {
         lambda x: x is None or isinstance(x, dict), 'a dict is needed'),
     r'(train|val|test)_dataloader\.batch_size': whole_number(1),
     r'(train|val|test)_dataloader\.num_workers': whole_number(0),
+    r'(train|val|test)_dataloader\.shuffle': (
+        lambda x: False, "that is up to the dataloader's sampler, sampler=dict(type='DefaultSampler', shuffle=...)"),
     r'train_cfg\.(max_epochs|max_iters|val_interval)': whole_number(1),
     r'optim_wrapper\.accumulative_counts': whole_number(1),
     r'optim_wrapper\.optimizer\.(lr|momentum|weight_decay)': number(0),
@@ -48,6 +51,7 @@ def check_values(cfg: Config, training: bool) -> None:
     phases = tuple(_PARTS) if training else ('test',)
     for phase in phases:
         _check_parts(whole, phase, needed=phase == 'train' or not training)
+    check_counting(whole, training)
     wrapper = whole.get('optim_wrapper') or {}
     if training and not wrapper.get('optimizer') and 'constructor' not in wrapper:
         raise UserError("the config has no optim_wrapper.optimizer, such as dict(type='SGD', lr=0.02)")

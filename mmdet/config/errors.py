@@ -105,6 +105,7 @@ def run_main(main: Callable[[], None]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
     except Exception as error:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler raises again for each worker that has ended
         mistake = mistake_in(error)
         line = mistake or _state_of_the_machine(error)
         text = f'error: {line or _hint(error) or one_line(error)}'
@@ -172,8 +173,9 @@ def _state_of_the_machine(error: BaseException) -> str | None:
     if _lost_peer(error):
         return f'lost the connection to another process, which has ended: {one_line(error)[:200]}'
     if isinstance(error, RuntimeError) and 'DataLoader worker (pid' in str(error):
-        return (f'{one_line(error).split(". ")[0].rstrip(".")}. Often the machine ran out of memory: lower num_workers '
-                'or batch_size of the dataloader; --resume continues from the last checkpoint')
+        killed = 'signal: Killed' in str(error)  # as the kernel does; it sends no other signal for that
+        why = '. Often the machine ran out of memory: lower num_workers or batch_size of the dataloader' * killed
+        return f'{one_line(error).split(". ")[0].rstrip(".")}{why}; --resume continues from the last checkpoint'
     return None
 
 

@@ -8,7 +8,6 @@ copied elsewhere. Everything here can go when ``Config.fromfile`` does these che
 import ast
 import difflib
 import importlib.util
-import inspect
 import os
 import re
 import sys
@@ -19,26 +18,24 @@ from typing import Any
 
 from mmengine.config import Config
 from mmengine.registry import Registry
-from mmengine.runner import Runner
 
+from mmdet.config.auto import fill_num_classes
 from mmdet.config.data_files import SUFFIXES, check_data, check_placeholders, configs_are_read
 from mmdet.config.errors import UserError, at_most, one_line, say, suggest, unknown_type_text
+from mmdet.config.legacy import is_legacy, modern_path, translate
 from mmdet.config.mmdet3 import KEYS_OF_2X, adopt
+from mmdet.config.shipped import base_path, find_config, shipped_names
+from mmdet.config.short_data import expand_data
+from mmdet.config.text import read_text
 from mmdet.config.values import walk
+from mmdet.config.variables import RUN_KEYS, carried, files_inherit_variables, is_carried, places_of
 
-# Read by the Runner besides its parameters, or by our tools.
-_TOOL_KEYS = {
-    'activation_checkpointing', 'compile', 'custom_imports', 'default_scope', 'efficient_conv_bn_eval',
-    'find_unused_parameters', 'model_wrapper_cfg', 'sync_bn', 'tta_model', 'tta_pipeline',
-}  # fmt: skip
 # Variables that configs of this vocabulary define for themselves.
 _HELPER_KEYS = {
     'backend_args', 'base_batch_size', 'classes', 'data_root', 'dataset_type', 'img_norm_cfg', 'img_scale',
     'img_scales', 'max_epochs', 'metainfo', 'norm_cfg', 'num_classes', 'test_pipeline', 'train_pipeline',
     'val_pipeline', 'vis_backends',
 }  # fmt: skip
-RUN_KEYS = (set(inspect.signature(Runner.__init__).parameters) - {'self', 'cfg'}) | _TOOL_KEYS
-
 
 def load_config(path: str | Path, cfg_options: dict[str, Any] | None = None) -> Config:
     """Read a config with its bases and ``custom_imports``, apply ``--cfg-options``, and check its top-level keys.
@@ -46,17 +43,18 @@ def load_config(path: str | Path, cfg_options: dict[str, Any] | None = None) -> 
     Args:
         path: a .py file, which is code, or a .json or .yaml file, which is data (see `mmdet.config.data_files`).
         cfg_options: dotted paths into the config and their new values, which are data. ``data_root`` and dict or list
-            variables such as ``norm_cfg`` are replaced wherever the config file used them.
+            variables such as ``norm_cfg`` are replaced wherever the config file used them (see
+            `mmdet.config.variables`).
 
     Raises:
         UserError: missing file, syntax error, unknown base or module, misspelt key, an option whose place does not
             exist, or data that asks for code; the message names the file and line or the key and the nearest known
             name.
     """
-    path = str(path)
+    path = modern_path(find_config(str(path)))
     _check_files(path)
     try:
-        with configs_are_read():
+        with configs_are_read(), files_inherit_variables():
             # lazy_import=False: mmengine takes any config that imports os or math for a lazy one.
             cfg = Config.fromfile(path, lazy_import=False, import_custom_modules=False,
                                   use_environment_variables=not path.endswith(SUFFIXES))
@@ -66,6 +64,19 @@ def load_config(path: str | Path, cfg_options: dict[str, Any] | None = None) -> 
         place = _place(error) or f'{path}: '
         raise UserError(f'{place}{type(error).__name__}: {one_line(error)}') from error
     _import_custom(cfg.get('custom_imports'), path)
+    return _complete(cfg, path, cfg_options)
+
+
+def load_text(text: str, origin: str, cfg_options: dict[str, Any] | None = None) -> Config:
+    """The same for the text of a config, which is data: what a checkpoint holds (see `mmdet.config.text`)."""
+    return _complete(Config(read_text(text, origin)), origin, cfg_options)
+
+
+def _complete(cfg: Config, path: str, cfg_options: dict[str, Any] | None) -> Config:
+    """Of any version's vocabulary and without --cfg-options -> the config that is built from."""
+    cfg_options = expand_data(cfg, cfg_options)
+    if is_legacy(cfg):
+        cfg = Config(translate(cfg.to_dict(), path), filename=cfg.filename)
     _check_keys(cfg, path)
     if cfg_options:
         _apply_options(cfg, cfg_options)
@@ -75,9 +86,14 @@ def load_config(path: str | Path, cfg_options: dict[str, Any] | None = None) -> 
 
 
 def adopt_vocabulary(cfg: Config) -> None:
-    """Drop what mmdetection's configs may write and has one meaning here; raises UserError for another meaning."""
+    """Drop what mmdetection's configs may write and has one meaning here, and fill in ``num_classes='auto'``.
+
+    Raises:
+        UserError: an option of mmdetection with another meaning, or no data set that counts its classes.
+    """
     for key in cfg:
         adopt(cfg[key], key)
+    fill_num_classes(cfg)
 
 
 _custom: dict[str, str] = {}  # name of each module that a config's folder or the working folder had, and its file
@@ -147,7 +163,8 @@ def _check_files(path: str, chain: tuple[str, ...] = ()) -> None:
     if not os.path.isfile(path):
         folder = os.path.dirname(path) or '.'
         siblings = os.listdir(folder) if os.path.isdir(folder) else []
-        hint = suggest(os.path.basename(path), [s for s in siblings if s.endswith('.py')])
+        hint = suggest(os.path.basename(path), [s for s in siblings if s.endswith('.py')]) or suggest(
+            path.removeprefix('mmdet::').removeprefix('configs/').removesuffix('.py'), shipped_names())
         raise UserError(f'config file {path} not found{named_in}.{hint}')
     resolved = os.path.abspath(path)
     if resolved in chain:
@@ -165,10 +182,10 @@ def _check_files(path: str, chain: tuple[str, ...] = ()) -> None:
     except UnicodeDecodeError as error:
         raise UserError(f'{path} is not a text in UTF-8: {error.reason} at byte {error.start}') from error
     for base in _bases(tree, path):
-        if '::' in base:
+        if '::' in base and not base.startswith('mmdet::'):
             raise UserError(f'{path}: _base_ {base!r} names a config of another package; copy that config '
                             'into this project and give a relative path')
-        _check_files(os.path.normpath(os.path.join(os.path.dirname(path), base)), (*chain, resolved))
+        _check_files(os.path.normpath(base_path(base, path)), (*chain, resolved))
 
 
 def _bases(tree: ast.Module, path: str) -> list[str]:
@@ -274,29 +291,18 @@ def _step(node: Any, key: str, here: str, dotted: str) -> Any:
 
 def _replace_copies(cfg: Config, name: str, before: Any, dotted: str) -> None:
     """Carry a changed variable of the config file to the places that were given its old value."""
-    after = cfg.to_dict()[name]
-
-    def replaced(value: Any) -> Any:
-        if value == before and isinstance(value, type(before)):
-            return after
-        if isinstance(value, dict):
-            return {k: replaced(v) for k, v in value.items()}
-        if isinstance(value, (list, tuple)):
-            return type(value)(replaced(v) for v in value)
-        if name == 'data_root' and isinstance(value, str) and value.startswith(before):
-            return os.path.join(after, value[len(before):].lstrip('/'))
-        return value
-
     whole = cfg.to_dict()
-    if not isinstance(before, (dict, list, tuple, str)) or not before:
-        users = [p for p, v in walk(whole) if v == before and p.split('.')[0] in RUN_KEYS
-                 and type(v) is type(before) and p.split('.')[-1] == name]
+    if not is_carried(before):
+        users = places_of(whole, name, before)
         hint = f'; set {at_most(users, 3)} instead' if users else ''
         raise UserError(f'--cfg-options {dotted}: {name} is a variable of the config file whose value was '
                         f'already used, changing it has no effect{hint}')
-    for key, value in whole.items():
-        if key != name:
-            cfg[key] = replaced(value)
+    changed, count = carried(whole, name, before, whole[name])
+    if not count:
+        say(f'--cfg-options {dotted}: {name} is a variable of the config file, and its value is nowhere else in the '
+            'config: the change reaches nothing')
+    for key, value in changed.items():
+        cfg[key] = value
 
 
 # Which registry the `type` at a place of the config belongs to: the last pattern part is the parent key.
@@ -306,7 +312,7 @@ _PLACES = [
     (r'(train|val|test)_dataloader(\.dataset)+(\.datasets\.\d+)?\.pipeline\.\d+', 'TRANSFORMS'),
     (r'(train|val|test)_dataloader\.(batch_)?sampler', 'DATA_SAMPLERS'),
     (r'(train|val|test)_dataloader\.(collate_fn|worker_init_fn)', 'FUNCTIONS'),
-    (r'(val|test)_evaluator(\.\d+)?', 'METRICS'),
+    (r'(val|test)_evaluator((\.metrics)?\.\d+)?', 'METRICS'),
     (r'optim_wrapper', 'OPTIM_WRAPPERS'),
     (r'optim_wrapper\.optimizer', 'OPTIMIZERS'),
     (r'param_scheduler(\.\d+)?', 'PARAM_SCHEDULERS'),
@@ -323,20 +329,26 @@ def check_types(cfg: Config) -> None:
     Raises:
         UserError: names the type, its place in the config, and the nearest registered names; or a part without one.
     """
+    for path, value in walk(cfg.to_dict()):
+        for pattern, name in _PLACES:
+            if re.fullmatch(pattern, path):
+                _check_part(value, path, name)
+
+
+def _check_part(value: Any, path: str, name: str) -> None:
     from mmdet import registry
 
-    for path, value in walk(cfg.to_dict()):
-        parent, _, key = path.rpartition('.')
-        for pattern, name in _PLACES:
-            if key == 'type' and isinstance(value, str) and re.fullmatch(pattern, parent):
-                _check_type(getattr(registry, name), value, path)
-            if not re.fullmatch(pattern, path):
-                continue
-            if isinstance(value, (str, int, float)):
-                kind = repr(value) if isinstance(value, str) else '...'
-                raise UserError(f'{path}={value!r}: write it as dict(type={kind})')
-            if isinstance(value, dict) and 'type' not in value and path not in _NEED_NO_TYPE:
-                raise UserError(f'{path} has no type; its keys are {at_most(map(str, value))}')
+    if isinstance(value, (str, int, float)):
+        kind = repr(value) if isinstance(value, str) else '...'
+        raise UserError(f'{path}={value!r}: write it as dict(type={kind})')
+    if not isinstance(value, dict):
+        return
+    if name == 'METRICS' and 'metrics' in value:
+        name, value = 'EVALUATOR', dict(dict(type='Evaluator'), **value)
+    if isinstance(value.get('type'), str):
+        _check_type(getattr(registry, name), value['type'], f'{path}.type')
+    elif 'type' not in value and path not in _NEED_NO_TYPE:
+        raise UserError(f'{path} has no type; its keys are {at_most(map(str, value))}')
 
 
 def _check_type(registry: Registry, value: str, path: str) -> None:

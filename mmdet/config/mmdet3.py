@@ -32,7 +32,6 @@ def _unused(why: str) -> Rule:
 
 _LINEAR, _PLAIN_BOXES = _only(dict(type='Linear')), _only(False, why='boxes are plain tensors')
 _NO_MAPS, _OWN_SIZE = _only(False, why='there are no semantic maps'), _unused('masks carry their own size')
-_NO_C4 = _only(None, why='there are no C4 heads')
 
 # class: {option: rule}; 'a.b' is the key b of the option a. An option that the constructor takes is left to it.
 OPTIONS: dict[str, dict[str, Rule]] = {
@@ -40,8 +39,6 @@ OPTIONS: dict[str, dict[str, Rule]] = {
         deep_stem=_only(False),
         avg_down=_only(False),
         stem_channels=lambda cfg: ([None, cfg.get('base_channels', 64)], ''),
-        dcn=_only(None, why='other convolutions come through conv_cfg'),
-        stage_with_dcn=_unused('of dcn'),
         plugins=_only(None),
     ),
     'DetDataPreprocessor': dict(
@@ -56,8 +53,6 @@ OPTIONS: dict[str, dict[str, Rule]] = {
     ),
     'RPNHead': dict(num_classes=_only(1, why='a proposal is an object or none')),
     'ConvFCBBoxHead': dict(
-        with_cls=_only(True),
-        with_reg=_only(True),
         predict_box_type=_only('hbox', why='boxes are upright'),
         cls_predictor_cfg=_LINEAR,
         reg_predictor_cfg=_LINEAR,
@@ -67,13 +62,12 @@ OPTIONS: dict[str, dict[str, Rule]] = {
         'roi_feat_size': _unused('any size will do'),
         'loss_mask.class_weight': _only(None),
     },
-    'StandardRoIHead': dict(shared_head=_NO_C4),
-    'CascadeRoIHead': dict(shared_head=_NO_C4),
+    'CascadeRoIHead': dict(shared_head=_only(None, why='a shared head belongs to StandardRoIHead')),
     'SingleRoIExtractor': {
         'roi_layer.pool_mode': _only('avg'),
         'roi_layer.use_torchvision': _unused('it chooses a kernel, not a result'),
     },
-    'AnchorGenerator': dict(scale_major=_only(True), centers=_only(None), use_box_type=_PLAIN_BOXES),
+    'AnchorGenerator': dict(centers=_only(None), use_box_type=_PLAIN_BOXES),
     'DeltaXYWHBBoxCoder': dict(
         add_ctr_clamp=_only(False), ctr_clamp=_unused('of add_ctr_clamp'), use_box_type=_PLAIN_BOXES
     ),
@@ -83,6 +77,7 @@ OPTIONS: dict[str, dict[str, Rule]] = {
         gpu_assign_thr=_unused('the matrix of overlaps is small enough'),
     ),
     'OHEMSampler': dict(loss_key=_only('loss_cls')),
+    'VOCMetric': dict(scale_ranges=_only(None), proposal_nums=_unused('of the metric recall')),
     'LoadAnnotations': dict(
         with_seg=_NO_MAPS,
         box_type=_only('hbox', None, why='boxes are upright'),

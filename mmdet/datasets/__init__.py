@@ -1,11 +1,14 @@
-"""CocoDataset, the transforms of its pipeline, and batches of images of like orientation."""
+"""CocoDataset, XMLDataset and VOCDataset, wrappers, the transforms of pipelines, batches of one orientation."""
 
+from mmdet.datasets.base import BaseDetDataset
 from mmdet.datasets.coco import CocoDataset
 from mmdet.datasets.samplers import AspectRatioBatchSampler
 from mmdet.datasets.transforms import (
     FilterAnnotations,
+    InferencerLoader,
     LoadAnnotations,
     LoadImageFromFile,
+    LoadImageFromNDArray,
     LoadProposals,
     PackDetInputs,
     Pad,
@@ -16,13 +19,19 @@ from mmdet.datasets.transforms import (
     RandomResize,
     Resize,
 )
+from mmdet.datasets.voc import VOCDataset, XMLDataset
+from mmdet.datasets.wrappers import ConcatDataset, RepeatDataset
 
 __all__ = [
     'AspectRatioBatchSampler',
+    'BaseDetDataset',
     'CocoDataset',
+    'ConcatDataset',
     'FilterAnnotations',
+    'InferencerLoader',
     'LoadAnnotations',
     'LoadImageFromFile',
+    'LoadImageFromNDArray',
     'LoadProposals',
     'PackDetInputs',
     'Pad',
@@ -31,5 +40,8 @@ __all__ = [
     'RandomCrop',
     'RandomFlip',
     'RandomResize',
+    'RepeatDataset',
     'Resize',
+    'VOCDataset',
+    'XMLDataset',
 ]

@@ -12,9 +12,10 @@ import numpy as np
 from mmengine.dataset import BaseDataset, force_full_init
 
 from mmdet.config.errors import MissingFile, UserError, say
-from mmdet.config.values import class_of
+from mmdet.config.values import names_a
+from mmdet.datasets.common import check_packed, with_class_names
 from mmdet.datasets.pipeline import build_steps, check_order
-from mmdet.datasets.transforms import PackDetInputs
+from mmdet.datasets.transforms import LoadProposals
 from mmdet.registry import DATASETS
 from mmdet.structures.coco_arrays import CocoArrays, load_coco_arrays
 from mmdet.structures.coco_file import check_file, choose_categories, garbage_kept, load_coco_file
@@ -69,10 +70,7 @@ class CocoDataset(BaseDataset):
     @classmethod
     def check_config(cls, cfg: dict, path: str, whole: dict, training: bool) -> None:
         """Refuse a pipeline of known transforms none of which packs its results."""
-        steps = cfg.get('pipeline') or ()
-        if all(_cannot_pack(step) for step in steps):
-            names = [step.get('type') for step in steps]
-            raise UserError(f"{path}.pipeline must end with dict(type='PackDetInputs'), its steps are {names}")
+        check_packed(cfg, path)
 
     @classmethod
     def check_files(cls, cfg: dict) -> None:
@@ -105,7 +103,7 @@ class CocoDataset(BaseDataset):
         if proposal_file is not None:
             file = os.path.join(data_root or '', proposal_file)
             pipeline = [
-                {'proposal_file': file, **t} if isinstance(t, dict) and t['type'] == 'LoadProposals' else t
+                {'proposal_file': file, **t} if isinstance(t, dict) and names_a(t, LoadProposals) else t
                 for t in pipeline
             ]
         pipeline = build_steps(pipeline)
@@ -128,12 +126,7 @@ class CocoDataset(BaseDataset):
 
     @classmethod
     def _load_metainfo(cls, metainfo=None) -> dict:
-        if metainfo and isinstance(metainfo.get('classes'), str) and not os.path.isfile(metainfo['classes']):
-            metainfo = dict(metainfo, classes=(metainfo['classes'],))  # mmengine would warn that it is not a file
-        metainfo = super()._load_metainfo(metainfo)
-        classes = metainfo['classes']
-        metainfo['classes'] = (classes,) if isinstance(classes, str) else tuple(classes)
-        return metainfo
+        return with_class_names(super()._load_metainfo, metainfo)
 
     def load_data_list(self) -> Sequence[dict]:
         file = load_coco_arrays(self.ann_file, self.backend_args, need_annotations=not self.test_mode)
@@ -203,11 +196,16 @@ class CocoDataset(BaseDataset):
         small = sides < config.get('min_size', 0)
         kept = np.flatnonzero(~(small | (empty & config.get('filter_empty_gt', False))))
         if not len(kept):
+            reasons = []
+            if config.get('filter_empty_gt', False) and empty.any():
+                classes = f'the {len(self._metainfo["classes"])} classes'
+                reasons.append(f'{empty.sum()} have no object of {classes}{self._left_out}')
+            if small.any():
+                reasons.append(f'{small.sum()} have a side under min_size={config["min_size"]}')
             advice = ''.join(f'; {doubt}' for doubt in self._doubts)
             raise UserError(
-                f'no image of {self.ann_file} is left after filter_cfg={config}: of {len(images)}, {empty.sum()} have '
-                f'no object of the {len(self._metainfo["classes"])} classes{self._left_out}, {small.sum()} have a side '
-                f'under min_size={config.get("min_size", 0)}{advice}'
+                f'no image of {self.ann_file} is left after filter_cfg={config}: of {len(images)}, '
+                f'{", ".join(reasons)}{advice}'
             )
         return images.subset(kept) if isinstance(images, _Images) else [images[i] for i in kept]
 
@@ -255,12 +253,6 @@ class CocoDataset(BaseDataset):
         if masks < objects:
             say(f'{self.ann_file}: {objects - masks} of {objects} objects have no mask, or polygons of fewer than '
                 'three points: they are ignored in training')
-
-
-def _cannot_pack(step: dict | Callable) -> bool:
-    """Whether a transform of ours or of mmcv's, without others inside, packs nothing; of others nothing is known."""
-    kind = class_of(step) if isinstance(step, dict) and 'transforms' not in step else None
-    return isinstance(kind, type) and kind.__module__.startswith(('mmdet.', 'mmcv.')) and kind is not PackDetInputs
 
 
 class _Images(Sequence):

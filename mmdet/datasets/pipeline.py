@@ -41,3 +41,15 @@ def check_order(steps: Sequence[Any]) -> None:
             loading = type(step).__name__
             raise UserError(f'{moving} stands before {loading} in the pipeline: boxes and masks would be those of '
                             f'the original image. Put {loading} first; in a data set for evaluation set test_mode=True')
+
+
+def loaded_boxes(pipeline: Any) -> str | None:
+    """Of what image the boxes that a pipeline loads are: 'input', as the last step leaves it, or 'original', where they
+    are loaded after the last step that moves pixels; None where none are loaded."""
+    frame = None
+    for step in steps_of(pipeline):
+        if getattr(step, 'loads_annotations', False):
+            frame = 'original'
+        elif frame and getattr(step, 'changes_geometry', False):
+            frame = 'input'
+    return frame

@@ -4,28 +4,65 @@ from collections.abc import Iterator
 from typing import Any
 
 from mmcv.transforms import Normalize
+from mmengine.dataset import BaseDataset
+from mmengine.dist import get_world_size
 from mmengine.runner import Runner
 from torch import nn
+from torch.utils.data import DataLoader
 
 from mmdet.config.errors import UserError, at_most, say
-from mmdet.datasets.pipeline import steps_of
+from mmdet.datasets.pipeline import loaded_boxes, steps_of
 
 
 def check_data(runner: Runner, model: nn.Module) -> None:
     """Raise UserError where the run's data sets contradict one another, the model's preprocessor or a metric."""
     train, val, test = (getattr(getattr(loop, 'dataloader', None), 'dataset', None)
                         for loop in (runner._train_loop, runner._val_loop, runner._test_loop))  # fmt: skip
+    for name, loop in dict(train=runner._train_loop, val=runner._val_loop, test=runner._test_loop).items():
+        check_length(getattr(loop, 'dataloader', None), name)
     for dataset in (train, val, test):
         check_classes(model, dataset)
     for name, dataset in dict(train=train, val=val, test=test).items():
-        for part in _parts(dataset):
+        for part in parts_of(dataset):
             check_normalisation(model, part, f'{name}_dataloader')
     if train is not None and val is not None:
         check_class_order(tuple(classes_of(train) or ()), tuple(classes_of(val) or ()))
     for loop, dataset in ((runner._val_loop, val), (runner._test_loop, test)):
-        for metric in getattr(getattr(loop, 'evaluator', None), 'metrics', ()) if dataset is not None else ():
+        evaluator = getattr(loop, 'evaluator', None)
+        for metric, own in evaluated_data(evaluator, dataset) if evaluator and dataset is not None else ():
+            check_annotations(metric, own)
             if hasattr(metric, 'check_dataset'):
-                metric.check_dataset(dataset)
+                metric.check_dataset(own)
+
+
+def evaluated_data(evaluator: Any, dataset: Any) -> Iterator[tuple[Any, Any]]:
+    """Each metric, and the data set, or the part of it, that it evaluates."""
+    parts = evaluator.parts(dataset) if hasattr(evaluator, 'parts') else {}
+    for metric in evaluator.metrics:
+        yield metric, parts.get(metric, dataset)
+
+
+def check_annotations(metric: Any, dataset: Any) -> None:
+    """Raise UserError where a metric counts annotations that the pipeline does not load, or moves after it has."""
+    if not getattr(metric, 'counts_loaded_annotations', False):
+        return
+    for part in parts_of(dataset):
+        frame = loaded_boxes(getattr(part, 'pipeline', None))
+        if frame != 'original' and isinstance(part, BaseDataset):
+            wrong = 'has no LoadAnnotations' if frame is None else 'moves pixels after LoadAnnotations'
+            raise UserError(f'{type(metric).__name__} compares with boxes of the original images, but the pipeline of '
+                            f"the data set {wrong}: put dict(type='LoadAnnotations', with_bbox=True) right before "
+                            'PackDetInputs')
+
+
+def check_length(loader: DataLoader | None, name: str) -> None:
+    """Raise UserError where a data loader gives no batch; of several processes one may have none to evaluate."""
+    if loader is None or len(loader) or name != 'train' and get_world_size() > 1:
+        return
+    size = getattr(loader.batch_sampler, 'batch_size', None) or loader.batch_size
+    images = len(getattr(loader.batch_sampler, 'sampler', loader.dataset))
+    raise UserError(f'{name}_dataloader gives no batch: {images} images, and drop_last=True wants {size} a batch. '
+                    'Use a smaller batch_size, or drop_last=False')
 
 
 def check_classes(model: nn.Module, dataset: Any) -> None:
@@ -70,7 +107,7 @@ def classes_of(dataset: Any) -> tuple[str, ...] | None:
     return (getattr(dataset, 'metainfo', None) or {}).get('classes')
 
 
-def _parts(dataset: Any) -> Iterator[Any]:
+def parts_of(dataset: Any) -> Iterator[Any]:
     """The data sets inside ConcatDataset, RepeatDataset and the like."""
     if dataset is None:
         return
@@ -78,4 +115,4 @@ def _parts(dataset: Any) -> Iterator[Any]:
     if inner == [None]:
         yield dataset
     for part in inner:
-        yield from _parts(part)
+        yield from parts_of(part)

@@ -66,12 +66,12 @@ def spawn(gpus: int, check: Callable[[], object] = lambda: None) -> None:
         'LOCAL_WORLD_SIZE': str(gpus),
     }
     environment.setdefault('TORCH_CPP_LOG_LEVEL', 'ERROR')  # a peer that is late makes no page of warnings
-    environment.setdefault('OMP_NUM_THREADS', str(max(1, _cpu_count() // gpus)))
+    environment.setdefault('OMP_NUM_THREADS', str(max(1, cpu_count() // gpus)))
     environment.setdefault('MKL_NUM_THREADS', environment['OMP_NUM_THREADS'])  # unset, mmengine warns and takes 1
     with tempfile.TemporaryDirectory() as reports:
         children = [
             subprocess.Popen(
-                [sys.executable, *sys.argv],
+                [sys.executable, *_this_command()],
                 env={**environment, SPAWNED: reports, 'RANK': str(node * gpus + local), 'LOCAL_RANK': str(local)},
                 preexec_fn=_die_with_parent,
                 start_new_session=True,  # the terminal's Ctrl-C reaches us alone; we pass it on, once
@@ -80,6 +80,11 @@ def spawn(gpus: int, check: Callable[[], object] = lambda: None) -> None:
         ]
         status = _wait(children, Path(reports))
     sys.exit(status)
+
+
+def _this_command() -> list[str]:
+    """What was typed after `python`; run as a file, `python -m mmdet` would put the package's folder on the path."""
+    return ['-m', 'mmdet', *sys.argv[1:]] if Path(sys.argv[0]).name == '__main__.py' else sys.argv
 
 
 def is_spawned() -> bool:
@@ -178,7 +183,8 @@ def _die_with_parent() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # 1 = PR_SET_PDEATHSIG
 
 
-def _cpu_count() -> int:
+def cpu_count() -> int:
+    """How many CPU cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 

@@ -1,6 +1,7 @@
 """Training loops that resume where they were stopped: in the middle of an epoch, or before an evaluation."""
 
 from mmengine.dataset import InfiniteSampler
+from mmengine.hooks import LoggerHook
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
 from torch import nn
 
@@ -67,6 +68,9 @@ class IterLoop(IterBasedTrainLoop):
     """
 
     def run(self) -> nn.Module:
+        for hook in self.runner.hooks:
+            if isinstance(hook, LoggerHook):
+                hook.log_metric_by_epoch = False  # it would log every evaluation as that of epoch 0
         self.runner.call_hook('before_train')
         _make_up_evaluation(self, self._iter, self._max_iters)
         self.runner.call_hook('before_train_epoch')

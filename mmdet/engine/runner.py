@@ -8,18 +8,25 @@ from pathlib import Path
 
 import torch
 from mmengine.config import Config, ConfigDict
+from mmengine.dist import get_rank
 from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import Runner
+from mmengine.visualization import LocalVisBackend, TensorboardVisBackend
 from torch import nn
 
-from mmdet.checkpoints import Checkpoint
-from mmdet.config.errors import UserError, at_most, registered_names, unknown_type, unknown_type_text
+from mmdet.checkpoints import Checkpoint, keys_that_fit, load_pretrained
+from mmdet.config.counting import counts_iterations, loop_type
+from mmdet.config.errors import UserError, at_most, registered_names, say, unknown_type, unknown_type_text
 from mmdet.config.load import type_places
+from mmdet.engine.freezing import freeze
 from mmdet.engine.log import ignore_known_warnings, quieten
 from mmdet.engine.message_hub import DeferredMessageHub, defer_grad_norm
+from mmdet.engine.schedule import scale_by_batch
 from mmdet.engine.seeding import seeded_dataloader
+from mmdet.engine.workers import start_worker
 from mmdet.layers import pack
+from mmdet.models.initialize import leave_out_files
 
 # What mmengine's Runner takes of a config; the rest of its arguments are set here.
 _RUNNER_KEYS = (
@@ -62,6 +69,8 @@ def build_runner(cfg: Config, launcher: str = 'none', resume_from: Checkpoint | 
     elif parts.get('train_dataloader'):
         _seed_and_resume_batches(parts)
     _complete_dataloaders(parts)
+    if cfg.get('frozen_parts') and not testing:
+        parts.custom_hooks = [*(parts.get('custom_hooks') or []), dict(type='FreezeHook', names=cfg.frozen_parts)]
     _add_hooks(parts, dict(type='CheckpointGuardHook', resuming=resume_from is not None, strict=testing))
     _add_outputs(parts)
     _name_run(parts, cfg)
@@ -78,27 +87,52 @@ def _drop_training(parts: ConfigDict) -> None:
     for key in _TRAINING:
         parts.pop(key, None)
     # It asks for a training loop even when testing.
-    parts.custom_hooks = [hook for hook in parts.get('custom_hooks') or [] if hook['type'] != 'EarlyStoppingHook']
+    hooks = parts.get('custom_hooks') or []
+    parts.custom_hooks = [hook for hook in hooks if _type_name(hook) != 'EarlyStoppingHook']
 
 
 def _seed_and_resume_batches(parts: ConfigDict) -> None:
     """The data loader and the loop that can begin in the middle of an epoch (see `seeding` and `loops`)."""
     parts.train_dataloader = seeded_dataloader(parts.train_dataloader, parts.randomness.seed)
-    if 'by_epoch' in parts.train_cfg:  # by which mmengine would choose its own loops
-        parts.train_cfg.type = 'EpochBasedTrainLoop' if parts.train_cfg.pop('by_epoch') else 'IterBasedTrainLoop'
+    parts.train_cfg.type = loop_type(parts.train_cfg)
+    parts.train_cfg.pop('by_epoch', None)
+    if counts_iterations(parts.train_cfg):
+        _count_iterations(parts)
+
+
+def _count_iterations(parts: ConfigDict) -> None:
+    """Without epochs the log counts iterations, and a config that speaks of no checkpoints has one per evaluation."""
+    log = dict(parts.get('log_processor') or {})
+    if log.get('by_epoch'):
+        say('the log counts iterations, as train_cfg does: log_processor.by_epoch=True is for a loop of epochs')
+    parts.log_processor = dict(log, by_epoch=False)
+    hooks = dict(parts.get('default_hooks') or {})
+    interval = parts.train_cfg.get('val_interval', 1000)  # mmengine's default
+    hooks.setdefault('checkpoint', dict(type='CheckpointHook', by_epoch=False, interval=interval))
+    parts.default_hooks = hooks
 
 
 def _complete_dataloaders(parts: ConfigDict) -> None:
     for loader in filter(None, map(parts.get, _DATALOADERS)):
         if not loader.get('num_workers', 0):
             loader.update(persistent_workers=False, prefetch_factor=None)  # torch refuses them then
+        else:
+            seed = (parts.get('randomness') or {}).get('seed') or 0
+            loader['worker_init_fn'] = dict(type=start_worker, num_workers=loader['num_workers'], rank=get_rank(),
+                                            seed=seed, then=loader.get('worker_init_fn'))
         if torch.cuda.is_available():
             loader.setdefault('pin_memory', True)  # else the host waits while images go to the GPU
 
 
+def _type_name(part: dict | object) -> str:
+    """'CBNHook' of dict(type='CBNHook'), 'mmdet.CBNHook', the class itself or an object of it."""
+    kind = part.get('type', '') if isinstance(part, dict) else type(part)
+    return kind.removeprefix('mmdet.') if isinstance(kind, str) else kind.__name__
+
+
 def _add_hooks(parts: ConfigDict, guard: dict) -> None:
     hooks = list(parts.get('custom_hooks') or [])
-    listed = {hook['type'] for hook in hooks if isinstance(hook, dict)}
+    listed = {_type_name(hook) for hook in hooks}
     if 'SyncBuffersHook' in listed:
         listed.add('SyncNormStatsHook')
     parts.custom_hooks = [*hooks, *(dict(type=name) for name in _ESSENTIAL if name not in listed), guard]
@@ -109,8 +143,12 @@ def _add_outputs(parts: ConfigDict) -> None:
     parts.log_processor = {'type': 'LogProcessor', **(parts.get('log_processor') or {})}
     visualizer = dict(parts.get('visualizer') or dict(type='DetVisualizer'))
     visualizer.pop('name', None)  # a fixed name would return the Visualizer of an earlier Runner
-    backends = list(visualizer.get('vis_backends') or [dict(type='LocalVisBackend')])
-    if find_spec('tensorboard') and all(backend['type'] != 'TensorboardVisBackend' for backend in backends):
+    backends = visualizer.get('vis_backends') or []
+    backends = [backends] if isinstance(backends, dict) else list(backends)
+    there = {backend['type'] for backend in backends}
+    if not there & {'LocalVisBackend', LocalVisBackend}:  # scalars.json, whatever else is chosen
+        backends.insert(0, dict(type='LocalVisBackend'))
+    if find_spec('tensorboard') and not there & {'TensorboardVisBackend', TensorboardVisBackend}:
         backends.append(dict(type='TensorboardVisBackend'))
     parts.visualizer = dict(visualizer, vis_backends=backends)
 
@@ -170,6 +208,8 @@ class _Runner(Runner):
         return DeferredMessageHub.get_instance(**(message_hub or dict(name=self._experiment_name)))
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: torch.nn.Module) -> torch.nn.Module:
+        if self.cfg.get('frozen_parts') and self._train_loop is not None:
+            say('frozen: {:,} of {:,} parameters'.format(*freeze(model, self.cfg.frozen_parts)))
         # before DistributedDataParallel, which lays gradients out as the weights are
         wrapper = self.optim_wrapper  # still a config; None in tests
         if not torch.cuda.is_available() and (wrapper is None or wrapper.get('type') == 'CpuAmpOptimWrapper'):
@@ -177,6 +217,17 @@ class _Runner(Runner):
             if wrapper is None:
                 pack(model)
         return super().wrap_model(model_wrapper_cfg, model)
+
+    def _init_model_weights(self) -> None:
+        """mmengine's, without files (which may not be there) for parts that `load_from` fills."""
+        if isinstance(self._load_from, str) and not self._has_loaded:
+            self._load_from = load_pretrained(self._load_from)  # opened once: the Runner is about to load it
+            leave_out_files(model_of(self), keys_that_fit(model_of(self), self._load_from))
+        super()._init_model_weights()
+
+    def scale_lr(self, optim_wrapper: OptimWrapper, auto_scale_lr: dict | None = None) -> None:
+        if (auto_scale_lr or {}).get('enable'):
+            scale_by_batch(self, auto_scale_lr['base_batch_size'])
 
     def build_optim_wrapper(self, optim_wrapper) -> OptimWrapper:
         built = super().build_optim_wrapper(optim_wrapper)

@@ -9,9 +9,10 @@ from collections import Counter
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.optim import OptimWrapper, _ParamScheduler
+from mmengine.optim import OptimWrapper, OptimWrapperDict, _ParamScheduler
 from mmengine.runner import Runner
 from torch.optim import Optimizer
+from torch.utils.data import DataLoader
 
 from mmdet.config.errors import UserError, at_most, say
 
@@ -115,8 +116,33 @@ def _replay(schedulers: list[_ParamScheduler], epochs: int, iterations: int) -> 
             scheduler.step()
 
 
+def batch_of_a_process(loader: DataLoader) -> int:
+    """Images that a process loads in an iteration."""
+    return getattr(loader.batch_sampler, 'batch_size', None) or loader.batch_size
+
+
+def accumulated(wrapper: OptimWrapper) -> int:
+    """Iterations whose gradients a step of the optimizer takes together."""
+    return getattr(wrapper, '_accumulative_counts', 1)
+
+
+def scale_by_batch(runner: Runner, base: int) -> None:
+    """Scale learning rates by (images of a step of the optimizer, over all processes and iterations) / `base`.
+
+    mmengine 0.10.7 leaves the accumulated iterations out; can go when it counts them.
+    """
+    built = runner.optim_wrapper
+    wrappers = built.optim_wrappers.values() if isinstance(built, OptimWrapperDict) else [built]
+    for wrapper in wrappers:
+        images = runner.world_size * batch_of_a_process(runner.train_dataloader) * accumulated(wrapper)
+        for group in wrapper.optimizer.param_groups:
+            group['lr'] *= images / base
+        runner.logger.info(f'--auto-scale-lr: lr becomes {wrapper.optimizer.param_groups[0]["lr"]:.6g}, scaled by '
+                           f'{images} images a step / base_batch_size={base}')
+
+
 def scale_learning_rate(cfg: Config) -> None:
-    """Let the Runner scale the learning rate by (batch of all processes) / ``base_batch_size``."""
+    """Let the Runner do `scale_by_batch`."""
     if not (cfg.get('auto_scale_lr') or {}).get('base_batch_size'):
         raise UserError('--auto-scale-lr: the config has no auto_scale_lr=dict(base_batch_size=N), the batch '
                         'size its learning rate is meant for')

@@ -110,7 +110,8 @@ class SeededBatches:
         if inner is None:
             self.inner = BatchSampler(sampler, batch_size, drop_last)
         else:
-            self.inner = DATA_SAMPLERS.build(inner, default_args=dict(sampler=sampler, batch_size=batch_size))
+            given = dict(drop_last=True) if drop_last else {}  # a class of one's own may not know it
+            self.inner = DATA_SAMPLERS.build(inner, default_args=dict(sampler=sampler, batch_size=batch_size, **given))
         self._start = 0
 
     def __len__(self) -> int:

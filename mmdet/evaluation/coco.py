@@ -20,7 +20,7 @@ from mmengine.dist import get_world_size
 from mmengine.logging import MMLogger
 from terminaltables import AsciiTable
 
-from mmdet.config.errors import MissingFile, UserError, say
+from mmdet.config.errors import MissingFile, UserError, at_most, say
 from mmdet.config.output import write_atomically
 from mmdet.config.values import predicted_fields
 from mmdet.evaluation.gathered import GatheredMetric
@@ -39,7 +39,8 @@ class CocoMetric(GatheredMetric):
     that was processed several times (a sampler pads to equal shares) counts once.
 
     Args:
-        ann_file: annotation file of the data set. With `format_only` it may lack 'annotations'.
+        ann_file: annotation file of the data set. With `format_only` it may lack 'annotations'. For a ConcatDataset a
+            list, one of each of its data sets: they are evaluated together, and equal ids are kept apart.
         metric: 'bbox', 'segm', 'proposal', or a list of them; 'proposal_fast' of mmdetection 3 counts as 'proposal'.
         classwise: log a table of the classes' AP; True returns them as well, 'coco/person_precision' (with 'bbox' and
             'segm' the latter's). Default: the table alone.
@@ -80,7 +81,7 @@ class CocoMetric(GatheredMetric):
 
     def __init__(
         self,
-        ann_file: str | None = None,
+        ann_file: str | Sequence[str] | None = None,
         metric: str | Sequence[str] = 'bbox',
         classwise: bool | None = None,
         proposal_nums: Sequence[int] = (100, 300, 1000),
@@ -108,26 +109,31 @@ class CocoMetric(GatheredMetric):
             raise UserError('CocoMetric: format_only=True needs outfile_prefix, where to write the result files')
         if not ann_file:
             raise UserError('CocoMetric needs ann_file, the annotation file of the data set it evaluates')
-        if '://' not in ann_file and backend_args is None and not os.path.isfile(ann_file):
-            raise MissingFile(f"no annotation file {ann_file}; check the evaluator's ann_file")
+        ann_files = [ann_file] if isinstance(ann_file, str) else list(ann_file)
+        for file in ann_files:
+            if '://' not in file and backend_args is None and not os.path.isfile(file):
+                raise MissingFile(f"no annotation file {file}; check the evaluator's ann_file")
         for option, limits in dict(max_dets=max_dets, proposal_nums=proposal_nums).items():
             if not limits or not all(isinstance(limit, int) and limit > 0 for limit in limits):
                 raise UserError(f'CocoMetric: {option}={limits!r} must be whole numbers above 0, such as (1, 10, 100)')
-        self.ann_file, self.backend_args = ann_file, backend_args
+        self.ann_files, self.ann_file, self.backend_args = ann_files, at_most(ann_files, 3), backend_args
         self.classwise, self.use_cats, self.offset = classwise, use_cats, offset
-        self.max_dets = {n: sorted(proposal_nums if n == 'proposal' else max_dets) for n in self.metrics}
+        self.max_dets = {n: sorted(proposal_nums if n == 'proposal' else max_dets) for n in self.offers[:3]}
         self.iou_thrs = np.atleast_1d(np.linspace(0.5, 0.95, 10) if iou_thrs is None else np.array(iou_thrs, float))
         area_ranges = area_ranges or dict(s=(0, 32**2), m=(32**2, 96**2), l=(96**2, 1e10))
         self.area_ranges = {'': (0, 1e10)} | {f'_{area}': limits for area, limits in area_ranges.items()}
         self.format_only, self.outfile_prefix = format_only, outfile_prefix
         self.metric_items = metric_items
-        known = {item for name in self.metrics for item in self._items(name)}
+        known = {item for name in self.metrics for item in self.items(name)}
         for item in metric_items or ():
             if item not in known:
                 raise UserError(f'CocoMetric: metric item {item!r} is unknown; {self.metrics} give {sorted(known)}')
         self._engine = _engine(backend)
         # As in mmdetection, the files of a subclass that writes its own are what is evaluated.
         self._counts_files = type(self).results2json is not CocoMetric.results2json
+        if len(ann_files) > 1 and (outfile_prefix is not None or self._counts_files):
+            raise UserError(f'CocoMetric writes result files of one ann_file, of which {len(ann_files)} are given; '
+                            'evaluate each by its own metric, with MultiDatasetsEvaluator')
         self._truth: GroundTruth | None = None
 
     @property
@@ -140,7 +146,7 @@ class CocoMetric(GatheredMetric):
     def dataset_meta(self, meta: dict) -> None:
         self._dataset_meta = meta
         if self._truth is None and meta and 'classes' in meta:
-            self._truth = GroundTruth(self.ann_file, meta['classes'], self.backend_args,
+            self._truth = GroundTruth(self.ann_files, meta['classes'], self.backend_args,
                                       'segm' in self.metrics and not self.format_only, not self.format_only)
             if set(self.metrics) != {'proposal'}:
                 self._truth.say_if_crowded(max(limits[-1] for n, limits in self.max_dets.items() if n != 'proposal'))
@@ -151,27 +157,31 @@ class CocoMetric(GatheredMetric):
         """The annotation file's category id of each label."""
         return self._truth.cat_ids
 
+    @property
+    def truth(self) -> GroundTruth:
+        """What there is to find, read when `dataset_meta` was set."""
+        return self._truth
+
     def check_dataset(self, dataset: Any) -> None:
-        """Raise UserError where a data set holds images that the annotation file lacks, or two images of one id, as a
-        ConcatDataset may: predictions are told apart by it."""
+        """Raise UserError where a data set holds images that the annotation file lacks, or two images of one id in one
+        file, as a ConcatDataset may: predictions are told apart by it."""
         if self._truth is None or not hasattr(dataset, 'get_data_info'):
             return
-        paths: dict[Any, str | None] = {}
+        paths: dict[int, str | None] = {}
         for info in map(dataset.get_data_info, range(len(dataset))):
-            img_id, path = info.get('img_id'), info.get('img_path')
-            self._number(img_id)
-            if paths.setdefault(img_id, path) != path:
-                raise UserError(f'two images of the data set to evaluate have the id {img_id!r}, {paths[img_id]} and '
-                                f'{path}: CocoMetric cannot tell them apart. Evaluate one annotation file at a time, '
-                                'or join them into one in which each image has its own id')
+            number, path = self._number(info), info.get('img_path')
+            if paths.setdefault(number, path) != path:
+                raise UserError(f'two images of the data set to evaluate have the id {info["img_id"]!r}, '
+                                f'{paths[number]} and {path}: CocoMetric cannot tell them apart. Give it the '
+                                'annotation files of a ConcatDataset as a list, ann_file=[...]')
 
     def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
         """Count the predictions on some images: dicts (or data samples) with ``img_id`` and ``pred_instances`` of
         bboxes (D, 4) xyxy pixels, scores (D,), labels (D,) and, for 'segm', masks (D RLE dicts or bitmaps)."""
         if self._truth is None:
             raise ValueError('CocoMetric does not know the classes; set dataset_meta=dict(classes=(...))')
-        results = list({result['img_id']: result for result in map(self._checked, data_samples)}.values())
-        self._seen.update(self._number(result['img_id']) for result in results)
+        results = list({result['number']: result for result in map(self.checked, data_samples)}.values())
+        self._seen.update(result['number'] for result in results)
         if self.outfile_prefix is not None or self._counts_files:
             self.results += results
         for name, stream in self._streams.items() if results and not self._counts_files else ():
@@ -191,7 +201,7 @@ class CocoMetric(GatheredMetric):
             raise UserError('no image was evaluated; is the test data set empty?')
         streams = {n: self._engine.StreamingEval.merge(share[2][n] for share in shares) for n in self._streams}
         if self.outfile_prefix is not None or self._counts_files:
-            unique = {self._number(result['img_id']): result for share in shares for result in share[1]}
+            unique = {result['number']: result for share in shares for result in share[1]}
             results = [unique[number] for number in sorted(unique)]
             with tempfile.TemporaryDirectory() as folder:
                 files = self.results2json(results, self.outfile_prefix or f'{folder}/results')
@@ -248,34 +258,47 @@ class CocoMetric(GatheredMetric):
         self._streams = {} if self.format_only else {name: self._stream(name) for name in self.metrics}
 
     def _stream(self, name: str) -> Any:
-        kind = 'segm' if name == 'segm' else 'bbox'
-        params = self._engine.Params(kind)
+        params = self.params(name)
+        return self._engine.StreamingEval(self._truth.categories, params.iouType, params=params)
+
+    def params(self, name: str) -> Any:
+        """The engine's parameters for one of the metrics."""
+        params = self._engine.Params('segm' if name == 'segm' else 'bbox')
         params.iouThrs = self.iou_thrs.tolist()
         params.maxDets = self.max_dets[name]
         params.areaRng = [list(map(float, limits)) for limits in self.area_ranges.values()]
         params.areaRngLbl = list(self.area_ranges)
         params.useCats = self._uses_cats(name)
-        return self._engine.StreamingEval(self._truth.categories, kind, params=params)
+        return params
 
     def _uses_cats(self, name: str) -> bool:
         return self.use_cats and name != 'proposal'
 
-    def _number(self, img_id: Any) -> int:
-        if img_id not in self._truth.index:
-            raise UserError(f'image {img_id!r} of the data set is not in {self.ann_file}; data set and evaluator need '
-                            'the same ann_file')
-        return self._truth.index[img_id]
+    def _number(self, sample: Any) -> int:
+        """The number of the image that a data sample, or an image's dict, is of."""
+        img_id, source = sample.get('img_id'), 0
+        if len(self.ann_files) > 1:
+            source = sample.get('dataset_index')
+            if source is None or source >= len(self.ann_files):
+                raise UserError(f'CocoMetric has {len(self.ann_files)} annotation files, {self.ann_file}: the data set '
+                                'must be a ConcatDataset of as many data sets, in the same order')
+        if (source, img_id) not in self._truth.index:
+            raise UserError(f'image {img_id!r} of the data set is not in {self.ann_files[source]}; data set and '
+                            'evaluator need the same ann_file')
+        return self._truth.index[source, img_id]
 
-    def _checked(self, sample: Any) -> dict:
-        image = self._truth.images[self._number(sample.get('img_id'))]
+    def checked(self, sample: Any) -> dict:
+        """The predictions on one image, see `checked_predictions`, with its number in `truth`."""
+        number = self._number(sample)
+        image = self._truth.images[number]
         if 'segm' in self.metrics and 'masks' not in sample.get('pred_instances'):
             raise UserError("metric 'segm' needs masks, but the model predicts none; use 'bbox'")
         size = (image['height'], image['width']) if 'segm' in self.metrics else None
-        return checked_predictions(sample, len(self.cat_ids), size)
+        return dict(checked_predictions(sample, len(self.cat_ids), size), number=number)
 
     def _detections(self, name: str, results: Sequence[dict]) -> np.ndarray | list[dict]:
         """Rows of image, x, y, w, h, score, category; for masks, which do not fit into rows, dicts."""
-        numbers = [self._number(result['img_id']) for result in results]
+        numbers = [result['number'] for result in results]
         if name != 'segm':
             boxes, scores, labels = (np.concatenate([r[k] for r in results]) for k in ('bboxes', 'scores', 'labels'))
             images = np.repeat(numbers, [len(result['scores']) for result in results])
@@ -288,17 +311,17 @@ class CocoMetric(GatheredMetric):
         """What a result file holds, as `_detections`."""
         key = 'segmentation' if name == 'segm' else 'bbox'
         categories = dict(zip(self.cat_ids, self._truth.numbers.tolist()))
-        return [dict(image_id=self._number(entry['image_id']), score=entry['score'], **{key: entry[key]},
+        return [dict(image_id=self._number(dict(img_id=entry['image_id'])), score=entry['score'], **{key: entry[key]},
                      category_id=categories[entry['category_id']] if self._uses_cats(name) else 1)
                 for entry in json.loads(Path(path).read_text())]
 
     def _count(self, name: str, stream: Any, results: Sequence[dict], detections: np.ndarray | list[dict]) -> None:
-        numbers = [self._number(result['img_id']) for result in results]
+        numbers = [result['number'] for result in results]
         stream.update([self._truth.images[n] for n in numbers], self._truth.of(numbers, name == 'segm'), detections)
 
     # ---------------------------------------------------------------------- what comes out of it
 
-    def _items(self, name: str) -> dict[str, tuple[str, float | None, str, int]]:
+    def items(self, name: str) -> dict[str, tuple[str, float | None, str, int]]:
         """Names of a summary's numbers, each with (kind, IoU or None, area range, position in max_dets)."""
         last, areas = self.max_dets[name][-1], [area for area in self.area_ranges if area]
         items = {'mAP': ('precision', None, '', -1), 'mAP_50': ('precision', 0.5, '', -1),
@@ -312,7 +335,7 @@ class CocoMetric(GatheredMetric):
         main, prefix = ('AR', '') if name == 'proposal' else ('mAP', f'{name}_')
         span = '{:.2f}:{:.2f}'.format(*self.iou_thrs[[0, -1]]) if len(self.iou_thrs) > 1 else f'{self.iou_thrs[0]:.2f}'
         summary, lines = {}, []
-        for item, (kind, iou, area, position) in self._items(name).items():
+        for item, (kind, iou, area, position) in self.items(name).items():
             curves = (precision if kind == 'precision' else recall)[..., list(self.area_ranges).index(area), position]
             summary[item] = _mean(curves if iou is None else curves[np.isclose(self.iou_thrs, iou)])
             if kind == 'recall' or name != 'proposal':

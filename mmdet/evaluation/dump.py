@@ -40,4 +40,6 @@ class DumpDetResults(GatheredMetric):
 def _numpy(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
         return value.detach().cpu().numpy()
-    return value if isinstance(value, (list, dict)) else np.asarray(value)
+    if isinstance(value, list):  # of masks: plain dicts, which any program reads
+        return [dict(v) if isinstance(v, dict) else v for v in value]
+    return value if isinstance(value, dict) else np.asarray(value)

@@ -1,4 +1,4 @@
-"""What there is to find in a COCO annotation file, as counting engines take it."""
+"""What there is to find in COCO annotation files, as counting engines take it."""
 
 import contextlib
 from collections import Counter, defaultdict
@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mmdet.config.errors import UserError, say
+from mmdet.config.errors import UserError, at_most, say
 from mmdet.structures.coco_file import category_ids, garbage_kept, load_coco_file
 from mmdet.structures.masks import rle_from_coco
 
@@ -15,10 +15,11 @@ from mmdet.structures.masks import rle_from_coco
 class GroundTruth:
     """The objects of some classes, with images, objects and categories numbered from 1.
 
-    Engines need whole-number ids, and pycocotools takes an object of id 0 for unmatched.
+    Engines need whole-number ids, and pycocotools takes an object of id 0 for unmatched. An id is told apart from an
+    equal one in another file: images go by (position of their file, id).
 
     Args:
-        path, backend_args: the annotation file; without `need_annotations` it may lack 'annotations'.
+        paths, backend_args: the annotation files; without `need_annotations` they may lack 'annotations'.
         classes: names, in the order of the labels.
         with_masks: read masks too; an object without one is left out when masks are counted, as in training.
 
@@ -27,28 +28,41 @@ class GroundTruth:
     """
 
     @garbage_kept()
-    def __init__(
-        self, path: str, classes: Sequence[str], backend_args: dict | None, with_masks: bool, need_annotations: bool
-    ) -> None:
-        self.path = path
-        content = load_coco_file(path, backend_args, need_annotations)
-        self.cat_ids = category_ids(content, classes, path)
-        categories = _numbered(self.cat_ids)
-        self.numbers = np.array([categories[cat_id] for cat_id in self.cat_ids])  # category of each label
-        self.categories = [dict(id=int(number), name=name) for number, name in zip(self.numbers, classes)]
-        self.index = _numbered([image['id'] for image in content['images']])  # the file's id: number
-        self.images = {self.index[image['id']]: dict(
-            id=self.index[image['id']], height=int(image['height']), width=int(image['width'])
-        ) for image in content['images']}
+    def __init__(self, paths: Sequence[str], classes: Sequence[str], backend_args: dict | None, with_masks: bool,
+                 need_annotations: bool) -> None:
+        self.path = at_most(paths, 3)
+        self.index: dict[tuple[int, Any], int] = {}
+        self.images: dict[int, dict] = {}
         self.objects: dict[int, list[dict]] = defaultdict(list)  # of each image's number
-        total = masks = 0
+        self._total = self._masks = 0
+        for source, path in enumerate(paths):
+            content = load_coco_file(path, backend_args, need_annotations)
+            cat_ids = category_ids(content, classes, path)
+            if source == 0:
+                self.cat_ids, numbers = cat_ids, _numbered(cat_ids)
+                self.numbers = np.array([numbers[cat_id] for cat_id in cat_ids])  # category of each label
+                self.categories = [dict(id=int(number), name=name) for number, name in zip(self.numbers, classes)]
+            self._add(path, source, content, dict(zip(cat_ids, self.numbers.tolist())), with_masks)
+        if with_masks and self._masks == 0 < self._total:
+            raise UserError(f"metric 'segm' needs masks, but the objects of {self.path} lack them; use metric='bbox'")
+        if with_masks and self._masks < self._total:
+            say(f"{self._total - self._masks} of the {self._total} objects of {self.path} have no mask, or polygons of "
+                "fewer than three points: they are left out of 'segm', as they are in training")
+
+    def _add(self, path: str, source: int, content: dict, categories: dict[Any, int], with_masks: bool) -> None:
+        before = len(self.images)
+        index = {img_id: before + n for img_id, n in _numbered([image['id'] for image in content['images']]).items()}
+        self.index |= {(source, img_id): number for img_id, number in index.items()}
+        self.images |= {index[image['id']]: dict(
+            id=index[image['id']], height=int(image['height']), width=int(image['width'])
+        ) for image in content['images']}
         for annotation in content.get('annotations', ()):
-            if annotation['category_id'] not in categories or annotation['image_id'] not in self.index:
+            if annotation['category_id'] not in categories or annotation['image_id'] not in index:
                 continue
-            total += 1
-            image = self.images[self.index[annotation['image_id']]]
+            self._total += 1
+            image = self.images[index[annotation['image_id']]]
             found = dict(
-                id=total, image_id=image['id'], category_id=categories[annotation['category_id']],
+                id=self._total, image_id=image['id'], category_id=categories[annotation['category_id']],
                 bbox=annotation['bbox'], iscrowd=int(annotation.get('iscrowd', 0)),
                 area=annotation.get('area', annotation['bbox'][2] * annotation['bbox'][3]))
             self.objects[image['id']].append(found)
@@ -60,12 +74,7 @@ class GroundTruth:
                     raise UserError(f'{path}: the annotation {where}: {error}') from None
                 if mask is not None:
                     found['segmentation'] = mask
-                    masks += 1
-        if with_masks and masks == 0 < total:
-            raise UserError(f"metric 'segm' needs masks, but the objects of {path} lack them; use metric='bbox'")
-        if with_masks and masks < total:
-            say(f"{total - masks} of the {total} objects of {path} have no mask, or polygons of fewer than three "
-                "points: they are left out of 'segm', as they are in training")
+                    self._masks += 1
 
     def of(self, numbers: Sequence[int], with_masks: bool) -> list[dict]:
         """The objects of some images; `with_masks`: those that have one."""

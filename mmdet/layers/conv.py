@@ -19,7 +19,7 @@ from mmdet.layers.norm import BatchNorm2d, SyncBN, build_norm_layer
 from mmdet.layers.packed import PackedConv2d
 from mmdet.registry import MODELS
 
-CONV_NAMES = ['Conv2d', 'Conv', 'ConvWS']
+CONV_NAMES = ['Conv2d', 'Conv', 'ConvWS', 'CenConv2d', 'DCN', 'DCNv2']
 for _name in ('Conv2d', 'Conv'):
     MODELS.register_module(name=_name, module=nn.Conv2d)
 
@@ -40,6 +40,14 @@ class ConvWS2d(nn.Conv2d):
         filters = self.weight.flatten(1)
         mean, std = filters.mean(1)[:, None, None, None], filters.std(1)[:, None, None, None]
         return self._conv_forward(x, (self.weight - mean) / (std + self.weight_eps), self.bias)
+
+
+@MODELS.register_module()
+class CenConv2d(nn.Conv2d):
+    """Convolution with a centred weight: each filter less its mean, as MABN wants it (arXiv 2001.06838)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._conv_forward(x, self.weight - self.weight.mean((1, 2, 3), keepdim=True), self.bias)
 
 
 def build_conv_layer(cfg: dict | None, *args, **kwargs) -> nn.Module:
@@ -188,7 +196,8 @@ class ConvModule(nn.Module):
     Args:
         bias: 'auto' gives the convolution a bias where there is no norm.
         conv_cfg, norm_cfg, act_cfg: dict(type=...) of a registered layer, see `mmdet.layers.build`. By default
-            nn.Conv2d, no norm and ReLU; ``act_cfg=None`` is no activation.
+            nn.Conv2d, no norm and ReLU; ``act_cfg=None`` is no activation. A norm with an `activation` of its own,
+            a class of the number of channels, has it in the place of ReLU.
 
     Raises:
         UserError: a type or option that does not exist.
@@ -222,7 +231,13 @@ class ConvModule(nn.Module):
         if norm_cfg is not None:
             self.norm_name, norm = build_norm_layer(norm_cfg, out_channels)
             self.add_module(self.norm_name, norm)
-        self.activate = None if act_cfg is None else build_activation_layer(act_cfg)
+        own_activation = getattr(self.norm, 'activation', None)
+        if act_cfg is None:
+            self.activate = None
+        elif own_activation is not None and act_cfg['type'] in ('ReLU', nn.ReLU):
+            self.activate = own_activation(out_channels)
+        else:
+            self.activate = build_activation_layer(act_cfg)
         init_conv(self.conv)
 
     @property

@@ -1,4 +1,4 @@
-"""Normalisation layers by name: ``norm_cfg = dict(type='BN' | 'SyncBN' | 'GN' | 'CBN' | 'BatchRenorm', ...)``.
+"""Normalisation layers by name: ``norm_cfg = dict(type=NAME, ...)``, NAME one of `NORM_NAMES`.
 
 N, C, H, W    images (or RoIs), channels, height, width
 """
@@ -13,6 +13,7 @@ from mmdet.layers.batch_renorm import BatchRenorm
 from mmdet.layers.batch_stats import Normalize, batch_moments, compiled_for, process_group, track_running_stats
 from mmdet.layers.build import build_layer, layer_class
 from mmdet.layers.cbn import CrossIterBatchNorm2d
+from mmdet.layers.moving_average_norm import MovingAverageBatchNorm2d
 from mmdet.registry import MODELS
 
 
@@ -79,9 +80,9 @@ for _name, _layer in {
 }.items():
     MODELS.register_module(name=_name, module=_layer)
 
-NORM_NAMES = ['BN', 'SyncBN', 'GN', 'CBN', 'BatchRenorm', 'IN']
+NORM_NAMES = ['BN', 'SyncBN', 'GN', 'CBN', 'BatchRenorm', 'MABN', 'FRN', 'IN']
 # What a frozen backbone keeps in eval mode: everything with running statistics.
-BATCH_NORMS = (_BatchNorm, CrossIterBatchNorm2d, BatchRenorm)
+BATCH_NORMS = (_BatchNorm, CrossIterBatchNorm2d, BatchRenorm, MovingAverageBatchNorm2d)
 
 
 def _attribute_name(layer: type) -> str:

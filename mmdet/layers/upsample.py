@@ -20,6 +20,15 @@ class Deconv(nn.ConvTranspose2d):
         super().__init__(in_channels, out_channels, scale_factor, stride=scale_factor)
 
 
+class Unchanged(nn.Identity):
+    """No upsampling."""
+
+    def __init__(self, in_channels: int, out_channels: int, scale_factor: int = 1):
+        if in_channels != out_channels:
+            raise UserError(f'no upsampling keeps the {in_channels} channels, {out_channels} are asked for')
+        super().__init__()
+
+
 class _Interpolation(nn.Upsample):
     def __init__(self, in_channels: int, out_channels: int, scale_factor: int = 2):
         if in_channels != out_channels:
@@ -44,8 +53,12 @@ class Bilinear(_Interpolation):
 def build_upsample_layer(cfg: dict, in_channels: int, out_channels: int) -> nn.Module:
     """The upsampling that ``upsample_cfg`` names, by `scale_factor` (2 by default); see `mmdet.layers.build`.
 
+    ``dict(type=None)`` is none: the map stays as it is.
+
     Raises:
         UserError: an unknown type, or an option that it does not have.
     """
+    if isinstance(cfg, dict) and cfg.get('type', 'none') is None:
+        cfg = dict(cfg, type=Unchanged)
     layer, options = layer_class('upsample_cfg', cfg, UPSAMPLE_NAMES)
     return build_layer('upsample_cfg', cfg, layer, in_channels, out_channels, options.pop('scale_factor', 2), **options)

@@ -6,7 +6,7 @@ from mmengine.model.weight_init import PretrainedInit
 from torch import nn
 
 from mmdet.checkpoints import load_checkpoint, load_pretrained, weights_for_part
-from mmdet.config.errors import UserError
+from mmdet.config.errors import UserError, at_most
 from mmdet.registry import WEIGHT_INITIALIZERS
 
 
@@ -25,7 +25,7 @@ def init_weights(module: nn.Module) -> None:
     """
     cfg = getattr(module, 'init_cfg', None) or []
     cfgs = [cfg] if isinstance(cfg, dict) else list(cfg)
-    files = [c for c in cfgs if c.get('type') in ('Pretrained', PretrainedInit)]
+    files = [c for c in cfgs if _is_file(c)]
     initialize(module, [c for c in cfgs if c not in files])
     for child in module.children():
         # BaseModule's own method does as this function, but loads whatever happens to fit and logs every parameter
@@ -38,6 +38,26 @@ def init_weights(module: nn.Module) -> None:
             init_weights(child)
     for file in files:
         WEIGHT_INITIALIZERS.build(dict(file, type='Pretrained'))(module)
+
+
+def leave_out_files(model: nn.Module, loaded: set[str]) -> None:
+    """Take the files out of the `init_cfg` of each part all of whose weights, `loaded`, will be replaced anyway."""
+    for name, part in model.named_modules():
+        cfg = getattr(part, 'init_cfg', None) or []
+        cfgs = [cfg] if isinstance(cfg, dict) else list(cfg)
+        others = [c for c in cfgs if not _is_file(c)]
+        if len(others) == len(cfgs):
+            continue
+        keys = [f'{name}.{key}' if name else key for key in part.state_dict()]
+        if all(key in loaded or key.endswith('num_batches_tracked') for key in keys):
+            part.init_cfg = others
+            files = at_most(str(c.get('checkpoint')) for c in cfgs if c not in others)
+            where = name or type(model).__name__
+            print_log(f'{where}: {files} is not read, load_from has all these weights', 'current')
+
+
+def _is_file(init_cfg: dict) -> bool:
+    return init_cfg.get('type') in ('Pretrained', PretrainedInit, Pretrained)
 
 
 @WEIGHT_INITIALIZERS.register_module()

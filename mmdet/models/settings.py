@@ -3,10 +3,10 @@
 S samples (anchors or RoIs).
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmdet.config.errors import UserError, suggest
 from mmdet.config.values import check_options, class_of, number, one_of
@@ -67,6 +67,19 @@ def check_keys(owner: str, cfg: dict | None, known: Iterable[str]) -> None:
     for key in cfg or {}:
         if key not in known:
             raise UserError(f'{owner} has no key {key!r}.{suggest(key, known)} Known are {", ".join(sorted(known))}')
+
+
+def check_channels(part: nn.Module, maps: Sequence[Tensor], in_channels: Sequence[int]) -> None:
+    """Refuse maps (N, C, H, W) of other channels than a part of the model was built for.
+
+    Raises:
+        UserError: names the part and the option to set.
+    """
+    given = [x.shape[1] for x in maps]
+    if given != list(in_channels):
+        built, now = (some[0] if len(set(some)) == 1 else list(some) for some in (in_channels, given))
+        raise UserError(f'{type(part).__name__} was built for features of {built} channels and gets {now}: set its '
+                        f'in_channels={now}')
 
 
 def weight_positives(is_positive: Tensor, pos_weight: float) -> Tensor | None:

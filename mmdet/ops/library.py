@@ -34,7 +34,7 @@ COMPILED = bool(BUILD)
 if not COMPILED:
     warnings.warn(
         f"mmdet's compiled ops are not used: {_REASON}. torchvision's serve; some are far slower. "
-        'Run `pip install .` or `python setup.py build_ext --inplace`.', stacklevel=2)
+        'With a C++ compiler (g++) run `pip install .` or `python setup.py build_ext --inplace`.', stacklevel=2)
 
 
 def describe() -> str:

@@ -4,6 +4,7 @@ N images, C channels, (H, W) a map, L levels, K RoIs, (h, w) bins. Boxes are xyx
 image; `spatial_scale` takes them to cells of the map.
 """
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -115,8 +116,6 @@ def map_levels(rois: Tensor, num_levels: int, finest_scale: float, legacy: bool 
 
 def _plain_roi_align(features, rois, spatial_scales, height, width, sampling_ratio, aligned, legacy, finest_scale):
     """The same by torchvision, level after level."""
-    import torchvision
-
     dtype = torch.float64 if features[0].dtype == torch.float64 else torch.float32
     rows = rois.to(dtype)
     known = (rows[:, 0] >= 0) & (rows[:, 0] < features[0].shape[0])
@@ -132,13 +131,37 @@ def _plain_roi_align(features, rois, spatial_scales, height, width, sampling_rat
             shift = 0.5 / scale
             chosen = rows + rows.new_tensor([0, shift, shift, shift + 1, shift + 1])
         inds = slice(None) if levels is None else (levels == i).nonzero().squeeze(1)
-        pooled = torchvision.ops.roi_align(feature.to(dtype), chosen[inds], (height, width), scale, sampling_ratio,
-                                           aligned or legacy)
+        pooled = _torchvision(feature.to(dtype), chosen[inds], (height, width), scale, sampling_ratio,
+                              aligned or legacy)
         if levels is None:
             output = pooled.to(output.dtype)
         else:
             output = output.index_put((inds,), pooled.to(output.dtype))
-    return output * valid[:, None, None, None].to(output.dtype)
+    output = output * valid[:, None, None, None].to(output.dtype)
+    return output.contiguous(memory_format=_memory_format(features[0]))
+
+
+_SAMPLES = 256  # along a side of a bin: 7,000 pixels of a box at stride 4
+
+
+def _torchvision(feature: Tensor, rows: Tensor, size: tuple[int, int], scale: float, sampling_ratio: int,
+                 aligned: bool) -> Tensor:
+    """torchvision's operator without its two accidents: a map without cells is a crash, and a box of 1e30 pixels, whose
+    samples it lists beforehand, takes all memory. Such a box is sampled at 64 points along a bin."""
+    import torchvision
+
+    if feature.numel() == 0:
+        return feature.new_zeros(len(rows), feature.shape[1], *size) + feature.sum()
+    pool = functools.partial(torchvision.ops.roi_align, feature, output_size=size, spatial_scale=scale, aligned=aligned)
+    if sampling_ratio > 0:
+        return pool(boxes=rows, sampling_ratio=sampling_ratio)
+    bins = (rows[:, 3:] - rows[:, 1:3]) * scale / rows.new_tensor([size[1], size[0]])
+    wide = bins.amax(1) > _SAMPLES
+    if not wide.any():
+        return pool(boxes=rows, sampling_ratio=sampling_ratio)
+    usual, few = pool(boxes=rows[~wide], sampling_ratio=sampling_ratio), pool(boxes=rows[wide], sampling_ratio=64)
+    output = few.new_zeros(len(rows), *few.shape[1:])
+    return output.index_put((~wide,), usual).index_put((wide,), few)
 
 
 if COMPILED:

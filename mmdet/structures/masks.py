@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import cv2
+import mmcv
 import numpy as np
 import torch
 from pycocotools import mask as coco_mask
@@ -40,7 +41,28 @@ def _positions(index, length: int) -> np.ndarray:
     return np.atleast_1d(np.arange(length)[index])
 
 
-class PolygonMasks:
+class _Masks:
+    """What both kinds of masks can do, under the names that mmdetection has for it."""
+
+    def rescale(self, scale: float | tuple[int, int]):
+        """Stretch the image by a factor, or to the largest size within two sides, keeping its shape."""
+        width, height = mmcv.rescale_size((self.width, self.height), scale)
+        return self.resize((height, width))
+
+    def to_ndarray(self) -> np.ndarray:
+        """(n, h, w) uint8 of 0 and 1."""
+        return self.to_bitmap().masks
+
+    def to_tensor(self, dtype: torch.dtype = torch.uint8, device: torch.device | str = 'cpu') -> Tensor:
+        """(n, h, w) of 0 and 1."""
+        return torch.tensor(self.to_ndarray(), dtype=dtype, device=device)
+
+    def get_bboxes(self) -> Tensor:
+        """(n, 4) float32 boxes xyxy in pixels, see `boxes`."""
+        return torch.from_numpy(self.boxes())
+
+
+class PolygonMasks(_Masks):
     """Masks of n instances, each a union of polygons.
 
     Resizing, flipping, cropping and padding are arithmetic on the vertices: no pixel is touched and nothing
@@ -164,7 +186,7 @@ class PolygonMasks:
         return _send(mask_targets(self.polygons, boxes, size, indices), boxes.device if device is None else device)
 
 
-class BitmapMasks:
+class BitmapMasks(_Masks):
     """Masks of n instances as bitmaps.
 
     Args:

@@ -19,7 +19,7 @@ class DetDataSample(BaseDataElement):
     - ``ignored_instances``: bboxes (I, 4) of crowds and ignored objects, labels, masks;
     - ``proposals``: bboxes (P, 4) in input pixels, for models without an RPN;
     - ``pred_instances``: bboxes (D, 4) in pixels of the original image, scores (D,), labels (D,),
-      masks (D RLE dicts of the original size, only for models with a mask head).
+      masks (`RLEMasks` of the original size, only for models with a mask head).
 
     Metainfo: img_id, img_path, ori_shape (h, w), img_shape (h, w) after the transforms and before
     padding to a batch, scale_factor (w, h), flip, flip_direction; the preprocessor adds

@@ -1,5 +1,7 @@
 """Drawing of data samples."""
 
-from mmdet.visualization.visualizer import DetVisualizer
+from mmdet.visualization.visualizer import DetVisualizer, draw_instances
 
-__all__ = ['DetVisualizer']
+DetLocalVisualizer = DetVisualizer  # mmdetection's name
+
+__all__ = ['DetLocalVisualizer', 'DetVisualizer', 'draw_instances']

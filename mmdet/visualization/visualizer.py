@@ -1,26 +1,27 @@
 """Drawn detections: boxes, labels and masks on the image."""
 
 import colorsys
+import itertools
 import os
 import re
-import string
 import sys
-from functools import cache, lru_cache
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
 import matplotlib
+import matplotlib.colors
 import numpy as np
 import torch
-from matplotlib.ft2font import FT2Font
 from mmengine.structures import InstanceData
 from mmengine.visualization import Visualizer
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from pycocotools import mask as mask_utils
 
-from mmdet.config.errors import UserError, say
+from mmdet.config.errors import UserError
 from mmdet.registry import VISUALIZERS
 from mmdet.structures.image_file import decode_image
+from mmdet.visualization.labels import write_caption, write_labels
 
 _LEAST_SIDE = 480  # pixels; images smaller than half of it are enlarged,
 _LONGEST_SIDE = 1920  # but not beyond this
@@ -33,47 +34,37 @@ def class_colour(label: int) -> tuple[int, int, int]:
     return tuple(round(255 * c) for c in colorsys.hsv_to_rgb(hue, 0.75, value))
 
 
+PALETTES = ('none', 'random', 'coco', 'voc', 'citys')  # mmdetection's names
+
+
+def palette_colour(palette: str | Sequence | None, label: int) -> tuple[int, int, int]:
+    """The RGB colour of a label.
+
+    Args:
+        palette: colours by label, one for all, or a name that matplotlib knows; None and mmdetection's names of tables
+            ('coco', ...) stand for `class_colour`, 'random' for colours drawn with a fixed seed.
+
+    Raises:
+        UserError: another name.
+
+    >>> palette_colour([(255, 0, 0), (0, 0, 255)], 1), palette_colour('green', 7)
+    ((0, 0, 255), (0, 128, 0))
+    """
+    if palette == 'random':
+        return tuple(np.random.default_rng(label).integers(0, 256, 3).tolist())
+    if palette is None or isinstance(palette, str) and palette in PALETTES or len(palette) == 0:
+        return class_colour(label)
+    if isinstance(palette, str):
+        if not matplotlib.colors.is_color_like(palette):
+            raise UserError(f'palette {palette!r} is no colour; use one, a list of them, or {", ".join(PALETTES)}')
+        return tuple(round(255 * c) for c in matplotlib.colors.to_rgb(palette))
+    colour = palette if isinstance(palette[0], (int, np.integer)) else palette[label % len(palette)]
+    return palette_colour(colour, label) if isinstance(colour, str) else tuple(int(c) for c in colour)
+
+
 def class_name(label: int, classes: tuple[str, ...]) -> str:
     """The label's class, or its number where the classes do not reach so far."""
     return classes[label] if label < len(classes) else str(label)
-
-
-# matplotlib carries its font with it: the same letters on every machine, from Latin and Greek to Arabic and Hebrew.
-_FONT = str(Path(matplotlib.get_data_path(), 'fonts/ttf/DejaVuSans-Bold.ttf'))
-
-
-@lru_cache(maxsize=32)
-def _font(path: str, size: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(path, size)
-
-
-def _font_file(text: str) -> str:
-    """A font that has all letters of a text: ours, else an installed one, a bold one if possible; else ours."""
-    ours = _letters_of(_FONT)
-    lacking = frozenset(letter for letter in text if letter.isprintable() and ord(letter) not in ours)
-    return _installed_font(lacking) if lacking else _FONT
-
-
-@cache
-def _installed_font(letters: frozenset[str]) -> str:
-    from matplotlib.font_manager import findSystemFonts  # it looks for all fonts when it is imported
-
-    wanted = {ord(letter) for letter in [*letters, *string.printable[:95]]}
-    for path in sorted(findSystemFonts(), key=lambda path: ('bold' not in path.lower(), path)):
-        if wanted <= _letters_of(path) and 'lastresort' not in path.lower():  # which has boxes alone
-            return path
-    say(f'no installed font has {"".join(sorted(letters))!r} of the class names: they are drawn as boxes. Install a '
-        'font for their script, such as one of the Noto family')
-    return _FONT
-
-
-@cache
-def _letters_of(path: str) -> frozenset[int]:
-    """Code points that a font has glyphs for."""
-    try:
-        return frozenset(FT2Font(path).get_charmap())
-    except (OSError, RuntimeError):  # a damaged font, or one of a kind that FreeType does not know
-        return frozenset()
 
 
 def _bitmaps(masks) -> list[np.ndarray]:
@@ -88,8 +79,12 @@ def draw_instances(
     classes: tuple[str, ...] = (),
     score_thr: float = 0.3,
     zoom: int | None = None,
+    palette: str | Sequence | None = None,
+    colour_by: str = 'class',
+    line_width: int | None = None,
+    alpha: float = 0.45,
 ) -> np.ndarray:
-    """Draw boxes, labels and masks on a copy of an image.
+    """Draw boxes, labels and masks on a copy of an image. Of more than 30 objects not all are labelled.
 
     Args:
         image: (H, W, 3) uint8 RGB.
@@ -98,6 +93,10 @@ def draw_instances(
         classes: class names; a label beyond them is shown as its number.
         score_thr: detections below it are left out.
         zoom: enlarge the drawing; None enlarges small images, on which labels would hide the objects.
+        palette: see `palette_colour`.
+        colour_by: 'class', or 'instance': neighbours in the list differ, whatever they are.
+        line_width: of boxes, pixels; None fits the image.
+        alpha: how much masks hide, from 0 to 1.
 
     Returns:
         (zoom * H, zoom * W, 3) uint8 RGB.
@@ -110,70 +109,87 @@ def draw_instances(
     keep = torch.arange(len(instances)) if scores is None else torch.where(scores.cpu() >= score_thr)[0]
     boxes = zoom * np.asarray(torch.as_tensor(instances.bboxes).cpu().detach().float())
     labels = torch.as_tensor(instances.labels).cpu().tolist()
+    colours = [palette_colour(palette, i if colour_by == 'instance' else label) for i, label in enumerate(labels)]
     masks = _bitmaps(instances.masks) if 'masks' in instances else None
     sizes = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     order = sorted(keep.tolist(), key=lambda i: -sizes[i])  # small objects on top of large ones
 
-    canvas = cv2.resize(np.ascontiguousarray(image), (width, height), interpolation=cv2.INTER_CUBIC)
-    line = max(1, round(min(height, width) / 350))
+    canvas = np.ascontiguousarray(image).copy()
+    if zoom != 1:
+        canvas = cv2.resize(canvas, (width, height), interpolation=cv2.INTER_CUBIC)
+    line = float(np.clip(min(height, width) / 350, 1, 6))
     if masks is not None:
         for i in order:
-            mask = cv2.resize(255 * masks[i].astype(np.uint8), (width, height), interpolation=cv2.INTER_LINEAR)
-            _paint_mask(canvas, mask > 127, class_colour(labels[i]), line)
+            _paint_mask(canvas, masks[i], zoom, colours[i], max(1, round(line)), alpha)
     for i in order:
-        corners = np.rint(boxes[i]).astype(int)
-        cv2.rectangle(canvas, corners[:2].tolist(), (corners[2:] - 1).tolist(), class_colour(labels[i]), line,
-                      cv2.LINE_AA)
-    drawing = Image.fromarray(canvas)
-    pen = ImageDraw.Draw(drawing)
-    taken: list[tuple[float, float, float, float]] = []
-    for i in reversed(order):  # the smallest first: its label gets the best place
-        name = class_name(labels[i], classes)
-        text = name if scores is None else f'{name} {float(scores[i]):.2f}'
-        _write_label(pen, text, boxes[i], class_colour(labels[i]), (width, height), taken)
-    return np.asarray(drawing)
+        (x1, y1, x2, y2), side = np.rint(boxes[i]).astype(int).tolist(), np.sqrt(max(sizes[i], 1))
+        thickness = line_width or max(1, round(min(line, side / 12)))  # a small object is not hidden by its frame
+        cv2.rectangle(canvas, (x1, y1), (x2 - 1, y2 - 1), colours[i], thickness)
+    kept = None if scores is None else [float(scores[i]) for i in order]
+    return write_labels(canvas, boxes[order].reshape(-1, 4), [class_name(labels[i], classes) for i in order], kept,
+                        [colours[i] for i in order])
 
 
-def _paint_mask(canvas: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int], line: int) -> None:
-    canvas[mask] = (0.55 * canvas[mask] + 0.45 * np.array(colour)).astype(np.uint8)
-    contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-    cv2.drawContours(canvas, contours, -1, colour, line, cv2.LINE_AA)
+def _paint_mask(
+    canvas: np.ndarray, mask: np.ndarray, zoom: int, colour: tuple[int, int, int], line: int, alpha: float
+) -> None:
+    """Colour the pixels of a mask (H, W), and its outline; only the window that it lies in is touched."""
+    x, y, w, h = cv2.boundingRect(mask.astype(np.uint8))
+    if w == 0:
+        return
+    x1, y1, x2, y2 = max(x - 1, 0), max(y - 1, 0), min(x + w + 1, mask.shape[1]), min(y + h + 1, mask.shape[0])
+    inside, window = mask[y1:y2, x1:x2].astype(np.uint8), canvas[zoom * y1 : zoom * y2, zoom * x1 : zoom * x2]
+    if zoom != 1:
+        size = window.shape[1::-1]
+        inside = (cv2.resize(255 * inside, size, interpolation=cv2.INTER_LINEAR) > 127).astype(np.uint8)
+    window[inside > 0] = ((1 - alpha) * window[inside > 0] + alpha * np.array(colour)).astype(np.uint8)
+    contours, _ = cv2.findContours(inside, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    outlined = np.ascontiguousarray(window)
+    cv2.drawContours(outlined, contours, -1, colour, line, cv2.LINE_AA)
+    window[:] = outlined
 
 
-def _write_label(pen, text, box, colour, size, taken) -> None:
-    """Write text on a tag at the box's upper left corner, or the nearest place inside the image that is free."""
-    width, height = size
-    full = float(np.clip(min(size) / 36, 9, 26))
-    extent = float(np.sqrt(max(box[2] - box[0], 0) * max(box[3] - box[1], 0)))
-    size = round(np.clip(extent / 5, max(8, 0.65 * full), full))  # small objects get small letters
-    font = _font(_font_file(text), size)
-    left, top, right, bottom = font.getbbox(text)
-    pad = max(1, font.size // 6)
-    w, h = right - left + 2 * pad, bottom - top + 2 * pad
-    x = float(np.clip(box[0], 0, max(width - w, 0)))
-    places = [box[1] - h, box[1], box[3] - h, box[3], box[1] + h]
-    places = [float(np.clip(y, 0, max(height - h, 0))) for y in places]
-
-    def overlap(y: float) -> float:
-        return sum(
-            max(0.0, min(x + w, b[2]) - max(x, b[0])) * max(0.0, min(y + h, b[3]) - max(y, b[1])) for b in taken)
-
-    y = min(places, key=overlap)
-    taken.append((x, y, x + w, y + h))
-    pen.rectangle((x, y, x + w, y + h), fill=colour)
-    dark = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] > 140
-    pen.text((x + pad - left, y + pad - top), text, fill=(0, 0, 0) if dark else (255, 255, 255), font=font)
+_nameless = itertools.count()
 
 
 @VISUALIZERS.register_module(name=['DetVisualizer', 'DetLocalVisualizer'])
 class DetVisualizer(Visualizer):
-    """mmengine's Visualizer, drawing data samples. Without a display it draws all the same."""
+    """mmengine's Visualizer, drawing data samples. Without a display it draws all the same.
+
+    Colours are those of ``dataset_meta['palette']``, see `palette_colour`.
+
+    Args:
+        bbox_color: a palette that takes its place.
+        line_width, alpha: see `draw_instances`.
+        options: mmengine's.
+    """
+
+    _drawn: np.ndarray | None = None
+
+    def __init__(
+        self,
+        name: str = 'visualizer',
+        *args,
+        bbox_color: str | Sequence | None = None,
+        line_width: int | None = None,
+        alpha: float = 0.45,
+        **options,
+    ) -> None:
+        super().__init__(name, *args, **options)
+        self.palette, self.line_width, self.alpha = bbox_color, line_width, alpha
+
+    @classmethod
+    def get_instance(cls, name: str | None = None, **options) -> 'DetVisualizer':
+        """mmengine's, which a registry calls; without a name it is a new one."""
+        return super().get_instance(name or f'visualizer_{next(_nameless)}', **options)
 
     def draw(self, image: np.ndarray, sample, score_thr: float = 0.3, draw_gt: bool = False) -> np.ndarray:
-        """An image (H, W, 3) uint8 RGB with the sample's predictions, or its ground truth."""
-        classes = (self.dataset_meta or {}).get('classes') or ()
+        """An image (H, W, 3) uint8 RGB with the sample's predictions, or its ground truth, in its own size."""
+        meta = self.dataset_meta or {}
         instances = sample.gt_instances if draw_gt else sample.pred_instances
-        return draw_instances(image, instances, classes, score_thr)
+        palette = meta.get('palette') if self.palette is None else self.palette
+        options = dict(zoom=1, palette=palette, line_width=self.line_width, alpha=self.alpha)
+        return draw_instances(image, instances, meta.get('classes') or (), score_thr, **options)
 
     def show(self, *args, backend: str = 'matplotlib', **kwargs) -> None:
         """Open a window.
@@ -188,11 +204,14 @@ class DetVisualizer(Visualizer):
 
     def add_datasample(self, name, image, data_sample=None, draw_gt=False, draw_pred=True, show=False,
                        wait_time=0, pred_score_thr=0.3, out_file=None, step=0) -> None:
-        """Draw ground truth and predictions side by side into `out_file` or the run's backends."""
+        """Draw ground truth and predictions side by side into `out_file` or the backends; `get_image` gives it."""
         drawn = [self.draw(image, data_sample, pred_score_thr, draw_gt=kind == 'gt_instances')
                  for kind, wanted in (('gt_instances', draw_gt), ('pred_instances', draw_pred))
                  if wanted and data_sample is not None and kind in data_sample]
+        if len(drawn) == 2:
+            drawn = [write_caption(*pair) for pair in zip(drawn, ('ground truth', 'predictions'))]
         drawing = np.concatenate(drawn, axis=1) if drawn else image
+        self._drawn = drawing
         if show:
             self.show(drawing, win_name=name, wait_time=wait_time)
         if out_file is not None:
@@ -200,6 +219,14 @@ class DetVisualizer(Visualizer):
         else:
             # backends make a file name of it, and callers take it from the data
             self.add_image(re.sub(r'[/\\\\]+', '_', name), drawing, step)
+
+    def get_image(self) -> np.ndarray:
+        """(H, W, 3) uint8 RGB: what `add_datasample` drew last, unless an image has been set since."""
+        return super().get_image() if self._drawn is None else self._drawn
+
+    def set_image(self, image: np.ndarray) -> None:
+        self._drawn = None
+        super().set_image(image)
 
 
 def draw_file(

@@ -126,16 +126,20 @@ def test_a_lost_connection_to_a_worker(capsys):
 
 
 def test_features_of_another_size(capsys):
-    neck = MODELS.build(dict(type='FPN', in_channels=[8], out_channels=8, num_outs=1))
-    status, text = ended(lambda: neck([torch.zeros(1, 4, 8, 8)]), capsys)
+    backbone = MODELS.build(dict(type='ResNet', depth=18, base_channels=8))
+    status, text = ended(lambda: backbone(torch.zeros(1, 4, 8, 8)), capsys)
     assert status == 1 and 'Traceback' in text
-    assert text.splitlines()[-1].startswith('error: FPN gets features of another size than its options say: ')
+    assert text.splitlines()[-1].startswith('error: ResNet gets features of another size than its options say: ')
 
 
 def test_a_lost_worker(capsys):
     error = RuntimeError('DataLoader worker (pid 7) is killed by signal: Killed. Extra text')
     status, text = ended(raising(error), capsys)
     assert status == 1 and text.startswith('error: DataLoader worker (pid 7) is killed by signal: Killed. Often')
+    for name in ('Terminated', 'Segmentation fault'):
+        error = RuntimeError(f'DataLoader worker (pid 7) is killed by signal: {name}. ')
+        status, text = ended(raising(error), capsys)
+        assert status == 1 and 'memory' not in text and f'signal: {name}; --resume continues' in text
 
 
 def test_later_ranks_let_the_first_speak(capsys, monkeypatch):

@@ -27,15 +27,14 @@ def test_no_constructor_takes_what_the_table_has(kind, option):
     'cfg, message',
     [
         (dict(type='ResNet', deep_stem=True), 'model.deep_stem=True: ResNet supports False alone'),
-        (dict(type='ResNeXt', dcn=dict(type='DCNv2')), "model.dcn={'type': 'DCNv2'}: ResNet supports None alone"),
         (dict(type='ResNet', stem_channels=32), 'model.stem_channels=32: ResNet supports None or 64 alone'),
         (dict(type='ResNet', base_channels=8, stem_channels=64), 'stem_channels=64: ResNet supports None or 8 alone'),
         (dict(type='RPN', rpn_head=dict(type='RPNHead', num_classes=2)), 'model.rpn_head.num_classes=2: RPNHead'),
         (dict(type='Shared2FCBBoxHead', predict_box_type='rbox'), "predict_box_type='rbox': ConvFCBBoxHead supports"),
         (dict(type='FCNMaskHead', predictor_cfg=dict(type='DCN')), 'model.predictor_cfg='),
         (dict(type='FCNMaskHead', loss_mask=dict(class_weight=[0.5])), 'model.loss_mask.class_weight=[0.5]: FCNMask'),
-        (dict(type='StandardRoIHead', shared_head=dict(type='ResLayer')), 'there are no C4 heads'),
-        (dict(x=[dict(type='AnchorGenerator', scale_major=False)]), 'model.x.0.scale_major=False: AnchorGenerator'),
+        (dict(type='CascadeRoIHead', shared_head=dict(type='ResLayer')), 'a shared head belongs to StandardRoIHead'),
+        (dict(x=[dict(type='AnchorGenerator', centers=[(0, 0)])]), 'model.x.0.centers=[(0, 0)]: AnchorGenerator'),
         (dict(type='DeltaXYWHBBoxCoder', add_ctr_clamp=True), 'model.add_ctr_clamp=True'),
         (dict(type='OHEMSampler', loss_key='loss_bbox'), "model.loss_key='loss_bbox'"),
         (dict(type='MaxIoUAssigner', perm_repeat_gt_cfg={}), 'model.perm_repeat_gt_cfg={}'),
@@ -54,11 +53,10 @@ def test_what_changes_nothing_is_dropped():
     """Every option of mmdetection's constructors, at the value that it has there."""
     loss = dict(type='CrossEntropyLoss', use_mask=True)
     cfg = [
-        dict(type='ResNet', depth=18, stem_channels=None, deep_stem=False, avg_down=False, dcn=None, plugins=None,
-             stage_with_dcn=(False, False, False, False)),
+        dict(type='ResNet', depth=18, stem_channels=None, deep_stem=False, avg_down=False, plugins=None),
         dict(type='DetDataPreprocessor', pad_mask=True, mask_pad_value=0, pad_seg=False, seg_pad_value=255,
              boxtype2tensor=True),
-        dict(type='Shared4Conv1FCBBoxHead', with_cls=True, with_reg=True, predict_box_type='hbox',
+        dict(type='Shared4Conv1FCBBoxHead', predict_box_type='hbox',
              reg_predictor_cfg=dict(type='Linear'), cls_predictor_cfg=dict(type='Linear')),
         dict(type='FCNMaskHead', predictor_cfg=dict(type='Conv'), roi_feat_size=14,
              loss_mask=dict(loss, class_weight=None)),
@@ -95,9 +93,9 @@ def test_a_users_class_is_left_alone():
 
 def test_a_loaded_config_and_init_detector():
     path = 'configs/demo/mask_rcnn_r18_fpn_cbn_shapes.py'
-    options = {'model.backbone.deep_stem': False, 'model.roi_head.shared_head': None}
+    options = {'model.backbone.deep_stem': False, 'model.backbone.plugins': None}
     cfg = load_config(path, options)
-    assert 'deep_stem' not in cfg.model.backbone and 'shared_head' not in cfg.model.roi_head
+    assert not {'deep_stem', 'plugins'} & set(cfg.model.backbone)
     other = copy.deepcopy(cfg)
     other.model.backbone.update(options, avg_down=False, init_cfg=None)
     other.model.backbone = {k: v for k, v in other.model.backbone.items() if '.' not in k}

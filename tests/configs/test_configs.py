@@ -11,6 +11,7 @@ VARIANTS = {
     '_syncbn': dict(type='SyncBN'),
     '_gn': dict(type='GN', num_groups=32),
     '_cbn_buffer3_burnin8': dict(type='CBN', buffer_num=3, burnin=8),
+    '_cbn_as_released': dict(type='BN'),
 }
 
 
@@ -55,9 +56,14 @@ def test_recipe_of_the_method():
 
 FOLDERS = (
     'cbn', 'faster_rcnn', 'mask_rcnn', 'cascade_rcnn', 'fast_rcnn', 'retinanet', 'rpn', 'torchvision', 'detectron2',
-    'gn', 'demo',
+    'gn', 'demo', 'pascal_voc',
 )  # fmt: skip
 RECIPES = sorted(path for folder in FOLDERS for path in CBN.parent.glob(f'{folder}/*_*.py'))
+
+
+def innermost(dataset: dict) -> dict:
+    inner = dataset.get('dataset') or dataset.get('datasets', [None])[0]
+    return innermost(inner) if inner else dataset
 
 
 @pytest.mark.parametrize('path', RECIPES, ids=lambda path: path.stem)
@@ -65,16 +71,34 @@ def test_every_recipe_builds_its_model_and_agrees_with_itself(path):
     import torch
 
     from mmdet.checkpoints import num_classes_of
-    from mmdet.registry import MODELS
+    from mmdet.registry import DATASETS, MODELS
 
     cfg = load(path)
     backbone = cfg['model']['backbone']
     backbone['init_cfg'] = None
     with torch.device('meta'):
         model = MODELS.build(cfg['model'])
-    classes = cfg['train_dataloader']['dataset'].get('metainfo', {}).get('classes', range(80))
+    trained, evaluated = innermost(cfg['train_dataloader']['dataset']), cfg['val_dataloader']['dataset']
+    default = DATASETS.get(trained['type']).METAINFO['classes']
+    classes = trained.get('metainfo', {}).get('classes', default)
     assert num_classes_of(model) in (None, len(classes))  # None: the RPN alone
-    assert cfg['val_evaluator']['ann_file'].endswith(cfg['val_dataloader']['dataset']['ann_file'])
-    assert cfg['train_dataloader']['dataset']['ann_file'] != cfg['val_dataloader']['dataset']['ann_file']
+    assert cfg['val_evaluator'].get('ann_file', evaluated['ann_file']).endswith(evaluated['ann_file'])
+    assert trained['ann_file'] != evaluated['ann_file']
     steps = [s for s in cfg['param_scheduler'] if s['type'] == 'MultiStepLR']
     assert all(s['milestones'][-1] < s['end'] == cfg['train_cfg']['max_epochs'] for s in steps)
+
+
+@pytest.mark.parametrize('kind', ['faster_rcnn', 'retinanet'])
+def test_recipe_of_pascal_voc(kind):
+    """The release's Faster R-CNN on 07+12: 12 epochs as 3 x 4, 1000 x 600, no warm-up, the 11 points of 2007."""
+    cfg = load(CBN.parent / 'pascal_voc' / f'{kind}_r50_fpn_1x_voc0712.py')
+    repeated = cfg['train_dataloader']['dataset']
+    assert (repeated['type'], repeated['times'], cfg['train_cfg']['max_epochs']) == ('RepeatDataset', 3, 4)
+    for year, part in zip(('VOC2007', 'VOC2012'), repeated['dataset']['datasets'], strict=True):
+        assert part['ann_file'] == f'{year}/ImageSets/Main/trainval.txt'
+        assert part['data_prefix'] == dict(sub_data_root=f'{year}/')
+    assert cfg['val_dataloader']['dataset']['ann_file'] == 'VOC2007/ImageSets/Main/test.txt'
+    assert cfg['train_dataloader']['batch_size'] == 2 and cfg['val_evaluator']['eval_mode'] == '11points'
+    assert [step['scale'] for step in cfg['train_pipeline'] if step['type'] == 'Resize'] == [(1000, 600)]
+    assert cfg['optim_wrapper']['optimizer']['lr'] == 0.01 and cfg['optim_wrapper']['clip_grad']['max_norm'] == 35
+    assert [step['milestones'] for step in cfg['param_scheduler']] == [[3]]

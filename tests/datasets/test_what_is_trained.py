@@ -139,3 +139,54 @@ def test_other_numbers_of_channels():
         preprocessor(dict(inputs=[depth[:3], depth[:4]]))
     padded = Pad(size=(3, 2), pad_val=7)(dict(img=np.zeros((2, 2, 4), np.uint8)))
     assert padded['img'][0, 2].tolist() == [7, 7, 7, 7]
+
+
+# --- several validation sets
+
+
+def write_two_sets() -> str:
+    """`set`, and `other` with images of the same ids on which the cat stands elsewhere; a config's data set of both."""
+    write_set(content())
+    moved = content(2)
+    for annotation in moved['annotations']:
+        if annotation['category_id'] == 1:
+            annotation['bbox'] = [60, 2, 30, 24]
+    write_set(moved, Path('other'))
+    part = f"type='CocoDataset', test_mode=True, pipeline={[LOAD, ANNOTATIONS, PACK]}, metainfo=dict(classes={CLASSES})"
+    parts = ', '.join(f"dict({part}, data_root={root!r}, ann_file='instances.json', data_prefix=dict(img='images/'))"
+                      for root in ('set', 'other'))
+    return (f"val_dataloader = dict(dataset=dict(_delete_=True, type='ConcatDataset', datasets=[{parts}]))\n"
+            'test_dataloader = val_dataloader\n')  # fmt: skip
+
+
+def test_two_validation_sets_together(refused, call, weights):
+    both = write_two_sets()
+    assert 'have the id 1' in refused('train.py', config(both))
+    together = config(both + "val_evaluator = dict(ann_file=['set/instances.json', 'other/instances.json'])\n"
+                      'test_evaluator = val_evaluator')
+    assert 0.5 < ap(call('train.py', together, '--work-dir', 'together')[0]) < 1  # the cats of one set are missed
+    assert 0.5 < ap(call('test.py', together, weights, '--eval', 'bbox', '--out', 'x.pkl')[0]) < 1
+
+
+def test_two_validation_sets_each_with_its_numbers(refused, call, weights):
+    each = write_two_sets() + """
+val_evaluator = dict(
+    _delete_=True, type='MultiDatasetsEvaluator', dataset_prefixes=['plain', 'moved'],
+    metrics=[dict(type='CocoMetric', ann_file='set/instances.json'), dict(type='VOCMetric')])
+test_evaluator = val_evaluator
+custom_hooks = [dict(type='ValLossHook')]
+"""
+    out, _ = call('train.py', config(each), '--work-dir', 'each')
+    assert 'plain/coco/bbox_mAP: 1.0000' in out and 'moved/pascal_voc/mAP: 0.5000' in out and 'val_loss: ' in out
+    assert 'best_plain_coco_bbox_mAP_epoch_1.pth' in {path.name for path in Path('each').iterdir()}
+    out, _ = call('test.py', 'changed.py', weights, '--out', 'x.pkl')
+    assert 'plain/coco/bbox_mAP: 1.0000' in out and Path('x.pkl').is_file()
+    assert 'not each of them offers that' in refused('test.py', 'changed.py', weights, '--eval', 'bbox')
+    assert 'mAp' in refused('test.py', 'changed.py', weights, '--eval', 'mAp')
+    wrong = each.replace("dict(type='VOCMetric')", "dict(type='VOCMetrik')")
+    assert "VOCMetrik' at val_evaluator.metrics.1.type. Did you mean VOCMetric?" in refused('train.py', config(wrong))
+    one = each.replace(", dict(type='VOCMetric')", '').replace(", 'moved'", '')
+    assert 'must be a ConcatDataset of 1 data sets, not of 2' in refused('train.py', config(one))
+    padded = [LOAD, ANNOTATIONS, dict(type='Pad', size_divisor=9), PACK]
+    late = each.replace(str([LOAD, ANNOTATIONS, PACK]), str(padded))
+    assert 'moves pixels after LoadAnnotations' in refused('train.py', config(late))

@@ -7,7 +7,7 @@ import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from test_resume import Record, equal, weights
-from toy_task import ToyDataset, write_config
+from toy_task import CONFIG, ToyDataset, write_config
 
 from mmdet.checkpoints import read_checkpoint
 from mmdet.config.errors import UserError
@@ -19,6 +19,16 @@ from mmdet.registry import DATASETS
 class WholeToyDataset(ToyDataset):
     def full_init(self):
         """There is nothing to load; the wrappers ask all the same."""
+
+
+@DATASETS.register_module(force=True)
+class ToyDatasetOf2(ToyDataset):
+    pass
+
+
+@DATASETS.register_module(force=True)
+class ToyDatasetOf3(ToyDataset):
+    metainfo = dict(classes=('circle', 'square', 'star'))
 
 
 EMA = "custom_hooks = [dict(type='EMAHook', momentum=0.5)]\n"
@@ -37,6 +47,29 @@ def test_averaged_weights_are_evaluated_saved_and_resumed(tmp_path, train):
     assert equal(read_checkpoint('half/epoch_4.pth')['state_dict'], averaged)
     with pytest.raises(UserError, match='whole/epoch_4.pth is of a run with EMAHook'):
         train(write_config(tmp_path), 'other', {'train_cfg.max_epochs': 5}, resume='whole/epoch_4.pth')
+
+
+def test_averages_begin_with_the_weights_that_are_loaded(tmp_path, run_tool):
+    """Of other classes, in training; whole ones, in a test."""
+    write_config(tmp_path)
+    write_config(tmp_path, 'first.py', text=EMA)
+    options = ('--seed', 0, '--cfg-options', 'train_cfg.max_epochs=1')
+    assert run_tool('train.py', 'first.py', '--work-dir', 'first', *options)[0] == 0
+    for name, classes in dict(same=2, other=3).items():
+        detector = f"type='ToyDetector', num_classes={classes}"
+        text = CONFIG.replace("type='ToyDetector'", detector).replace("'ToyDataset'", f"'ToyDatasetOf{classes}'")
+        write_config(tmp_path, f'{name}.py', base=text, text=EMA)
+    for name in ('same', 'other'):
+        words = (f'{name}.py', '--work-dir', name, *options, 'load_from=first/epoch_1.pth')
+        status, out, err = run_tool('train.py', *words)
+        assert status == 0, err
+        assert ('the others keep their initial values' in out + err) == (name == 'other')
+    status, out, err = run_tool('train.py', 'other.py', '--work-dir', 'first', '--resume')
+    assert status == 2 and err.count('\n') == 1 and 'first/epoch_1.pth does not fit ToyDetector' in err
+    words = ('first/epoch_1.pth', '--cfg-options', 'randomness.seed=0')
+    plain = run_tool('test.py', 'toy.py', *words)[1]
+    averaged = run_tool('test.py', 'first.py', *words)[1]
+    assert plain.partition('mAP: ')[2].split()[0] == averaged.partition('mAP: ')[2].split()[0]
 
 
 def test_an_early_stop_ends_like_any_run(tmp_path, train):

@@ -81,6 +81,35 @@ def ended(process: subprocess.Popen, status: int, seconds: float = 60) -> tuple[
 EVALUATION = "val_dataloader['dataset']['type'] = 'SlowDataset'\nval_dataloader['sampler']['shuffle'] = False\n"
 
 
+WORKERS = "train_dataloader.update(num_workers=2, batch_size=1)\ntrain_dataloader['dataset']['length'] = 400\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('signum', [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_workers_too(start, signum):
+    """As scancel, systemd or a terminal send it; to a worker alone it means nothing."""
+    process = start(WORKERS)
+    wait_for(process, 'Epoch(train)')
+    for pid in children(process):
+        os.kill(pid, signum)
+    wait_for(process, 'Epoch(train)')
+    time.sleep(1)
+    for pid in [*children(process), process.pid]:
+        os.kill(pid, signum)
+    _, err = ended(process, 128 + signum)
+    assert f'stopped by {signum.name} after iteration' in err and Path('run/interrupted.pth').exists()
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_is_named(start):
+    process = start(WORKERS)
+    wait_for(process, 'Epoch(train)')
+    os.kill(children(process)[0], signal.SIGKILL)
+    _, err = ended(process, 1)
+    lost = "the connection to a data loader's worker is lost"  # where a batch of it was on its way
+    assert 'is killed by signal: Killed. Often the machine ran out of memory' in err or lost in err
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('slow_rank', ['0', '1'])
 def test_a_signal_while_one_evaluates_and_the_other_has_finished(start, slow_rank):

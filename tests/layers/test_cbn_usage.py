@@ -601,3 +601,28 @@ def test_one_conv_with_several_norms_is_left_alone():
             return self.a(y) + self.b(y)
 
     assert plan_cbn(Two()).pairs == {}
+
+
+def test_a_norm_that_holds_its_activation_keeps_it():
+    """As timm's BatchNormAct2d does."""
+
+    class NormAct(nn.BatchNorm2d):
+        def __init__(self, channels):
+            super().__init__(channels)
+            self.drop, self.act = nn.Identity(), nn.ReLU()
+
+        def forward(self, x):
+            return self.act(self.drop(super().forward(x)))
+
+    plain = nn.Sequential(nn.Conv2d(3, 4, 1), NormAct(4), nn.Conv2d(4, 4, 3), NormAct(4))
+    cbn = convert_cbn(copy.deepcopy(plain), buffer_num=2)
+    assert list(cbn.state_dict()) == list(plain.state_dict())
+    x = torch.randn(2, 3, 8, 8)
+    back = revert_cbn(copy.deepcopy(cbn))
+    for mode in (True, False):
+        for model in (plain, cbn, back):
+            model.train(mode)
+        expected = plain(x)  # the first training iteration has no history
+        torch.testing.assert_close(cbn(x), expected)
+        torch.testing.assert_close(back(x), expected)
+        assert (expected == 0).any()

@@ -35,8 +35,7 @@ ROI_HEAD = dict(
     'cfg, message',
     [
         (dict(FPN, upsample_cfg=dict(scale_factor=2, mode='nearest')), 'FPN: upsample_cfg'),
-        (dict(FPN, conv_cfg=dict(type='DCN')), "unknown type 'DCN'. There are Conv2d, Conv, ConvWS"),
-        (dict(RPN, loss_cls=dict(type='CrossEntropyLoss')), 'needs use_sigmoid=True, an anchor has one logit'),
+        (dict(FPN, conv_cfg=dict(type='DCNN')), "unknown type 'DCNN'. Did you mean DCN? There are Conv2d, Conv, Conv"),
         (dict(RPN, train_cfg=dict(assignr={})), "train_cfg.rpn has no key 'assignr'. Did you mean assigner?"),
         (dict(RETINA, test_cfg=dict(score_thresh=0.1)), "test_cfg has no key 'score_thresh'. Did you mean score_thr?"),
         (dict(BOX_HEAD, loss_bbox=dict(type='L1Loss', reduction='sum')), "L1Loss: reduction='sum'"),

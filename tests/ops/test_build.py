@@ -85,6 +85,29 @@ def test_a_library_that_does_not_load_is_no_crash(without_extension):
     assert result.returncode == 0 and '_C.so does not load' in result.stdout
 
 
+@pytest.mark.slow  # in CI by `make test-fallback`
+@pytest.mark.skipif(sys.platform != 'linux', reason='the memory limit is counted from /proc')
+def test_the_fallback_passes_the_same_tests_within_a_memory_limit(without_extension):
+    """pycocotools would rasterise a polygon with a vertex at 1e30 until the machine has no memory left."""
+    code = '''
+import resource, sys
+import pytest, torch, torchvision
+from mmdet.ops import COMPILED
+assert not COMPILED
+pages = int(open('/proc/self/statm').read().split()[0])
+limit = pages * resource.getpagesize() + (3 << 30)
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+sys.exit(pytest.main(sys.argv[1:]))
+'''
+    tests = [ROOT / 'tests' / 'ops' / f'test_{name}.py' for name in ('mask_ops', 'nms', 'roi_align')]
+    tests += [ROOT / 'tests' / 'structures' / 'test_masks.py', ROOT / 'tests' / 'structures' / 'test_coco_arrays.py']
+    result = run('-W', 'ignore', '-c', code, *tests, '-q', '-m', 'not slow and not cuda', '-p', 'no:cacheprovider',
+                 cwd=without_extension, PYTHONPATH=str(without_extension), OMP_NUM_THREADS='1')
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-2000:]
+    passed = int(result.stdout.split(' passed')[0].split()[-1])
+    assert passed > 200, result.stdout[-500:]
+
+
 @pytest.mark.skipif(not COMPILED, reason='the compiled ops are missing')
 @pytest.mark.parametrize('name', ['ops.cpp', 'cpu/batch_norm_kernels.inl', 'cuda/cbn_cuda.cu'])
 def test_an_extension_of_other_sources_is_not_used(tmp_path, name):

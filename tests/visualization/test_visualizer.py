@@ -12,8 +12,10 @@ from mmengine.structures import InstanceData
 from pycocotools import mask as mask_utils
 
 from mmdet.config.errors import UserError
+from mmdet.config.load import load_config
+from mmdet.registry import VISUALIZERS
 from mmdet.structures import DetDataSample
-from mmdet.visualization import visualizer
+from mmdet.visualization import DetLocalVisualizer, labels
 from mmdet.visualization.visualizer import (
     DetVisualizer,
     class_colour,
@@ -127,14 +129,14 @@ def fonts(monkeypatch):
     """The list of installed fonts."""
     installed = []
     monkeypatch.setattr('matplotlib.font_manager.findSystemFonts', lambda: installed)
-    visualizer._installed_font.cache_clear()
+    labels._installed_font.cache_clear()
     yield installed
-    visualizer._installed_font.cache_clear()
+    labels._installed_font.cache_clear()
 
 
 def test_letters_that_our_font_lacks(fonts, tmp_path, monkeypatch):
     said = []
-    monkeypatch.setattr(visualizer, 'say', said.append)
+    monkeypatch.setattr(labels, 'say', said.append)
     broken = tmp_path / 'broken-bold.ttf'
     broken.write_bytes(b'no font')
     for classes in (('Straße', 'кот'), ('γάτα', 'قط')):  # these it has
@@ -145,15 +147,136 @@ def test_letters_that_our_font_lacks(fonts, tmp_path, monkeypatch):
     draw_instances(GREY, found(masks=False), ('猫', '犬'))
     assert len(said) == 2  # once each
 
-    visualizer._installed_font.cache_clear()
+    labels._installed_font.cache_clear()
     letters = string.printable[:95] + '猫'
     fonts += [str(broken), font_of('猫犬', tmp_path / 'bold.ttf'), font_of(letters, tmp_path / 'plain.ttf')]
     drawn = draw_instances(GREY, found(masks=False), ('猫', '犬'))
     assert len(said) == 3 and not np.array_equal(drawn, boxes)  # no font with letters for the scores has the other
-    assert visualizer._font_file('猫 0.90') == fonts[2] and visualizer._font_file('кот') == visualizer._FONT
+    assert labels._font_file('猫 0.90') == fonts[2] and labels._font_file('кот') == labels._FONT
 
 
 def test_an_installed_font_is_found(fonts):
     """Letters of another font that matplotlib brings along."""
-    fonts += [str(path) for path in Path(visualizer._FONT).parent.glob('*.ttf')]
-    assert Path(visualizer._font_file('⌒⌓')).name == 'DejaVuSansMono-Bold.ttf'
+    fonts += [str(path) for path in Path(labels._FONT).parent.glob('*.ttf')]
+    assert Path(labels._font_file('⌒⌓')).name == 'DejaVuSansMono-Bold.ttf'
+
+
+# ---------------------------------------------------------------------- many objects, large images
+
+
+def crowd(n: int, height: int, width: int, classes: int, seed: int = 0) -> InstanceData:
+    rng = np.random.default_rng(seed)
+    corners = rng.random((n, 2)) * (0.9 * width, 0.9 * height)
+    sizes = (0.02 + 0.08 * rng.random((n, 2))) * width
+    boxes = torch.tensor(np.concatenate([corners, corners + sizes], axis=1), dtype=torch.float32)
+    scores, named = torch.tensor(rng.random(n) * 0.7 + 0.3), torch.tensor(rng.integers(0, classes, n))
+    return InstanceData(bboxes=boxes, labels=named, scores=scores)
+
+
+@pytest.fixture
+def written(monkeypatch) -> list[tuple[str, int, tuple]]:
+    """The labels that are drawn: text, size of the letters, and the tag's x1, y1, x2, y2."""
+    tags = []
+    write = labels._Tag.write
+
+    def recorded(tag, pen, x, y, colour):
+        tags.append((tag.text, tag.font.size, (x, y, x + tag.width, y + tag.height)))
+        write(tag, pen, x, y, colour)
+
+    monkeypatch.setattr(labels._Tag, 'write', recorded)
+    return tags
+
+
+@pytest.mark.parametrize('height, width, n', [(520, 700, 200), (3000, 4000, 200), (300, 300, 31)])
+def test_labels_of_a_crowd_do_not_hide_it(written, height, width, n):
+    classes = ('cat', 'a class of a long name', 'dog')
+    instances = crowd(n, height, width, len(classes))
+    drawn = draw_instances(np.full((height, width, 3), 128, np.uint8), instances, classes, zoom=1)
+    assert drawn.shape == (height, width, 3) and len({size for _, size, _ in written}) == 1
+    assert 3 <= len(written) < n and {text.rsplit(' ', 1)[0] for text, *_ in written} >= {'cat', 'dog'}
+    areas = 0
+    for i, (_, _, (x1, y1, x2, y2)) in enumerate(written):
+        assert 0 <= x1 and 0 <= y1 and x2 <= width and y2 <= height
+        areas += (x2 - x1) * (y2 - y1)
+        for _, _, (a1, b1, a2, b2) in written[:i]:
+            assert min(x2, a2) <= max(x1, a1) or min(y2, b2) <= max(y1, b1)
+    assert areas <= 0.08 * height * width
+
+
+def test_letters_grow_with_the_image_alone(written):
+    for scale in (1, 2, 5):
+        instances = found(masks=False)
+        instances.bboxes *= scale
+        instances.bboxes[1, 2:] = instances.bboxes[1, :2] + 12  # a small object
+        draw_instances(np.full((600 * scale, 800 * scale, 3), 128, np.uint8), instances, zoom=1)
+    sizes = [size for _, size, _ in written]
+    assert sizes[::2] == sizes[1::2] == sorted(set(sizes)) and len(set(sizes)) == 3
+
+
+def test_few_objects_are_all_labelled(written):
+    draw_instances(GREY, crowd(30, 600, 800, 2), ('cat', 'dog'))
+    assert len(written) == 30 and all(text.startswith(('cat', 'dog')) for text, *_ in written)
+
+
+def test_ground_truth_has_no_scores(written):
+    draw_instances(GREY, InstanceData(bboxes=torch.tensor([[10.0, 10, 90, 60]]), labels=torch.tensor([1])), ('a', 'b'))
+    assert [text for text, *_ in written] == ['b']
+
+
+def test_colours_by_instance_and_by_palette():
+    same = found(masks=False)
+    same.labels = torch.tensor([4, 4])
+
+    def left_sides(**options) -> list[tuple]:
+        drawn = draw_instances(GREY, same, **options)
+        return [tuple(drawn[250, 100].tolist()), tuple(drawn[350, 400].tolist())]
+
+    assert left_sides() == [class_colour(4)] * 2
+    assert left_sides(colour_by='instance') == [class_colour(0), class_colour(1)]
+    assert left_sides(palette=[(1, 2, 3)] * 4 + [(250, 0, 9)]) == [(250, 0, 9)] * 2
+    assert left_sides(palette='blue') == left_sides(palette=(0, 0, 255)) == [(0, 0, 255)] * 2
+    assert left_sides(palette='coco') == left_sides(palette='none') == left_sides()
+    assert left_sides(palette='random') == left_sides(palette='random') != left_sides()
+    with pytest.raises(UserError, match="palette 'cuda:0' is no colour"):
+        draw_instances(GREY, same, palette='cuda:0')
+
+
+def test_lines_of_small_objects_are_thin():
+    drawn = draw_instances(np.full((3000, 4000, 3), 128, np.uint8), InstanceData(
+        bboxes=torch.tensor([[1000.0, 1000, 1020, 1020]]), labels=torch.tensor([0])), zoom=1)  # fmt: skip
+    assert (drawn[1004:1016, 1004:1016] == 128).all()  # nothing of the object is hidden
+
+
+# ---------------------------------------------------------------------- mmdetection's visualizer
+
+
+def test_a_config_builds_its_visualizer(tmp_path):
+    for cfg in (dict(type='DetVisualizer'), dict(type='DetLocalVisualizer', name='x', bbox_color='red', line_width=5)):
+        built = VISUALIZERS.build(cfg)
+        assert type(built) is DetVisualizer is DetLocalVisualizer
+    cfg = load_config(Path(__file__).resolve().parents[2] / 'configs' / 'mask_rcnn' / 'mask_rcnn_r50_fpn_1x.py')
+    cfg.visualizer.save_dir = str(tmp_path)
+    assert VISUALIZERS.build(cfg.visualizer).get_backend('LocalVisBackend') is not None
+
+
+def test_the_drawn_image_comes_back_in_the_inputs_size():
+    small, other = np.full((240, 320, 3), 128, np.uint8), np.zeros((10, 10, 3), np.uint8)
+    drawing = DetVisualizer.get_instance('test_image')
+    drawing.dataset_meta = dict(classes=('cat', 'dog'), palette=[(9, 200, 9)])
+    drawing.set_image(other)
+    found_ = InstanceData(bboxes=torch.tensor([[50.0, 50, 150, 150]]), labels=torch.tensor([0]), scores=torch.ones(1))
+    drawing.add_datasample('a', small, DetDataSample(pred_instances=found_), draw_gt=False)
+    drawn = drawing.get_image()
+    assert drawn.shape == small.shape and tuple(drawn[100, 50]) == (9, 200, 9)
+    drawing.set_image(other)
+    assert drawing.get_image().shape[:2] == (10, 10)
+    drawing.add_datasample('b', small)
+    assert np.array_equal(drawing.get_image(), small)  # nothing to draw
+
+
+def test_ground_truth_and_predictions_are_told_apart(written):
+    sample = DetDataSample(pred_instances=found(masks=False), gt_instances=found(1, masks=False))
+    drawing = DetVisualizer.get_instance('test_captions')
+    drawing.add_datasample('a', GREY, sample, draw_gt=True)
+    assert [text for text, *_ in written if text in ('ground truth', 'predictions')] == ['ground truth', 'predictions']
+    assert drawing.get_image().shape == (600, 1600, 3)

@@ -26,11 +26,27 @@ def read_log(work_dir: Path) -> tuple[dict[int, dict], dict[int, dict]]:
                 continue  # the last line of a killed run
             if 'loss' in entry:
                 train[entry['iter']] = entry
-            elif any(isinstance(v, float) and 'AP' in k for k, v in entry.items()):
+            elif any(metric_of(k) for k in entry):
                 val[entry['step']] = entry
     if not train:
         raise UserError(f'{work_dir} holds no log of a training' + ('' if logs else ' (no */vis_data/scalars.json)'))
     return dict(sorted(train.items())), dict(sorted(val.items()))
+
+
+STYLES = {'mAP': '-', 'mAP_50': '--', 'mAP_75': ':', 'AP50': '--', 'AP75': ':'}
+COLOURS = {'bbox': 'tab:blue', 'segm': 'tab:orange', 'proposal': 'tab:green', '': 'tab:purple'}
+
+
+def metric_of(key: str) -> tuple[str, str] | None:
+    """('bbox', 'mAP_50') of 'coco/bbox_mAP_50'; None for what is not drawn.
+
+    >>> metric_of('coco/bbox_mAP_50'), metric_of('pascal_voc/mAP'), metric_of('coco/bbox_mAP_s')
+    (('bbox', 'mAP_50'), ('', 'mAP'), None)
+    """
+    name = key.rpartition('/')[2]
+    kind = next((kind for kind in COLOURS if kind and name.startswith(f'{kind}_')), '')
+    level = name.removeprefix(f'{kind}_')
+    return (kind, level) if level in STYLES else None
 
 
 def draw(train: dict[int, dict], val: dict[int, dict], path: Path, title: str) -> None:
@@ -41,40 +57,63 @@ def draw(train: dict[int, dict], val: dict[int, dict], path: Path, title: str) -
 
     plt.rcParams.update({'axes.spines.top': False, 'axes.spines.right': False, 'axes.grid': True, 'grid.alpha': 0.3,
                          'font.size': 10})  # fmt: skip
-    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.5), layout='constrained')
+    figure = plt.figure(figsize=(12, 5.5), layout='constrained')
     figure.suptitle(title)
-    steps = list(train)
-    names = [k for k in next(iter(train.values())) if 'loss' in k and k != 'loss']
-    for name in names:
-        left.plot(steps, [train[s].get(name, float('nan')) for s in steps], linewidth=1, alpha=0.8, label=name)
-    left.plot(steps, [train[s]['loss'] for s in steps], color='black', linewidth=1.8, label='loss')
-    left.set(xlabel='iteration', ylabel='loss (mean of the logging window)', ylim=(0, None))
-    left.legend(fontsize=8, frameon=False)
-    lr = left.twinx()
-    lr.plot(steps, [train[s].get('lr', float('nan')) for s in steps], color='grey', linewidth=0.8, linestyle=':')
-    lr.set_ylabel('learning rate (dotted)', color='grey')
-    lr.grid(False)
-    lr.tick_params(length=0, labelcolor='grey')  # without an axis line a tick looks like a minus sign
-    lr.set_ylim(0, None)
-
-    shown = ('mAP', 'mAP_50', 'mAP_75')
-    metrics = sorted({k for entry in val.values() for k in entry if k.split('bbox_')[-1].split('segm_')[-1] in shown})
-    colours = {'bbox': 'tab:blue', 'segm': 'tab:orange'}
-    styles = {'mAP': '-', 'mAP_50': '--', 'mAP_75': ':'}
-    for name in metrics:
-        kind = 'segm' if 'segm' in name else 'bbox'
-        level = next(k for k in sorted(shown, key=len, reverse=True) if name.endswith(k))
-        right.plot(list(val), [e.get(name, float('nan')) for e in val.values()], styles[level], color=colours[kind],
-                   marker='o', markersize=3, label=name.split('/')[-1])  # fmt: skip
-    right.set(xlabel='epoch', ylabel='AP on the validation set', ylim=(0, 1))
-    right.xaxis.get_major_locator().set_params(integer=True)
-    if metrics:
-        right.legend(fontsize=8, frameon=False, loc='best')
-    else:
-        right.text(0.5, 0.5, 'no validation yet', transform=right.transAxes, ha='center', color='grey')
+    grid = figure.add_gridspec(2, 2, height_ratios=(3.5, 1))
+    loss = figure.add_subplot(grid[0, 0])
+    draw_losses(train, loss, figure.add_subplot(grid[1, 0], sharex=loss))
+    by_epoch = max(val, default=0) <= max(entry.get('epoch', 0) for entry in train.values())
+    draw_ap(val, figure.add_subplot(grid[:, 1]), 'epoch' if by_epoch else 'iteration')
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def draw_losses(train: dict[int, dict], axes, lr) -> None:
+    """The losses, and the learning rate below."""
+    steps = list(train)
+    mark = dict(marker='o', markersize=3) if len(steps) < 3 else {}
+    names = dict.fromkeys(k for entry in train.values() for k in entry if 'loss' in k and k != 'loss')
+    for name in names:
+        axes.plot(steps, [train[s].get(name, float('nan')) for s in steps], linewidth=1, alpha=0.8, label=name, **mark)
+    axes.plot(steps, [train[s]['loss'] for s in steps], color='black', linewidth=1.8, label='loss', **mark)
+    axes.set(ylabel='loss (mean of the window)', ylim=(0, None))
+    axes.tick_params(labelbottom=False)
+    above(axes, columns=4)
+    lr.plot(steps, [train[s].get('lr', float('nan')) for s in steps], color='tab:grey', linewidth=1, **mark)
+    lr.set(xlabel='iteration', ylabel='learning rate', ylim=(0, None))
+
+
+def draw_ap(val: dict[int, dict], axes, steps: str) -> None:
+    """AP over time in percent; of one evaluation, a bar for each number."""
+    metrics = sorted({k for entry in val.values() for k in entry if metric_of(k)})
+    if not metrics:
+        axes.set_axis_off()
+        axes.text(0.5, 0.5, 'no validation yet', transform=axes.transAxes, ha='center', color='grey')
+        return
+    # COCO says -1 where there is nothing to count
+    values = {k: [100 * v if (v := e.get(k, -1)) >= 0 else float('nan') for e in val.values()] for k in metrics}
+    labels = {k: ' '.join(metric_of(k)).replace('mAP_', 'AP').replace('mAP', 'AP').strip() for k in metrics}
+    if len(val) == 1:
+        numbers = [values[k][0] for k in metrics]
+        bars = axes.barh([labels[k] for k in metrics], numbers, color=[COLOURS[metric_of(k)[0]] for k in metrics])
+        axes.bar_label(bars, fmt='%.1f', padding=4)
+        axes.set(xlabel=f'AP on the validation set (0-100), {steps} {next(iter(val))}', xlim=(0, 100))
+        axes.invert_yaxis()
+        axes.grid(False)
+        return
+    for k in metrics:
+        kind, level = metric_of(k)
+        axes.plot(list(val), values[k], STYLES[level], color=COLOURS[kind], marker='o', markersize=3, label=labels[k])
+    highest = max((v for row in values.values() for v in row if v == v), default=0)
+    axes.set(xlabel=steps, ylabel='AP on the validation set (0-100)', ylim=(0, min(100, max(10, 1.15 * highest))))
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    above(axes, columns=3)
+
+
+def above(axes, columns: int) -> None:
+    """The legend, where no curve is."""
+    axes.legend(fontsize=8, frameon=False, loc='lower left', bbox_to_anchor=(0, 1), ncols=columns, borderaxespad=0.2)
 
 
 def main() -> None:

@@ -19,14 +19,23 @@ from mmdet.datasets.transforms.crop import RandomCrop
 from mmdet.datasets.transforms.filtering import FilterAnnotations
 from mmdet.datasets.transforms.flip import RandomFlip
 from mmdet.datasets.transforms.formatting import PackDetInputs
-from mmdet.datasets.transforms.loading import LoadAnnotations, LoadImageFromFile, LoadProposals, ProposalBroadcaster
+from mmdet.datasets.transforms.loading import (
+    InferencerLoader,
+    LoadAnnotations,
+    LoadImageFromFile,
+    LoadImageFromNDArray,
+    LoadProposals,
+    ProposalBroadcaster,
+)
 from mmdet.datasets.transforms.pad import Pad
 from mmdet.datasets.transforms.resize import RandomChoiceResize, RandomResize, Resize
 
 __all__ = [
     'FilterAnnotations',
+    'InferencerLoader',
     'LoadAnnotations',
     'LoadImageFromFile',
+    'LoadImageFromNDArray',
     'LoadProposals',
     'PackDetInputs',
     'Pad',

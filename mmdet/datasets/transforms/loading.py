@@ -64,9 +64,11 @@ class LoadImageFromFile(BaseTransform):
                 f'image {results["img_path"]} is of size {shape} (h, w), its annotations say {expected}; '
                 "correct them or, if it is a turned photo, set color_type='color_ignore_orientation'"
             )
+        return self._with_image(results, img)
+
+    def _with_image(self, results: dict, img: np.ndarray) -> dict:
         results['img'] = img.astype(np.float32) if self.to_float32 else img
-        results['img_shape'] = shape
-        results['ori_shape'] = shape
+        results['img_shape'] = results['ori_shape'] = img.shape[:2]
         results['scale_factor'] = (1.0, 1.0)  # until a Resize
         return results
 
@@ -76,6 +78,32 @@ class LoadImageFromFile(BaseTransform):
         except FileNotFoundError:
             raise UserError(f'no image {path}; check data_root and data_prefix') from None
         return decode_image(data, path, self.max_megapixels, self.color_type, self.imdecode_backend)
+
+
+@TRANSFORMS.register_module()
+class LoadImageFromNDArray(LoadImageFromFile):
+    """Take the image that is in ``img`` already, (h, w, 3) uint8 BGR, in the place of `LoadImageFromFile`."""
+
+    def transform(self, results: dict) -> dict:
+        results.setdefault('img_path', None)
+        return self._with_image(results, results['img'])
+
+
+@TRANSFORMS.register_module()
+class InferencerLoader(BaseTransform):
+    """Load what an inferencer is given: a path, an array, or a dict that has ``img_path`` or ``img``.
+
+    Args:
+        options: those of `LoadImageFromFile`.
+    """
+
+    def __init__(self, **options) -> None:
+        self.from_file, self.from_array = LoadImageFromFile(**options), LoadImageFromNDArray(**options)
+
+    def transform(self, given: str | np.ndarray | dict) -> dict:
+        if not isinstance(given, dict):
+            given = dict(img=given) if isinstance(given, np.ndarray) else dict(img_path=str(given))
+        return (self.from_array if 'img' in given else self.from_file)(given)
 
 
 @TRANSFORMS.register_module()

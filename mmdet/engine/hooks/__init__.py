@@ -12,19 +12,24 @@ from mmdet.engine.hooks.checkpoint import CheckpointGuardHook, SafeCheckpointHoo
 from mmdet.engine.hooks.drawing import DetVisualizationHook
 from mmdet.engine.hooks.early_stopping import StrictEarlyStoppingHook
 from mmdet.engine.hooks.ema import StatisticsEMAHook
+from mmdet.engine.hooks.freeze import FreezeHook
 from mmdet.engine.hooks.non_finite import NonFiniteLossHook
 from mmdet.engine.hooks.norm_statistics import SyncNormStatsHook
+from mmdet.engine.hooks.num_classes import NumClassCheckHook
 from mmdet.engine.hooks.precise_bn import PreciseBNHook, precise_statistics
 from mmdet.engine.hooks.progress import ProgressHook
 from mmdet.engine.hooks.run_info import RunInfoHook
 from mmdet.engine.hooks.seed import StepSeedHook
 from mmdet.engine.hooks.stopping import StopSafelyHook
+from mmdet.engine.hooks.val_loss import ValLossHook
 
 __all__ = [
     'CBNHook',
     'CheckpointGuardHook',
     'DetVisualizationHook',
+    'FreezeHook',
     'NonFiniteLossHook',
+    'NumClassCheckHook',
     'PreciseBNHook',
     'ProgressHook',
     'RunInfoHook',
@@ -34,6 +39,7 @@ __all__ = [
     'StopSafelyHook',
     'StrictEarlyStoppingHook',
     'SyncNormStatsHook',
+    'ValLossHook',
     'precise_statistics',
 ]
 

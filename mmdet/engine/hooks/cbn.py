@@ -76,7 +76,8 @@ class CBNHook(Hook):
 
     @staticmethod
     def _burning_in(runner) -> bool:
-        return any(layer.burning_in for layer in cbn_layers(model_of(runner)).values())
+        # a layer in eval mode, of a frozen part, counts no training forwards: its burn-in would never end
+        return any(layer.burning_in and layer.training for layer in cbn_layers(model_of(runner)).values())
 
 
 def _epochs_done(runner) -> int:

@@ -1,4 +1,4 @@
-"""Drawn detections of a test run."""
+"""Drawn detections, of a test run and in validation."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from mmengine.runner import Runner
 from mmdet.config.errors import UserError
 from mmdet.config.output import output_files
 from mmdet.registry import HOOKS
-from mmdet.visualization.visualizer import draw_file
+from mmdet.visualization.visualizer import draw_file, read_image
 
 
 def _identity(image) -> tuple:
@@ -19,19 +19,23 @@ def _identity(image) -> tuple:
 
 @HOOKS.register_module()
 class DetVisualizationHook(Hook):
-    """Draw the detections of a test run.
+    """Draw the detections of a test run into files, and some of each validation beside the log.
 
     Args:
-        out_dir: folder for the drawings, placed by `output_files`; None draws nothing.
+        out_dir: folder for the drawings of a test run, placed by `output_files`; None draws nothing.
         score_thr: minimum score to draw.
-        draw, test_out_dir: mmdet 3's way to name the folder; its other options change nothing here.
+        draw: draw in validation, ground truth beside predictions, into the run's visualizer; and a test run into
+            `test_out_dir`.
+        interval: of validation's batches, whose first image is drawn.
+        backend_args, wait_time: mmdetection's; they change nothing.
     """
 
     def __init__(self, out_dir: str | None = None, score_thr: float = 0.3, draw: bool = False,
                  test_out_dir: str | None = None, show: bool = False, interval: int = 50, wait_time: float = 0,
                  backend_args: dict | None = None):
-        if show or (draw and not (out_dir or test_out_dir)):
+        if show:
             raise UserError('DetVisualizationHook draws into files: give test_out_dir=FOLDER (or --show-dir), no show')
+        self.draw, self.interval = draw, interval
         self.out_dir, self.score_thr = out_dir or (test_out_dir if draw else None), score_thr
         self.places: dict[tuple, Path] = {}
 
@@ -48,6 +52,15 @@ class DetVisualizationHook(Hook):
         classes = runner.test_dataloader.dataset.metainfo.get('classes') or ()
         for sample in outputs:
             draw_file(sample.img_path, sample, self.places[_identity(sample)], classes, self.score_thr)
+
+    @master_only
+    def after_val_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+        if self.draw and batch_idx % self.interval == 0:
+            sample = outputs[0]
+            runner.visualizer.add_datasample(
+                f'val_img_{batch_idx}', read_image(sample.img_path), sample, draw_gt='bboxes' in sample.gt_instances,
+                pred_score_thr=self.score_thr, step=runner.iter,
+            )  # fmt: skip
 
     @master_only
     def after_test(self, runner: Runner) -> None:

@@ -3,6 +3,7 @@
 from mmengine.hooks import EMAHook
 from mmengine.runner import Runner
 
+from mmdet.checkpoints import Checkpoint, fit_weights
 from mmdet.registry import HOOKS
 
 
@@ -10,9 +11,30 @@ from mmdet.registry import HOOKS
 class StatisticsEMAHook(EMAHook):
     """mmengine's hook, which saves the running statistics of the last iteration with the averaged weights.
 
-    SyncNormStatsHook and PreciseBNHook change them at an epoch's end, and those are evaluated. Can go when
-    mmengine's (0.10.7) copies the buffers before it saves.
+    SyncNormStatsHook and PreciseBNHook change them at an epoch's end, and those are evaluated. Averages begin with the
+    model's weights, however these were loaded. Can go when mmengine's (0.10.7) copies the buffers before it saves, and
+    loads no file that does not fit (other classes), or is of another project, into the averages.
     """
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: Checkpoint) -> None:
+        """mmengine's, when a run is resumed, once the weights are seen to fit; others are fitted to the model first."""
+        if runner._resume:
+            fit_weights(self.src_model, checkpoint.weights, checkpoint.path)
+            super().after_load_checkpoint(runner, checkpoint)
+
+    def before_train(self, runner: Runner) -> None:
+        self._begin_with_the_model(runner)
+        super().before_train(runner)
+
+    def before_val(self, runner: Runner) -> None:
+        self._begin_with_the_model(runner)
+
+    def before_test(self, runner: Runner) -> None:
+        self._begin_with_the_model(runner)
+
+    def _begin_with_the_model(self, runner: Runner) -> None:
+        if not runner._resume and self.ema_model.steps == 0:
+            self.ema_model.module.load_state_dict(self.src_model.state_dict())
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         if not self.ema_model.update_buffers:

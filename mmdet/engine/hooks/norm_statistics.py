@@ -17,10 +17,11 @@ def average_norm_statistics(model: nn.Module) -> None:
     if not is_distributed():
         return
     for module in model.modules():
-        if isinstance(module, BATCH_NORMS) and module.track_running_stats:
-            for statistics in (module.running_mean, module.running_var):
-                dist.all_reduce(statistics)
-                statistics /= get_world_size()
+        if isinstance(module, BATCH_NORMS):
+            for name in ('running_mean', 'running_var'):
+                if (statistics := getattr(module, name, None)) is not None:
+                    dist.all_reduce(statistics)
+                    statistics /= get_world_size()
 
 
 @HOOKS.register_module(name=['SyncNormStatsHook', 'SyncBuffersHook'])

@@ -7,6 +7,7 @@ from mmengine.runner import BaseLoop, IterBasedTrainLoop, Runner
 
 from mmdet.engine.data_checks import check_data, classes_of
 from mmdet.engine.runner import model_of
+from mmdet.engine.schedule import accumulated, batch_of_a_process
 from mmdet.registry import HOOKS
 
 
@@ -23,8 +24,10 @@ class RunInfoHook(Hook):
         loader = runner.train_dataloader
         length = (f'{runner.max_epochs} epochs of {len(loader)} iterations' if runner.log_processor.by_epoch
                   else f'{runner.max_iters} iterations')
+        counts = accumulated(runner.optim_wrapper)
         self._say(runner, 'Training', loader,
-                  f'{length}, seed {runner.seed}' + (f', from iteration {runner.iter}' if runner.iter else ''))
+                  f'{length}, seed {runner.seed}' + (f', from iteration {runner.iter}' if runner.iter else ''),
+                  f' x {counts} iterations' if counts > 1 else '')
 
     def after_val_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
         """Note in the checkpoint which evaluation has been done: a resumed run makes up one that is missing."""
@@ -36,16 +39,16 @@ class RunInfoHook(Hook):
     def before_test(self, runner: Runner) -> None:
         self._say(runner, 'Testing', runner.test_dataloader, f'{len(runner.test_dataloader)} iterations')
 
-    def _say(self, runner: Runner, doing: str, loader, length: str) -> None:
+    def _say(self, runner: Runner, doing: str, loader, length: str, times: str = '') -> None:
         dataset, model = loader.dataset, model_of(runner)
         classes = classes_of(dataset) or ()
         device = next(model.parameters()).device
         where = torch.cuda.get_device_name(device) if device.type == 'cuda' else 'CPU'
-        batch = getattr(loader.batch_sampler, 'batch_size', None) or loader.batch_size
         name = type(getattr(dataset, 'dataset', dataset)).__name__
         runner.logger.info(
             f'{doing} {type(model).__name__} on {name} ({len(dataset)} images, {len(classes)} classes), '
-            f'{get_world_size()} x {batch} images a step ({where}), {length}, into {runner.work_dir}')
+            f'{get_world_size()} x {batch_of_a_process(loader)} images{times} a step ({where}), {length}, '
+            f'into {runner.work_dir}')
 
     def after_train(self, runner: Runner) -> None:
         best = runner.message_hub.get_info('best_ckpt')

@@ -55,6 +55,24 @@ def plan_cbn(model: nn.Module) -> Plan:
     return Plan(pairs, {name: left.get(name, 'it is never called') for name in norms if name not in pairs})
 
 
+class _Followed:
+    """Mixin for a norm that holds what comes behind it, as timm's BatchNormAct2d holds its dropout and activation."""
+
+    def forward(self, *args, **kwargs) -> torch.Tensor:
+        x = super().forward(*args, **kwargs)
+        for child in self.children():
+            x = child(x)
+        return x
+
+
+class _FollowedCBN(_Followed, CrossIterBatchNorm2d):
+    pass
+
+
+class _FollowedBatchNorm(_Followed, nn.BatchNorm2d):
+    pass
+
+
 class _Tracer(torch.fx.Tracer):
     """Enters no norm and no convolution, whoever's class it is."""
 
@@ -90,10 +108,11 @@ def _traced(model: nn.Module, prefix: str, pairs: dict, left: dict) -> list[str]
 def convert_cbn(model: nn.Module, buffer_num: int = 3, burnin: int | None = None, **options) -> nn.Module:
     """Replace, in place, each BatchNorm2d of ``model`` that follows a Conv2d; returns the model.
 
-    Weights, statistics, eps, momentum and whether gamma and beta are trained stay as they are, and so does the
-    state dict. What stays BatchNorm2d, and why, is logged; ``plan_cbn(model)`` says it beforehand. ``options`` are
-    those of ``CrossIterBatchNorm2d``. A norm whose convolution turns out to be another one when the model
-    runs raises ValueError there.
+    Weights, statistics, eps, momentum and whether gamma and beta are trained stay as they are, and so do the state dict
+    and the modules that a norm holds (timm's BatchNormAct2d: its activation), which are applied behind it. What stays
+    BatchNorm2d, and why, is logged; ``plan_cbn(model)`` says it beforehand. ``options`` are those of
+    ``CrossIterBatchNorm2d``. A norm whose convolution turns out to be another one when the model runs raises ValueError
+    there.
 
     Raises:
         ValueError: no norm of the model follows a convolution.
@@ -109,7 +128,8 @@ def convert_cbn(model: nn.Module, buffer_num: int = 3, burnin: int | None = None
     logging.getLogger(__name__).info('%s', plan)
     for norm_name, conv_name in plan.pairs.items():
         old = model.get_submodule(norm_name)
-        new = CrossIterBatchNorm2d(
+        kind = _FollowedCBN if list(old.children()) else CrossIterBatchNorm2d
+        new = kind(
             old.num_features, old.eps, old.momentum, old.affine, old.track_running_stats, buffer_num, burnin, **options
         )
         _replace(model, norm_name, _take_over(old, new).follow(model.get_submodule(conv_name)))
@@ -121,7 +141,8 @@ def revert_cbn(model: nn.Module) -> nn.Module:
     for name, old in cbn_layers(model).items():
         for conv in model.modules():
             old.unfollow(conv)
-        plain = nn.BatchNorm2d(old.num_features, old.eps, old.momentum, old.affine, old.track_running_stats)
+        kind = _FollowedBatchNorm if list(old.children()) else nn.BatchNorm2d
+        plain = kind(old.num_features, old.eps, old.momentum, old.affine, old.track_running_stats)
         new = _take_over(old, plain)
         if name == '':
             return new
@@ -130,8 +151,9 @@ def revert_cbn(model: nn.Module) -> nn.Module:
 
 
 def _take_over(old: nn.Module, new: nn.Module) -> nn.Module:
-    """Give ``new`` the very parameters and buffers of ``old``, so that an optimizer keeps hold of them."""
+    """Give ``new`` the very parameters, buffers and modules of ``old``, so that an optimizer keeps hold of them."""
     new._parameters.update(old._parameters)
+    new._modules.update(old._modules)
     new._buffers.update(old._buffers)
     return new.train(old.training)
 

@@ -2,5 +2,7 @@
 
 from mmdet.models.backbones.resnet import ResNet
 from mmdet.models.backbones.resnext import ResNeXt
+from mmdet.models.backbones.timm import TimmBackbone
+from mmdet.models.backbones.torchvision import TorchvisionBackbone
 
-__all__ = ['ResNeXt', 'ResNet']
+__all__ = ['ResNeXt', 'ResNet', 'TimmBackbone', 'TorchvisionBackbone']

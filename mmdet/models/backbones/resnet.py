@@ -20,15 +20,20 @@ class Block(nn.Module):
 
     Args:
         chain: arguments of each convolution: input and output channels, kernel, stride, padding, dilation, groups.
+        conv_cfgs: kind of each convolution.
         downsample: projection and norm that give x the shape of the chain's end; None for none.
     """
 
     def __init__(
-        self, chain: list[tuple[int, ...]], downsample: nn.Sequential | None, conv_cfg: dict | None, norm_cfg: dict
+        self,
+        chain: list[tuple[int, ...]],
+        conv_cfgs: list[dict | None],
+        downsample: nn.Sequential | None,
+        norm_cfg: dict,
     ):
         super().__init__()
         self.norm_names = []
-        for index, arguments in enumerate(chain, start=1):
+        for index, (arguments, conv_cfg) in enumerate(zip(chain, conv_cfgs), start=1):
             self.add_module(f'conv{index}', build_conv_layer(conv_cfg, *arguments, bias=False))
             name, norm = build_norm_layer(norm_cfg, arguments[1], postfix=index)
             self.add_module(name, norm)
@@ -51,28 +56,70 @@ class Block(nn.Module):
 
 
 class BasicBlock(Block):
-    """Two 3x3 convolutions; `style`, `groups` and `group_width` are a bottleneck's."""
+    """Two 3x3 convolutions; the options of a bottleneck alone are not used."""
 
     expansion = 1
 
-    def __init__(self, in_channels, channels, stride, dilation, style, groups, group_width, **common):
+    def __init__(self, in_channels, channels, stride, dilation, style, groups, group_width, conv_cfg, dcn, **common):
         first = in_channels, channels, 3, stride, dilation, dilation
-        super().__init__([first, (channels, channels, 3, 1, 1)], **common)
+        super().__init__([first, (channels, channels, 3, 1, 1)], [conv_cfg] * 2, **common)
 
 
 class Bottleneck(Block):
-    """1x1, 3x3, 1x1 convolutions, the second in groups in a ResNeXt.
+    """1x1, 3x3, 1x1 convolutions, the second in groups in a ResNeXt and of the kind `dcn` where that is given.
 
     The stride sits in the 3x3 convolution for style 'pytorch', in the first 1x1 for 'caffe'.
     """
 
     expansion = 4
 
-    def __init__(self, in_channels, channels, stride, dilation, style, groups, group_width, **common):
+    def __init__(self, in_channels, channels, stride, dilation, style, groups, group_width, conv_cfg, dcn, **common):
         width = channels if groups == 1 else groups * group_width
         first_stride, stride = (1, stride) if style == 'pytorch' else (stride, 1)
         first, last = (in_channels, width, 1, first_stride), (width, channels * self.expansion, 1)
-        super().__init__([first, (width, width, 3, stride, dilation, dilation, groups), last], **common)
+        middle = dict(dcn or {})
+        if not middle or (middle.pop('fallback_on_stride', False) and stride > 1):
+            middle = conv_cfg
+        chain = [first, (width, width, 3, stride, dilation, dilation, groups), last]
+        super().__init__(chain, [conv_cfg, middle, conv_cfg], **common)
+
+
+def res_layer(
+    block: type[Block],
+    count: int,
+    in_channels: int,
+    channels: int,
+    stride: int,
+    conv_cfg: dict | None,
+    norm_cfg: dict,
+    zero_init_residual: bool,
+    **options,
+) -> nn.Sequential:
+    """A stage: `count` blocks, the first with the stride and, where the shape changes, a projection.
+
+    (N, in_channels, H, W) -> (N, channels * block.expansion, H / stride, W / stride); `options` are the blocks'.
+    """
+    out_channels = channels * block.expansion
+    layers = []
+    for index in range(count):
+        downsample = None
+        if index == 0 and (stride != 1 or in_channels != out_channels):
+            downsample = nn.Sequential(
+                build_conv_layer(conv_cfg, in_channels, out_channels, 1, stride, bias=False),
+                build_norm_layer(norm_cfg, out_channels)[1],
+            )
+        layer = block(
+            in_channels, channels, stride if index == 0 else 1,
+            downsample=downsample, conv_cfg=conv_cfg, norm_cfg=norm_cfg, **options,
+        )  # fmt: skip
+        for conv, _ in layer.pairs + ([] if downsample is None else [downsample]):
+            init_conv(conv)
+        scale = getattr(layer.pairs[-1][1], 'weight', None)
+        if zero_init_residual and scale is not None:
+            nn.init.zeros_(scale)
+        layers.append(layer)
+        in_channels = out_channels
+    return nn.Sequential(*layers)
 
 
 @MODELS.register_module()
@@ -89,6 +136,8 @@ class ResNet(BaseModule):
         norm_eval: keep all BatchNorm layers in eval mode, so that they use the pretrained statistics.
         style: 'pytorch' or 'caffe' (see `Bottleneck`).
         zero_init_residual: start every block as the identity (scale of its last norm 0).
+        dcn: kind of the 3x3 convolutions in the stages of `stage_with_dcn`, ``dict(type='DCN' | 'DCNv2',
+            deform_groups=1, fallback_on_stride=False)``; fallback_on_stride leaves those with a stride as they are.
         with_cp: recompute blocks in the backward pass to save memory.
         init_cfg: see `mmdet.models.initialize`; None keeps Kaiming normal.
 
@@ -123,6 +172,8 @@ class ResNet(BaseModule):
         with_cp: bool = False,
         groups: int = 1,
         base_width: int = 64,
+        dcn: dict | None = None,
+        stage_with_dcn: tuple[bool, ...] = (False, False, False, False),
         init_cfg: dict | list[dict] | None = None,
     ):
         super().__init__(init_cfg)
@@ -143,6 +194,10 @@ class ResNet(BaseModule):
             raise UserError(f'ResNet: frozen_stages={frozen_stages} must be -1 to {num_stages} (num_stages)')
         if groups > 1 and block is BasicBlock:
             raise UserError(f'ResNet: depth={depth} has no bottlenecks for groups={groups}; ResNeXt begins at 50')
+        if dcn and block is BasicBlock:
+            raise UserError(f'ResNet: depth={depth} has no bottlenecks for dcn={dcn}; use 50 or more, or conv_cfg')
+        if dcn and (len(stage_with_dcn) < num_stages or not any(stage_with_dcn)):
+            raise UserError(f'ResNet: stage_with_dcn={stage_with_dcn} must say for {num_stages} stages which have dcn')
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
         self.out_indices = tuple(out_indices)
@@ -154,31 +209,17 @@ class ResNet(BaseModule):
         self.stages = []
         channels = base_channels
         for stage in range(num_stages):
-            layers = []
-            for index in range(blocks[stage]):
-                out_channels = base_channels * 2**stage * block.expansion
-                stride = strides[stage] if index == 0 else 1
-                downsample = None
-                if index == 0 and (stride != 1 or channels != out_channels):
-                    downsample = nn.Sequential(
-                        build_conv_layer(conv_cfg, channels, out_channels, 1, stride, bias=False),
-                        build_norm_layer(norm_cfg, out_channels)[1],
-                    )
-                layers.append(block(
-                    channels, base_channels * 2**stage, stride, dilations[stage], style, groups, base_width * 2**stage,
-                    downsample=downsample, conv_cfg=conv_cfg, norm_cfg=norm_cfg,
-                ))  # fmt: skip
-                channels = out_channels
+            width = base_channels * 2**stage
+            layer = res_layer(
+                block, blocks[stage], channels, width, strides[stage],
+                dilation=dilations[stage], style=style, groups=groups, group_width=base_width * 2**stage,
+                conv_cfg=conv_cfg, dcn=dcn if stage_with_dcn[stage] else None, norm_cfg=norm_cfg,
+                zero_init_residual=zero_init_residual,
+            )  # fmt: skip
+            channels = width * block.expansion
             self.stages.append(f'layer{stage + 1}')
-            self.add_module(self.stages[-1], nn.Sequential(*layers))
+            self.add_module(self.stages[-1], layer)
         init_conv(self.conv1)
-        for module in self.modules():
-            if isinstance(module, block):
-                for conv, _ in module.pairs + ([] if module.downsample is None else [module.downsample]):
-                    init_conv(conv)
-                scale = getattr(module.pairs[-1][1], 'weight', None)
-                if zero_init_residual and scale is not None:
-                    nn.init.zeros_(scale)
         self._freeze_stages()
 
     def train(self, mode: bool = True):

@@ -13,6 +13,7 @@ from mmdet.structures import Target
 FAR_AWAY = -1e6  # pixels
 TRAIN_KEYS = ('assigner', 'sampler', 'allowed_border', 'pos_weight', 'debug')
 TEST_KEYS = ('nms_pre', 'nms', 'max_per_img', 'min_bbox_size')
+PROPOSAL_KEYS = (*TEST_KEYS, 'nms_across_levels')  # of an RPN
 # What mmdetection's dense heads have and ours do not, and what to override instead.
 ELSEWHERE = dict(
     _init_layers='__init__',

@@ -23,7 +23,7 @@ from mmdet.models.dense_heads.common import (
     sample_anchors,
 )
 from mmdet.models.detections import Detections, keep_best, number_kept
-from mmdet.models.settings import check_keys, weight_positives
+from mmdet.models.settings import check_channels, check_keys, weight_positives
 from mmdet.registry import MODELS, TASK_UTILS
 from mmdet.structures import Target
 from mmdet.structures.boxes import unscale_boxes
@@ -78,6 +78,7 @@ class RetinaHead(BaseModule):
         self.train_cfg = train_cfg or {}
         self.num_classes = num_classes
         self.reg_decoded_bbox = reg_decoded_bbox
+        self.in_channels = in_channels
         self.anchor_generator = TASK_UTILS.build(anchor_generator)
         self.bbox_coder = TASK_UTILS.build(bbox_coder)
         self.loss_cls = MODELS.build(loss_cls)
@@ -117,6 +118,7 @@ class RetinaHead(BaseModule):
 
     def forward(self, features: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, list[Tensor]]:
         """Logits (N, M, C), deltas (N, M, 4) and the anchors of each level."""
+        check_channels(self, features, [self.in_channels] * len(features))
         logits, deltas = self.outputs(features)
         anchors = self.anchor_generator.grid_priors([x.shape[-2:] for x in features], device=features[0].device)
         return logits, deltas, anchors

@@ -10,19 +10,18 @@ import torch
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from mmdet.config.errors import UserError
 from mmdet.config.overrides import refuse_overrides
 from mmdet.layers import conv_norm, conv_stack, init_conv
 from mmdet.models.dense_heads.common import (
     ELSEWHERE,
-    TEST_KEYS,
+    PROPOSAL_KEYS,
     TRAIN_KEYS,
     batch_rows,
     flatten_levels,
     sample_anchors,
 )
 from mmdet.models.detections import keep_best, number_kept
-from mmdet.models.settings import check_keys, weight_positives
+from mmdet.models.settings import check_channels, check_keys, weight_positives
 from mmdet.registry import MODELS, TASK_UTILS
 from mmdet.structures import Target
 
@@ -34,10 +33,12 @@ class RPNHead(BaseModule):
 
     Args:
         num_convs: 3x3 convolutions before the two 1x1 outputs.
+        loss_cls: with ``use_sigmoid=False`` an anchor has two outputs, object and background, compared by a softmax.
         reg_decoded_bbox: `loss_bbox` compares boxes in pixels (IoU losses) instead of deltas.
         train_cfg: dict(assigner, sampler[, allowed_border, pos_weight]); see `trained_anchors`.
-        test_cfg: dict(nms_pre, nms, max_per_img, min_bbox_size), used for the proposals in training too unless
-            the detector's train_cfg has rpn_proposal.
+        test_cfg: dict(nms_pre, nms, max_per_img, min_bbox_size[, nms_across_levels]), used for the proposals in
+            training too unless the detector's train_cfg has rpn_proposal. NMS acts on each level by itself, or with
+            ``nms_across_levels=True`` on all of them together.
     """
 
     compiles = dict(outputs='images')
@@ -65,14 +66,14 @@ class RPNHead(BaseModule):
     ):
         super().__init__(init_cfg)
         check_keys('train_cfg.rpn', train_cfg, TRAIN_KEYS)
-        check_keys('test_cfg.rpn', test_cfg, TEST_KEYS)
+        check_keys('test_cfg.rpn', test_cfg, PROPOSAL_KEYS)
         self.reg_decoded_bbox = reg_decoded_bbox
         self.train_cfg = train_cfg or {}
+        self.in_channels = in_channels
         self.anchor_generator = TASK_UTILS.build(anchor_generator)
         self.bbox_coder = TASK_UTILS.build(bbox_coder)
         self.loss_cls = MODELS.build(loss_cls)
-        if not getattr(self.loss_cls, 'use_sigmoid', True):
-            raise UserError(f'RPNHead: loss_cls={loss_cls} needs use_sigmoid=True, an anchor has one logit')
+        self.softmax = not getattr(self.loss_cls, 'use_sigmoid', True)
         self.loss_bbox = MODELS.build(loss_bbox)
         self.test_cfg = test_cfg
         if train_cfg is not None:
@@ -83,7 +84,7 @@ class RPNHead(BaseModule):
         else:
             self.rpn_conv = nn.Sequential(*conv_stack(num_convs, in_channels, feat_channels))
         num_anchors = self.anchor_generator.num_base_anchors
-        self.rpn_cls = nn.Conv2d(feat_channels, num_anchors, 1)
+        self.rpn_cls = nn.Conv2d(feat_channels, num_anchors * (2 if self.softmax else 1), 1)
         self.rpn_reg = nn.Conv2d(feat_channels, num_anchors * 4, 1)
         for module in self.modules():
             init_conv(module, partial(nn.init.normal_, std=0.01))
@@ -94,11 +95,17 @@ class RPNHead(BaseModule):
             hidden = [conv_norm(self.rpn_conv, None, x, relu=True) for x in features]
         else:
             hidden = [self.rpn_conv(x) for x in features]  # its blocks end in ReLU
-        logits = flatten_levels([self.rpn_cls(x) for x in hidden], 1).squeeze(-1)
+        logits = [self.rpn_cls(x) for x in hidden]
+        if self.softmax:  # of two outputs it is the sigmoid of their difference
+            objects, background = flatten_levels(logits, 2).unbind(-1)
+            logits = objects - background
+        else:
+            logits = flatten_levels(logits, 1).squeeze(-1)
         return logits, flatten_levels([self.rpn_reg(x) for x in hidden], 4)
 
     def forward(self, features: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, list[Tensor]]:
         """Logits (N, M), deltas (N, M, 4) and the anchors of each level."""
+        check_channels(self, features, [self.in_channels] * len(features))
         logits, deltas = self.outputs(features)
         anchors = self.anchor_generator.grid_priors([x.shape[-2:] for x in features], device=features[0].device)
         return logits, deltas, anchors
@@ -117,8 +124,12 @@ class RPNHead(BaseModule):
         deltas = deltas.flatten(0, 1).index_select(0, positive)
         boxes = anchors[positive % len(anchors)]
         pred, box_targets = self.bbox_coder.compared(boxes, deltas, matched_boxes, self.reg_decoded_bbox)
-        labels = (torch.arange(len(logits), device=logits.device) < len(positive)).to(logits.dtype)[:, None]
-        weight = weight_positives(labels > 0, self.train_cfg.get('pos_weight', -1))
+        is_object = torch.arange(len(logits), device=logits.device) < len(positive)
+        weight = weight_positives(is_object, self.train_cfg.get('pos_weight', -1))
+        if self.softmax:  # the background's logit may be 0, where the other is their difference
+            logits, labels = torch.cat([logits, torch.zeros_like(logits)], dim=1), (~is_object).long()
+        else:
+            labels = is_object.to(logits.dtype)[:, None]
         return dict(
             loss_rpn_cls=self.loss_cls(logits, labels, weight, avg_factor=len(logits)),
             loss_rpn_bbox=self.loss_bbox(pred, box_targets, avg_factor=len(logits)),
@@ -161,6 +172,7 @@ class RPNHead(BaseModule):
             # Boxes clipped to nothing are dropped; a diverged (NaN) delta is, too.
             valid = (self.bbox_coder.sides(image_boxes) > cfg.get('min_bbox_size', 0)).all(dim=1).nonzero().squeeze(1)
             image_boxes, image_scores = image_boxes[valid], image_scores[valid]
-            keep, kept_scores = keep_best(image_boxes, image_scores, levels[valid], cfg)
+            groups = torch.zeros_like(valid) if cfg.get('nms_across_levels', False) else levels[valid]
+            keep, kept_scores = keep_best(image_boxes, image_scores, groups, cfg)
             proposals.append((image_boxes[keep], kept_scores))
         return proposals

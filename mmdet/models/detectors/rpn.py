@@ -1,6 +1,7 @@
 """The region proposal network alone."""
 
 import torch
+from mmengine.config import ConfigDict
 
 from mmdet.models.detections import Detections
 from mmdet.models.detectors.single_stage import SingleStageDetector
@@ -36,6 +37,7 @@ class RPN(SingleStageDetector):
         check_keys('train_cfg', train_cfg, ('rpn', 'rpn_proposal'))
         check_keys('test_cfg', test_cfg, ('rpn',))
         super().__init__(backbone, neck, rpn_head, (train_cfg or {}).get('rpn'), (test_cfg or {}).get('rpn'), **kwargs)
+        self.train_cfg, self.test_cfg = ConfigDict(rpn=self.train_cfg), ConfigDict(rpn=self.test_cfg)
 
     def detections(self, outputs: tuple, metas: list[dict]) -> list[Detections]:
         proposals = self.head.predict(*outputs, [meta['img_shape'][:2] for meta in metas])

@@ -4,6 +4,7 @@ N images, C channels, H and W of the padded batch.
 """
 
 import torch
+from mmengine.config import ConfigDict
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
@@ -51,8 +52,12 @@ class SingleStageDetector(BaseModel):
     ):
         super().__init__(build_preprocessor(data_preprocessor), init_cfg)
         self.backbone = build_backbone(backbone)
-        self.neck = build_neck(neck)
-        self.add_module(self.head_name, MODELS.build(dict(bbox_head, train_cfg=train_cfg, test_cfg=test_cfg)))
+        self.neck = build_neck(neck, self.backbone)
+        # the head holds these too, so that model.test_cfg.score_thr can still be changed
+        self.train_cfg, self.test_cfg = (None if cfg is None else ConfigDict(cfg) for cfg in (train_cfg, test_cfg))
+        head = dict(bbox_head, train_cfg=self.train_cfg, test_cfg=self.test_cfg)
+        self.add_module(self.head_name, MODELS.build(head))
+        self.with_neck, self.with_bbox, self.with_mask = self.neck is not None, True, False
 
     @property
     def head(self) -> nn.Module:

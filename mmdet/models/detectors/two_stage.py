@@ -4,17 +4,19 @@ N images, C channels, H and W of the padded batch, P proposals of an image.
 """
 
 import torch
+from mmengine.config import ConfigDict
 from mmengine.model import BaseModel
 from torch import Tensor
 
 from mmdet.config.overrides import refuse_overrides
 from mmdet.models.data_preprocessor import to_target
-from mmdet.models.dense_heads.common import TEST_KEYS
+from mmdet.models.dense_heads.common import PROPOSAL_KEYS
+from mmdet.models.detections import Detections
 from mmdet.models.detectors.parts import build_backbone, build_neck, build_preprocessor
 from mmdet.models.initialize import init_weights
 from mmdet.models.settings import check_heads, check_keys, check_settings
 from mmdet.registry import MODELS
-from mmdet.structures import DetDataSample, Target
+from mmdet.structures import DetDataSample, RLEMasks, Target
 
 
 @refuse_overrides(_forward='forward', add_pred_to_datasample='predict')
@@ -56,17 +58,20 @@ class TwoStageDetector(BaseModel):
         init_cfg: dict | list[dict] | None = None,
     ):
         super().__init__(build_preprocessor(data_preprocessor), init_cfg)
-        train_cfg, test_cfg = train_cfg or {}, test_cfg or {}
+        # the heads hold their parts of these, so that model.test_cfg.rcnn.score_thr can still be changed
+        train_cfg, test_cfg = self.train_cfg, self.test_cfg = ConfigDict(train_cfg or {}), ConfigDict(test_cfg or {})
         check_keys('train_cfg', train_cfg, ('rpn', 'rpn_proposal', 'rcnn'))
-        check_keys('train_cfg.rpn_proposal', train_cfg.get('rpn_proposal'), TEST_KEYS)
+        check_keys('train_cfg.rpn_proposal', train_cfg.get('rpn_proposal'), PROPOSAL_KEYS)
         check_keys('test_cfg', test_cfg, ('rpn', 'rcnn'))
         self.backbone = build_backbone(backbone)
-        self.neck = build_neck(neck)
+        self.neck = build_neck(neck, self.backbone)
         if rpn_head is not None:
             rpn_head = dict(rpn_head, train_cfg=train_cfg.get('rpn'), test_cfg=test_cfg.get('rpn'))
             self.rpn_head = MODELS.build(rpn_head)
         self.roi_head = MODELS.build(dict(roi_head, train_cfg=train_cfg.get('rcnn'), test_cfg=test_cfg.get('rcnn')))
         self.proposal_cfg = train_cfg.get('rpn_proposal', test_cfg.get('rpn'))
+        self.with_neck, self.with_rpn = self.neck is not None, rpn_head is not None
+        self.with_bbox, self.with_mask = True, self.roi_head.mask_head is not None
 
     def init_weights(self) -> None:
         """Called by the Runner once, before training."""
@@ -98,13 +103,19 @@ class TwoStageDetector(BaseModel):
         """The samples with `pred_instances`, in pixels of the original images."""
         features = self.extract_feat(inputs)
         metas = [sample.metainfo for sample in data_samples]
-        detections = self.roi_head.predict(features, self.proposals(features, data_samples), metas)
+        detections = self.detect(features, self.proposals(features, data_samples), data_samples)
         for sample, found in zip(data_samples, detections):
             sample.pred_instances = found.to_instances()
         if self.roi_head.mask_head is not None:
             for sample, masks in zip(data_samples, self.roi_head.predict_masks(features, detections, metas)):
-                sample.pred_instances.masks = masks
+                sample.pred_instances.masks = RLEMasks(masks, *sample.ori_shape[:2])
         return data_samples
+
+    def detect(
+        self, features: tuple[Tensor, ...], proposals: list[Tensor], data_samples: list[DetDataSample]
+    ) -> list[Detections]:
+        """Detections of each image from its proposals [(P, 4)], without masks."""
+        return self.roi_head.predict(features, proposals, [sample.metainfo for sample in data_samples])
 
     def training_proposals(
         self, features: tuple[Tensor, ...], data_samples: list[DetDataSample], targets: list[Target]

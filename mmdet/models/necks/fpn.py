@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from mmdet.config.errors import UserError
 from mmdet.layers import ConvModule, init_conv
+from mmdet.models.settings import check_channels
 from mmdet.registry import MODELS
 
 
@@ -56,7 +57,7 @@ class FPN(BaseModule):
             )
         self.start_level = start_level
         self.end_level = last + 1
-        used = in_channels[self.start_level : self.end_level]
+        self.in_channels = used = in_channels[self.start_level : self.end_level]
         if num_outs < len(used):
             raise UserError(f'FPN: num_outs={num_outs} is less than the {len(used)} levels it is built on')
         self.add_extra_convs = 'on_input' if add_extra_convs is True else add_extra_convs
@@ -91,7 +92,9 @@ class FPN(BaseModule):
         """L maps (N, C_l, H_l, W_l) -> `num_outs` maps (N, out_channels, H_l, W_l), fine to coarse."""
         if len(inputs) != self.num_inputs:
             raise UserError(f'FPN: {self.num_inputs} entries of in_channels for {len(inputs)} maps of the backbone')
-        laterals = [conv(x) for conv, x in zip(self.lateral_convs, inputs[self.start_level : self.end_level])]
+        used = inputs[self.start_level : self.end_level]
+        check_channels(self, used, self.in_channels)
+        laterals = [conv(x) for conv, x in zip(self.lateral_convs, used)]
         for level in range(len(laterals) - 1, 0, -1):
             finer = laterals[level - 1]
             laterals[level - 1] = finer + F.interpolate(laterals[level], size=finer.shape[-2:], mode=self.upsample_mode)

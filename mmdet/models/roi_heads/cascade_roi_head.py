@@ -26,6 +26,7 @@ from mmdet.models.roi_heads.common import (
     needed_settings,
     positives_on_host,
     sample_rois,
+    split_or_none,
 )
 from mmdet.models.roi_heads.single_level_roi_extractor import to_rois
 from mmdet.models.settings import check_keys
@@ -43,7 +44,8 @@ class CascadeRoIHead(BaseModule):
         stage_loss_weights: factor of each stage's losses.
         bbox_roi_extractor, bbox_head, mask_roi_extractor, mask_head: one for all stages or a list.
         train_cfg: list of dict(assigner, sampler, mask_size).
-        test_cfg: dict(score_thr, nms, max_per_img, mask_thr_binary).
+        test_cfg: dict(score_thr, nms, max_per_img, mask_thr_binary[, keep_all_stages]); with ``keep_all_stages=True``
+            `CascadeRCNN` also gives what each stage finds by itself.
         average: scores are of the stages' mean 'logits' (mmdetection), or their mean 'probabilities' (detectron2).
     """
 
@@ -65,7 +67,7 @@ class CascadeRoIHead(BaseModule):
         super().__init__(init_cfg)
         if average not in ('logits', 'probabilities'):
             raise UserError(f"CascadeRoIHead: average={average!r} is neither 'logits' nor 'probabilities'")
-        check_keys('test_cfg.rcnn', test_cfg, TEST_KEYS)
+        check_keys('test_cfg.rcnn', test_cfg, (*TEST_KEYS, 'keep_all_stages'))
         for index, cfg in enumerate(train_cfg or ()):
             check_keys(f'train_cfg.rcnn.{index}', cfg, TRAIN_KEYS)
         if len(stage_loss_weights) != num_stages:
@@ -86,9 +88,13 @@ class CascadeRoIHead(BaseModule):
 
         self.bbox_roi_extractor = per_stage('bbox_roi_extractor', bbox_roi_extractor)
         self.bbox_head = per_stage('bbox_head', bbox_head)
+        if not all(getattr(head, 'with_cls', True) for head in self.bbox_head):
+            raise UserError('CascadeRoIHead: a bbox_head has with_cls=False, and nothing else gives its scores')
         self.mask_head = None
         if mask_head is not None:
-            self.mask_roi_extractor = per_stage('mask_roi_extractor', mask_roi_extractor or bbox_roi_extractor)
+            own = mask_roi_extractor is not None
+            shared = self.bbox_roi_extractor
+            self.mask_roi_extractor = per_stage('mask_roi_extractor', mask_roi_extractor) if own else shared
             self.mask_head = per_stage('mask_head', mask_head)
         if train_cfg is not None:
             if len(train_cfg) != num_stages:
@@ -125,9 +131,9 @@ class CascadeRoIHead(BaseModule):
             logits, deltas = self(features, [s.boxes for s in sampled], stage)
             of_stage = bbox_loss(self.bbox_head[stage], logits, deltas, sampled, self.train_cfg[stage])
             if self.mask_head is not None:
-                parts = self.mask_head[stage], self.mask_roi_extractor[stage]
+                pool = partial(self._pool_masks, features, stage=stage)
                 size = self.train_cfg[stage]['mask_size']
-                of_stage.update(mask_loss(*parts, features, sampled, positives, targets, size))
+                of_stage.update(mask_loss(self.mask_head[stage], pool, sampled, positives, targets, size))
             losses.update({f's{stage}.{k}': v * weight if 'loss' in k else v for k, v in of_stage.items()})
             if stage + 1 < self.num_stages:
                 proposals = self.refine_sampled(sampled, logits, deltas, targets, stage)
@@ -135,19 +141,34 @@ class CascadeRoIHead(BaseModule):
 
     def predict(self, features: tuple[Tensor, ...], proposals: list[Tensor], metas: list[dict]) -> list[Detections]:
         """Detections of each image, without masks: scores of all stages, boxes of the last one."""
+        return self.predict_stages(features, proposals, metas)[-1]
+
+    def predict_stages(
+        self, features: tuple[Tensor, ...], proposals: list[Tensor], metas: list[dict]
+    ) -> list[list[Detections]]:
+        """`predict`'s detections, and before them, with ``keep_all_stages``, those of each stage by itself."""
         counts = [len(boxes) for boxes in proposals]
-        total = 0
+        found, total = [], 0
         for stage in range(self.num_stages):
             logits, deltas = self(features, proposals, stage)
-            total = total + (logits.float() if self.average == 'logits' else logits.float().softmax(-1))
+            scores = logits.float() if self.average == 'logits' else logits.float().softmax(-1)
+            total = total + scores
+            rois = proposals, split_or_none(deltas, counts)
+            if self.test_cfg.get('keep_all_stages', False):
+                found.append(self._detect(scores, *rois, metas, stage))
             if stage + 1 < self.num_stages:
-                labels = logits[:, :-1].argmax(1)
-                outputs = zip(proposals, labels.split(counts), deltas.split(counts), metas)
-                proposals = [self.refine(*rois, meta['img_shape'][:2], stage) for *rois, meta in outputs]
-        mean = total / self.num_stages
-        scores = (mean.softmax(-1) if self.average == 'logits' else mean)[:, :-1]
-        outputs = zip(proposals, scores.split(counts), deltas.split(counts), metas)
-        return [detect(self.bbox_head[-1].bbox_coder, *rois, meta, self.test_cfg) for *rois, meta in outputs]
+                labels = logits[:, :-1].argmax(1).split(counts)
+                outputs = zip(proposals, labels, rois[1], metas)
+                proposals = [self.refine(*roi, meta['img_shape'][:2], stage) for *roi, meta in outputs]
+        return [*found, self._detect(total / self.num_stages, *rois, metas, self.num_stages - 1)]
+
+    def _detect(
+        self, scores: Tensor, boxes: list[Tensor], deltas: list[Tensor | None], metas: list[dict], stage: int
+    ) -> list[Detections]:
+        """From scores (R, C + 1) as `average` says, boxes [(n_i, 4)] and their deltas of a stage."""
+        scores = (scores.softmax(-1) if self.average == 'logits' else scores)[:, :-1]
+        outputs = zip(boxes, scores.split([len(b) for b in boxes]), deltas, metas)
+        return [detect(self.bbox_head[stage].bbox_coder, *rois, meta, self.test_cfg) for *rois, meta in outputs]
 
     def predict_masks(
         self, features: tuple[Tensor, ...], detections: list[Detections], metas: list[dict]
@@ -155,17 +176,25 @@ class CascadeRoIHead(BaseModule):
         """One RLE of the original image's size for each detection, from the mean of the stages' probabilities."""
         boxes = [scale_boxes(d.boxes, m['scale_factor']) for d, m in zip(detections, metas)]
         labels = torch.cat([d.labels for d in detections])
-        rois = to_rois(boxes)
         probabilities = [
-            head.predict(head(extractor(features, rois)), labels)
-            for head, extractor in zip(self.mask_head, self.mask_roi_extractor)
+            head.predict(head(self._pool_masks(features, boxes, stage)), labels)
+            for stage, head in enumerate(self.mask_head)
         ]
         return masks_of(torch.stack(probabilities).mean(0), detections, metas, self.test_cfg)
 
+    def _pool_masks(self, features: tuple[Tensor, ...], boxes: list[Tensor], stage: int) -> Tensor:
+        """RoI features of the boxes [(n_i, 4)] of each image for a stage's mask head."""
+        return self.mask_roi_extractor[stage](features, to_rois(boxes))
+
     def refine(
-        self, boxes: Tensor, labels: Tensor, deltas: Tensor, image_shape: tuple[int, int], stage: int
+        self, boxes: Tensor, labels: Tensor, deltas: Tensor | None, image_shape: tuple[int, int], stage: int
     ) -> Tensor:
-        """Boxes (R, 4) moved by a stage's deltas (R, C or 1, 4) of their `labels` (R,), clipped into the image."""
+        """Boxes (R, 4) moved by a stage's deltas (R, C or 1, 4) of their `labels` (R,), clipped into the image.
+
+        A stage without regression leaves them where they are.
+        """
+        if deltas is None:
+            return boxes
         head = self.bbox_head[stage]
         column = torch.zeros_like(labels) if head.reg_class_agnostic else labels
         chosen = deltas[torch.arange(len(labels), device=labels.device), column].float()
@@ -173,7 +202,7 @@ class CascadeRoIHead(BaseModule):
 
     @torch.no_grad()
     def refine_sampled(
-        self, sampled: list[Sampled], logits: Tensor, deltas: Tensor, targets: list[Target], stage: int
+        self, sampled: list[Sampled], logits: Tensor, deltas: Tensor | None, targets: list[Target], stage: int
     ) -> list[Tensor]:
         """What a stage makes of its sampled boxes, [(P, 4)] for the next one.
 
@@ -182,7 +211,8 @@ class CascadeRoIHead(BaseModule):
         """
         counts = [len(s.boxes) for s in sampled]
         moved = []
-        for s, image_logits, image_deltas, target in zip(sampled, logits.split(counts), deltas.split(counts), targets):
+        outputs = zip(sampled, logits.split(counts), split_or_none(deltas, counts), targets)
+        for s, image_logits, image_deltas, target in outputs:
             labels = torch.where(s.labels < self.num_classes, s.labels, image_logits[:, :-1].argmax(1))
             boxes = self.refine(s.boxes, labels, image_deltas, target.image_shape, stage)
             positive = torch.arange(len(boxes), device=boxes.device) < s.num_positive

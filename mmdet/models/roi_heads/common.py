@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from mmdet.models.detections import Detections, keep_best
 from mmdet.models.roi_heads.mask_paste import resized_masks_to_rle
-from mmdet.models.roi_heads.single_level_roi_extractor import to_rois
 from mmdet.models.settings import weight_positives
 from mmdet.models.task_modules.delta_xywh_bbox_coder import DeltaXYWHBBoxCoder
 from mmdet.models.task_modules.protocols import Assigner, Sampler
@@ -108,8 +107,10 @@ def candidate_losses(
     return losses_of
 
 
-def bbox_loss(bbox_head: nn.Module, logits: Tensor, deltas: Tensor, sampled: list[Sampled], train_cfg: dict) -> dict:
-    """The box head's losses of its outputs for all sampled RoIs, logits (R, C + 1) and deltas (R, C or 1, 4)."""
+def bbox_loss(
+    bbox_head: nn.Module, logits: Tensor | None, deltas: Tensor | None, sampled: list[Sampled], train_cfg: dict
+) -> dict:
+    """The box head's losses of its outputs for all sampled RoIs, logits (R, C + 1), deltas (R, C or 1, 4) or None."""
     labels = torch.cat([s.labels for s in sampled])
     starts = accumulate((len(s.boxes) for s in sampled), initial=0)
     positive = [torch.arange(start, start + s.num_positive, device=labels.device) for start, s in zip(starts, sampled)]
@@ -122,6 +123,11 @@ def bbox_loss(bbox_head: nn.Module, logits: Tensor, deltas: Tensor, sampled: lis
         positive=torch.cat(positive),
         weight=weight_positives(labels < bbox_head.num_classes, train_cfg.get('pos_weight', -1)),
     )
+
+
+def split_or_none(rows: Tensor | None, counts: list[int]) -> list[Tensor | None]:
+    """The rows (R, ...) of each image; None of each where a head does not have the output."""
+    return [None] * len(counts) if rows is None else list(rows.split(counts))
 
 
 def positives_on_host(sampled: list[Sampled]) -> tuple[Tensor, ...]:
@@ -145,32 +151,37 @@ def mask_targets_of(positives: tuple[Tensor, ...], targets: list[Target], size: 
 
 def mask_loss(
     mask_head: nn.Module,
-    roi_extractor: nn.Module,
-    features: tuple[Tensor, ...],
+    pool: Callable[[list[Tensor]], Tensor],
     sampled: list[Sampled],
     positives: tuple[Tensor, ...],
     targets: list[Target],
     size: int,
 ) -> dict:
-    """The mask head's loss on the positive RoIs; `positives` are those of `positives_on_host`."""
+    """The mask head's loss on the positive RoIs; `positives` are those of `positives_on_host`.
+
+    `pool` gives the RoI features (R, channels, S, S) of the boxes [(n_i, 4)] of each image.
+    """
     boxes = [s.boxes[: s.num_positive] for s in sampled]
     labels = torch.cat([s.labels[: s.num_positive] for s in sampled])
-    logits = mask_head(roi_extractor(features, to_rois(boxes)))
+    logits = mask_head(pool(boxes))
     # on the host, while a GPU computes the logits
     mask_targets = mask_targets_of(positives, targets, size, labels.device)
     return mask_head.loss(logits, labels, mask_targets)
 
 
 def detect(
-    bbox_coder: DeltaXYWHBBoxCoder, boxes: Tensor, scores: Tensor, deltas: Tensor, meta: dict, cfg: dict
+    bbox_coder: DeltaXYWHBBoxCoder, boxes: Tensor, scores: Tensor, deltas: Tensor | None, meta: dict, cfg: dict
 ) -> Detections:
-    """Detections of one image from its RoIs' boxes (R, 4), scores (R, C) and deltas (R, C or 1, 4).
+    """Detections of one image from its RoIs' boxes (R, 4), scores (R, C) and deltas (R, C or 1, 4), or None.
 
     Pairs of RoI and class above ``score_thr`` go through per-class NMS; the best ``max_per_img`` remain.
     """
     row, labels = (scores > cfg['score_thr']).nonzero(as_tuple=True)
-    column = labels if deltas.shape[1] == scores.shape[1] else 0
-    boxes = bbox_coder.decode(boxes[row], deltas[row, column].float(), meta['img_shape'][:2])
+    if deltas is None:
+        boxes = boxes[row]
+    else:
+        column = labels if deltas.shape[1] == scores.shape[1] else 0
+        boxes = bbox_coder.decode(boxes[row], deltas[row, column].float(), meta['img_shape'][:2])
     # NMS acts on boxes in pixels of the original image, the ones that are evaluated.
     boxes, scores = unscale_boxes(boxes, meta['scale_factor']), scores[row, labels]
     if 'min_bbox_size' in cfg:

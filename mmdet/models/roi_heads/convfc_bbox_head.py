@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from mmdet.config.errors import UserError
 from mmdet.config.overrides import refuse_overrides
 from mmdet.layers import conv_stack
+from mmdet.models.settings import check_channels
 from mmdet.registry import MODELS, TASK_UTILS
 
 
@@ -34,12 +35,13 @@ class ConvFCBBoxHead(BaseModule):
         roi_feat_size: S.
         num_classes: C.
         reg_class_agnostic: one box per RoI instead of one per class.
+        with_cls, with_reg: whether there are `fc_cls` and `fc_reg`, with their branches and losses.
         with_avg_pool: average the S x S positions before the first fully connected layer.
         conv_cfg, norm_cfg: kind and norm of the convolutions.
         reg_decoded_bbox: `loss_bbox` compares boxes in pixels (IoU losses) instead of deltas.
 
     Raises:
-        UserError: convolutions of a branch after fully connected layers.
+        UserError: convolutions of a branch after fully connected layers, or of one that is not there.
     """
 
     compiles = dict(forward='rois')
@@ -58,6 +60,8 @@ class ConvFCBBoxHead(BaseModule):
         roi_feat_size: int | tuple[int, int] = 7,
         num_classes: int = 80,
         reg_class_agnostic: bool = False,
+        with_cls: bool = True,
+        with_reg: bool = True,
         with_avg_pool: bool = False,
         reg_decoded_bbox: bool = False,
         conv_cfg: dict | None = None,
@@ -68,6 +72,10 @@ class ConvFCBBoxHead(BaseModule):
         init_cfg: dict | list[dict] | None = None,
     ):
         super().__init__(init_cfg)
+        if not (with_cls or with_reg):
+            raise UserError('ConvFCBBoxHead: with_cls=False and with_reg=False leave nothing to find; set one of them')
+        self.with_cls = with_cls
+        self.with_reg = with_reg
         self.num_classes = num_classes
         self.reg_class_agnostic = reg_class_agnostic
         self.with_avg_pool = with_avg_pool
@@ -87,13 +95,17 @@ class ConvFCBBoxHead(BaseModule):
         height, width = (roi_feat_size,) * 2 if isinstance(roi_feat_size, int) else roi_feat_size
         positions = 1 if with_avg_pool else height * width
         channels = conv_out_channels if num_shared_convs else in_channels
+        self.in_channels = in_channels
         self.shared_convs = convs(num_shared_convs, in_channels)
         self.shared_fcs = fcs(num_shared_fcs, channels * positions)
         features = {}
-        for name, num_convs, num_fcs in (
-            ('cls', num_cls_convs, num_cls_fcs),
-            ('reg', num_reg_convs, num_reg_fcs),
+        for name, exists, num_convs, num_fcs in (
+            ('cls', with_cls, num_cls_convs, num_cls_fcs),
+            ('reg', with_reg, num_reg_convs, num_reg_fcs),
         ):
+            if not exists and (num_convs or num_fcs):
+                raise UserError(f'ConvFCBBoxHead: with_{name}=False leaves no branch for num_{name}_convs={num_convs} '
+                                f'and num_{name}_fcs={num_fcs}')
             if num_convs and num_shared_fcs:
                 raise UserError(
                     f'ConvFCBBoxHead: num_{name}_convs={num_convs} cannot follow num_shared_fcs={num_shared_fcs}'
@@ -103,25 +115,35 @@ class ConvFCBBoxHead(BaseModule):
             setattr(self, f'{name}_convs', convs(num_convs, channels))
             setattr(self, f'{name}_fcs', fcs(num_fcs, start))
             features[name] = fc_out_channels if num_fcs else start
-        self.fc_cls = nn.Linear(features['cls'], num_classes + 1)
-        self.fc_reg = nn.Linear(features['reg'], 4 if reg_class_agnostic else 4 * num_classes)
-        for fc in (*self.shared_fcs, *self.cls_fcs, *self.reg_fcs, self.fc_cls, self.fc_reg):
+        self.fc_cls = self.fc_reg = None
+        if with_cls:
+            self.fc_cls = nn.Linear(features['cls'], num_classes + 1)
+        if with_reg:
+            self.fc_reg = nn.Linear(features['reg'], 4 if reg_class_agnostic else 4 * num_classes)
+        for fc in (*self.shared_fcs, *self.cls_fcs, *self.reg_fcs):
             nn.init.xavier_uniform_(fc.weight)
             nn.init.zeros_(fc.bias)
-        nn.init.normal_(self.fc_cls.weight, std=0.01)
-        nn.init.normal_(self.fc_reg.weight, std=0.001)
+        for fc, std in ((self.fc_cls, 0.01), (self.fc_reg, 0.001)):
+            if fc is not None:
+                nn.init.normal_(fc.weight, std=std)
+                nn.init.zeros_(fc.bias)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """RoI features (R, channels, S, S) -> logits (R, C + 1), deltas (R, C or 1, 4)."""
+    def forward(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """RoI features (R, channels, S, S) -> logits (R, C + 1), deltas (R, C or 1, 4); None for what it has not."""
+        check_channels(self, [x], [self.in_channels])
         for conv in self.shared_convs:
             x = conv(x)
         if self.shared_fcs:
             x = self._flatten(x)
             for fc in self.shared_fcs:
                 x = fc(x).relu_()
-        logits = self.fc_cls(self._branch(x, self.cls_convs, self.cls_fcs))
-        deltas = self.fc_reg(self._branch(x, self.reg_convs, self.reg_fcs))
-        return logits, deltas.reshape(len(deltas), deltas.shape[1] // 4, 4)
+        logits = deltas = None
+        if self.with_cls:
+            logits = self.fc_cls(self._branch(x, self.cls_convs, self.cls_fcs))
+        if self.with_reg:
+            deltas = self.fc_reg(self._branch(x, self.reg_convs, self.reg_fcs))
+            deltas = deltas.reshape(len(deltas), deltas.shape[1] // 4, 4)
+        return logits, deltas
 
     def _branch(self, x: Tensor, convs: nn.ModuleList, fcs: nn.ModuleList) -> Tensor:
         for conv in convs:
@@ -138,8 +160,8 @@ class ConvFCBBoxHead(BaseModule):
 
     def loss(
         self,
-        logits: Tensor,
-        deltas: Tensor,
+        logits: Tensor | None,
+        deltas: Tensor | None,
         boxes: Tensor,
         labels: Tensor,
         gt_boxes: Tensor,
@@ -151,17 +173,22 @@ class ConvFCBBoxHead(BaseModule):
         logits and deltas as of `forward`, boxes (R, 4), labels (R,) with C for background, gt_boxes (R, 4) of which the
         background's rows are ignored, positive (P,) the other rows, weight (R,) of each RoI in the classification loss.
         """
-        column = torch.zeros_like(positive) if self.reg_class_agnostic else labels[positive]
-        pred, target = self.bbox_coder.compared(
-            boxes[positive], deltas[positive, column], gt_boxes[positive], self.reg_decoded_bbox
-        )
-        num = len(labels)
-        accuracy = 100 * (logits.detach().argmax(1) == labels).float().sum() / max(num, 1)
-        return dict(
-            loss_cls=self.loss_cls(logits, labels, weight, avg_factor=num),
-            acc=accuracy,
-            loss_bbox=self.loss_bbox(pred, target, avg_factor=num),
-        )
+        num, losses = len(labels), {}
+        if logits is not None:
+            accuracy = 100 * (logits.detach().argmax(1) == labels).float().sum() / max(num, 1)
+            losses.update(loss_cls=self.loss_cls(logits, labels, weight, avg_factor=num), acc=accuracy)
+        if deltas is not None:
+            column = torch.zeros_like(positive) if self.reg_class_agnostic else labels[positive]
+            pred, target = self.bbox_coder.compared(
+                boxes[positive], deltas[positive, column], gt_boxes[positive], self.reg_decoded_bbox
+            )
+            losses.update(loss_bbox=self.loss_bbox(pred, target, avg_factor=num))
+        return losses
+
+
+@MODELS.register_module()
+class BBoxHead(ConvFCBBoxHead):
+    """`fc_cls` and `fc_reg` alone (what follows C4's shared head)."""
 
 
 @MODELS.register_module()

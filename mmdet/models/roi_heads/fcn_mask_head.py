@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from mmdet.config.overrides import refuse_overrides
 from mmdet.layers import build_upsample_layer, conv_stack, init_conv
+from mmdet.models.settings import check_channels
 from mmdet.registry import MODELS
 
 
@@ -24,8 +25,8 @@ class FCNMaskHead(BaseModule):
 
     Args:
         class_agnostic: one mask per RoI instead of one per class.
-        upsample_cfg: dict(type='deconv' | 'nearest' | 'bilinear', scale_factor=s) or a registered class, see
-            `mmdet.layers.build`. A ReLU follows one that learns.
+        upsample_cfg: dict(type='deconv' | 'nearest' | 'bilinear' | None, scale_factor=s) or a registered class, see
+            `mmdet.layers.build`. A ReLU follows one that learns. With None s is 1.
     """
 
     compiles = dict(forward='rois')
@@ -45,6 +46,7 @@ class FCNMaskHead(BaseModule):
         init_cfg: dict | list[dict] | None = None,
     ):
         super().__init__(init_cfg)
+        self.in_channels = in_channels
         self.num_classes = num_classes
         self.class_agnostic = class_agnostic
         self.loss_mask = MODELS.build(loss_mask)
@@ -60,6 +62,7 @@ class FCNMaskHead(BaseModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """RoI features (R, channels, S, S) -> logits (R, C or 1, s S, s S)."""
+        check_channels(self, [x], [self.in_channels])
         for conv in self.convs:
             x = conv(x)
         x = self.upsample(x)

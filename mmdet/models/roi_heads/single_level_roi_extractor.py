@@ -6,11 +6,13 @@ size.
 
 import torch
 from mmengine.model import BaseModule
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.utils import _pair
 
 from mmdet.config.errors import UserError
 from mmdet.config.overrides import refuse_overrides
 from mmdet.ops import multiscale_roi_align
+from mmdet.ops.roi_align import map_levels
 from mmdet.registry import MODELS
 
 
@@ -23,11 +25,13 @@ def to_rois(boxes: list[Tensor]) -> Tensor:
 @MODELS.register_module()
 @refuse_overrides(build_roi_layers='__init__', map_roi_levels='forward', roi_rescale='forward')
 class SingleRoIExtractor(BaseModule):
-    """RoIAlign on one level per RoI (FPN paper, eq. 1).
+    """RoIAlign, or another RoI layer, on one level per RoI (FPN paper, eq. 1).
 
     Args:
         roi_layer: dict(type='RoIAlign', output_size=S, sampling_ratio=0, aligned=True); further keys go to
-            `mmdet.ops.multiscale_roi_align`.
+            `mmdet.ops.multiscale_roi_align`, one operator for all levels. Any other type is a registered class of which
+            each level has one, `Class(spatial_scale=cells per pixel, **options)`: a map (N, C, H_l, W_l) and RoIs
+            (R, 5) -> (R, C, S, S).
         featmap_strides: strides of the levels used, from the finest.
         out_channels: C, which the features bring with them.
         finest_scale: RoIs smaller than twice this many pixels (root of the area) use the finest level.
@@ -44,13 +48,14 @@ class SingleRoIExtractor(BaseModule):
         finest_scale: float = 56,
     ):
         super().__init__()
-        options = dict(roi_layer)
-        if options.pop('type', 'RoIAlign') != 'RoIAlign':
-            raise UserError(f"SingleRoIExtractor: roi_layer must be of type 'RoIAlign', got {roi_layer['type']!r}")
-        self.output_size = options.pop('output_size')
-        self.options = options
+        self.out_channels = out_channels
         self.scales = [1 / stride for stride in featmap_strides]
         self.finest_scale = finest_scale
+        self.options = dict(roi_layer)
+        self.roi_layers = nn.ModuleList()
+        if self.options.pop('type', 'RoIAlign') != 'RoIAlign':
+            self.roi_layers.extend(MODELS.build(dict(roi_layer, spatial_scale=scale)) for scale in self.scales)
+        self.output_size = _pair(self.options.pop('output_size'))
 
     def forward(self, features: tuple[Tensor, ...], rois: Tensor) -> Tensor:
         """Pyramid [(N, C, H_l, W_l)] and RoIs (R, 5) -> (R, C, S, S)."""
@@ -58,11 +63,17 @@ class SingleRoIExtractor(BaseModule):
             raise UserError(
                 f'SingleRoIExtractor: {len(self.scales)} featmap_strides for {len(features)} maps of the neck'
             )
+        features = list(features[: len(self.scales)])
+        if self.roi_layers:
+            return self._pool_each_level(features, rois)
         return multiscale_roi_align(
-            list(features[: len(self.scales)]),
-            rois,
-            self.output_size,
-            self.scales,
-            finest_scale=self.finest_scale,
-            **self.options,
+            features, rois, self.output_size, self.scales, finest_scale=self.finest_scale, **self.options
         )
+
+    def _pool_each_level(self, features: list[Tensor], rois: Tensor) -> Tensor:
+        levels = map_levels(rois, len(features), self.finest_scale)
+        pooled = features[0].new_zeros(len(rois), self.out_channels, *self.output_size)
+        for level, (layer, feature) in enumerate(zip(self.roi_layers, features)):
+            own = (levels == level).nonzero().squeeze(1)  # a layer without RoIs has gradients of 0, as DDP wants
+            pooled = pooled.index_copy(0, own, layer(feature, rois[own]).to(pooled.dtype))
+        return pooled

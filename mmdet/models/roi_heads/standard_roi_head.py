@@ -8,8 +8,9 @@ from functools import partial
 
 import torch
 from mmengine.model import BaseModule
-from torch import Tensor
+from torch import Tensor, nn
 
+from mmdet.config.errors import UserError
 from mmdet.config.overrides import refuse_overrides
 from mmdet.models.detections import Detections
 from mmdet.models.roi_heads.common import (
@@ -25,6 +26,7 @@ from mmdet.models.roi_heads.common import (
     needed_settings,
     positives_on_host,
     sample_rois,
+    split_or_none,
 )
 from mmdet.models.roi_heads.single_level_roi_extractor import to_rois
 from mmdet.models.settings import check_keys
@@ -39,6 +41,8 @@ class StandardRoIHead(BaseModule):
     """One box head and, if given, one mask head on sampled proposals.
 
     Args:
+        shared_head: network between the RoI features and all heads, such as C4's `ResLayer`.
+        mask_roi_extractor: None shares `bbox_roi_extractor`.
         train_cfg: dict(assigner, sampler, mask_size[, pos_weight]).
         test_cfg: dict(score_thr, nms, max_per_img, mask_thr_binary[, min_bbox_size]); ``mask_paste='resize'`` draws
             masks as mmdetection 0.x did.
@@ -52,6 +56,7 @@ class StandardRoIHead(BaseModule):
         bbox_head: dict,
         mask_roi_extractor: dict | None = None,
         mask_head: dict | None = None,
+        shared_head: dict | None = None,
         train_cfg: dict | None = None,
         test_cfg: dict | None = None,
         init_cfg: dict | list[dict] | None = None,
@@ -63,9 +68,13 @@ class StandardRoIHead(BaseModule):
         self.test_cfg = test_cfg
         self.bbox_roi_extractor = MODELS.build(bbox_roi_extractor)
         self.bbox_head = MODELS.build(bbox_head)
+        if not getattr(self.bbox_head, 'with_cls', True):
+            raise UserError('StandardRoIHead: bbox_head has with_cls=False, and nothing else gives scores')
+        self.shared_head = None if shared_head is None else MODELS.build(shared_head)
         self.mask_head = None
         if mask_head is not None:
-            self.mask_roi_extractor = MODELS.build(mask_roi_extractor or bbox_roi_extractor)
+            own = mask_roi_extractor is not None
+            self.mask_roi_extractor = MODELS.build(mask_roi_extractor) if own else self.bbox_roi_extractor
             self.mask_head = MODELS.build(mask_head)
         if train_cfg is not None:
             self.assigner = TASK_UTILS.build(train_cfg['assigner'])
@@ -76,8 +85,16 @@ class StandardRoIHead(BaseModule):
         return self.bbox_head.num_classes
 
     def forward(self, features: tuple[Tensor, ...], boxes: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Logits (R, C + 1) and deltas (R, C or 1, 4) of the boxes [(n_i, 4)] of each image, image after image."""
-        return self.bbox_head(self.bbox_roi_extractor(features, to_rois(boxes)))
+        """Logits (R, C + 1) and deltas (R, C or 1, 4) of the boxes [(n_i, 4)] of each image, image after image.
+
+        Without regression the deltas are None.
+        """
+        return self.bbox_head(self._pool(self.bbox_roi_extractor, features, boxes))
+
+    def _pool(self, extractor: nn.Module, features: tuple[Tensor, ...], boxes: list[Tensor]) -> Tensor:
+        """RoI features of the boxes [(n_i, 4)] of each image, (R, channels, S, S)."""
+        pooled = extractor(features, to_rois(boxes))
+        return pooled if self.shared_head is None else self.shared_head(pooled)
 
     @torch.no_grad()
     def sample(self, features: tuple[Tensor, ...], proposals: list[Tensor], targets: list[Target]) -> list[Sampled]:
@@ -95,9 +112,8 @@ class StandardRoIHead(BaseModule):
         logits, deltas = self(features, [s.boxes for s in sampled])
         losses = bbox_loss(self.bbox_head, logits, deltas, sampled, self.train_cfg)
         if self.mask_head is not None:
-            parts = self.mask_head, self.mask_roi_extractor
-            size = self.train_cfg['mask_size']
-            losses.update(mask_loss(*parts, features, sampled, positives, targets, size))
+            pool = partial(self._pool, self.mask_roi_extractor, features)
+            losses.update(mask_loss(self.mask_head, pool, sampled, positives, targets, self.train_cfg['mask_size']))
         return losses
 
     def predict(self, features: tuple[Tensor, ...], proposals: list[Tensor], metas: list[dict]) -> list[Detections]:
@@ -105,7 +121,7 @@ class StandardRoIHead(BaseModule):
         logits, deltas = self(features, proposals)
         scores = logits.float().softmax(-1)[:, :-1]
         counts = [len(boxes) for boxes in proposals]
-        outputs = zip(proposals, scores.split(counts), deltas.split(counts), metas)
+        outputs = zip(proposals, scores.split(counts), split_or_none(deltas, counts), metas)
         return [detect(self.bbox_head.bbox_coder, *rois, meta, self.test_cfg) for *rois, meta in outputs]
 
     def predict_masks(
@@ -114,5 +130,5 @@ class StandardRoIHead(BaseModule):
         """One RLE of the original image's size for each detection."""
         boxes = [scale_boxes(d.boxes, m['scale_factor']) for d, m in zip(detections, metas)]
         labels = torch.cat([d.labels for d in detections])
-        logits = self.mask_head(self.mask_roi_extractor(features, to_rois(boxes)))
+        logits = self.mask_head(self._pool(self.mask_roi_extractor, features, boxes))
         return masks_of(self.mask_head.predict(logits, labels), detections, metas, self.test_cfg)

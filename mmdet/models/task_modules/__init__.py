@@ -1,5 +1,6 @@
 """Anchors, assigners, samplers and box coders."""
 
+from mmdet.config.absent import absent
 from mmdet.models.task_modules.anchor_generator import AnchorGenerator
 from mmdet.models.task_modules.delta_xywh_bbox_coder import DeltaXYWHBBoxCoder
 from mmdet.models.task_modules.max_iou_assigner import MaxIoUAssigner
@@ -16,3 +17,11 @@ __all__ = [
     'AnchorGenerator', 'CombinedSampler', 'DeltaXYWHBBoxCoder', 'InstanceBalancedPosSampler', 'IoUBalancedNegSampler',
     'MaxIoUAssigner', 'OHEMSampler', 'PseudoSampler', 'RandomSampler',
 ]  # fmt: skip
+
+_ASSIGNER = 'an assigner is any class with assign(boxes, gt_boxes, ignored_boxes), see task_modules/protocols.py'
+_SAMPLER = 'a sampler is any class with sample(matched, iou), see task_modules/protocols.py'
+__getattr__ = absent(
+    __name__, AssignResult=_ASSIGNER, BaseAssigner=_ASSIGNER, BaseSampler=_SAMPLER, SamplingResult=_SAMPLER,
+    BaseBBoxCoder='a box coder is any class with encode and decode, see task_modules/delta_xywh_bbox_coder.py',
+    BboxOverlaps2D='use mmdet.structures.boxes.box_iou',
+)  # fmt: skip

@@ -29,6 +29,8 @@ class AnchorGenerator:
         ratios: height over width.
         scales: side of the square anchor over the level's base size; or give `octave_base_scale` and
             `scales_per_octave`: octave_base_scale * 2**(i / scales_per_octave).
+        scale_major: order of a position's anchors: all scales of the first ratio first; if False, all ratios of the
+            first scale first.
         base_sizes: default the strides.
         center_offset: the first centre, as a fraction of the base size.
         sizes: sides in pixels of each level's square anchors, instead of scales times base size.
@@ -53,6 +55,7 @@ class AnchorGenerator:
         base_sizes: list[float] | None = None,
         octave_base_scale: float | None = None,
         scales_per_octave: int | None = None,
+        scale_major: bool = True,
         center_offset: float = 0.0,
         sizes: list[list[float]] | None = None,
         rounded: bool = False,
@@ -73,6 +76,7 @@ class AnchorGenerator:
         self.rounded = rounded
         self.floor_strides = floor_strides
         self.offset = offset
+        self.scale_major = scale_major
         base_sizes = base_sizes or strides
         if sizes is None:
             sizes = [[size * scale for scale in scales] for size in base_sizes]
@@ -85,8 +89,10 @@ class AnchorGenerator:
         return len(self.base_anchors[0])
 
     def _base(self, base_size: float, sizes: list[float]) -> Tensor:
-        """The A anchors of a level's first position, ratio-major: (A, 4)."""
+        """The A anchors of a level's first position: (A, 4)."""
         root, sizes = self.ratios.sqrt()[:, None], torch.tensor(sizes)
+        if not self.scale_major:
+            root, sizes = root.T, sizes[:, None]
         widths = (1 / root * sizes).flatten() - self.offset
         heights = (root * sizes).flatten() - self.offset
         centre = self.center_offset * base_size if not self.offset else 0.5 * (base_size - self.offset)

@@ -64,6 +64,13 @@ def test_all_eight_are_trained_tested_and_tabled_once(reproduce):
     assert [call.split()[0] for call in again] == ['paper_table.py']
 
 
+def test_what_was_released_is_run_where_it_is_asked_for(reproduce):
+    done, calls = reproduce('--as-released', '--only', 'as_released')
+    assert done.returncode == 0
+    configs = [call.split()[1].rsplit('/', 1)[-1] for call in calls if call.startswith('train.py')]
+    assert configs == [f'{model}_rcnn_r50_fpn_cbn_as_released_1x.py' for model in ('faster', 'mask')]
+
+
 def test_it_stops_at_a_failure_and_goes_on_from_there(reproduce):
     done, _ = reproduce(BREAK='faster_rcnn_r50_fpn_gn_1x.py')
     assert done.returncode == 3
@@ -100,3 +107,8 @@ def test_the_table_has_the_published_models_and_says_what_has_not_run(tmp_path):
     measured = {'coco/bbox_mAP': 0.3771, 'coco/bbox_mAP_50': 0.592, 'coco/bbox_mAP_75': 0.412}
     (folder / 'ap.json').write_text(json.dumps(measured))
     assert '| Faster R-CNN box | GN | 37.7 / 59.2 / 41.2 | 37.7 / 59.2 / 41.2 | +0.0 |' in paper_table.table(tmp_path)
+    assert 'as released' not in paper_table.table(tmp_path)
+    folder = tmp_path / 'faster_rcnn_r50_fpn_cbn_as_released_1x'
+    folder.mkdir()
+    (folder / 'ap.json').write_text(json.dumps(measured))
+    assert '| Faster R-CNN box | CBN as released | 37.6 / 58.5 / 40.9 |' in paper_table.table(tmp_path)

@@ -1,0 +1,6 @@
+_base_ = [
+    '../_base_/models/mask_rcnn_r50_caffe_c4.py',
+    '../_base_/datasets/coco_instance.py',
+    '../_base_/schedules/schedule_1x.py',
+    '../_base_/default_runtime.py',
+]

@@ -1,0 +1,6 @@
+_base_ = [
+    './_base_/cascade_mask_rcnn_r50_fpn.py',
+    './_base_/coco_instance.py',
+    '../_base_/schedules/schedule_1x.py',
+    '../_base_/default_runtime.py',
+]

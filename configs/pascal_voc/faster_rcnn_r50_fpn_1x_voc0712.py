@@ -1,0 +1,8 @@
+_base_ = [
+    '../_base_/models/faster_rcnn_r50_fpn.py',
+    '../_base_/datasets/voc0712.py',
+    '../_base_/schedules/schedule_voc0712.py',
+    '../_base_/default_runtime.py',
+]
+
+model = dict(roi_head=dict(bbox_head=dict(num_classes=20)))

@@ -1,0 +1,40 @@
+"""Processes that load data: signals are the business of the process that they load for.
+
+A signal to the whole group (scancel, systemd, a terminal) reaches them too. They would end at once, and the iteration
+that is to be finished and saved would fail without its data.
+"""
+
+import multiprocessing
+import os
+import signal
+import threading
+from typing import Any
+
+from mmengine.dataset import worker_init_fn
+from mmengine.registry import FUNCTIONS
+
+
+def start_worker(worker_id: int, *, num_workers: int, rank: int, seed: int, then: dict | None = None) -> None:
+    """Called in a new worker: leave signals alone, then mmengine's seeding or the config's own `worker_init_fn`."""
+    _leave_signals_to(multiprocessing.parent_process())
+    if then is None:
+        worker_init_fn(worker_id, num_workers=num_workers, rank=rank, seed=seed)
+    else:
+        options = {key: value for key, value in then.items() if key != 'type'}
+        function = then['type']
+        (FUNCTIONS.get(function) if isinstance(function, str) else function)(worker_id, **options)
+
+
+def _leave_signals_to(parent: Any) -> None:
+    """Ignore Ctrl-C, and SIGTERM from anyone but `parent`; when that has gone, torch's watchdog ends a worker."""
+    if parent is None or not hasattr(signal, 'sigwaitinfo'):
+        return
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # for this thread and those it starts
+
+    def wait() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid not in (parent.pid, os.getpid()):
+            pass
+        os._exit(0)
+
+    threading.Thread(target=wait, daemon=True).start()

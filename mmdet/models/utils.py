@@ -1,0 +1,48 @@
+"""mmdetection 3's `mmdet.models.utils`, for heads that were written for it; nothing of this project uses it."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from mmengine.structures import InstanceData
+
+from mmdet.config.absent import absent
+from mmdet.structures import DetDataSample
+
+
+def multi_apply(func: Callable, *args: Sequence, **options) -> tuple[list, ...]:
+    """`func` of each row of the arguments; the lists of its first results, of its second, and so on."""
+    return tuple(map(list, zip(*map(partial(func, **options), *args))))
+
+
+def unpack_gt_instances(batch_data_samples: Sequence[DetDataSample]) -> tuple[list, list, list]:
+    """Ground truth, ignored instances (None where there are none) and metainfo of each image."""
+    return (
+        [sample.gt_instances for sample in batch_data_samples],
+        [sample.get('ignored_instances') for sample in batch_data_samples],
+        [sample.metainfo for sample in batch_data_samples],
+    )
+
+
+def empty_instances(metas: Sequence[dict], device: str) -> list[InstanceData]:
+    """No detections, for each image."""
+    import torch
+
+    shapes = dict(bboxes=((0, 4), torch.float32), scores=((0,), torch.float32), labels=((0,), torch.int64))
+    return [
+        InstanceData(**{name: torch.zeros(shape, dtype=dtype, device=device) for name, (shape, dtype) in shapes.items()})
+        for _ in metas
+    ]
+
+
+_FLAT = 'the levels are flattened once, see mmdet.models.dense_heads.common'
+__getattr__ = absent(
+    __name__,
+    images_to_levels=_FLAT,
+    select_single_mlvl=_FLAT,
+    levels_to_images=_FLAT,
+    filter_scores_and_topk=_FLAT,
+    unmap='anchors outside the image are left out by index, nothing is mapped back',
+    samplelist_boxtype2tensor='boxes are tensors already; leave the call out',
+    unfold_wo_center='semi-supervised and instance-only detectors are not here',
+    gaussian_radius='CenterNet is not here',
+)

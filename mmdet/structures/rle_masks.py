@@ -1,0 +1,105 @@
+"""Predicted masks as run lengths that answer like an array of bitmaps when they are asked for pixels.
+
+D detections of an image of H x W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from pycocotools import mask as coco_mask
+
+from mmdet.structures.masks import compressed_rle
+
+
+class _Pixels:
+    """What a tensor is asked for by code that draws or counts masks; everything stays on the CPU."""
+
+    def cpu(self):
+        return self
+
+    def detach(self):
+        return self
+
+    def to(self, *_, **__):  # a data sample goes to a device and comes back; run lengths have nothing to do there
+        return self
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        return self.numpy() if dtype is None else self.numpy().astype(dtype)
+
+    def to_tensor(self, dtype: torch.dtype = torch.bool, device: torch.device | str = 'cpu') -> torch.Tensor:
+        return torch.from_numpy(self.numpy()).to(device, dtype)
+
+
+class RLEMask(_Pixels, dict):
+    """One mask: COCO's dict(size=[H, W], counts=bytes).
+
+    >>> mask = RLEMask(coco_mask.encode(np.asfortranarray(np.eye(2, dtype=np.uint8))))
+    >>> mask.shape, mask.numpy().tolist()
+    ((2, 2), [[True, False], [False, True]])
+    """
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return tuple(self['size'])
+
+    def numpy(self) -> np.ndarray:
+        """(H, W) bool."""
+        return coco_mask.decode(self).astype(bool)
+
+
+class RLEMasks(_Pixels, list):
+    """The masks of D detections: a list of `RLEMask` that is indexed as an array is.
+
+    >>> masks = RLEMasks([coco_mask.encode(np.zeros((2, 3), np.uint8, order='F'))] * 4, 2, 3)
+    >>> masks.shape, masks[np.array([True, False, False, True])].numpy().shape, masks[:0].numpy().shape
+    ((4, 2, 3), (2, 2, 3), (0, 2, 3))
+    """
+
+    def __init__(self, rles: Iterable[dict], height: int, width: int) -> None:
+        super().__init__(map(RLEMask, rles))
+        self.height, self.width = height, width
+
+    @classmethod
+    def of(cls, masks: Iterable, height: int, width: int) -> RLEMasks:
+        """Masks of any form: RLE dicts, or bitmaps (H, W).
+
+        Raises:
+            ValueError: damaged ones, or of another size.
+        """
+        if isinstance(masks, RLEMasks):
+            return masks
+        bitmaps = (m if isinstance(m, dict) else np.asfortranarray(torch.as_tensor(m).cpu().numpy() > 0) for m in masks)
+        rles = [m if isinstance(m, dict) else coco_mask.encode(m.astype(np.uint8)) for m in bitmaps]
+        return cls([compressed_rle(rle, height, width) for rle in rles], height, width)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return len(self), self.height, self.width
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return self._like(super().__getitem__(index))
+        if isinstance(index, (list, torch.Tensor)):
+            index = np.asarray(index, dtype=None if len(index) else int)
+        positions = np.arange(len(self))[index]
+        if positions.ndim == 0:
+            return super().__getitem__(int(positions))
+        return self._like(super(RLEMasks, self).__getitem__(i) for i in positions.tolist())
+
+    def __add__(self, others: list) -> RLEMasks:
+        return self._like([*self, *others])
+
+    def __reduce__(self):
+        return RLEMasks, (list(self), self.height, self.width)
+
+    def _like(self, rles: Iterable[dict]) -> RLEMasks:
+        return RLEMasks(rles, self.height, self.width)
+
+    def numpy(self) -> np.ndarray:
+        """(D, H, W) bool."""
+        if not self:
+            return np.zeros(self.shape, dtype=bool)
+        return coco_mask.decode(list(self)).transpose(2, 0, 1).astype(bool)

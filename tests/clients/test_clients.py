@@ -1,0 +1,102 @@
+"""Programs as people write them for mmdetection 3: each runs here, or ends in the sentence meant for it."""
+
+import ast
+import json
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from mmdet.apis import inference_detector, init_detector
+from mmdet.config.errors import UserError
+from mmdet.visualization.visualizer import read_image
+
+
+def needs(package: str):
+    return pytest.mark.skipif(find_spec(package) is None, reason=f'{package} is not installed')
+
+
+def an_image() -> str:
+    return str(sorted(Path('shapes/val').glob('*'))[0])
+
+
+@pytest.mark.slow
+@needs('sahi')
+def test_sahi(program):
+    lines = program('sahi_slices', an_image()).splitlines()
+    assert lines[0] == 'masks circle square triangle star' and lines[-1] == 'sliced: True'
+    found = inference_detector(init_detector('config.py', 'weights.pth', device='cpu'), an_image()).pred_instances
+    kept = [i for i, mask in enumerate(found.masks) if mask.numpy().any()]  # sahi drops empty masks
+    assert lines[1] == f'whole: {len(kept)}' and kept
+    theirs = {tuple(line.split()[1:2]) for line in lines[2:-1]}
+    assert theirs == {(f'{found.scores[i]:.4f}',) for i in kept}
+    assert all(line.endswith('True') for line in lines[2:-1])
+
+
+@pytest.mark.slow
+@needs('supervision')
+def test_supervision(program):
+    out = program('supervision_draw', an_image(), 'drawn.png')
+    count, shape = out.split(' ', 1)
+    assert int(count) > 0 and shape.strip() == f'({count}, 96, 96) bool'
+    assert (read_image('drawn.png') != read_image(an_image())).any()
+
+
+def test_inference_server(program):
+    answer = json.loads(program('inference_server', an_image()))
+    found = inference_detector(init_detector('config.py', 'weights.pth', device='cpu'), an_image()).pred_instances
+    assert [entry['score'] for entry in answer] == pytest.approx(found.scores.tolist()) and len(answer) == 5
+    assert {entry['label'] for entry in answer} <= {'circle', 'square', 'triangle', 'star'}
+
+
+def test_video_demo(program):
+    assert program('video_demo', 'shapes/train').endswith('4 of 4 frames drawn\n') and Path('out.mp4').stat().st_size
+
+
+@pytest.mark.slow
+@needs('sahi')
+def test_large_image(program):
+    assert program('large_image', an_image()).splitlines()[-1] == '4 True True' and Path('merged.png').exists()
+
+
+@pytest.mark.slow
+def test_training_script(program):
+    assert program('train_script').splitlines()[-1] == 'trained 2 1'
+    drawn = sorted(path.name for path in Path('work').rglob('vis_image/*'))
+    assert len(drawn) == 1 and read_image(next(Path('work').rglob('vis_image/*'))).shape == (96, 96, 3)
+
+
+@pytest.mark.slow
+def test_backbone_neck_loss_and_head_of_ones_own(program):
+    assert program('own_parts').splitlines()[-1] == 'head called: True'
+
+
+@pytest.mark.slow
+def test_data_set_transform_assigner_metric_and_hook_of_ones_own(program):
+    seen = ast.literal_eval(program('own_pipeline').splitlines()[-1])
+    assert seen == dict(transform=6, assign=4, hook=2, images=4)  # six: two of validation
+
+
+@pytest.mark.slow
+def test_a_tutorial(program):
+    last = program('tutorial_finetune', an_image()).splitlines()[-1]
+    assert last == "['bboxes', 'labels', 'masks', 'scores'] [(220, 20, 60)]"
+    assert (Path('out') / 'vis' / f'{Path(an_image()).stem}.jpg').exists()
+
+
+@pytest.mark.parametrize('name, sentence', [
+    ('old_roi_head', 'DoubleLoss.bbox_loss would never be called: StandardRoIHead has no bbox_loss here, override '),
+    ('old_assigner', 'mmdet.models.task_modules has no AssignResult here: an assigner is any class with assign('),
+    ('old_boxes', 'mmdet.structures.bbox has no HorizontalBoxes here: boxes are plain tensors (n, 4)'),
+    ('text_prompt', 'texts: no model here reads text; leave it out'),
+])  # fmt: skip
+def test_what_ends_in_a_sentence(program, name, sentence):
+    with pytest.raises(UserError) as error:
+        program(name)
+    assert sentence in str(error.value) and '\n' not in str(error.value)
+
+
+def test_every_program_is_run():
+    programs = {path.stem for path in Path(__file__).parent.glob('*.py')} - {'conftest', 'test_clients', 'test_names'}
+    text = Path(__file__).read_text()
+    assert all(f"'{name}'" in text for name in programs)
