@@ -429,10 +429,10 @@ def serve(args: argparse.Namespace) -> None:
     """Answer `Mmdetection`: questions and answers are lines of JSON."""
     out = os.fdopen(os.dup(1), 'w')
     os.dup2(2, 1)  # what the libraries print is not an answer
-    from mmdet.structures.mask import BitmapMasks
     from mmengine.registry import init_default_scope
 
     import mmdet.models  # noqa: F401 - registers
+    from mmdet.structures.mask import BitmapMasks
 
     init_default_scope('mmdet')
     configs = Path(mmdet.__file__).parent / '.mim' / 'configs'
