@@ -4,20 +4,24 @@ from mmdet.datasets.base import BaseDetDataset
 from mmdet.datasets.coco import CocoDataset
 from mmdet.datasets.samplers import AspectRatioBatchSampler
 from mmdet.datasets.transforms import (
+    Expand,
     FilterAnnotations,
     InferencerLoader,
     LoadAnnotations,
     LoadImageFromFile,
     LoadImageFromNDArray,
     LoadProposals,
+    MinIoURandomCrop,
     PackDetInputs,
     Pad,
+    PhotoMetricDistortion,
     ProposalBroadcaster,
     RandomChoiceResize,
     RandomCrop,
     RandomFlip,
     RandomResize,
     Resize,
+    TorchvisionTransform,
 )
 from mmdet.datasets.voc import VOCDataset, XMLDataset
 from mmdet.datasets.wrappers import ConcatDataset, RepeatDataset
@@ -27,14 +31,17 @@ __all__ = [
     'BaseDetDataset',
     'CocoDataset',
     'ConcatDataset',
+    'Expand',
     'FilterAnnotations',
     'InferencerLoader',
     'LoadAnnotations',
     'LoadImageFromFile',
     'LoadImageFromNDArray',
     'LoadProposals',
+    'MinIoURandomCrop',
     'PackDetInputs',
     'Pad',
+    'PhotoMetricDistortion',
     'ProposalBroadcaster',
     'RandomChoiceResize',
     'RandomCrop',
@@ -42,6 +49,7 @@ __all__ = [
     'RandomResize',
     'RepeatDataset',
     'Resize',
+    'TorchvisionTransform',
     'VOCDataset',
     'XMLDataset',
 ]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from mmdet.config.errors import UserError
+
 BOXES = {'gt_bboxes', 'proposals'}
 _PER_OBJECT = ('gt_bboxes', 'gt_bboxes_labels', 'gt_ignore_flags', 'gt_masks')
 
@@ -19,3 +21,17 @@ def clip_boxes(boxes: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """(N, 4) xyxy boxes clipped to an image of `shape` (h, w)."""
     height, width = shape
     return np.clip(boxes, 0, np.array([width, height, width, height], dtype=boxes.dtype))
+
+
+def drop_outside(results: dict, clip: bool) -> None:
+    """Drop the objects whose box is outside the image; with `clip` cut the others' at its border."""
+    seen = clip_boxes(results['gt_bboxes'], results['img_shape'])
+    if clip:
+        results['gt_bboxes'] = seen
+    keep_objects(results, (seen[:, 2] > seen[:, 0]) & (seen[:, 3] > seen[:, 1]))
+
+
+def refuse_proposals(results: dict, step: object) -> None:
+    """Raise UserError where proposals come to a `step` after which some would be outside the image."""
+    if 'proposals' in results:
+        raise UserError(f'{type(step).__name__} does not move proposals; leave it out of a Fast R-CNN pipeline')
