@@ -4,6 +4,8 @@ from mmdet.datasets.base import BaseDetDataset
 from mmdet.datasets.coco import CocoDataset
 from mmdet.datasets.samplers import AspectRatioBatchSampler
 from mmdet.datasets.transforms import (
+    Albu,
+    CopyPaste,
     Expand,
     FilterAnnotations,
     InferencerLoader,
@@ -12,10 +14,12 @@ from mmdet.datasets.transforms import (
     LoadImageFromNDArray,
     LoadProposals,
     MinIoURandomCrop,
+    Mosaic,
     PackDetInputs,
     Pad,
     PhotoMetricDistortion,
     ProposalBroadcaster,
+    RandomAffine,
     RandomChoiceResize,
     RandomCrop,
     RandomFlip,
@@ -24,13 +28,15 @@ from mmdet.datasets.transforms import (
     TorchvisionTransform,
 )
 from mmdet.datasets.voc import VOCDataset, XMLDataset
-from mmdet.datasets.wrappers import ConcatDataset, RepeatDataset
+from mmdet.datasets.wrappers import ConcatDataset, MultiImageMixDataset, RepeatDataset
 
 __all__ = [
+    'Albu',
     'AspectRatioBatchSampler',
     'BaseDetDataset',
     'CocoDataset',
     'ConcatDataset',
+    'CopyPaste',
     'Expand',
     'FilterAnnotations',
     'InferencerLoader',
@@ -39,10 +45,13 @@ __all__ = [
     'LoadImageFromNDArray',
     'LoadProposals',
     'MinIoURandomCrop',
+    'Mosaic',
+    'MultiImageMixDataset',
     'PackDetInputs',
     'Pad',
     'PhotoMetricDistortion',
     'ProposalBroadcaster',
+    'RandomAffine',
     'RandomChoiceResize',
     'RandomCrop',
     'RandomFlip',

@@ -1,5 +1,8 @@
 """What moves pixels moves boxes and masks with them; what changes colours follows its published steps."""
 
+import sys
+from importlib.util import find_spec
+
 import cv2
 import numpy as np
 import pytest
@@ -8,7 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmdet.config.errors import UserError
-from mmdet.datasets import Expand, LoadAnnotations, MinIoURandomCrop, PhotoMetricDistortion, TorchvisionTransform
+from mmdet.datasets import (
+    Albu,
+    Expand,
+    LoadAnnotations,
+    MinIoURandomCrop,
+    PhotoMetricDistortion,
+    RandomAffine,
+    TorchvisionTransform,
+)
 from mmdet.datasets.pipeline import build_steps, check_order, loaded_boxes
 from mmdet.structures import BitmapMasks
 
@@ -59,6 +70,8 @@ def differ_only_at_the_rim(mask: np.ndarray, other: np.ndarray, rim: int = 1) ->
 ours = st.one_of(
     st.builds(Expand, ratio_range=st.just((1, 2)), prob=st.just(1)),
     st.builds(MinIoURandomCrop, bbox_clip_border=st.just(True)),
+    st.builds(RandomAffine, scaling_ratio_range=st.just((0.8, 1.3)), border_val=st.just((0, 0, 0)),
+              border=st.sampled_from([(0, 0), (-15, -5), (7, 11)])),
 )
 torchvision_moves = st.sampled_from(
     [
@@ -75,25 +88,52 @@ torchvision_moves = st.sampled_from(
 ).map(lambda options: TorchvisionTransform(**options))
 
 
+albumentations_moves = st.sampled_from(
+    [
+        dict(type='HorizontalFlip', p=1.0),
+        dict(type='Affine', rotate=(-20, 20), shear=(-5, 5), p=1.0),
+        dict(type='RandomSizedBBoxSafeCrop', height=80, width=100, p=1.0),
+        dict(type='Perspective', p=1.0),
+        dict(type='OneOf', transforms=[dict(type='RandomRotate90', p=1.0), dict(type='RandomGamma', p=1.0)]),
+    ]
+).map(lambda transform: Albu([transform]))
+
+
+def check_sample(results: dict, count: int) -> None:
+    """Image, masks and boxes of white objects agree; where all `count` are left, white is nowhere else."""
+    masks, boxes = results['gt_masks'], results['gt_bboxes']
+    assert results['img'].shape[:2] == results['img_shape'] == (masks.height, masks.width)
+    assert len(boxes) == len(masks) == len(results['gt_bboxes_labels']) == len(results['gt_ignore_flags'])
+    assert boxes.dtype == np.float32 and results['img'].dtype == np.uint8
+    bitmaps = masks.to_ndarray()
+    for mask, (x1, y1, x2, y2) in zip(bitmaps, boxes):
+        mx1, my1, mx2, my2 = BitmapMasks(mask[None], *mask.shape).boxes()[0]
+        assert not mask.any() or (mx1 >= x1 - 1.5 and my1 >= y1 - 1.5 and mx2 <= x2 + 1.5 and my2 <= y2 + 1.5)
+    white = (results['img'][..., 0] > 127).astype(np.uint8)
+    if len(boxes) == count:  # an object whose centre was cut off may still be seen
+        union = bitmaps.any(axis=0).astype(np.uint8) if count else np.zeros_like(white)
+        assert differ_only_at_the_rim(union, white)
+
+
+def check_in_step(step, seed, count):
+    moved = [applied(step, seed, scene(stars(seed, count), bitmap)) for bitmap in (False, True)]
+    for results in moved:
+        check_sample(results, count)
+    for mask, other in zip(moved[0]['gt_masks'].to_ndarray(), moved[1]['gt_masks'].to_ndarray(), strict=True):
+        assert differ_only_at_the_rim(mask, other)
+
+
+@pytest.mark.skipif(find_spec('albumentations') is None, reason='needs albumentations')
+@given(step=albumentations_moves, seed=st.integers(0, 9999), count=st.integers(0, 4))
+@settings(max_examples=25, deadline=None)
+def test_albumentations_moves_image_boxes_and_masks_in_step(step, seed, count):
+    check_in_step(step, seed, count)
+
+
 @given(step=st.one_of(ours, torchvision_moves), seed=st.integers(0, 9999), count=st.integers(0, 4))
 @settings(max_examples=80, deadline=None)
 def test_image_boxes_and_masks_stay_in_step(step, seed, count):
-    moved = [applied(step, seed, scene(stars(seed, count), bitmap)) for bitmap in (False, True)]
-    for results in moved:
-        masks, boxes = results['gt_masks'], results['gt_bboxes']
-        assert results['img'].shape[:2] == results['img_shape'] == (masks.height, masks.width)
-        assert len(boxes) == len(masks) == len(results['gt_bboxes_labels']) == len(results['gt_ignore_flags'])
-        assert boxes.dtype == np.float32 and results['img'].dtype == np.uint8
-        bitmaps = masks.to_ndarray()
-        for mask, (x1, y1, x2, y2) in zip(bitmaps, boxes):
-            mx1, my1, mx2, my2 = BitmapMasks(mask[None], *mask.shape).boxes()[0]
-            assert not mask.any() or (mx1 >= x1 - 1.5 and my1 >= y1 - 1.5 and mx2 <= x2 + 1.5 and my2 <= y2 + 1.5)
-        white = (results['img'][..., 0] > 127).astype(np.uint8)
-        if len(boxes) == count:  # an object whose centre was cut off may still be seen
-            union = bitmaps.any(axis=0).astype(np.uint8) if count else np.zeros_like(white)
-            assert differ_only_at_the_rim(union, white)
-    for mask, other in zip(moved[0]['gt_masks'].to_ndarray(), moved[1]['gt_masks'].to_ndarray(), strict=True):
-        assert differ_only_at_the_rim(mask, other)
+    check_in_step(step, seed, count)
 
 
 @pytest.mark.parametrize('step', [
@@ -268,6 +308,86 @@ def test_min_iou_crop_meets_the_drawn_overlap_or_draws_another_after_50_windows(
             assert inter / ((x2 - x1) * (y2 - y1) + 90 * 70 - inter) >= 0.6
 
 
+# RandomAffine
+
+
+def slow_affine(rotate, scale, shear_x, shear_y, shift, point):
+    """Where a point goes: scaled, rotated, sheared, shifted, one after the other."""
+    x, y = point[0] * scale, point[1] * scale
+    a = np.deg2rad(rotate)
+    x, y = x * np.cos(a) - y * np.sin(a), x * np.sin(a) + y * np.cos(a)
+    x, y = x + np.tan(np.deg2rad(shear_x)) * y, np.tan(np.deg2rad(shear_y)) * x + y
+    return x + shift[0], y + shift[1]
+
+
+def test_random_affine_follows_its_steps_and_default_ranges():
+    for seed in range(20):
+        box = np.array([[50.0, 40, 52, 43]], np.float32)
+        img = np.zeros((100, 200, 3), np.uint8)
+        out = applied(RandomAffine(bbox_clip_border=False), seed, dict(img=img, gt_bboxes=box))
+        np.random.seed(seed)
+        rotate, scale = np.random.uniform(-10, 10), np.random.uniform(0.5, 1.5)
+        shear, shift = np.random.uniform(-2, 2, 2), np.random.uniform(-0.1, 0.1, 2) * (200, 100)
+        corners = [slow_affine(rotate, scale, *shear, shift, (x, y)) for x in (50, 52) for y in (40, 43)]
+        expected = [*np.min(corners, axis=0), *np.max(corners, axis=0)]
+        np.testing.assert_allclose(out['gt_bboxes'], [expected], atol=1e-3)
+
+
+def test_random_affine_fills_and_crops():
+    still = dict(max_rotate_degree=0, max_shear_degree=0, max_translate_ratio=0, scaling_ratio_range=(0.5, 0.5))
+    img = np.full((40, 60, 3), 250, np.uint8)
+    out = RandomAffine(**still)(dict(img=img))['img']
+    assert out.shape == img.shape and (out[:19, :29] == 250).all() and (out[21:, 31:] == 114).all()
+    crowd = scene([np.array([[100.0, 70], [118, 70], [118, 88]]), np.array([[2.0, 2], [9, 2], [9, 9]])], crowds=[1])
+    out = RandomAffine(border=(-30, -20), **{**still, 'scaling_ratio_range': (1, 1)})(crowd)
+    assert out['img_shape'] == (50, 60) and out['gt_bboxes_labels'].tolist() == [1] and out['gt_ignore_flags'].all()
+    with pytest.raises(UserError, match='leaves nothing'):
+        RandomAffine(border=(-60, 0))(scene([]))
+
+
+# albumentations
+
+
+@pytest.mark.skipif(find_spec('albumentations') is None, reason='needs albumentations')
+def test_albu_keeps_fields_with_their_boxes_and_draws_from_numpy():
+    crop = Albu([dict(type='Crop', x_min=60, x_max=WIDTH, y_max=HEIGHT)],
+                bbox_params=dict(type='BboxParams', format='pascal_voc', label_fields=['gt_bboxes_labels']))
+    left, right = (np.array([[x, 10.5], [x + 20, 10.5], [x + 20, 40]]) for x in (8.0, 80.25))
+    out = crop(scene([left, right, right + 5], crowds=[2]))
+    assert out['gt_bboxes_labels'].tolist() == [1, 2] and out['gt_ignore_flags'].tolist() == [False, True]
+    np.testing.assert_allclose(out['gt_bboxes'][0], [20.25, 10.5, 40.25, 40], atol=1e-3)
+    assert Albu(crop_all := [dict(type='Crop', x_max=5, y_max=5)])(scene([right])) is not None
+    assert Albu(crop_all, skip_img_without_anno=True)(scene([right])) is None
+
+    img = np.random.default_rng(0).integers(0, 255, (8, 9, 3), dtype=np.uint8)
+    noise = Albu([dict(type='GaussNoise', p=1.0)])
+    first, second, other = (applied(noise, seed, dict(img=img))['img'] for seed in (1, 1, 2))
+    assert (first == second).all() and (first != other).any()
+    boxes = scene([left])
+    assert applied(noise, 0, dict(boxes))['gt_masks'] is boxes['gt_masks'] and not noise.changes_geometry
+    grey = Albu([dict(type='ToGray', p=1.0)])(dict(img=img))['img']
+    assert np.abs(grey[..., 0] - img @ [0.114, 0.587, 0.299]).max() < 1.1
+
+
+@pytest.mark.skipif(find_spec('albumentations') is None, reason='needs albumentations')
+@pytest.mark.parametrize('options, message', [
+    (dict(transforms=[dict(type='Nope')]), "no transform 'Nope'"),
+    (dict(transforms=[dict(type='HorizontalFlip', q=1)]), 'q'),
+    (dict(transforms=[], bbox_params=dict(format='coco')), 'pascal_voc'),
+    (dict(transforms=[], bbox_params=dict(min_visibilty=1)), 'min_visibilty'),
+    (dict(transforms=[], keymap=dict(img='picture')), 'keymap'),
+])  # fmt: skip
+def test_albu_refuses_what_it_does_not_know(options, message):
+    with pytest.raises(UserError, match=message):
+        Albu(**options)
+
+
+def test_albu_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'albumentations', None)
+    with pytest.raises(ImportError, match='pip install albumentations'):
+        Albu([])
+
+
 # torchvision's
 
 
@@ -311,7 +431,8 @@ def test_torchvision_refuses_what_does_not_fit_a_pipeline():
 
 
 @pytest.mark.parametrize('step', [
-    dict(type='Expand'), dict(type='MinIoURandomCrop'), dict(type='torchvision', name='RandomRotation', degrees=9),
+    dict(type='Expand'), dict(type='MinIoURandomCrop'), dict(type='RandomAffine'),
+    dict(type='torchvision', name='RandomRotation', degrees=9),
 ])  # fmt: skip
 def test_pixels_are_not_moved_before_objects_are_loaded(step):
     before, after = build_steps([step, dict(type='LoadAnnotations')]), build_steps([dict(type='LoadAnnotations'), step])

@@ -15,11 +15,13 @@ returns None rejects the image; the data set then draws another. Random numbers 
 (torchvision's from torch's), which `mmdet.engine.seeding` seeds for each sample.
 """
 
+from mmdet.datasets.transforms.affine import RandomAffine
 from mmdet.datasets.transforms.colour import PhotoMetricDistortion
 from mmdet.datasets.transforms.crop import MinIoURandomCrop, RandomCrop
 from mmdet.datasets.transforms.filtering import FilterAnnotations
 from mmdet.datasets.transforms.flip import RandomFlip
 from mmdet.datasets.transforms.formatting import PackDetInputs
+from mmdet.datasets.transforms.from_albumentations import Albu
 from mmdet.datasets.transforms.from_torchvision import TorchvisionTransform
 from mmdet.datasets.transforms.loading import (
     InferencerLoader,
@@ -29,10 +31,13 @@ from mmdet.datasets.transforms.loading import (
     LoadProposals,
     ProposalBroadcaster,
 )
+from mmdet.datasets.transforms.mixing import CopyPaste, Mosaic
 from mmdet.datasets.transforms.pad import Expand, Pad
 from mmdet.datasets.transforms.resize import RandomChoiceResize, RandomResize, Resize
 
 __all__ = [
+    'Albu',
+    'CopyPaste',
     'Expand',
     'FilterAnnotations',
     'InferencerLoader',
@@ -41,10 +46,12 @@ __all__ = [
     'LoadImageFromNDArray',
     'LoadProposals',
     'MinIoURandomCrop',
+    'Mosaic',
     'PackDetInputs',
     'Pad',
     'PhotoMetricDistortion',
     'ProposalBroadcaster',
+    'RandomAffine',
     'RandomChoiceResize',
     'RandomCrop',
     'RandomFlip',

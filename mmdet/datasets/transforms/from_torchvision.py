@@ -7,7 +7,7 @@ import torch
 from mmcv.transforms import BaseTransform
 
 from mmdet.config.errors import UserError
-from mmdet.datasets.transforms.objects import drop_outside, refuse_proposals
+from mmdet.datasets.transforms.objects import drop_outside, refuse_proposals, take_size
 from mmdet.registry import TRANSFORMS
 from mmdet.structures import BitmapMasks
 
@@ -58,10 +58,9 @@ class TorchvisionTransform(BaseTransform):
             results['img'] = self._pixels(self.moves(image))
             return results
         refuse_proposals(results, self)
-        height, width = results['img'].shape[:2]
-        sample = dict(image=image)
+        sample, shape = dict(image=image), results['img'].shape[:2]
         if 'gt_bboxes' in results:
-            sample['boxes'] = tv_tensors.BoundingBoxes(results['gt_bboxes'], format='XYXY', canvas_size=(height, width))
+            sample['boxes'] = tv_tensors.BoundingBoxes(results['gt_bboxes'], format='XYXY', canvas_size=shape)
         if 'gt_masks' in results:
             sample['masks'] = tv_tensors.Mask(results['gt_masks'].to_ndarray())
         try:
@@ -69,14 +68,11 @@ class TorchvisionTransform(BaseTransform):
         except TypeError as error:  # such as: boxes are not supported by AutoAugment
             raise UserError(f"torchvision's {self.name}: {error}") from error
         self._take(results, moved)
-        new_height, new_width = results['img_shape']
-        if (new_height, new_width) != (height, width):
-            results['scale_factor'] = (new_width / width, new_height / height)
         return results
 
     def _take(self, results: dict, moved: dict) -> None:
         results['img'] = self._pixels(moved['image'])
-        results['img_shape'] = results['img'].shape[:2]
+        take_size(results)
         if 'boxes' not in moved:
             return
         if len(moved['boxes']) != len(results['gt_bboxes']):

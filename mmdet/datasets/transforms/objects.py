@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from mmdet.config.errors import UserError
@@ -17,10 +19,32 @@ def keep_objects(results: dict, keep: np.ndarray) -> None:
             results[key] = results[key][keep]
 
 
+def join_objects(results: dict, parts: Sequence[dict]) -> None:
+    """Give `results` the objects of several samples, whose boxes and masks are on one image already."""
+    for key in _PER_OBJECT:
+        if key in results:
+            entries = [part[key] for part in parts]
+            results[key] = np.concatenate(entries) if key != 'gt_masks' else _join_masks(entries)
+
+
+def _join_masks(parts: Sequence):
+    if len({type(part) for part in parts}) > 1:
+        parts = [part.to_bitmap() for part in parts]
+    return type(parts[0]).cat(parts)
+
+
 def clip_boxes(boxes: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """(N, 4) xyxy boxes clipped to an image of `shape` (h, w)."""
     height, width = shape
     return np.clip(boxes, 0, np.array([width, height, width, height], dtype=boxes.dtype))
+
+
+def take_size(results: dict) -> None:
+    """Take the size from the image that a foreign transform made; if it is another, as after a resize."""
+    (height, width), (new_height, new_width) = results['img_shape'], results['img'].shape[:2]
+    if (new_height, new_width) != (height, width):
+        results['img_shape'] = (new_height, new_width)
+        results['scale_factor'] = (new_width / width, new_height / height)
 
 
 def drop_outside(results: dict, clip: bool) -> None:
