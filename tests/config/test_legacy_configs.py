@@ -315,7 +315,8 @@ def test_what_has_no_counterpart_is_named(said):
     assert translate(old, 'x')['model']['test_cfg']['rcnn']['keep_all_stages'] is True
     text = said[-1]
     for name in (
-        'data.val.seg_prefix', 'MultiScaleFlipAug.flip', 'MultiScaleFlipAug.img_scale', 'test_cfg.rpn.nms_post', "lr_config.warmup='exp'", 'PaviLoggerHook', 'workflow=',
+        'data.val.seg_prefix', 'MultiScaleFlipAug.flip', 'MultiScaleFlipAug.img_scale', 'test_cfg.rpn.nms_post',
+        "lr_config.warmup='exp'", 'PaviLoggerHook', 'workflow=',
     ):  # fmt: skip
         assert name in text
     old['lr_config'] = dict(policy='cyclic')
