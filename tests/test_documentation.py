@@ -18,6 +18,7 @@ from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DefaultScope
 
+from mmdet import layers
 from mmdet.config.check import check_values
 from mmdet.config.load import check_types, load_config
 from mmdet.datasets.coco import COCO_CLASSES
@@ -34,6 +35,7 @@ GUIDES = sorted(ROOT.glob('docs/extend/*.md'))
 # A word of each Python block, and where it stands; the tests below run them.
 BLOCKS = {
     'plan_cbn(model)': 'README.md',
+    'plan_cbn(net)': 'projects/cbn_wheel/README.md',
     "classes=('apple', 'pear')": 'README.md',
     "inference_detector(model, 'photo.jpg').pred": 'README.md',
     'DetInferencer(': 'docs/inference.md',
@@ -112,6 +114,12 @@ def test_cbn_in_a_model_of_ones_own(capsys):
     exec(block('plan_cbn(model)'), names)
     assert capsys.readouterr().out == 'CBN: 20 of 20 BatchNorm2d layers follow a Conv2d\n'
     assert not any('CrossIter' in type(m).__name__ for m in names['model'].modules())  # reverted
+
+
+def test_cbn_from_its_own_wheel(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'cross_iteration_bn', layers)  # the wheel holds the same files
+    exec(block('plan_cbn(net)'), {})
+    assert capsys.readouterr().out == 'CBN: 20 of 20 BatchNorm2d layers follow a Conv2d\n'
 
 
 def test_the_layer_by_hand():

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -28,7 +29,7 @@ def draw_analysis(evaluated, results: dict, analysis, images: int) -> dict[str, 
     drawings = {}
     for key in ('worst', 'best'):
         drawings[key] = [evaluated.columns(one.img_id, analysis.metric, {
-            f'detections from score {analysis.threshold:.2f} on': (results[one.img_id], analysis.threshold)})
+            f'detections from score {analysis.threshold:.2f} on': (results[one.img_id], one.judged)})
             for one in getattr(analysis, key)]  # fmt: skip
     drawings['label_errors'] = [evaluated.crop(one.img_id, one.box, one.detected, one.score)
                                 for one in analysis.label_errors[: 2 * images]]  # fmt: skip
@@ -75,7 +76,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     report = dict(config=args.config, cfg_options=args.cfg_options, results=args.results,
                   analyses=[asdict(analysis) for analysis in analyses])
     folder = Path(args.out_dir)
-    write_atomically(folder / 'analysis.json', json.dumps(report, indent=1).encode())
+    places = {key: os.path.abspath(report[key]) for key in ('config', 'results') if os.path.exists(report[key])}
+    write_atomically(folder / 'analysis.json', json.dumps(report | places, indent=1).encode())  # `compare` reads it
     write_atomically(folder / 'report.html', analysis_page(report, drawings).encode())
     print(f'\n{folder / "report.html"}, {folder / "analysis.json"} ({time.perf_counter() - began:.1f} s)')
 

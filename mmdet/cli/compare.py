@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         comparisons.append(one)
         print_comparison(one)
         drawings[name] = {key: [evaluated.columns(image.img_id, name, {
-            'A': (of_a[image.img_id], one.thresholds[0]), 'B': (of_b[image.img_id], one.thresholds[1])})
+            'A': (of_a[image.img_id], image.a), 'B': (of_b[image.img_id], image.b)})
             for image in getattr(one, key)] for key in ('worse', 'better')}  # fmt: skip
     report = dict(config=config, cfg_options=options, a=files[0], b=files[1],
                   comparisons=[asdict(one) for one in comparisons])

@@ -47,7 +47,8 @@ class Evaluated:
                             '--cfg-options test_evaluator.ann_file=one.json')
         given = {key: value for key, value in mine[0].items() if key not in ('format_only', 'outfile_prefix')}
         init_default_scope('mmdet')
-        self.dataset = DATASETS.build(dict(cfg.test_dataloader.dataset, pipeline=[], lazy_init=True))
+        dataset = dict(cfg.test_dataloader.dataset, lazy_init=True)
+        self.dataset = DATASETS.build(dataset | (dict(pipeline=[]) if 'pipeline' in dataset else {}))
         self.metric = METRICS.build(dict(given, backend='hotcoco', **(dict(metric=list(kinds)) if kinds else {})))
         self.classes = tuple(self.dataset.metainfo['classes'])
         self.metric.dataset_meta = dict(classes=self.classes)
@@ -60,38 +61,42 @@ class Evaluated:
         infos = map(self.dataset.get_data_info, range(len(self.dataset)))
         return {info['img_id']: info['img_path'] for info in infos}
 
-    def columns(self, img_id: Any, name: str, found: dict[str, tuple[dict, float]]) -> list[tuple[str, str]]:
-        """An image drawn with its ground truth and with detections, as the pages show them side by side.
+    def columns(self, img_id: Any, name: str, shown: dict[str, tuple[dict, Any]]) -> list[tuple[str, str]]:
+        """An image drawn with its ground truth and with detections, as the pages show them side by side. Objects that
+        the first of them missed are drawn as missed.
 
         Args:
             name: the metric; masks are drawn for 'segm'.
-            found: title of each drawing: detections as `CocoMetric.checked` gives them, and the lowest score to draw.
+            shown: title of each drawing: detections as `CocoMetric.checked` gives them, and their `Judged`.
         """
-        import torch
-        from mmengine.structures import InstanceData
-
-        from mmdet.visualization.report import draw
-
-        def instances(masks: list | None, **columns: Any) -> InstanceData:
-            tensors = {key: torch.from_numpy(values) for key, values in columns.items()}
-            return InstanceData(**tensors, **(dict(masks=masks) if name == 'segm' else {}))
-
         truth, number = self.metric.truth, self.metric.truth.index[0, img_id]
         objects = [one for one in truth.of([number], name == 'segm') if not one['iscrowd']]
         boxes = np.array([one['bbox'] for one in objects], float).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
         labels = {int(category): label for label, category in enumerate(truth.numbers)}
-        drawings = {f'ground truth, {Path(self.paths[img_id]).name}': (instances(
-            [one['segmentation'] for one in objects] if name == 'segm' else None, bboxes=boxes,
-            labels=np.array([labels[one['category_id']] for one in objects], int)), 0.0)}  # fmt: skip
-        for title, (result, least) in found.items():
-            best = np.flatnonzero(result['scores'] >= least)
-            best = best[np.argsort(-result['scores'][best], kind='stable')][:_MOST_DRAWN]
-            masks = [result['masks'][i] for i in best] if name == 'segm' else None
-            columns = {key: result[key][best] for key in ('bboxes', 'scores', 'labels')}
-            drawings[title] = instances(masks, **columns), least
-        return [(title, self._drawn(draw, img_id, some, self.classes, least))
-                for title, (some, least) in drawings.items()]
+        there = dict(bboxes=boxes, labels=np.array([labels[one['category_id']] for one in objects], int))
+        if name == 'segm':
+            there['masks'] = [one['segmentation'] for one in objects]
+        missed = {key for _, judged in list(shown.values())[:1] for key in judged.missed}
+        title = f'ground truth, {Path(self.paths[img_id]).name}'
+        drawings = [(title, self._image(img_id, there, [one['id'] not in missed for one in objects]))]
+        for title, (result, judged) in shown.items():
+            right = {i: True for i in judged.right} | {i: False for i in judged.wrong}
+            best = sorted(right, key=lambda i: -result['scores'][i])[:_MOST_DRAWN]
+            found = {key: result[key][best] for key in ('bboxes', 'scores', 'labels')}
+            if name == 'segm':
+                found['masks'] = [result['masks'][i] for i in best]
+            drawings.append((title, self._image(img_id, found, [right[i] for i in best])))
+        return drawings
+
+    def _image(self, img_id: Any, columns: dict[str, Any], good: list[bool]) -> str:
+        import torch
+        from mmengine.structures import InstanceData
+
+        from mmdet.visualization.report import draw
+
+        tensors = {key: torch.from_numpy(x) if isinstance(x, np.ndarray) else x for key, x in columns.items()}
+        return self._drawn(draw, img_id, InstanceData(**tensors), self.classes, good)
 
     def crop(self, img_id: Any, box: list[float], class_name: str, score: float) -> str:
         """The surroundings of one detection as a data URI."""

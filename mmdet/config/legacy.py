@@ -123,7 +123,7 @@ def _model(model: dict | None, train_cfg: dict | None, test_cfg: dict | None, lo
     if 'bbox_roi_extractor' in model or 'mask_roi_extractor' in model:
         _gather_roi_head(model, train_cfg)
     if test_cfg.pop('keep_all_stages', False):
-        lost.append('test_cfg.keep_all_stages')
+        test_cfg['rcnn']['keep_all_stages'] = True
     for settings in (train_cfg, test_cfg):
         for name in ('rpn', 'rpn_proposal', 'rcnn'):
             stages = settings.get(name)

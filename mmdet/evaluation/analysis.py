@@ -14,7 +14,7 @@ import numpy as np
 
 from mmdet.config.errors import UserError
 from mmdet.evaluation.coco import CocoMetric
-from mmdet.evaluation.detections import Counter, Detections, Errors, Overlaps, best_threshold, errors, f1_score
+from mmdet.evaluation.detections import Counter, Detections, Errors, Judged, Overlaps, best_threshold, errors
 from mmdet.evaluation.findings import Finding, area_name, find
 
 _CURVE = np.arange(0, 101, 2)  # recalls of a class's curve, in percent
@@ -61,13 +61,11 @@ class Confusion:
 
 @dataclass
 class ImageNumbers:
-    """One image, with detections from the report's threshold on, at IoU 0.5."""
+    """One image, with detections from the analysis's threshold on."""
 
     img_id: Any
-    right: int
-    wrong: int
-    missed: int
     f1: float
+    judged: Judged
 
 
 @dataclass
@@ -284,8 +282,8 @@ def _label_errors(counter: Counter, detections: Detections, in_crowd: np.ndarray
 
 def _images(counter: Counter, detections: Detections, threshold: float, worst: int, best: int) -> tuple[list, list]:
     """The images with the lowest F1, of equal ones those with more errors first, and those with the highest."""
-    rows = [ImageNumbers(counter.img_ids[number], *counts, f1_score(*counts))
-            for number, counts in counter.by_image(detections[detections.scores >= threshold]).items() if any(counts)]
-    bad = sorted((row for row in rows if row.f1 < 1), key=lambda row: (row.f1, -row.wrong - row.missed))[:worst]
-    good = sorted(rows, key=lambda row: (-row.f1, -row.right))
-    return bad, [row for row in good if row.right and row not in bad][:best]
+    judged = {number: one for number, one in counter.by_image(detections, threshold).items() if one.right or one.errors}
+    rows = [ImageNumbers(counter.img_ids[number], one.f1, one) for number, one in judged.items()]
+    bad = sorted((row for row in rows if row.judged.errors), key=lambda row: (row.f1, -row.judged.errors))[:worst]
+    good = sorted((row for row in rows if row.judged.right), key=lambda row: (-row.f1, -len(row.judged.right)))
+    return bad, [row for row in good if row not in bad][:best]

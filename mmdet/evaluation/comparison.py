@@ -8,7 +8,7 @@ from typing import Any
 
 from mmdet.config.errors import UserError
 from mmdet.evaluation.coco import CocoMetric
-from mmdet.evaluation.detections import Counter, Detections, f1_score
+from mmdet.evaluation.detections import Counter, Detections, Judged
 
 _NAMES = dict(AP='mAP', AP50='mAP_50', AP75='mAP_75')
 
@@ -34,8 +34,8 @@ class ImageChange:
     """What changed on one image at IoU 0.5, with detections from each one's threshold on."""
 
     img_id: Any
-    a: tuple[int, int, int]  # right, wrong, missed
-    b: tuple[int, int, int]
+    a: Judged
+    b: Judged
     f1: float  # of B less that of A
 
 
@@ -108,12 +108,10 @@ def _differences(counter: Counter, both: Sequence[Detections], samples: int, see
 
 def _changes(counter: Counter, both: Sequence[Detections], thresholds: Sequence[float]) -> list[ImageChange]:
     """All images, the one that lost most first."""
-    counts = [counter.by_image(found[found.scores >= least]) for found, least in zip(both, thresholds)]
-    rows = []
-    for number in counter.images:
-        a, b = (tuple(of_images[number]) for of_images in counts)
-        rows.append(ImageChange(counter.img_ids[number], a, b, f1_score(*b) - f1_score(*a)))
-    return sorted(rows, key=lambda one: (one.f1, sum(one.a[1:]) - sum(one.b[1:])))
+    of_a, of_b = (counter.by_image(found, least) for found, least in zip(both, thresholds))
+    rows = [ImageChange(counter.img_ids[number], of_a[number], of_b[number], of_b[number].f1 - of_a[number].f1)
+            for number in counter.images]  # fmt: skip
+    return sorted(rows, key=lambda one: (one.f1, one.a.errors - one.b.errors))
 
 
 def _verdict(ap: Difference, classes: Sequence[Difference], images: int) -> str:

@@ -53,6 +53,25 @@ class Detections:
         return Detections(self.images[kept], self.boxes[kept], self.scores[kept], self.categories[kept], masks)
 
 
+@dataclass(frozen=True)
+class Judged:
+    """An image's detections from a score on, at IoU 0.5; what counts as neither right nor wrong is left out."""
+
+    right: list[int]  # positions among the image's detections
+    wrong: list[int]
+    missed: list[int]  # ids of objects in `GroundTruth`
+
+    @property
+    def f1(self) -> float:
+        """1 where there is nothing to find and nothing found."""
+        total = 2 * len(self.right) + len(self.wrong) + len(self.missed)
+        return 2 * len(self.right) / total if total else 1.0
+
+    @property
+    def errors(self) -> int:
+        return len(self.wrong) + len(self.missed)
+
+
 class Counter:
     """Counts detections on a metric's ground truth, again and again, with hotcoco.
 
@@ -73,7 +92,7 @@ class Counter:
             raise UserError(f'analysing detections needs hotcoco ({error}): pip install hotcoco') from None
         self.engine, self.metric, self.name, self.limit = hotcoco, metric, name, limit
         self.truth, self.images = metric.truth, sorted(images)
-        self.by_class = metric.params(name).useCats
+        self.by_class = metric.params(name, hotcoco).useCats
         self.img_ids = {number: img_id for (_, img_id), number in metric.truth.index.items()}
         self.objects = {one['id']: one for one in metric.truth.of(self.images, name == 'segm')}
         self._coco = self._ground_truth(self.objects.values())
@@ -110,7 +129,7 @@ class Counter:
         found = truth.load_res(rows, segmentation=detections.masks) if len(rows) else truth.load_res(rows)
         if detections.masks:
             found.update_anns(ids=np.arange(1, len(rows) + 1), area=rle_areas(detections.masks).astype(float))
-        params = self.metric.params(self.name)
+        params = self.metric.params(self.name, self.engine)
         evaluation = self.engine.COCOeval(truth, found, params.iouType)
         params.maxDets = [*params.maxDets[:-1], max(params.maxDets[-1], self.limit)]
         if ious is not None:
@@ -119,7 +138,7 @@ class Counter:
             params.areaRng, params.areaRngLbl, params.maxDets = [params.areaRng[0]], ['all'], [params.maxDets[-1]]
         params.useCats = self.by_class and not any_class
         params.imgIds = self.images
-        params.catIds = [category['id'] for category in self.truth.categories] if self.by_class else [1]
+        params.catIds = sorted(self.truth.numbers.tolist()) if self.by_class else [1]  # as columns of the results
         if category is not None:
             params.catIds = [category]
         evaluation.params = params
@@ -164,17 +183,20 @@ class Counter:
                 return best[0]
         return float(np.median(detections.scores)) if len(detections) else 0.5
 
-    def by_image(self, detections: Detections) -> dict[int, list[int]]:
-        """How many detections are right and wrong, and objects missed, at IoU 0.5 on each image, by its number."""
-        status, _ = self.right(detections)
-        counts = {number: [0, 0, 0] for number in self.images}
-        for one in self.objects.values():
-            counts[one['image_id']][2] += not one['iscrowd']
-        for number, value in zip(detections.images.tolist(), status.tolist()):
+    def by_image(self, detections: Detections, threshold: float) -> dict[int, Judged]:
+        """What is right on each image, by its number, of the detections from a score on."""
+        sure = np.flatnonzero(detections.scores >= threshold)
+        status, found = self.right(detections[sure])
+        judged = {number: Judged([], [], []) for number in self.images}
+        starts = dict(zip(self.images, np.searchsorted(detections.images, self.images).tolist()))
+        for i, number, value in zip(sure.tolist(), detections.images[sure].tolist(), status.tolist()):
             if value >= 0:
-                counts[number][1 - value] += 1
-                counts[number][2] -= value
-        return counts
+                (judged[number].right if value else judged[number].wrong).append(i - starts[number])
+        found = set(found[status == 1].tolist())
+        for key, one in self.objects.items():
+            if not one['iscrowd'] and key not in found:
+                judged[one['image_id']].missed.append(key)
+        return judged
 
 
 class Overlaps:
@@ -293,12 +315,6 @@ def best_threshold(scores: np.ndarray, right: np.ndarray, objects: int) -> tuple
     f1[:-1][scores[:-1] == scores[1:]] = -1  # a threshold takes all of equal scores
     i = int(f1.argmax())
     return float(scores[i]), float(hits[i] / (i + 1)), float(hits[i] / objects), float(f1[i])
-
-
-def f1_score(right: int, wrong: int, missed: int) -> float:
-    """1 where there is nothing to find and nothing found."""
-    total = 2 * right + wrong + missed
-    return 2 * right / total if total else 1.0
 
 
 def moved(detections: Detections, shift: np.ndarray, scale: np.ndarray) -> Detections:

@@ -301,47 +301,73 @@ def _stretch_in_words(scale: np.ndarray) -> list[str]:
 
 
 def _class_order(case: _Case) -> None:
-    """Classes most of whose objects are called by another class's name."""
-    numbers = case.counter.truth.numbers  # of each label
-    for step, word in ((1, 'low'), (-1, 'high')) if len(numbers) > 2 else ():
-        label = np.argsort(numbers)[case.detections.categories - 1]
-        repaired = replace(case.detections, categories=numbers[(label + step) % len(numbers)])
-        gain = case.gain(repaired)
-        if gain > 0.1:
-            neighbour = 'before' if word == 'low' else 'after'
-            case.add('order of classes', gain, f'All labels are one too {word}: each class is called by the name of '
-                     f'the one {neighbour} it.')
-            case.set(repaired)
-            return
+    """Classes whose objects are called by another class's name."""
+    if len(case.names) > 2 and _one_off(case):
+        return
     positions, objects = case.overlaps.pairs
     sure = case.sure[positions]
-    table = np.zeros((max(case.names) + 1,) * 2, int)
+    table = np.zeros((max(case.names) + 1,) * 2, int)  # objects of the first class that are called the second
     np.add.at(table, (case.classes(objects[sure]), case.detections.categories[positions[sure]]), 1)
+    swapped = _swaps(case, table)
     renamed = {category: int(table[category].argmax()) for category, count in case.of_class.items()
-               if table[category].max() > max(0.5 * count, 2)}  # fmt: skip
+               if category not in swapped and table[category].max() > max(0.5 * count, 2)}  # fmt: skip
     for group in _renamed_groups(renamed):
         back = {renamed[category]: category for category in group}
-        categories = np.array([back.get(category, category) for category in case.detections.categories.tolist()])
-        repaired = replace(case.detections, categories=categories)
+        repaired = _called_by(case.detections, back)
         gain = case.gain(repaired)
-        if gain < _LEAST_COST:
-            continue
-        calls = [f'{_share(table[c, renamed[c]], case.of_class[c])} of the {case.names[c]} objects are called '
-                 f'{case.names[renamed[c]]}' for c in group]  # fmt: skip
-        if {renamed[category] for category in group} == set(group) and len(group) == 2:
-            names = [case.names[c] for c in group]
-            case.add('swapped classes', gain,
-                     f'Classes {names[0]} and {names[1]} are swapped: {calls[0]}, {calls[1]}.')
-        else:
+        if gain >= _LEAST_COST:
+            calls = [_calls(case, table, c, renamed[c]) for c in group]
             more = f', and so on for {len(calls) - 3} more' if len(calls) > 3 else ''
             case.add('order of classes', gain,
                      f'{len(group)} classes bear other names, as in another order: {", ".join(calls[:3])}{more}.')
+            case.set(repaired)
+
+
+def _one_off(case: _Case) -> bool:
+    numbers = case.counter.truth.numbers  # of each label
+    label = np.argsort(numbers)[case.detections.categories - 1]
+    for step, word, neighbour in ((1, 'low', 'before'), (-1, 'high', 'after')):
+        repaired = replace(case.detections, categories=numbers[(label + step) % len(numbers)])
+        gain = case.gain(repaired)
+        if gain > 0.1:
+            case.add('order of classes', gain, f'All labels are one too {word}: each class is called by the name of '
+                     f'the one {neighbour} it.')
+            case.set(repaired)
+            return True
+    return False
+
+
+def _swaps(case: _Case, table: np.ndarray) -> set[int]:
+    """Pairs of classes both of which gain when they change names; where one is only called the other, one loses."""
+    swapped: set[int] = set()
+    for a, b in zip(*np.nonzero(np.triu(table + table.T, 1))):
+        a, b = int(a), int(b)
+        often = any(table[x, y] > max(0.3 * case.of_class[x], 2) for x, y in ((a, b), (b, a)))
+        if not often or {a, b} & swapped or not case.of_class[a] or not case.of_class[b]:
+            continue
+        repaired = _called_by(case.detections, {a: b, b: a})
+        before, after = (case.counter.class_ap(found)[[a - 1, b - 1]] for found in (case.detections, repaired))
+        if (after < before).any() or (after - before).mean() < 0.05:
+            continue
+        case.add('swapped classes', case.gain(repaired), f'Classes {case.names[a]} and {case.names[b]} are swapped: '
+                 f'{_calls(case, table, a, b)}, {_calls(case, table, b, a)}.')
         case.set(repaired)
+        swapped |= {a, b}
+    return swapped
+
+
+def _calls(case: _Case, table: np.ndarray, a: int, b: int) -> str:
+    return f'{_share(table[a, b], case.of_class[a])} of the {case.names[a]} objects are called {case.names[b]}'
+
+
+def _called_by(detections: Detections, names: dict[int, int]) -> Detections:
+    categories = np.array([names.get(category, category) for category in detections.categories.tolist()])
+    return replace(detections, categories=categories)
 
 
 def _renamed_groups(renamed: dict[int, int]) -> Iterator[list[int]]:
-    """Groups of classes that bear one another's names, no two the same: swapped pairs, and chains, as when all labels
-    are one off. One class alone that is called by another's name is confused with it, not renamed."""
+    """Groups of classes that bear one another's names, no two the same. One class alone that is called by another's
+    name is confused with it, not renamed."""
     left = {a for a, b in renamed.items() if a != b}
     while left:
         group = {left.pop()}
@@ -437,7 +463,7 @@ def _background(case: _Case) -> None:
     gain = case.gain(case.detections[~nothing])
     if gain >= _LEAST_COST:
         classes = _most(case, Tally(case.detections.categories[nothing & case.sure].tolist()))
-        case.add('false detections', gain, f'{nothing.sum()} detections lie on no object{case.of_them_sure(nothing)}'
+        case.add('false detections', gain, f'{nothing.sum()} detections fit no object{case.of_them_sure(nothing)}'
                  f'{classes}.')
 
 

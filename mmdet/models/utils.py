@@ -28,10 +28,8 @@ def empty_instances(metas: Sequence[dict], device: str) -> list[InstanceData]:
     import torch
 
     shapes = dict(bboxes=((0, 4), torch.float32), scores=((0,), torch.float32), labels=((0,), torch.int64))
-    return [
-        InstanceData(**{name: torch.zeros(shape, dtype=dtype, device=device) for name, (shape, dtype) in shapes.items()})
-        for _ in metas
-    ]
+    zeros = {name: torch.zeros(shape, dtype=dtype, device=device) for name, (shape, dtype) in shapes.items()}
+    return [InstanceData(**zeros) for _ in metas]
 
 
 _FLAT = 'the levels are flattened once, see mmdet.models.dense_heads.common'

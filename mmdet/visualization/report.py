@@ -27,6 +27,10 @@ _METRICS = dict(bbox='Boxes', segm='Masks', proposal='Proposals')
 _ERRORS = dict(Cls='wrong class', Loc='wrong place', Both='wrong class and place', Dupe='second detection',
                Bkg='on no object', Miss='missed object')  # fmt: skip
 
+_GOOD, _BAD = (40, 190, 90), (235, 70, 60)
+_LEGEND = ('<span class="key"><i style="background:rgb(40,190,90)"></i>right, or found</span> <span class="key"><i '
+           'style="background:rgb(235,70,60)"></i>wrong, or missed</span>')
+
 _STYLE = """
 :root{color-scheme:light}*{box-sizing:border-box}
 body{margin:0;background:#fff;color:#1b1f24;font:16px/1.5 system-ui,sans-serif}
@@ -261,11 +265,15 @@ def _images(title: str, images: Sequence[Mapping], columns: Sequence, threshold:
         return ''
     figures = []
     for one, drawn in zip(images, columns):
-        caption = (f'image {one["img_id"]}: {one["right"]} right, {one["wrong"]} wrong, {one["missed"]} missed, '
-                   f'F1 {_points(one["f1"])}')  # fmt: skip
+        caption = f'image {one["img_id"]}: {_counts(one["judged"])}, F1 {_points(one["f1"])}'
         figures.append(_figure(caption, drawn))
-    return (f'<h3>{title}</h3><p class="quiet">By F1, of detections from score {threshold:.2f} on, at IoU 0.5.</p>'
+    return (f'<h3>{title}</h3><p class="quiet">By F1, of detections from score {threshold:.2f} on, at IoU 0.5. '
+            f'{_LEGEND}</p>'
             + ''.join(figures))
+
+
+def _counts(judged: Mapping[str, Sequence]) -> str:
+    return ', '.join(f'{len(judged[key])} {key}' for key in ('right', 'wrong', 'missed'))
 
 
 def _figure(caption: str, columns: Sequence[tuple[str, str]]) -> str:
@@ -290,11 +298,10 @@ def _comparison(c: Mapping[str, Any], drawings: Mapping[str, Sequence]) -> list[
     for key in ('worse', 'better'):
         rows = []
         for one, drawn in zip(c[key], drawings.get(key, ())):
-            counts = ['{} right, {} wrong, {} missed'.format(*one[which]) for which in 'ab']
-            rows.append(_figure(f'image {one["img_id"]}, F1 {100 * one["f1"]:+.1f}. A: {counts[0]}. B: {counts[1]}.',
-                                drawn))
+            rows.append(_figure(f'image {one["img_id"]}, F1 {100 * one["f1"]:+.1f}. A: {_counts(one["a"])}. B: '
+                                f'{_counts(one["b"])}.', drawn))
         if rows:
-            body.append(f'<h3>Images on which B is {key}</h3>{"".join(rows)}')
+            body.append(f'<h3>Images on which B is {key}</h3><p class="quiet">{_LEGEND}</p>{"".join(rows)}')
     return body
 
 
@@ -312,11 +319,12 @@ def _differences(rows: Sequence[Mapping]) -> str:
 # ---------------------------------------------------------------------- drawings
 
 
-def draw(path: str | Path, instances: InstanceData, classes: Sequence[str], score_thr: float = 0.0) -> str:
-    """A data URI of the image at `path` with instances drawn as `draw_instances` does, large images made smaller.
+def draw(path: str | Path, instances: InstanceData, classes: Sequence[str], good: Sequence[bool]) -> str:
+    """A data URI of the image at `path` with instances drawn on it, large images made smaller.
 
     Args:
         instances: in pixels of the image; masks as RLEs.
+        good: of each, whether it is right, or found.
     """
     image = read_image(path)
     factor = min(1.0, _LONGEST / max(image.shape[:2]))
@@ -328,7 +336,8 @@ def draw(path: str | Path, instances: InstanceData, classes: Sequence[str], scor
         if 'masks' in instances:
             instances.masks = [cv2.resize(coco_mask.decode(m), (width, height), interpolation=cv2.INTER_AREA)
                                for m in instances.masks]  # fmt: skip
-    return data_uri(draw_instances(image, instances, tuple(classes), score_thr))
+    colours = [_GOOD if one else _BAD for one in good]
+    return data_uri(draw_instances(image, instances, tuple(classes), 0.0, palette=colours, colour_by='instance'))
 
 
 def draw_crop(path: str | Path, box: Sequence[float], label: int, score: float, classes: Sequence[str]) -> str:

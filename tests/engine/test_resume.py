@@ -71,6 +71,15 @@ def test_resumed_in_the_middle_of_an_epoch(tmp_path, train, stop):
     assert equal(weights(resumed), expected) and resumed.iter == 8
 
 
+def test_resumed_with_accumulated_gradients(tmp_path, train):
+    """The signal comes in the middle of a step of three iterations, which is finished."""
+    config, options = write_config(tmp_path), {'optim_wrapper.accumulative_counts': 3, 'train_cfg.max_epochs': 3}
+    expected = weights(train(config, 'whole', options))
+    with pytest.raises(Interrupted, match='SIGTERM after iteration 6 '):
+        train(config, 'half', options, hooks=[SignalAt(4)])
+    assert equal(weights(train(config, 'half', options, resume=True)), expected)
+
+
 def test_number_of_workers_does_not_change_a_run(tmp_path, train):
     config = write_config(tmp_path)
     assert equal(weights(train(config, 'a')), weights(train(config, 'b', WORKERS)))

@@ -22,8 +22,9 @@ class StopSafelyHook(Hook):
     """On SIGTERM or Ctrl-C: finish the iteration, save ``interrupted.pth``, leave with a clear line.
 
     Several processes finish the next one too: each tells the others after an iteration whether it has had a signal, and
-    takes their answer after the next, when it has long arrived. An evaluation is left after the batch at hand, or, once
-    all have finished their batches, after its results are saved. A second signal ends the process at once.
+    takes their answer after the next, when it has long arrived. Where gradients are accumulated, the optimizer's step
+    is finished: a checkpoint has no gradients. An evaluation is left after the batch at hand, or, once all have
+    finished their batches, after its results are saved. A second signal ends the process at once.
     """
 
     priority = 'LOWEST'
@@ -77,7 +78,7 @@ class StopSafelyHook(Hook):
         if self.group is not None:
             signum = self._agreed()
             self._ask()
-        if signum:
+        if signum and _between_steps(runner):
             self._leave(runner, signum, runner.iter + 1, f'epoch {runner.epoch + 1}')
 
     # -- evaluation: processes are at different batches, and one may have none
@@ -143,3 +144,9 @@ class StopSafelyHook(Hook):
         raise Interrupted(
             f'stopped by {signal.Signals(signum).name} after iteration {iteration} ({place}); saved '
             f'{os.path.join(folder, INTERRUPTED)}, --resume continues from it', signum)
+
+
+def _between_steps(runner: Runner) -> bool:
+    """Whether the optimizer has taken all gradients so far."""
+    wrapper = getattr(runner, 'optim_wrapper', None)
+    return getattr(wrapper, '_inner_count', 0) % getattr(wrapper, '_accumulative_counts', 1) == 0
