@@ -18,6 +18,7 @@ from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DefaultScope
 
+from mmdet import layers
 from mmdet.config.check import check_values
 from mmdet.config.load import check_types, load_config
 from mmdet.datasets.coco import COCO_CLASSES

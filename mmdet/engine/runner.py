@@ -25,6 +25,7 @@ from mmdet.engine.message_hub import DeferredMessageHub, defer_grad_norm
 from mmdet.engine.schedule import scale_by_batch
 from mmdet.engine.seeding import seeded_dataloader
 from mmdet.engine.workers import start_worker
+from mmdet.layers import pack
 from mmdet.models.initialize import leave_out_files
 
 # What mmengine's Runner takes of a config; the rest of its arguments are set here.
@@ -213,6 +214,8 @@ class _Runner(Runner):
         wrapper = self.optim_wrapper  # still a config; None in tests
         if not torch.cuda.is_available() and (wrapper is None or wrapper.get('type') == 'CpuAmpOptimWrapper'):
             model = fast_layout(model)
+            if wrapper is None:
+                pack(model)
         return super().wrap_model(model_wrapper_cfg, model)
 
     def _init_model_weights(self) -> None:

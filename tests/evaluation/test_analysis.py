@@ -328,7 +328,7 @@ def miss_the_small(found, rng):
         (call_cups_bowls, 'class never predicted', ('Class cup', 'called bowl')),
         (call_half_of_the_spoons_knives, 'confused classes', ('spoon objects are called knife',)),
         (double, 'duplicates', ('50 %',)),
-        (invent, 'false detections', ('lie on no object',)),
+        (invent, 'false detections', ('fit no object',)),
         (halve, 'coordinates', ('smaller by a factor of 2.0',)),
         (sizes_for_corners, 'coordinates', ('x, y, width, height where x1, y1, x2, y2 are read',)),
         (share_of_the_image, 'coordinates', ('between 0 and 1',)),
@@ -495,6 +495,15 @@ def test_proposals(ann_file):
     assert analysis.confusion is None and all(0 < row.recall_all < 1 for row in analysis.classes)
     with pytest.raises(UserError, match='proposals have no AP'):
         compare(metric, 'proposal', results, results)
+
+
+def test_hotcoco_is_needed_whatever_counts_in_the_metric(ann_file, monkeypatch):
+    metric = evaluator(ann_file, backend='pycocotools')
+    results = answers(metric, noise=0.05)
+    assert analyse(metric, 'bbox', results).summary == analyse(evaluator(ann_file), 'bbox', results).summary
+    monkeypatch.setitem(sys.modules, 'hotcoco', None)
+    with pytest.raises(UserError, match='pip install hotcoco'):
+        analyse(metric, 'bbox', results)
 
 
 # ---------------------------------------------------------------------- two models

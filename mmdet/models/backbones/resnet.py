@@ -50,9 +50,9 @@ class Block(nn.Module):
         *first, last = self.pairs
         out = x
         for conv, norm in first:
-            out = conv_norm(conv, norm, out).relu_()
-        out = conv_norm(*last, out)
-        return (out + (x if self.downsample is None else conv_norm(*self.downsample, x))).relu_()
+            out = conv_norm(conv, norm, out, relu=True)
+        shortcut = x if self.downsample is None else conv_norm(*self.downsample, x)
+        return conv_norm(*last, out, added=shortcut, relu=True)
 
 
 class BasicBlock(Block):
@@ -241,7 +241,7 @@ class ResNet(BaseModule):
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Images (N, in_channels, H, W) -> the maps of `out_indices`, fine to coarse."""
-        x = conv_norm(self.conv1, getattr(self, self.norm1_name), x).relu_()
+        x = conv_norm(self.conv1, getattr(self, self.norm1_name), x, relu=True)
         x = nn.functional.max_pool2d(x, 3, 2, 1)
         outputs = []
         for index, name in enumerate(self.stages):

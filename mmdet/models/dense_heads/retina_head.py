@@ -42,6 +42,8 @@ class RetinaHead(BaseModule):
         test_cfg: dict(score_thr, nms_pre, nms, max_per_img[, min_bbox_size]).
     """
 
+    compiles = dict(outputs='images')
+
     @classmethod
     def needs(cls, cfg: dict) -> dict[str, tuple[str, ...]]:
         """Keys of train_cfg and test_cfg that have no default."""
@@ -101,9 +103,8 @@ class RetinaHead(BaseModule):
         # Every anchor starts at score 0.01, else the many negatives' loss would drown everything.
         nn.init.constant_(self.retina_cls.bias, -math.log(99))
 
-    def forward(self, features: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """Logits (N, M, C), deltas (N, M, 4) and the anchors of each level."""
-        check_channels(self, features, [self.in_channels] * len(features))
+    def outputs(self, features: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        """Logits (N, M, C) and deltas (N, M, 4)."""
         logits, deltas = [], []
         for x in features:
             cls = reg = x
@@ -113,8 +114,14 @@ class RetinaHead(BaseModule):
                 reg = conv(reg)
             logits.append(self.retina_cls(cls))
             deltas.append(self.retina_reg(reg))
+        return flatten_levels(logits, self.num_classes), flatten_levels(deltas, 4)
+
+    def forward(self, features: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Logits (N, M, C), deltas (N, M, 4) and the anchors of each level."""
+        check_channels(self, features, [self.in_channels] * len(features))
+        logits, deltas = self.outputs(features)
         anchors = self.anchor_generator.grid_priors([x.shape[-2:] for x in features], device=features[0].device)
-        return flatten_levels(logits, self.num_classes), flatten_levels(deltas, 4), anchors
+        return logits, deltas, anchors
 
     def loss(self, logits: Tensor, deltas: Tensor, anchors: list[Tensor], targets: list[Target]) -> dict:
         """Both losses, divided by the number of positive anchors of the batch.

@@ -7,12 +7,11 @@ image, G ground-truth boxes, P proposals; boxes are xyxy in pixels of the padded
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from mmdet.config.overrides import refuse_overrides
-from mmdet.layers import conv_stack, init_conv
+from mmdet.layers import conv_norm, conv_stack, init_conv
 from mmdet.models.dense_heads.common import (
     ELSEWHERE,
     PROPOSAL_KEYS,
@@ -41,6 +40,8 @@ class RPNHead(BaseModule):
             training too unless the detector's train_cfg has rpn_proposal. NMS acts on each level by itself, or with
             ``nms_across_levels=True`` on all of them together.
     """
+
+    compiles = dict(outputs='images')
 
     @classmethod
     def needs(cls, cfg: dict) -> dict[str, tuple[str, ...]]:
@@ -88,17 +89,24 @@ class RPNHead(BaseModule):
         for module in self.modules():
             init_conv(module, partial(nn.init.normal_, std=0.01))
 
-    def forward(self, features: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """Logits (N, M), deltas (N, M, 4) and the anchors of each level."""
-        check_channels(self, features, [self.in_channels] * len(features))
-        hidden = [F.relu(self.rpn_conv(x)) for x in features]
+    def outputs(self, features: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        """Logits (N, M) and deltas (N, M, 4)."""
+        if isinstance(self.rpn_conv, nn.Conv2d):
+            hidden = [conv_norm(self.rpn_conv, None, x, relu=True) for x in features]
+        else:
+            hidden = [self.rpn_conv(x) for x in features]  # its blocks end in ReLU
         logits = [self.rpn_cls(x) for x in hidden]
         if self.softmax:  # of two outputs it is the sigmoid of their difference
             objects, background = flatten_levels(logits, 2).unbind(-1)
             logits = objects - background
         else:
             logits = flatten_levels(logits, 1).squeeze(-1)
-        deltas = flatten_levels([self.rpn_reg(x) for x in hidden], 4)
+        return logits, flatten_levels([self.rpn_reg(x) for x in hidden], 4)
+
+    def forward(self, features: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Logits (N, M), deltas (N, M, 4) and the anchors of each level."""
+        check_channels(self, features, [self.in_channels] * len(features))
+        logits, deltas = self.outputs(features)
         anchors = self.anchor_generator.grid_priors([x.shape[-2:] for x in features], device=features[0].device)
         return logits, deltas, anchors
 

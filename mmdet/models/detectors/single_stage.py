@@ -29,6 +29,7 @@ class SingleStageDetector(BaseModel):
 
     head_name = 'bbox_head'
     settings_key = ''  # of train_cfg and test_cfg: the part that is the head's, '' for the whole
+    compiles = dict(extract_feat='images')
 
     @classmethod
     def check_config(cls, cfg: dict, path: str, whole: dict, training: bool) -> None:

@@ -32,6 +32,8 @@ class TwoStageDetector(BaseModel):
         UserError: keys of train_cfg or test_cfg that nothing reads.
     """
 
+    compiles = dict(extract_feat='images')
+
     @classmethod
     def check_config(cls, cfg: dict, path: str, whole: dict, training: bool) -> None:
         check_heads(cfg, path, training, dict(rpn_head='rpn', roi_head='rcnn'))

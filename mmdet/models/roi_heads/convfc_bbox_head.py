@@ -44,6 +44,8 @@ class ConvFCBBoxHead(BaseModule):
         UserError: convolutions of a branch after fully connected layers, or of one that is not there.
     """
 
+    compiles = dict(forward='rois')
+
     def __init__(
         self,
         num_shared_convs: int = 0,

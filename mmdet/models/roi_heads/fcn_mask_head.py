@@ -29,6 +29,8 @@ class FCNMaskHead(BaseModule):
             `mmdet.layers.build`. A ReLU follows one that learns. With None s is 1.
     """
 
+    compiles = dict(forward='rois')
+
     def __init__(
         self,
         num_convs: int = 4,
