@@ -27,7 +27,6 @@ _ABSENT = {
         ('--workers', '--num-workers', '--workers-per-gpu'): 'train_dataloader.num_workers=4',
         ('--data-root',): 'data_root=FOLDER',
     }.items() for name in names},
-    '--auto-resume': 'A run is resumed by --resume [CHECKPOINT].',
 }
 
 
