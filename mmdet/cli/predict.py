@@ -41,10 +41,13 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
                         help='mixed precision: float16 on GPU, bfloat16 on a CPU that has instructions for it')
     parser.add_argument('--compile', action='store_true', help='torch.compile: a slow first image, then faster ones')
     args = parser.parse_args(argv)
-    if args.config.endswith('.pth') and not args.checkpoint.endswith('.pth'):  # its config is in it
-        args.checkpoint, args.images = None, [args.checkpoint, *args.images]
+
+    from mmdet.checkpoints import is_checkpoint
+
+    if is_checkpoint(args.config) and not is_checkpoint(args.checkpoint):  # it stands alone
+        args.images, args.checkpoint = [args.checkpoint, *args.images], None
     if not args.images:
-        parser.error('the following arguments are required: images')
+        raise UserError('no images: give files, patterns or folders after the checkpoint')
     if args.batch_size < 1:
         raise UserError(f'--batch-size {args.batch_size}: at least 1 is needed')
     if args.slice is not None and args.slice < 1 or not 0 <= args.overlap < 1:
@@ -109,13 +112,6 @@ class Book:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
-
-    from mmdet.checkpoints import is_checkpoint
-
-    if is_checkpoint(args.config):  # it stands alone
-        args.images, args.checkpoint = [args.checkpoint, *args.images], None
-    if not args.images:
-        raise UserError('no images: give files, patterns or folders after the checkpoint')
     out_dir = Path(args.out_dir)
     images, videos = find_inputs(args.images, out_dir)
     places = dict(zip(images, output_files(images, out_dir)))

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 def compile_for_inference(model: nn.Module) -> nn.Module:
     """Compile a detector's static parts, each when it is first called, for images of any size and any number of RoIs.
 
+    Where sizes make PyTorch choose another way, as for small maps, a part is compiled once more.
     On a CPU the weights of the first call become constants: a change afterwards has no effect. A line says how long
     each part took. Where compiling fails, as without a C++ compiler, one line says so and the model goes on as it was.
     """

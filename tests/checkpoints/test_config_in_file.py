@@ -114,7 +114,7 @@ def test_one_command_detects_with_it(old_file, run_tool, tmp_path):
     assert status == 0, err
     assert len(json.loads((tmp_path / 'predictions.json').read_text())['annotations']) > 5
     status, _, err = run_tool('predict.py', old_file / 'config.py', old_file / 'epoch_12.pth')
-    assert status == 2 and 'required: images' in err
+    assert status == 2 and 'no images: give files' in err
 
 
 def test_what_is_written_here_holds_its_config(tmp_path):
