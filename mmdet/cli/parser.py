@@ -27,9 +27,6 @@ _ABSENT = {
         ('--workers', '--num-workers', '--workers-per-gpu'): 'train_dataloader.num_workers=4',
         ('--data-root',): 'data_root=FOLDER',
     }.items() for name in names},
-    '--resume-from': 'A run is resumed by --resume [CHECKPOINT].',
-    '--auto-resume': 'A run is resumed by --resume [CHECKPOINT].',
-    '--options': 'Values of the config are changed by --cfg-options KEY=VALUE.',
 }
 
 

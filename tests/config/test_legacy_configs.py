@@ -358,6 +358,15 @@ def test_a_config_of_today_is_left_alone(tmp_path):
     assert load_config(written).to_dict() == cfg.to_dict()  # what is written needs no translation
 
 
+def test_a_command_writes_the_translation(tmp_path, run_tool):
+    old, new = tmp_path / 'old.py', tmp_path / 'new.py'
+    old.write_text('\n'.join(f'{key} = {value!r}' for key, value in faster_rcnn_1x().items()))
+    assert run_tool('print_config.py', old, '--out', new)[0] == 0
+    assert load_config(new).to_dict() == load_config(old).to_dict()
+    status, _, err = run_tool('print_config.py', old, '--out', new)
+    assert status == 2 and f'--out {new}: a new file that ends with .py is needed' in err
+
+
 def test_paths_of_the_release(tmp_path, said, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for path in ('configs/cbn/a.py', 'configs/faster_rcnn/a.py', 'configs/x/b.py', 'configs/y/b.py'):

@@ -2,18 +2,13 @@
 
 import copy
 import functools
-import json
-from pathlib import Path
 
 import pytest
 import torch
 from factories import batch, small_cfg
-from mmengine.dataset import pseudo_collate
 from torch import nn
 
-from mmdet.datasets import CocoDataset
 from mmdet.engine.compiled import compile_for_inference
-from mmdet.engine.runner import fast_layout
 from mmdet.layers import pack
 from mmdet.registry import MODELS
 
@@ -110,42 +105,3 @@ def test_detectors_find_the_same(kind, capsys, monkeypatch):
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == sum(len(getattr(module, 'compiles', ())) for module in plain.modules())
     assert len(lines) <= len(graphs) <= 2 * len(lines)  # torch has another way for maps of up to 20,480 values
-
-
-@pytest.mark.slow
-def test_half_precision_compiled_finds_the_same_in_photographs(real_data):
-    """A Mask R-CNN trained for a minute: 95 % of its boxes within a pixel, their scores within 0.02."""
-    data = [photographs(real_data / 'fruits_nuts' / split) for split in ('train', 'val')]
-    torch.manual_seed(0)
-    cfg = small_cfg('mask_rcnn', width=32)
-    cfg.backbone.update(norm_eval=False, frozen_stages=-1, zero_init_residual=False)
-    model = MODELS.build(cfg)
-    optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
-    for step in range(120):
-        some = [data[0][(4 * step + i) % len(data[0])] for i in range(4)]
-        losses = model.train()(**model.data_preprocessor(pseudo_collate(some), True), mode='loss')
-        optimizer.zero_grad()
-        model.parse_losses(losses)[0].backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 10)
-        optimizer.step()
-    plain = model.eval()
-    fast = compile_for_inference(pack(fast_layout(copy.deepcopy(plain))))
-    same = []
-    for packed in (*data[0], *data[1]):
-        with torch.no_grad():
-            [exact] = detections(plain, pseudo_collate([packed]))
-            with torch.autocast('cpu', torch.bfloat16):
-                [rounded] = detections(fast, pseudo_collate([packed]))
-        far = (rounded.bboxes[None] - exact.bboxes[:, None]).abs().amax(-1) > 1
-        far |= (rounded.scores[None] - exact.scores[:, None]).abs() > 0.02
-        far |= rounded.labels[None] != exact.labels[:, None]
-        same.append((~far).any(1)[exact.scores > 0.5])
-    same = torch.cat(same)
-    assert len(same) >= 20 and same.float().mean() >= 0.95, (len(same), same.float().mean())
-
-
-def photographs(folder: Path) -> CocoDataset:
-    steps = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
-             dict(type='Resize', scale=(320, 240)), dict(type='PackDetInputs')]  # fmt: skip
-    classes = [x['name'] for x in json.loads((folder / 'instances.json').read_text())['categories']]
-    return CocoDataset('instances.json', dict(classes=classes), str(folder), dict(img='images'), pipeline=steps)

@@ -47,12 +47,12 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C', H', W')."""
-        *first, last = self.pairs
-        out = x
-        for conv, norm in first:
-            out = conv_norm(conv, norm, out, relu=True)
         shortcut = x if self.downsample is None else conv_norm(*self.downsample, x)
-        return conv_norm(*last, out, added=shortcut, relu=True)
+        last = len(self.norm_names)
+        for i, name in enumerate(self.norm_names, start=1):  # not `pairs`: two Python frames a block
+            added = shortcut if i == last else None
+            x = conv_norm(getattr(self, f'conv{i}'), getattr(self, name), x, added, relu=True)
+        return x
 
 
 class BasicBlock(Block):
