@@ -4,9 +4,11 @@ N images, H_l and W_l of a level, A anchors per position, K values per anchor, M
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from mmdet.config.contracts import must_have, on_first_call
 from mmdet.config.errors import UserError
+from mmdet.models import contracts
 from mmdet.models.task_modules.protocols import IGNORED, Assigner, Sampler
 from mmdet.structures import Target
 
@@ -28,6 +30,16 @@ ELSEWHERE = dict(
     _predict_by_feat_single='predict',
     _bbox_post_process='predict',
 )
+
+
+def look_at_parts(head: nn.Module) -> None:
+    """Let the losses, the coder, the assigner and the sampler of a dense head keep to what it counts on."""
+    must_have(head.bbox_coder, 'compared', 'decode', 'clip', 'sides', like='DeltaXYWHBBoxCoder')
+    on_first_call(head.loss_cls, 'forward', contracts.loss)
+    on_first_call(head.loss_bbox, 'forward', contracts.loss)
+    if head.train_cfg:
+        on_first_call(head.assigner, 'assign', contracts.assigned)
+        on_first_call(head.sampler, 'sample', contracts.sampled)
 
 
 def flatten_levels(maps: list[Tensor], values: int) -> Tensor:

@@ -20,6 +20,7 @@ from mmdet.models.dense_heads.common import (
     TRAIN_KEYS,
     batch_rows,
     flatten_levels,
+    look_at_parts,
     sample_anchors,
 )
 from mmdet.models.detections import Detections, keep_best, number_kept
@@ -89,6 +90,7 @@ class RetinaHead(BaseModule):
         if train_cfg is not None:
             self.assigner = TASK_UTILS.build(train_cfg['assigner'])
             self.sampler = TASK_UTILS.build(train_cfg.get('sampler', dict(type='PseudoSampler')))
+        look_at_parts(self)
 
         num_anchors = self.anchor_generator.num_base_anchors
         channels = feat_channels if stacked_convs else in_channels
