@@ -40,7 +40,7 @@ _TRAINING = ('train_dataloader', 'train_cfg', 'optim_wrapper', 'param_scheduler'
              'val_evaluator')
 # Hooks every run needs; a config may list one itself to set its options. CBNHook counts burn-in in epochs.
 _ESSENTIAL = ('StepSeedHook', 'NonFiniteLossHook', 'SyncNormStatsHook', 'RunInfoHook', 'StopSafelyHook', 'CBNHook',
-              'ProgressHook')
+              'ProgressHook', 'DataWaitHook', 'LiveLineHook')
 
 _runs = itertools.count()
 
@@ -203,6 +203,7 @@ class _Runner(Runner):
         finally:  # StopSafelyHook's must not outlive a training that fails
             for signum, handler in handlers.items():
                 signal.signal(signum, handler)
+            self.call_hook('leave_terminal')
 
     def build_message_hub(self, message_hub: dict | None = None) -> DeferredMessageHub:
         return DeferredMessageHub.get_instance(**(message_hub or dict(name=self._experiment_name)))
