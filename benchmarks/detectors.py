@@ -182,7 +182,7 @@ class Ours(Side):
 class Torchvision(Side):
     def __init__(self, net: nn.Module, batch: dict, args: argparse.Namespace):
         super().__init__('torchvision', net, args)
-        self.images = [image.float() / 255 for image in batch['images']]
+        self.images = [image.flip(0).float() / 255 for image in batch['images']]  # ours are BGR
         self.targets = [
             dict(
                 boxes=torch.from_numpy(boxes).to(args.device),
@@ -337,7 +337,7 @@ def build_torchvision(name: str, part: str, batch: dict, args: argparse.Namespac
         if name.startswith('mask'):
             net.roi_heads.mask_head = mask_rcnn.MaskRCNNHeads(256, [16] * 4, 1)
             net.roi_heads.mask_predictor = mask_rcnn.MaskRCNNPredictor(16, 16, NUM_CLASSES + 1)
-    spread_outputs(net, [image / 255 for image in batch['images']])
+    spread_outputs(net, [image.flip(0) / 255 for image in batch['images']])
     if part == 'whole':
         for parent in list(net.backbone.modules()):
             for key, child in list(parent.named_children()):
@@ -429,10 +429,10 @@ def serve(args: argparse.Namespace) -> None:
     """Answer `Mmdetection`: questions and answers are lines of JSON."""
     out = os.fdopen(os.dup(1), 'w')
     os.dup2(2, 1)  # what the libraries print is not an answer
-    from mmdet.structures.mask import BitmapMasks
     from mmengine.registry import init_default_scope
 
     import mmdet.models  # noqa: F401 - registers
+    from mmdet.structures.mask import BitmapMasks
 
     init_default_scope('mmdet')
     configs = Path(mmdet.__file__).parent / '.mim' / 'configs'

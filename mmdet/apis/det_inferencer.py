@@ -1,6 +1,5 @@
-"""`DetInferencer`: mmengine's inferencer protocol, with mmdetection's arguments and results."""
+"""`DetInferencer`: mmengine's inferencer protocol, with arguments and results of mmdetection's class of that name."""
 
-import ast
 import json
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
@@ -8,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mmengine.config import Config, ConfigDict
+from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.infer.infer import BaseInferencer
 from torch import nn
@@ -17,7 +16,7 @@ from mmdet.apis.images import expand, to_input
 from mmdet.apis.inference import detect, init_detector, pipeline_of
 from mmdet.apis.progress import ImageProgress
 from mmdet.apis.results import DetResult
-from mmdet.checkpoints import load_pretrained
+from mmdet.checkpoints import config_of, load_pretrained
 from mmdet.config.errors import UserError
 from mmdet.config.load import load_config
 from mmdet.registry import INFERENCERS, VISUALIZERS
@@ -60,7 +59,9 @@ class DetInferencer(BaseInferencer):
         self.device = device
         self._written: dict[str, set[Path]] = {}  # by their endings
         if model is None:
-            model = _config_in(weights)
+            if weights is None:
+                raise UserError('DetInferencer needs a config (model=FILE), or weights that hold theirs')
+            model = config_of(load_pretrained(weights))
         elif isinstance(model, (str, Path)):
             model = load_config(model)
         super().__init__(model, weights, device, scope, show_progress)
@@ -228,38 +229,3 @@ class DetInferencer(BaseInferencer):
             place = folder / f'{name}_{number}{suffix}'
         written.add(place)
         return place
-
-
-# ---------------------------------------------------------------------- the config in a checkpoint
-
-
-def _config_in(weights: str | None) -> Config:
-    """The config that a run stored in its checkpoint, read as data: nothing in it is executed.
-
-    Raises:
-        UserError: there is none, or it is more than values.
-    """
-    if weights is None:
-        raise UserError('DetInferencer needs a config (model=FILE), or weights that hold theirs')
-    text = load_pretrained(weights).meta.get('cfg')
-    if not text:
-        raise UserError(f'{weights} holds no config; give one: DetInferencer(model=FILE, weights=...)')
-    try:
-        tree = ast.parse(text)
-        return Config(ConfigDict({node.targets[0].id: _value(node.value) for node in tree.body}))
-    except (SyntaxError, ValueError, AttributeError, IndexError, TypeError):
-        raise UserError(f'the config in {weights} is not plain values; give the config file as model=FILE') from None
-
-
-def _value(node: ast.expr) -> Any:
-    """A literal, in which ``dict(key=value)`` may stand for a dict."""
-    if isinstance(node, ast.Call):
-        if getattr(node.func, 'id', None) != 'dict' or node.args:
-            raise ValueError(ast.unparse(node))
-        return {keyword.arg: _value(keyword.value) for keyword in node.keywords}
-    if isinstance(node, ast.Dict):
-        return {ast.literal_eval(key): _value(value) for key, value in zip(node.keys, node.values)}
-    if isinstance(node, (ast.List, ast.Tuple)):
-        values = [_value(item) for item in node.elts]
-        return values if isinstance(node, ast.List) else tuple(values)
-    return ast.literal_eval(node)

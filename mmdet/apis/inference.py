@@ -21,8 +21,10 @@ from mmdet.config.values import class_of, names_a
 from mmdet.datasets.pipeline import build_steps
 from mmdet.datasets.transforms import LoadAnnotations, LoadImageFromFile, LoadImageFromNDArray, TestTimeAug
 from mmdet.engine.amp import half_precision
+from mmdet.engine.compiled import compile_for_inference
 from mmdet.engine.runner import drop_pretrained, fast_layout
 from mmdet.engine.tta import tta_model_of, use_tta_pipeline
+from mmdet.layers import pack
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 from mmdet.visualization.visualizer import palette_colour
@@ -36,6 +38,7 @@ def init_detector(
     cfg_options: dict | None = None,
     amp: bool = False,
     tta: bool = False,
+    compile: bool = False,
 ) -> nn.Module:
     """Build a detector in evaluation mode.
 
@@ -48,6 +51,7 @@ def init_detector(
         cfg_options: dotted keys of the config and their new values.
         amp: `inference_detector` computes in float16 on a GPU, in bfloat16 on a CPU that has instructions for it.
         tta: test-time augmentation by the config's `tta_model` and `tta_pipeline`, by default each image also mirrored.
+        compile: the first image takes half a minute, see `mmdet.engine.compiled`; all others are faster.
 
     Returns:
         the model, with `cfg` and `dataset_meta` (classes) as attributes.
@@ -85,7 +89,8 @@ def init_detector(
     if palette != 'none':
         model.dataset_meta['palette'] = palette
     model.half_precision = half_precision(device) if amp else None
-    return fast_layout(model.to(device)).eval()
+    model = pack(fast_layout(model.to(device))).eval()
+    return compile_for_inference(model) if compile else model
 
 
 def _checked_device(device: str | None) -> str:

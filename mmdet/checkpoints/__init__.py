@@ -20,7 +20,7 @@ from mmdet.checkpoints.load import (
 )
 from mmdet.checkpoints.names import Converted
 from mmdet.checkpoints.pretrained import load_pretrained
-from mmdet.checkpoints.reading import Checkpoint, read_checkpoint
+from mmdet.checkpoints.reading import Checkpoint, existing_file, read_checkpoint
 from mmdet.checkpoints.torchvision import to_torchvision
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     'backbone_weights',
     'config_of',
     'convert',
+    'existing_file',
     'fit_weights',
     'is_checkpoint',
     'keys_that_fit',

@@ -46,7 +46,7 @@ def convert(content: dict[str, Any], num_classes: int | None = None) -> Converte
 
 
 def _our_names(state: dict[str, Tensor], meta: dict[str, Any], num_classes: int | None) -> Converted | None:
-    """mmdetection 2.x and 3.x, whose RPN alone has a name of its own; deformable convolutions and SSD had some at first."""
+    """mmdetection 2.x and 3.x: an RPN alone has names of its own, deformable convolutions and SSD had some at first."""
     evidence = together(state, ('backbone.',))
     if not evidence:
         return None

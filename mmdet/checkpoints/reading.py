@@ -66,7 +66,12 @@ def read_trusted(path: str) -> Checkpoint:
     return _read(path, run_pickle, functools.partial(torch.load, map_location='cpu', weights_only=False))
 
 
-def _read(path: str, read_pickle: Callable[[BinaryIO], Any], read_torch_file: Callable[[BinaryIO], Any]) -> Checkpoint:
+def existing_file(path: str) -> str:
+    """The path of a checkpoint, without `~`.
+
+    Raises:
+        UserError: a folder, or not there (MissingFile).
+    """
     path = os.path.expanduser(path)
     if os.path.isdir(path):
         raise UserError(f'{path} is a folder; a checkpoint file is needed')
@@ -76,6 +81,11 @@ def _read(path: str, read_pickle: Callable[[BinaryIO], Any], read_torch_file: Ca
         hint = suggest(os.path.basename(path), found, cutoff=0.7)
         there = f' Its folder holds {at_most(found, 5)}.' if found and not hint else ''
         raise MissingFile(f'checkpoint {path} not found.{hint or there}')
+    return path
+
+
+def _read(path: str, read_pickle: Callable[[BinaryIO], Any], read_torch_file: Callable[[BinaryIO], Any]) -> Checkpoint:
+    path = existing_file(path)
     try:
         with open(path, 'rb') as file:
             start = file.read(32)

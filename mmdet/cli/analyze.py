@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -75,7 +76,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     report = dict(config=args.config, cfg_options=args.cfg_options, results=args.results,
                   analyses=[asdict(analysis) for analysis in analyses])
     folder = Path(args.out_dir)
-    write_atomically(folder / 'analysis.json', json.dumps(report, indent=1).encode())
+    places = {key: os.path.abspath(report[key]) for key in ('config', 'results') if os.path.exists(report[key])}
+    write_atomically(folder / 'analysis.json', json.dumps(report | places, indent=1).encode())  # `compare` reads it
     write_atomically(folder / 'report.html', analysis_page(report, drawings).encode())
     print(f'\n{folder / "report.html"}, {folder / "analysis.json"} ({time.perf_counter() - began:.1f} s)')
 

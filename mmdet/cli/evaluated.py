@@ -47,7 +47,8 @@ class Evaluated:
                             '--cfg-options test_evaluator.ann_file=one.json')
         given = {key: value for key, value in mine[0].items() if key not in ('format_only', 'outfile_prefix')}
         init_default_scope('mmdet')
-        self.dataset = DATASETS.build(dict(cfg.test_dataloader.dataset, pipeline=[], lazy_init=True))
+        dataset = dict(cfg.test_dataloader.dataset, lazy_init=True)
+        self.dataset = DATASETS.build(dataset | (dict(pipeline=[]) if 'pipeline' in dataset else {}))
         self.metric = METRICS.build(dict(given, backend='hotcoco', **(dict(metric=list(kinds)) if kinds else {})))
         self.classes = tuple(self.dataset.metainfo['classes'])
         self.metric.dataset_meta = dict(classes=self.classes)

@@ -1,13 +1,13 @@
 """What the command lines have in common; a mistake in one is a `UserError` like any other.
 
-Neither torch nor mmengine is imported here: a process that only starts others waits for nothing.
+Neither torch nor mmengine is imported here: a mistake in a command line is said at once.
 """
 
 import argparse
 import ast
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -26,9 +26,6 @@ _ABSENT = {
         ('--workers', '--num-workers', '--workers-per-gpu'): 'train_dataloader.num_workers=4',
         ('--data-root',): 'data_root=FOLDER',
     }.items() for name in names},
-    '--resume-from': 'A run is resumed by --resume [CHECKPOINT].',
-    '--auto-resume': 'A run is resumed by --resume [CHECKPOINT].',
-    '--options': 'Values of the config are changed by --cfg-options KEY=VALUE.',
 }
 
 
@@ -136,15 +133,16 @@ def _scalar(text: str) -> int | float | bool | str | None:
     return {'true': True, 'false': False, 'none': None if text == 'None' else text}.get(text.lower(), text)
 
 
-def start_processes(args: argparse.Namespace) -> str:
+def start_processes(args: argparse.Namespace, check: Callable[[], object]) -> str:
     """Run this command in ``args.gpus`` processes, where nobody else does; returns the launcher to join them by.
 
-    The process that starts others does not return: it waits for them and leaves with their exit status.
+    The process that starts others does not return: it waits for them and leaves with their exit status. Before it
+    starts them it calls `check`, which raises UserError for what would make each of them fail.
     """
     if args.local_rank is not None:
         os.environ.setdefault('LOCAL_RANK', args.local_rank)
     if args.gpus < 1:
         raise UserError(f'--gpus {args.gpus}: at least 1 process is needed')
     if args.launcher == 'none':
-        spawn(args.gpus)
+        spawn(args.gpus, check)
     return 'pytorch' if is_spawned() else args.launcher

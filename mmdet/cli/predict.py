@@ -15,10 +15,14 @@ from mmdet.config.output import check_writable, output_files
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser("Detect in images and videos: draw what is found, and write it in COCO's layout and as a table.")
+    parser = Parser("Detect in images and videos: draw what is found, and write it in COCO's layout and as a table.", [
+        'my_config.py work_dirs/my_config/epoch_12.pth photo.jpg folder_of_images film.mp4',
+        "my_config.py checkpoint.pth 'scans/*.tif' --slice 640 --batch-size 8 --classes dog cat",
+        'checkpoint.pth photo.jpg',
+    ])
     parser.add_config_arguments('model.test_cfg.rcnn.max_per_img=50')
-    parser.add_argument('checkpoint', help='weights')
-    parser.add_argument('images', nargs='+',
+    parser.add_argument('checkpoint', help='weights; left out where CONFIG is a checkpoint that holds its config')
+    parser.add_argument('images', nargs='*',
                         help="image or video files, patterns such as 'photos/*.jpg', or folders to search for images")
     parser.add_argument('--out-dir', default='predictions', help='folder of the results (default: %(default)s)')
     parser.add_argument('--score-thr', type=float, default=0.3,
@@ -38,7 +42,15 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument('--tta', action='store_true',
                         help="test-time augmentation by the config's tta_model and tta_pipeline (default: each image "
                         'also mirrored)')
+    parser.add_argument('--compile', action='store_true', help='torch.compile: a slow first image, then faster ones')
     args = parser.parse_args(argv)
+
+    from mmdet.checkpoints import is_checkpoint
+
+    if is_checkpoint(args.config) and not is_checkpoint(args.checkpoint):  # it stands alone
+        args.images, args.checkpoint = [args.checkpoint, *args.images], None
+    if not args.images:
+        raise UserError('no images: give files, patterns or folders after the checkpoint')
     if args.batch_size < 1:
         raise UserError(f'--batch-size {args.batch_size}: at least 1 is needed')
     if args.slice is not None and args.slice < 1 or not 0 <= args.overlap < 1:
@@ -112,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     check_writable(args.out_dir, '--out-dir')
     model = init_detector(args.config, args.checkpoint, device=args.device, cfg_options=args.cfg_options, amp=args.amp,
-                          tta=args.tta)
+                          tta=args.tta, compile=args.compile)
     classes = tuple(model.dataset_meta.get('classes') or ())
     labels = chosen_labels(args.classes, classes)
     detect_in = _detector(model, args)

@@ -4,6 +4,7 @@ import argparse
 import inspect
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from mmdet.cli.legacy import modern_arguments
 from mmdet.cli.parser import Parser, start_processes
@@ -26,6 +27,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument('--tta', action='store_true',
                         help="test-time augmentation by the config's tta_model and tta_pipeline (default: each image "
                         'also mirrored)')
+    parser.add_argument('--compile', action='store_true', help='torch.compile: a slow first image, then faster ones')
     parser.add_argument('--out', metavar='FILE.pkl', help='save the detections, one dict an image')
     parser.add_argument('--eval', nargs='+', metavar='METRIC',
                         help="what the config's metrics shall compute, such as bbox, segm, proposal (default: as they "
@@ -82,30 +84,27 @@ def choose_metrics(cfg, names: list[str] | None, format_only: bool) -> None:
     cfg.test_evaluator = dict(whole, metrics=chosen) if several else chosen if len(chosen) > 1 else chosen[0]
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    args = parse_args(argv)
-    if args.out and not args.out.endswith(('.pkl', '.pickle')):
-        raise UserError(f'--out {args.out}: the file name must end with .pkl')
-    if args.out and Path(args.out).is_dir():
-        raise UserError(f'--out {args.out} is a folder; a file name is needed')
-    launcher = start_processes(args)
+def check(args: argparse.Namespace) -> None:
+    """What one process can check for all before they start; weights are not read."""
+    from mmdet.checkpoints import existing_file, is_checkpoint
 
-    from mmdet.checkpoints import adapt_config, config_of, is_checkpoint, load_pretrained
-    from mmdet.config.check import check_values
-    from mmdet.config.load import check_types, load_config
-    from mmdet.config.output import check_writable
-    from mmdet.engine.amp import use_amp_in_tests
-    from mmdet.engine.runner import build_runner
-    from mmdet.engine.tta import use_tta
-    from mmdet.evaluation import DumpDetResults
-
-    alone = args.checkpoint is None
-    if alone and not is_checkpoint(args.config):
+    if args.checkpoint is None and not is_checkpoint(args.config):
         raise UserError(f'{args.config}: a CHECKPOINT is needed after the config')
-    if alone:
-        join_processes(launcher, None)  # one of them downloads for all
-        checkpoint = load_pretrained(args.config)
-    cfg = config_of(checkpoint, args.cfg_options) if alone else load_config(args.config, args.cfg_options)
+    weights = args.checkpoint or args.config
+    if '://' not in weights:
+        existing_file(weights)
+    if args.checkpoint is not None:
+        read(args, None)
+
+
+def read(args: argparse.Namespace, checkpoint: Any) -> Any:
+    """The config, of the command line or of a checkpoint, with what the options ask for, checked."""
+    from mmdet.checkpoints import config_of
+    from mmdet.config.check import check_files, check_values
+    from mmdet.config.load import check_types, load_config
+    from mmdet.engine.tta import use_tta
+
+    cfg = load_config(args.config, args.cfg_options) if checkpoint is None else config_of(checkpoint, args.cfg_options)
     if args.tta:
         use_tta(cfg)
     check_types(cfg)
@@ -118,6 +117,31 @@ def main(argv: Sequence[str] | None = None) -> None:
         cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), dict(
             type='DetVisualizationHook', out_dir=args.show_dir, score_thr=args.show_score_thr)]
     check_values(cfg, training=False)
+    check_files(cfg, training=False)
+    return cfg
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
+    if args.out and not args.out.endswith(('.pkl', '.pickle')):
+        raise UserError(f'--out {args.out}: the file name must end with .pkl')
+    if args.out and Path(args.out).is_dir():
+        raise UserError(f'--out {args.out} is a folder; a file name is needed')
+    launcher = start_processes(args, lambda: check(args))
+
+    from mmdet.checkpoints import adapt_config, load_pretrained
+    from mmdet.config.output import check_writable
+    from mmdet.engine.amp import use_amp_in_tests
+    from mmdet.engine.compiled import compile_for_inference
+    from mmdet.engine.runner import build_runner, model_of
+    from mmdet.evaluation import DumpDetResults
+
+    alone = args.checkpoint is None
+    if alone:
+        check(args)
+        join_processes(launcher, None)  # one of them downloads for all
+        checkpoint = load_pretrained(args.config)
+    cfg = read(args, checkpoint if alone else None)
     if not alone:
         join_processes(launcher, cfg.get('env_cfg'))
     if args.amp:
@@ -128,6 +152,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         checkpoint = load_pretrained(args.checkpoint)  # before the data set is read
     adapt_config(cfg, checkpoint)
     runner = build_runner(cfg, launcher, checkpoint=checkpoint)
+    if args.compile:
+        compile_for_inference(model_of(runner))  # at the first batch, when the weights are loaded
     if args.out:
         runner.test_evaluator.metrics.insert(0, DumpDetResults(args.out))  # kept, should the evaluation fail
     runner.test()

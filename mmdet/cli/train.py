@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from mmdet.cli.legacy import modern_arguments
 from mmdet.cli.parser import Parser, start_processes
@@ -29,21 +30,32 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(modern_arguments(argv))
 
 
+def read(args: argparse.Namespace) -> Any:
+    """The config, checked, as far as one process can for all of them."""
+    from mmdet.checkpoints import existing_file
+    from mmdet.config.check import check_files, check_values
+    from mmdet.config.load import check_types, load_config
+
+    cfg = load_config(args.config, args.cfg_options)
+    check_types(cfg)
+    check_values(cfg, training=True)
+    check_files(cfg, training=True)
+    if isinstance(args.resume, str):
+        existing_file(args.resume)
+    return cfg
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
-    launcher = start_processes(args)
+    launcher = start_processes(args, lambda: read(args))
 
-    from mmdet.config.check import check_values
-    from mmdet.config.load import check_types, load_config
     from mmdet.engine.amp import use_amp
     from mmdet.engine.runner import build_runner
     from mmdet.engine.schedule import scale_learning_rate
     from mmdet.engine.seeding import set_seed
     from mmdet.engine.work_dir import enter_work_dir
 
-    cfg = load_config(args.config, args.cfg_options)
-    check_types(cfg)
-    check_values(cfg, training=True)
+    cfg = read(args)
     join_processes(launcher, cfg.get('env_cfg'))
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{Path(args.config).stem}'
     if args.amp:

@@ -6,6 +6,8 @@ What a class needs of its config it says itself: a registered class may have a c
 config, and whether it is to train or only to test. It raises UserError.
 """
 
+from collections.abc import Iterable, Iterator
+
 from mmengine.config import Config
 
 from mmdet.config.counting import check_counting
@@ -54,11 +56,28 @@ def check_values(cfg: Config, training: bool) -> None:
     if training and not wrapper.get('optimizer') and 'constructor' not in wrapper:
         raise UserError("the config has no optim_wrapper.optimizer, such as dict(type='SGD', lr=0.02)")
     used = [f'{phase}_{part}' for phase in phases for part in ('dataloader', 'evaluator')]
-    used += ['model', 'default_hooks', 'custom_hooks']
-    for path, part in walk({key: whole[key] for key in used if key in whole}):
-        cls = class_of(part) if isinstance(part, dict) else None
+    for cls, part, path in _classes(whole, [*used, 'model', 'default_hooks', 'custom_hooks']):
         if hasattr(cls, 'check_config'):
             cls.check_config(part, path, whole, training)
+
+
+def check_files(cfg: Config, training: bool) -> None:
+    """Check that the files are there which a run will read, as far as a class says by ``check_files(cls, cfg)``.
+
+    Raises:
+        MissingFile: names the file, and where it comes from.
+    """
+    phases = ('train', 'val') if training else ('test',)
+    for cls, part, _ in _classes(cfg.to_dict(), [f'{phase}_dataloader' for phase in phases]):
+        if hasattr(cls, 'check_files'):
+            cls.check_files(part)
+
+
+def _classes(cfg: dict, keys: Iterable[str]) -> Iterator[tuple[type | None, dict, str]]:
+    """Each part of the config below `keys` with its class and its path."""
+    for path, part in walk({key: cfg[key] for key in keys if key in cfg}):
+        if isinstance(part, dict):
+            yield class_of(part), part, path
 
 
 def _check_parts(cfg: dict, phase: str, needed: bool) -> None:

@@ -114,6 +114,7 @@ def run_main(main: Callable[[], None]) -> None:
         _report(text, _lost_peer(error))
         _leave(2 if mistake else 1)
     if _has_peers():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is done; an exit function would print a traceback
         # Now and then a thread of gloo outlives its group, and aborts when it meets an interpreter that is going down.
         atexit._run_exitfuncs()
         _leave(0)

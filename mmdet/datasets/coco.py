@@ -18,7 +18,7 @@ from mmdet.datasets.pipeline import build_steps, check_order
 from mmdet.datasets.transforms import LoadProposals
 from mmdet.registry import DATASETS
 from mmdet.structures.coco_arrays import CocoArrays, load_coco_arrays
-from mmdet.structures.coco_file import choose_categories, garbage_kept, load_coco_file
+from mmdet.structures.coco_file import check_file, choose_categories, garbage_kept, load_coco_file
 
 COCO_CLASSES = (
     'person', 'bicycle', 'car', 'motorcycle', 'airplane', 'bus', 'train', 'truck', 'boat', 'traffic light',
@@ -70,7 +70,14 @@ class CocoDataset(BaseDataset):
     @classmethod
     def check_config(cls, cfg: dict, path: str, whole: dict, training: bool) -> None:
         """Refuse a pipeline of known transforms none of which packs its results."""
-        check_packed(cfg, path)
+        check_packed(cfg, path, whole)
+
+    @classmethod
+    def check_files(cls, cfg: dict) -> None:
+        """Refuse an annotation file that is not there; a subclass may find its own otherwise."""
+        own = all(getattr(cls, name) is getattr(CocoDataset, name) for name in ('__init__', 'load_data_list'))
+        if own and cfg.get('ann_file') and not cfg.get('backend_args'):
+            check_file(os.path.join(cfg.get('data_root') or '', cfg['ann_file']))
 
     def __init__(
         self,

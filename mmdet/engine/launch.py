@@ -43,8 +43,8 @@ def check_gpus(asked: int) -> None:
                         "with CUDA_VISIBLE_DEVICES=''")
 
 
-def spawn(gpus: int) -> None:
-    """Run this very command in `gpus` processes of this machine and leave with their exit status.
+def spawn(gpus: int, check: Callable[[], object] = lambda: None) -> None:
+    """Run this very command in `gpus` processes of this machine, after `check`, and leave with their exit status.
 
     Returns at once in a process that is one of them, and when one process is enough. NNODES, NODE_RANK,
     MASTER_ADDR and PORT (or MASTER_PORT) of the environment join several machines, as torchrun's do.
@@ -57,6 +57,7 @@ def spawn(gpus: int) -> None:
         raise UserError(f'NODE_RANK={node} does not fit NNODES={nodes}: ranks count from 0')
     if nodes > 1 and 'MASTER_ADDR' not in os.environ:
         raise UserError(f'NNODES={nodes} needs MASTER_ADDR: the address of the machine with NODE_RANK=0')
+    check()
     environment = {
         **os.environ,
         'MASTER_ADDR': os.environ.get('MASTER_ADDR', '127.0.0.1'),

@@ -258,12 +258,12 @@ class CocoMetric(GatheredMetric):
         self._streams = {} if self.format_only else {name: self._stream(name) for name in self.metrics}
 
     def _stream(self, name: str) -> Any:
-        params = self.params(name)
+        params = self.params(name, self._engine)
         return self._engine.StreamingEval(self._truth.categories, params.iouType, params=params)
 
-    def params(self, name: str) -> Any:
-        """The engine's parameters for one of the metrics."""
-        params = self._engine.Params('segm' if name == 'segm' else 'bbox')
+    def params(self, name: str, engine: ModuleType) -> Any:
+        """The parameters of hotcoco, or of another engine with its interface, for one of the metrics."""
+        params = engine.Params('segm' if name == 'segm' else 'bbox')
         params.iouThrs = self.iou_thrs.tolist()
         params.maxDets = self.max_dets[name]
         params.areaRng = [list(map(float, limits)) for limits in self.area_ranges.values()]

@@ -92,7 +92,7 @@ class Counter:
             raise UserError(f'analysing detections needs hotcoco ({error}): pip install hotcoco') from None
         self.engine, self.metric, self.name, self.limit = hotcoco, metric, name, limit
         self.truth, self.images = metric.truth, sorted(images)
-        self.by_class = metric.params(name).useCats
+        self.by_class = metric.params(name, hotcoco).useCats
         self.img_ids = {number: img_id for (_, img_id), number in metric.truth.index.items()}
         self.objects = {one['id']: one for one in metric.truth.of(self.images, name == 'segm')}
         self._coco = self._ground_truth(self.objects.values())
@@ -129,7 +129,7 @@ class Counter:
         found = truth.load_res(rows, segmentation=detections.masks) if len(rows) else truth.load_res(rows)
         if detections.masks:
             found.update_anns(ids=np.arange(1, len(rows) + 1), area=rle_areas(detections.masks).astype(float))
-        params = self.metric.params(self.name)
+        params = self.metric.params(self.name, self.engine)
         evaluation = self.engine.COCOeval(truth, found, params.iouType)
         params.maxDets = [*params.maxDets[:-1], max(params.maxDets[-1], self.limit)]
         if ious is not None:

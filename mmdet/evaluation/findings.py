@@ -463,7 +463,7 @@ def _background(case: _Case) -> None:
     gain = case.gain(case.detections[~nothing])
     if gain >= _LEAST_COST:
         classes = _most(case, Tally(case.detections.categories[nothing & case.sure].tolist()))
-        case.add('false detections', gain, f'{nothing.sum()} detections lie on no object{case.of_them_sure(nothing)}'
+        case.add('false detections', gain, f'{nothing.sum()} detections fit no object{case.of_them_sure(nothing)}'
                  f'{classes}.')
 
 

@@ -31,6 +31,7 @@ from mmdet.layers.losses.focal import FocalLoss
 from mmdet.layers.losses.iou import BoundedIoULoss, CIoULoss, DIoULoss, GIoULoss, IoULoss
 from mmdet.layers.moving_average_norm import MovingAverageBatchNorm2d
 from mmdet.layers.norm import BATCH_NORMS, BatchNorm2d, SyncBN, build_norm_layer
+from mmdet.layers.packed import pack
 from mmdet.layers.upsample import build_upsample_layer
 from mmdet.ops import COMPILED
 
@@ -42,5 +43,5 @@ __all__ = [
     'ExpMomentumEMA', 'FilterResponseNorm2d', 'FocalLoss', 'GIoULoss', 'IoULoss', 'L1Loss', 'ModulatedDeformConv2d',
     'MovingAverageBatchNorm2d', 'SmoothL1Loss', 'SyncBN', 'TLU', 'build_activation_layer', 'build_conv_layer',
     'build_norm_layer', 'build_upsample_layer', 'cbn_state', 'conv_norm', 'conv_stack', 'convert_cbn', 'init_conv',
-    'kaiming_normal', 'load_cbn_state', 'plan_cbn', 'revert_cbn', 'set_cbn_epoch',
+    'kaiming_normal', 'load_cbn_state', 'pack', 'plan_cbn', 'revert_cbn', 'set_cbn_epoch',
 ]  # fmt: skip

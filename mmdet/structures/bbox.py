@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torchvision.ops import generalized_box_iou
 
 from mmdet.config.absent import absent
 from mmdet.config.errors import UserError
@@ -40,7 +39,7 @@ def bbox_overlaps(
     (tensor([[1.0000, 0.5000],
             [0.5000, 1.0000]]), tensor([0.5000, 0.5000]))
     """
-    measures = dict(iou=box_iou, iof=box_iof, giou=generalized_box_iou)
+    measures = dict(iou=box_iou, iof=box_iof, giou=_giou)
     if mode not in measures:
         raise UserError(f"bbox_overlaps: mode={mode!r} is none of 'iou', 'iof', 'giou'")
     if not is_aligned:
@@ -97,3 +96,9 @@ __getattr__ = absent(
     bbox2distance='encode with a box coder; see mmdet.models.task_modules',
     distance2bbox='decode with a box coder; see mmdet.models.task_modules',
 )  # fmt: skip
+
+
+def _giou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
+    from torchvision.ops import generalized_box_iou  # torchvision takes half a second to import
+
+    return generalized_box_iou(boxes1, boxes2)

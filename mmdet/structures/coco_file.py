@@ -6,6 +6,7 @@ import contextlib
 import gc
 import json
 import math
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -42,7 +43,17 @@ def read_bytes(path: str, backend_args: dict | None = None) -> bytes:
     try:
         return fileio.get(path, backend_args=backend_args)
     except FileNotFoundError:
-        raise MissingFile(f'no annotation file {path}; check data_root and ann_file') from None
+        raise _missing(path) from None
+
+
+def check_file(path: str) -> None:
+    """Raise MissingFile where a local annotation file is not there."""
+    if '://' not in path and not os.path.exists(path):
+        raise _missing(path)
+
+
+def _missing(path: str) -> MissingFile:
+    return MissingFile(f'no annotation file {path}; check data_root and ann_file')
 
 
 @garbage_kept()

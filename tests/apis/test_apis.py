@@ -30,7 +30,7 @@ def small() -> dict:
 @pytest.fixture(scope='module')
 def model():
     torch.manual_seed(0)
-    return init_detector(CONFIG, cfg_options=small())
+    return init_detector(CONFIG, device='cpu', cfg_options=small())
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def test_the_layout_on_the_cpu_changes_only_the_speed(model, image):
 @pytest.mark.parametrize('found', ['AMX', ''])
 def test_mixed_precision(image, monkeypatch, capsys, found):
     monkeypatch.setattr(amp, 'bfloat16_instructions', lambda: found)
-    model, seen = init_detector(CONFIG, cfg_options=small(), amp=True), []
+    model, seen = init_detector(CONFIG, device='cpu', cfg_options=small(), amp=True), []
     assert capsys.readouterr().out.count('\n') == 1
     model.roi_head.bbox_head.fc_cls.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
     instances = inference_detector(model, image).pred_instances
@@ -77,7 +77,7 @@ def test_classes_come_from_the_data_set_or_the_checkpoint(model, tmp_path):
     assert len(model.dataset_meta['classes']) == 80 and not model.training
     path = tmp_path / 'x.pth'
     torch.save(dict(state_dict=model.state_dict(), meta=dict(dataset_meta=dict(classes=('cat',)))), path)
-    loaded = init_detector(CONFIG, str(path), cfg_options=small())
+    loaded = init_detector(CONFIG, str(path), device='cpu', cfg_options=small())
     assert loaded.dataset_meta['classes'] == ('cat',)
     assert all(torch.equal(a, b) for a, b in zip(loaded.state_dict().values(), model.state_dict().values()))
 

@@ -12,13 +12,13 @@ from pathlib import Path
 import mmdet3_cases as cases
 import numpy as np
 import torch
-from mmdet.structures.mask import BitmapMasks
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import init_default_scope
 
 import mmdet.models  # noqa: F401 - registers
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
+from mmdet.structures.mask import BitmapMasks
 
 
 def record(config: Path, changes: dict, images: list[np.ndarray], thin: bool) -> dict[str, np.ndarray]:

@@ -107,6 +107,16 @@ def test_one_command_evaluates_it(old_file, run_tool, tmp_path, monkeypatch, on_
     assert 'options of older versions: --work_dir is --work-dir\n' in err and (tmp_path / 'w').is_dir()
 
 
+def test_one_command_detects_with_it(old_file, run_tool, tmp_path):
+    status, out, err = run_tool(
+        'predict.py', old_file / 'epoch_12.pth', old_file / '1.png', '--out-dir', tmp_path, '--score-thr', 0.01
+    )
+    assert status == 0, err
+    assert len(json.loads((tmp_path / 'predictions.json').read_text())['annotations']) > 5
+    status, _, err = run_tool('predict.py', old_file / 'config.py', old_file / 'epoch_12.pth')
+    assert status == 2 and 'no images: give files' in err
+
+
 def test_what_is_written_here_holds_its_config(tmp_path):
     cfg = load_config('configs/cbn/faster_rcnn_r50_fpn_1x.py')
     torch.save(dict(meta=dict(cfg=cfg.pretty_text), state_dict=dict(x=torch.zeros(1))), tmp_path / 'a.pth')

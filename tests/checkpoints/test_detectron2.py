@@ -127,7 +127,7 @@ def test_same_detections(name, real_data, tmp_path):
     image = cv2.resize(image, (231, 157), interpolation=cv2.INTER_AREA)
     state = random_file(MODEL_KEYS[name])
     path = pickled(tmp_path / 'model_final.pkl', dict(model=state, __author__='Detectron2 Model Zoo'))
-    model = init_detector(thin(name), path).double()
+    model = init_detector(thin(name), path, device='cpu').double()
     found = inference_detector(model, image).pred_instances
     double = {key: torch.from_numpy(value).double() for key, value in state.items()}
     dense = 'retinanet' in name

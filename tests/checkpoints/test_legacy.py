@@ -121,7 +121,7 @@ def test_same_detections_as_the_release(name, real_data, tmp_path):
     pipeline = Config.fromfile(f'configs/cbn/{name}.py', lazy_import=False).test_dataloader.dataset.pipeline
     resize = next(i for i, step in enumerate(pipeline) if step.type == 'Resize')
     options = {f'test_dataloader.dataset.pipeline.{resize}.scale': SCALE}
-    model = init_detector(f'configs/cbn/{name}.py', str(path), cfg_options=options)
+    model = init_detector(f'configs/cbn/{name}.py', str(path), device='cpu', cfg_options=options)
     assert model.rpn_head.test_cfg['max_per_img'] == 2000
     model.rpn_head.test_cfg['max_per_img'] = NUM_PROPOSALS
     # In double precision: random weights make single precision's rounding visible in the boxes.

@@ -135,7 +135,7 @@ def test_proposals(shapes, options):
     assert 'Recall by IoU' in Page('analysis/report.html').text
 
 
-def test_comparison(shapes, options, capsys):
+def test_comparison(shapes, options, capsys, tmp_path, monkeypatch):
     good, bad = save('good.pkl', detections(shapes)), save('bad.pkl', detections(shapes, shift=12))
     compare.main([bad, good, '--config', CONFIG, '--samples', '20', *options])
     printed = capsys.readouterr().out
@@ -147,7 +147,9 @@ def test_comparison(shapes, options, capsys):
 
     for name in ('good', 'bad'):
         analyze.main([CONFIG, f'{name}.pkl', '--eval', 'bbox', '--images', '0', '--out-dir', name, *options])
-    compare.main(['bad/analysis.json', 'good/analysis.json', '--eval', 'bbox', '--samples', '20'])
+    (tmp_path / 'elsewhere').mkdir()
+    monkeypatch.chdir(tmp_path / 'elsewhere')
+    compare.main(['../bad/analysis.json', '../good/analysis.json', '--eval', 'bbox', '--samples', '20'])
     again = json.loads(Path('comparison/comparison.json').read_text())['comparisons'][0]
     assert again['overall'] == one['overall']
 

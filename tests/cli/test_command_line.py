@@ -1,5 +1,7 @@
 """What a person types after a tool's name."""
 
+import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +10,7 @@ import pytest
 
 from mmdet.cli.parser import Parser, parse_value
 from mmdet.config.errors import UserError
+from mmdet.engine import launch
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -38,11 +41,11 @@ def test_values_are_read_as_mmengine_reads_them():
     assert parse_value('runs/a b') == 'runs/a b' and parse_value('[a b, c]') == ['a b', 'c']
 
 
-def test_the_process_that_starts_others_imports_neither_torch_nor_mmengine():
+def test_options_are_read_without_torch_and_mmengine():
     code = """
 import sys
 from mmdet.cli import parser, test, train
-def spawn(gpus):
+def spawn(gpus, check):
     sys.exit(f'{gpus} {sorted({"torch", "mmengine", "numpy"} & set(sys.modules))}')
 parser.spawn = spawn
 getattr(sys.modules[f'mmdet.cli.{sys.argv[1]}'], 'main')(sys.argv[2:])
@@ -67,3 +70,43 @@ def test_mistakes(words, expected):
     with pytest.raises(UserError) as caught:
         options(*words)
     assert expected in str(caught.value) and '\n' not in str(caught.value) and '--help' in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    'verb, words, expected',
+    [
+        ('train', [], 'no annotation file data/coco/annotations/instances_train2017.json; check data_root'),
+        ('train', ['train_cfg.max_epochs=0'], 'train_cfg.max_epochs=0'),
+        ('test', ['x.pth'], 'checkpoint x.pth not found'),
+        ('test', [__file__], 'no annotation file data/coco/annotations/instances_val2017.json; check data_root'),
+    ],
+)
+def test_what_would_end_each_process_is_said_before_they_start(monkeypatch, tmp_path, verb, words, expected):
+    def start(*args, **kwargs):
+        raise AssertionError('a process was started')
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(launch.subprocess, 'Popen', start)
+    config = str(ROOT / 'configs/faster_rcnn/faster_rcnn_r50_fpn_1x.py')
+    options = ['--cfg-options', *words] if verb == 'train' and words else words
+    main = importlib.import_module(f'mmdet.cli.{verb}').main
+    with pytest.raises(UserError, match=re.escape(expected)):
+        main([config, *options, '--gpus', '4'])
+
+
+def test_only_local_annotation_files_of_the_known_kind_are_looked_for(tmp_path):
+    from mmdet.datasets import CocoDataset
+
+    cfg = dict(ann_file='a.json', data_root=str(tmp_path))
+    with pytest.raises(UserError, match='no annotation file .*a.json; check data_root and ann_file'):
+        CocoDataset.check_files(cfg)
+    CocoDataset.check_files(dict(ann_file='s3://b/a.json'))
+    CocoDataset.check_files(dict(cfg, backend_args=dict(backend='petrel')))
+
+    class Own(CocoDataset):
+        def load_data_list(self):
+            return []
+
+    Own.check_files(cfg)
+    (tmp_path / 'a.json').write_text('{}')
+    CocoDataset.check_files(cfg)

@@ -80,6 +80,21 @@ def test_wrong_numbers(predict, arguments, message):
         predict('shapes/val', *arguments)
 
 
+def test_a_checkpoint_that_holds_its_config_stands_alone(folder, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(folder)
+    opened = torch.load('weights.pth', weights_only=True)
+    opened['meta']['cfg'] = Path('config.py').read_text()
+    torch.save(opened, tmp_path / 'whole.pth')
+    both = []
+    for given in (['config.py', 'weights.pth'], [str(tmp_path / 'whole.pth')]):
+        options = ['--score-thr', '0', '--no-draw', '--device', 'cpu', '--out-dir', str(tmp_path / 'out')]
+        main([*given, 'shapes/val', *options])
+        both.append(json.loads((tmp_path / 'out' / 'predictions.json').read_text()))
+    assert both[0] == both[1] and both[0]['annotations']
+    with pytest.raises(UserError, match='no images: give files'):
+        main(['config.py', 'weights.pth'])
+
+
 # ---------------------------------------------------------------------- videos
 
 

@@ -20,7 +20,7 @@ def python(*words, cwd: Path = ROOT, **environment) -> subprocess.CompletedProce
 
 
 def test_every_verb_has_its_line_in_the_help(capsys):
-    assert tuple(verbs())[: len(VERBS)] == VERBS
+    assert [name for name in verbs() if name in VERBS] == list(VERBS)
     call(['--help'])
     printed = capsys.readouterr().out
     for name, text in verbs().items():

@@ -99,7 +99,7 @@ def test_a_loaded_config_and_init_detector():
     other = copy.deepcopy(cfg)
     other.model.backbone.update(options, avg_down=False, init_cfg=None)
     other.model.backbone = {k: v for k, v in other.model.backbone.items() if '.' not in k}
-    init_detector(other)
+    init_detector(other, device='cpu')
     other.model.backbone.avg_down = True
     with pytest.raises(UserError, match='model.backbone.avg_down=True: ResNet supports False alone'):
-        init_detector(other)
+        init_detector(other, device='cpu')

@@ -16,7 +16,7 @@ def weights(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp('weights')
     (folder / 'config.py').write_text(CONFIG)
     torch.manual_seed(0)
-    model = init_detector(folder / 'config.py')
+    model = init_detector(folder / 'config.py', device='cpu')
     torch.save(dict(state_dict=model.state_dict(), meta=dict(dataset_meta=dict(classes=CLASSES))), folder / 'x.pth')
     return folder / 'x.pth'
 

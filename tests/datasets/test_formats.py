@@ -132,16 +132,22 @@ def turned_photo(path: Path, orientation: int) -> tuple[np.ndarray, list[float]]
 
 @pytest.mark.parametrize('orientation', [1, 3, 5, 6, 7, 8])
 def test_boxes_drawn_on_the_stored_pixels_are_turned_with_a_photo(tmp_path, orientation):
-    """labelImg ignores EXIF; training does not. hotcoco writes the XML here, of the stored size."""
+    """labelImg ignores EXIF; training does not. labelformat writes the XML here, of the stored size."""
+    pytest.importorskip('labelformat', reason='labelformat writes the foreign data')
+    from labelformat.formats import COCOObjectDetectionInput, PascalVOCObjectDetectionOutput
+
     turned_photo(tmp_path / 'a.jpg', orientation)
     content = dict(images=[dict(id=1, file_name='a.jpg', width=120, height=80)], categories=[dict(id=1, name='x')],
                    annotations=[dict(id=1, image_id=1, category_id=1, bbox=[15, 10, 60, 20], area=1200, iscrowd=0)])
-    hotcoco.COCO(content).to_voc(str(tmp_path))
+    (tmp_path / 'stored.json').write_text(json.dumps(content))
+    PascalVOCObjectDetectionOutput(tmp_path).save(COCOObjectDetectionInput(tmp_path / 'stored.json'))
+    (tmp_path / 'stored.json').unlink()
     images, notes = read('voc', tmp_path)
     seen = decode_image((tmp_path / 'a.jpg').read_bytes(), 'a.jpg')
     assert (images[0].height, images[0].width) == seen.shape[:2]
-    if orientation == 3:
-        return  # upside down it has the stored size: nothing says which pixels were meant
+    if orientation == 3:  # upside down it has the stored size: nothing says which pixels were meant
+        assert 'without a change of size' in notes[0] and images[0].objects[0].box == [15, 10, 75, 30]
+        return
     x1, y1, x2, y2 = np.round(images[0].objects[0].box).astype(int)
     inside = seen[y1:y2, x1:x2]
     assert inside.size == 3600 and inside.mean() > 240  # and all that is bright is inside

@@ -179,7 +179,7 @@ def test_a_file_is_opened_once(tmp_path, train, opens, monkeypatch):
     evaluate.main([str(config), 'run/epoch_4.pth', '--work-dir', 'test'])
     assert opens == {'epoch_4.pth': 1}
     opens.clear()
-    assert init_detector(str(config), 'run/epoch_4.pth').dataset_meta['classes'] == ('circle', 'square')
+    assert init_detector(str(config), 'run/epoch_4.pth', device='cpu').dataset_meta['classes'] == ('circle', 'square')
     assert opens == {'epoch_4.pth': 1}
 
 

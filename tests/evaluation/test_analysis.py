@@ -196,6 +196,34 @@ def test_kinds_of_error_are_tides(ann_file):
     assert min(tide.values()) > 0
 
 
+@pytest.mark.parametrize('name', ['coco_dev/annotations/instances_val2017.json', 'facade/val/instances.json',
+                                  'nuclei_dsb2018/val/instances.json'])  # fmt: skip
+def test_numbers_and_kinds_of_error_on_real_annotations(real_data, name):
+    """With crowds, 80 classes and their gaps in ids, and more objects than detections that count."""
+    ann_file = str(real_data / name)
+    content = json.loads(open(ann_file).read())
+    used = {one['category_id'] for one in content['annotations']}
+    classes = [one['name'] for one in content['categories'] if one['id'] in used]
+    metric, rng = evaluator(ann_file, classes=classes), np.random.default_rng(0)
+    results = answers(metric, noise=0.12)
+    for found in results:
+        wrong = rng.random(len(found['labels'])) < 0.1
+        found['labels'] = np.where(wrong, rng.integers(0, len(classes), len(wrong)), found['labels'])
+    analysis = analyse(metric, 'bbox', results)
+    metric = evaluator(ann_file, classes=classes, metric_items=list(metric.items('bbox')))
+    for one in results:
+        metric.process(None, [dict(img_id=one['img_id'], pred_instances=one)])
+    expected = metric.evaluate(len(results))
+    assert {key: -1.0 if value is None else value for key, value in analysis.summary.items()} == {
+        key.removeprefix('coco/bbox_'): value for key, value in expected.items()}  # fmt: skip
+    counter = Counter(metric, 'bbox', [one['number'] for one in results])
+    detections = Detections.of(metric, 'bbox', results)
+    found = errors(counter, detections, Overlaps(counter, detections))
+    kinds, tide = Tally(found.kinds.tolist()), analysis.tide['count']
+    assert [kinds[kind] for kind in ('class', 'location', 'both', 'duplicate', 'background')] + [len(found.missed)] == [
+        tide[kind] for kind in ('Cls', 'Loc', 'Both', 'Dupe', 'Bkg', 'Miss')]  # fmt: skip
+
+
 def test_tide_equals_tidecv(ann_file, monkeypatch):
     for name in ('seaborn', 'pandas', 'appdirs'):  # which it has for plots and downloads alone
         if importlib.util.find_spec(name) is None:
@@ -328,7 +356,7 @@ def miss_the_small(found, rng):
         (call_cups_bowls, 'class never predicted', ('Class cup', 'called bowl')),
         (call_half_of_the_spoons_knives, 'confused classes', ('spoon objects are called knife',)),
         (double, 'duplicates', ('50 %',)),
-        (invent, 'false detections', ('lie on no object',)),
+        (invent, 'false detections', ('fit no object',)),
         (halve, 'coordinates', ('smaller by a factor of 2.0',)),
         (sizes_for_corners, 'coordinates', ('x, y, width, height where x1, y1, x2, y2 are read',)),
         (share_of_the_image, 'coordinates', ('between 0 and 1',)),
@@ -495,6 +523,15 @@ def test_proposals(ann_file):
     assert analysis.confusion is None and all(0 < row.recall_all < 1 for row in analysis.classes)
     with pytest.raises(UserError, match='proposals have no AP'):
         compare(metric, 'proposal', results, results)
+
+
+def test_hotcoco_is_needed_whatever_counts_in_the_metric(ann_file, monkeypatch):
+    metric = evaluator(ann_file, backend='pycocotools')
+    results = answers(metric, noise=0.05)
+    assert analyse(metric, 'bbox', results).summary == analyse(evaluator(ann_file), 'bbox', results).summary
+    monkeypatch.setitem(sys.modules, 'hotcoco', None)
+    with pytest.raises(UserError, match='pip install hotcoco'):
+        analyse(metric, 'bbox', results)
 
 
 # ---------------------------------------------------------------------- two models

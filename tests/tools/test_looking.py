@@ -22,7 +22,7 @@ def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp('looking')
     write_shapes(folder / 'shapes', train=6, val=3)
     torch.manual_seed(0)
-    model = init_detector(CONFIG)
+    model = init_detector(CONFIG, device='cpu')
     torch.save(dict(state_dict=model.state_dict(), meta=dict(dataset_meta=model.dataset_meta)), folder / 'x.pth')
     return folder
 
@@ -44,7 +44,7 @@ def test_predictions_are_the_detectors(call, folder):
     out, _ = call('predict.py', CONFIG, 'x.pth', 'shapes/val', '--score-thr', 0.06, '--device', 'cpu')
     coco = COCO('predictions/predictions.json')
     assert [c['name'] for c in coco.loadCats(coco.getCatIds())] == ['circle', 'square', 'triangle', 'star']
-    model = init_detector(CONFIG, 'x.pth')
+    model = init_detector(CONFIG, 'x.pth', device='cpu')
     total = 0
     for entry, path in zip(coco.loadImgs(coco.getImgIds()), images, strict=True):
         assert Path(entry['file_name']) == path.relative_to(folder)

@@ -99,6 +99,11 @@ def finished(process: subprocess.Popen, then: Callable[[str], None] = lambda lin
         return None, lines
 
 
+def trace_in(lines: list[str]) -> list[str]:
+    """The first traceback among the lines of a run, and a few lines more."""
+    return next((lines[i:i + 20] for i, line in enumerate(lines) if 'Traceback' in line), [])
+
+
 def final_state(folder: str) -> dict:
     from mmdet.checkpoints import read_checkpoint
 
@@ -136,8 +141,8 @@ def stop_and_resume(campaign: Campaign, number: int, processes: int, reference: 
     expected = {-signal.Signals[name], 128 + signal.Signals[name], 0}
     if status is None:
         campaign.find(f'a hang: {how}')
-    elif status not in expected or any('Traceback' in line for line in said):
-        campaign.find(f'status {status}: {how}: {said[-1:]}')
+    elif status not in expected or trace_in(said):
+        campaign.find(f'status {status}: {how}: {trace_in(said) or said[-1:]}')
     deadline = time.monotonic() + 20  # of a killed launcher the processes end by themselves
     while (status := finish(folder, processes)) == 2 and time.monotonic() < deadline:
         time.sleep(1)
@@ -167,8 +172,8 @@ def full_disk(campaign: Campaign, left: Callable[[], bool], references: dict) ->
             return
         status, said = finished(start(f'full{at}', 1, FIRST=str(Path('full').resolve()), FULL_AT=str(at)))
         campaign.counts['disk full'] += 1
-        if status not in (0, 1) or any('Traceback' in line for line in said):
-            campaign.find(f'disk full at file {at}: status {status}: {said[-1:]}')
+        if status not in (0, 1) or trace_in(said):
+            campaign.find(f'disk full at file {at}: status {status}: {trace_in(said) or said[-1:]}')
         if finish(f'full{at}', 1) != 0 or not same(final_state(f'full{at}'), references[1][0]):
             campaign.find(f'disk full at file {at}: not resumed to the bit')
 

@@ -114,6 +114,17 @@ def _orientation(data: bytes) -> int:
         return 1
 
 
+def note_size(notes: Notes, declared: tuple[int, int] | None, seen: tuple[tuple[int, int], int], place: object) -> None:
+    """Note where the size (height, width) in an annotation file is not that of its image, which is then taken."""
+    size, orientation = seen
+    if declared is not None and declared != size and min(declared) > 0:
+        turned = ' (EXIF-rotated)' if orientation in _TURNED else ''
+        notes.add(f"annotated size is not that of the image{turned}: the image's is taken",
+                  f'{place}: {declared} and {size}')
+    elif orientation in (2, 3, 4):
+        notes.add('photo that EXIF turns without a change of size: taken as annotated the way it is seen', place)
+
+
 def as_seen(
     points: np.ndarray, declared: tuple[int, int] | None, size: tuple[int, int], orientation: int
 ) -> np.ndarray:

@@ -17,6 +17,7 @@ from mmdet.datasets.formats.annotated import (
     Object,
     as_seen,
     boxed,
+    note_size,
     seen_size,
 )
 from mmdet.structures.coco_file import load_coco_file
@@ -129,8 +130,7 @@ def _read_file(path: Path, files: ImageFiles, notes: Notes) -> list[AnnotatedIma
             continue
         image = AnnotatedImage(found, *seen[0], split=split_of(path))
         declared = (entry['height'], entry['width'])
-        if declared != seen[0]:
-            notes.add("annotated size is not that of the image: the image's is taken", f'{path}: {entry["file_name"]}')
+        note_size(notes, declared, seen, f'{path}: {entry["file_name"]}')
         for annotation in annotations.get(entry['id'], ()):
             if annotation['category_id'] not in names:
                 notes.add('annotation of no category: left out', f'{path}: category_id {annotation["category_id"]}')

@@ -22,6 +22,7 @@ from mmdet.datasets.formats.annotated import (
     as_seen,
     boxed,
     flat_polygon,
+    note_size,
     seen_size,
 )
 
@@ -60,8 +61,7 @@ def _image(element: ElementTree.Element, path: Path, files: ImageFiles, notes: N
         return None
     size, orientation = seen
     declared = (int(float(element.get('height', 0))), int(float(element.get('width', 0))))
-    if declared != size and min(declared) > 0:
-        notes.add("annotated size is not that of the image: the image's is taken", f'{path}: {name}')
+    note_size(notes, declared, seen, f'{path}: {name}')
     image = AnnotatedImage(found, *size, split=SPLITS.get(element.get('subset', '').lower()))
     for label, points, mask in _shapes(element, declared, notes, f'{path}: {name}'):
         if mask is not None and declared == size:

@@ -25,6 +25,7 @@ from mmdet.datasets.formats.annotated import (
     as_seen,
     boxed,
     flat_polygon,
+    note_size,
     seen_size,
 )
 
@@ -50,8 +51,7 @@ def read(source: Path, notes: Notes) -> list[AnnotatedImage]:
             continue
         declared = (int(content.get('imageHeight') or 0), int(content.get('imageWidth') or 0))
         seen = seen_size(image.path, image.content)
-        if declared != seen[0] and min(declared) > 0:
-            notes.add("annotated size is not that of the image: the image's is taken", path)
+        note_size(notes, declared, seen, path)
         groups: dict = {}
         for number, shape in enumerate(shapes):
             found = _object(shape, declared, seen, notes, path)

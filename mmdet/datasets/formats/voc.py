@@ -18,6 +18,7 @@ from mmdet.datasets.formats.annotated import (
     Object,
     as_seen,
     boxed,
+    note_size,
     seen_size,
 )
 from mmdet.structures.voc_file import VocFile, load_voc_file
@@ -75,10 +76,7 @@ def _image(content: VocFile, path: Path, files: ImageFiles, notes: Notes) -> Ann
         return None
     size, orientation = seen
     declared = (content.height, content.width) if content.height and content.width else None
-    if declared not in (None, size):
-        turned = ' (EXIF-rotated)' if orientation > 4 else ''
-        notes.add(f"annotated size is not that of the image{turned}: the image's is taken",
-                  f'{path}: {declared} and {size}')
+    note_size(notes, declared, seen, path)
     if content.without_box:
         notes.add('object without a bndbox: left out', path, content.without_box)
     image = AnnotatedImage(found, *size)

@@ -73,11 +73,3 @@ def statistics(norm: nn.Module, y: Tensor, call: ConvCall, record: bool) -> Pool
     batch = Moments(mean, var, y.numel() // y.shape[1])
     track_running_stats(norm, batch)
     return Pooled(batch, pooled_mean, pooled_var, entries, *(found if full_gradient else ()))
-
-
-@torch.compiler.disable
-def uncompiled(norm: nn.Module, *args, **options) -> Tensor:
-    """Outside of the graph: derivatives by autograd, which cannot be taken while a forward is traced; and ``sync``,
-    since a compiled backward drops the reduction of a process that has no position and so no use for its result, and
-    the others wait for it."""
-    return norm(*args, **options)

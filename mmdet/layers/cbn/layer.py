@@ -154,7 +154,9 @@ class CrossIterBatchNorm2d(_NormBase):
         call, group = ConvCall.of(weight, conv, x), process_group(self.sync)
         compiling, record = torch.compiler.is_compiling(), torch.is_grad_enabled()
         if compiling and (group is not None or call.geometry is None):
-            return compile.uncompiled(self, y, weight, conv=conv, x=x)
+            from .uncompiled import uncompiled
+
+            return uncompiled(self, y, weight, conv=conv, x=x)
         if y.numel() == 0 and group is None:  # no RoI: nothing to learn from, but a connected graph
             zero, one = y.new_zeros(y.shape[1]), y.new_ones(y.shape[1])
             return F.batch_norm(y, zero, one, self.weight, self.bias, False, 0.0, self.eps)

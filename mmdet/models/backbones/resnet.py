@@ -47,12 +47,12 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C', H', W')."""
-        *first, last = self.pairs
-        out = x
-        for conv, norm in first:
-            out = conv_norm(conv, norm, out).relu_()
-        out = conv_norm(*last, out)
-        return (out + (x if self.downsample is None else conv_norm(*self.downsample, x))).relu_()
+        shortcut = x if self.downsample is None else conv_norm(*self.downsample, x)
+        last = len(self.norm_names)
+        for i, name in enumerate(self.norm_names, start=1):  # not `pairs`: two Python frames a block
+            added = shortcut if i == last else None
+            x = conv_norm(getattr(self, f'conv{i}'), getattr(self, name), x, added, relu=True)
+        return x
 
 
 class BasicBlock(Block):
@@ -241,7 +241,7 @@ class ResNet(BaseModule):
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Images (N, in_channels, H, W) -> the maps of `out_indices`, fine to coarse."""
-        x = conv_norm(self.conv1, getattr(self, self.norm1_name), x).relu_()
+        x = conv_norm(self.conv1, getattr(self, self.norm1_name), x, relu=True)
         x = nn.functional.max_pool2d(x, 3, 2, 1)
         outputs = []
         for index, name in enumerate(self.stages):

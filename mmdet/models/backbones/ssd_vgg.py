@@ -74,7 +74,7 @@ class SSDVGG(BaseModule):
         return [before[-1].out_channels for before in convs]
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Images (N, 3, H, W) -> the maps of `out_feature_indices`, (N, 512, H / 8, W / 8), (N, 1024, H / 16, W / 16)."""
+        """Images (N, 3, H, W) -> the maps of `out_feature_indices`: (N, 512, H / 8, ...) and (N, 1024, H / 16, ...)."""
         maps = []
         for index, layer in enumerate(self.features):
             x = layer(x)

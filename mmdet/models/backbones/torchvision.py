@@ -3,9 +3,7 @@
 from collections.abc import Sequence
 
 import torch
-import torchvision
 from torch import Tensor, nn
-from torchvision.models.feature_extraction import create_feature_extractor
 
 from mmdet.config.errors import UserError, suggest
 from mmdet.models.backbones.library import LibraryBackbone
@@ -46,6 +44,9 @@ class TorchvisionBackbone(LibraryBackbone):
         init_cfg: dict | list[dict] | None = None,
         **options,
     ):
+        import torchvision  # half a second that other models need not wait for
+        from torchvision.models.feature_extraction import create_feature_extractor
+
         known = torchvision.models.list_models(torchvision.models)
         if model_name not in known:
             raise UserError(f'TorchvisionBackbone: no model {model_name!r}.{suggest(model_name, known)}')

@@ -5,9 +5,11 @@ C classes; boxes are xyxy in pixels.
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from mmdet.config.contracts import must_have, on_first_call
 from mmdet.config.errors import UserError
+from mmdet.models import contracts
 from mmdet.models.detections import Detections, keep_best, number_kept
 from mmdet.models.task_modules.delta_xywh_bbox_coder import DeltaXYWHBBoxCoder
 from mmdet.models.task_modules.protocols import IGNORED, Assigner, Sampler
@@ -32,6 +34,17 @@ ELSEWHERE = dict(
     _predict_by_feat_single='predict',
     _bbox_post_process='predict',
 )
+
+
+def look_at_parts(head: nn.Module) -> None:
+    """Let the losses, the coder, the assigner and the sampler of a dense head keep to what it counts on."""
+    must_have(head.bbox_coder, 'compared', 'decode', 'clip', 'sides', like='DeltaXYWHBBoxCoder')
+    for name in ('loss_cls', 'loss_bbox'):
+        if hasattr(head, name):  # SSD's losses are no parts
+            on_first_call(getattr(head, name), 'forward', contracts.loss)
+    if head.train_cfg:
+        on_first_call(head.assigner, 'assign', contracts.assigned)
+        on_first_call(head.sampler, 'sample', contracts.sampled)
 
 
 def flatten_levels(maps: list[Tensor], values: int) -> Tensor:

@@ -22,6 +22,7 @@ from mmdet.models.dense_heads.common import (
     best_pairs,
     detections_of,
     flatten_levels,
+    look_at_parts,
     sample_anchors,
 )
 from mmdet.models.detections import Detections
@@ -42,6 +43,8 @@ class RetinaHead(BaseModule):
             `trained_anchors`.
         test_cfg: dict(score_thr, nms_pre, nms, max_per_img[, min_bbox_size]).
     """
+
+    compiles = dict(outputs='images')
 
     @classmethod
     def needs(cls, cfg: dict) -> dict[str, tuple[str, ...]]:
@@ -88,6 +91,7 @@ class RetinaHead(BaseModule):
         if train_cfg is not None:
             self.assigner = TASK_UTILS.build(train_cfg['assigner'])
             self.sampler = TASK_UTILS.build(train_cfg.get('sampler', dict(type='PseudoSampler')))
+        look_at_parts(self)
 
         num_anchors = self.anchor_generator.num_base_anchors
         channels = feat_channels if stacked_convs else in_channels
@@ -102,9 +106,8 @@ class RetinaHead(BaseModule):
         # Every anchor starts at score 0.01, else the many negatives' loss would drown everything.
         nn.init.constant_(self.retina_cls.bias, -math.log(99))
 
-    def forward(self, features: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """Logits (N, M, C), deltas (N, M, 4) and the anchors of each level."""
-        check_channels(self, features, [self.in_channels] * len(features))
+    def outputs(self, features: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        """Logits (N, M, C) and deltas (N, M, 4)."""
         logits, deltas = [], []
         for x in features:
             cls = reg = x
@@ -114,8 +117,14 @@ class RetinaHead(BaseModule):
                 reg = conv(reg)
             logits.append(self.retina_cls(cls))
             deltas.append(self.retina_reg(reg))
+        return flatten_levels(logits, self.num_classes), flatten_levels(deltas, 4)
+
+    def forward(self, features: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Logits (N, M, C), deltas (N, M, 4) and the anchors of each level."""
+        check_channels(self, features, [self.in_channels] * len(features))
+        logits, deltas = self.outputs(features)
         anchors = self.anchor_generator.grid_priors([x.shape[-2:] for x in features], device=features[0].device)
-        return flatten_levels(logits, self.num_classes), flatten_levels(deltas, 4), anchors
+        return logits, deltas, anchors
 
     def loss(self, logits: Tensor, deltas: Tensor, anchors: list[Tensor], targets: list[Target]) -> dict:
         """Both losses, divided by the number of positive anchors of the batch.

@@ -7,18 +7,20 @@ image, G ground-truth boxes, P proposals; boxes are xyxy in pixels of the padded
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
+from mmdet.config.contracts import on_first_call
 from mmdet.config.overrides import refuse_overrides
-from mmdet.layers import conv_stack, init_conv
+from mmdet.layers import conv_norm, conv_stack, init_conv
+from mmdet.models import contracts
 from mmdet.models.dense_heads.common import (
     ELSEWHERE,
     PROPOSAL_KEYS,
     TRAIN_KEYS,
     batch_rows,
     flatten_levels,
+    look_at_parts,
     sample_anchors,
 )
 from mmdet.models.detections import keep_best, number_kept
@@ -34,13 +36,16 @@ class RPNHead(BaseModule):
 
     Args:
         num_convs: 3x3 convolutions before the two 1x1 outputs.
-        loss_cls: with ``use_sigmoid=False`` an anchor has two outputs, object and background, compared by a softmax.
+        loss_cls: of logits (S, 1) and labels (S,), 0 for an object and 1 for the background, as of any loss that knows
+            one class; with ``use_sigmoid=False`` logits (S, 2) of object and background, compared by a softmax.
         reg_decoded_bbox: `loss_bbox` compares boxes in pixels (IoU losses) instead of deltas.
         train_cfg: dict(assigner, sampler[, allowed_border, pos_weight]); see `trained_anchors`.
         test_cfg: dict(nms_pre, nms, max_per_img, min_bbox_size[, nms_across_levels]), used for the proposals in
             training too unless the detector's train_cfg has rpn_proposal. NMS acts on each level by itself, or with
             ``nms_across_levels=True`` on all of them together.
     """
+
+    compiles = dict(outputs='images')
 
     @classmethod
     def needs(cls, cfg: dict) -> dict[str, tuple[str, ...]]:
@@ -78,6 +83,8 @@ class RPNHead(BaseModule):
         if train_cfg is not None:
             self.assigner = TASK_UTILS.build(train_cfg['assigner'])
             self.sampler = TASK_UTILS.build(train_cfg.get('sampler') or dict(type='PseudoSampler'))
+        on_first_call(self.loss_cls, 'forward', contracts.object_loss)
+        look_at_parts(self)
         if num_convs == 1:
             self.rpn_conv = nn.Conv2d(in_channels, feat_channels, 3, padding=1)
         else:
@@ -88,17 +95,24 @@ class RPNHead(BaseModule):
         for module in self.modules():
             init_conv(module, partial(nn.init.normal_, std=0.01))
 
-    def forward(self, features: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """Logits (N, M), deltas (N, M, 4) and the anchors of each level."""
-        check_channels(self, features, [self.in_channels] * len(features))
-        hidden = [F.relu(self.rpn_conv(x)) for x in features]
+    def outputs(self, features: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        """Logits (N, M) and deltas (N, M, 4)."""
+        if isinstance(self.rpn_conv, nn.Conv2d):
+            hidden = [conv_norm(self.rpn_conv, None, x, relu=True) for x in features]
+        else:
+            hidden = [self.rpn_conv(x) for x in features]  # its blocks end in ReLU
         logits = [self.rpn_cls(x) for x in hidden]
         if self.softmax:  # of two outputs it is the sigmoid of their difference
             objects, background = flatten_levels(logits, 2).unbind(-1)
             logits = objects - background
         else:
             logits = flatten_levels(logits, 1).squeeze(-1)
-        deltas = flatten_levels([self.rpn_reg(x) for x in hidden], 4)
+        return logits, flatten_levels([self.rpn_reg(x) for x in hidden], 4)
+
+    def forward(self, features: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Logits (N, M), deltas (N, M, 4) and the anchors of each level."""
+        check_channels(self, features, [self.in_channels] * len(features))
+        logits, deltas = self.outputs(features)
         anchors = self.anchor_generator.grid_priors([x.shape[-2:] for x in features], device=features[0].device)
         return logits, deltas, anchors
 
@@ -116,12 +130,10 @@ class RPNHead(BaseModule):
         deltas = deltas.flatten(0, 1).index_select(0, positive)
         boxes = anchors[positive % len(anchors)]
         pred, box_targets = self.bbox_coder.compared(boxes, deltas, matched_boxes, self.reg_decoded_bbox)
-        is_object = torch.arange(len(logits), device=logits.device) < len(positive)
-        weight = weight_positives(is_object, self.train_cfg.get('pos_weight', -1))
+        labels = (torch.arange(len(logits), device=logits.device) >= len(positive)).long()  # 1: the background
+        weight = weight_positives(labels == 0, self.train_cfg.get('pos_weight', -1))
         if self.softmax:  # the background's logit may be 0, where the other is their difference
-            logits, labels = torch.cat([logits, torch.zeros_like(logits)], dim=1), (~is_object).long()
-        else:
-            labels = is_object.to(logits.dtype)[:, None]
+            logits = torch.cat([logits, torch.zeros_like(logits)], dim=1)
         return dict(
             loss_rpn_cls=self.loss_cls(logits, labels, weight, avg_factor=len(logits)),
             loss_rpn_bbox=self.loss_bbox(pred, box_targets, avg_factor=len(logits)),

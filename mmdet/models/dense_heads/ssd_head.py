@@ -20,6 +20,7 @@ from mmdet.models.dense_heads.common import (
     best_pairs,
     detections_of,
     flatten_levels,
+    look_at_parts,
     sample_anchors,
 )
 from mmdet.models.detections import Detections
@@ -41,6 +42,8 @@ class SSDHead(BaseModule):
             loss is largest.
         test_cfg: dict(score_thr, nms, max_per_img[, nms_pre, min_bbox_size]).
     """
+
+    compiles = dict(outputs='images')
 
     @classmethod
     def needs(cls, cfg: dict) -> dict[str, tuple[str, ...]]:
@@ -77,15 +80,20 @@ class SSDHead(BaseModule):
         if train_cfg is not None:
             self.assigner = TASK_UTILS.build(train_cfg['assigner'])
             self.sampler = TASK_UTILS.build(train_cfg.get('sampler', dict(type='PseudoSampler')))
+        look_at_parts(self)
         counts = self.anchor_generator.num_base_priors
         self.cls_convs = _output_convs(self.in_channels, [count * (num_classes + 1) for count in counts])
         self.reg_convs = _output_convs(self.in_channels, [count * 4 for count in counts])
 
+    def outputs(self, features: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        """Logits (N, M, C + 1) and deltas (N, M, 4)."""
+        logits = _flatten([conv(x) for conv, x in zip(self.cls_convs, features)], self.num_classes + 1)
+        return logits, _flatten([conv(x) for conv, x in zip(self.reg_convs, features)], 4)
+
     def forward(self, features: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, list[Tensor]]:
         """Logits (N, M, C + 1), deltas (N, M, 4) and the anchors of each level."""
         check_channels(self, features, self.in_channels)
-        logits = _flatten([conv(x) for conv, x in zip(self.cls_convs, features)], self.num_classes + 1)
-        deltas = _flatten([conv(x) for conv, x in zip(self.reg_convs, features)], 4)
+        logits, deltas = self.outputs(features)
         anchors = self.anchor_generator.grid_priors([x.shape[-2:] for x in features], device=features[0].device)
         return logits, deltas, anchors
 

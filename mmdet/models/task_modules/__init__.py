@@ -24,6 +24,6 @@ _ASSIGNER = 'an assigner is any class with assign(boxes, gt_boxes, ignored_boxes
 _SAMPLER = 'a sampler is any class with sample(matched, iou), see task_modules/protocols.py'
 __getattr__ = absent(
     __name__, AssignResult=_ASSIGNER, BaseAssigner=_ASSIGNER, BaseSampler=_SAMPLER, SamplingResult=_SAMPLER,
-    BaseBBoxCoder='a box coder is any class with encode and decode, see task_modules/delta_xywh_bbox_coder.py',
+    BaseBBoxCoder='subclass DeltaXYWHBBoxCoder, and override encode and decode',
     BboxOverlaps2D='use mmdet.structures.boxes.box_iou',
 )  # fmt: skip
