@@ -71,17 +71,13 @@ class _FirstCall:
             raise
         except Exception as error:
             given = [*map(described, args), *(f'{key}={described(value)}' for key, value in kwargs.items())]
-            add_note(error, f'in the first call of {name}, which is given {", ".join(given)}')
+            if not getattr(error, '__notes__', None):  # else of a part of this one; Python 3.10 shows none by itself
+                error.__notes__ = [f'in the first call of {name}, which is given {", ".join(given)}']
             raise
         expected = self.returns and self.returns(result, *args, **kwargs)
         if expected:
             raise UserError(f'{name} gave {described(result)}; {expected} is expected')
         return result
-
-
-def add_note(error: Exception, note: str) -> None:
-    """A line below the error in its traceback; Python 3.10 keeps it for `run_main` alone."""
-    error.__notes__ = [*getattr(error, '__notes__', ()), note]
 
 
 def described(value: Any, depth: int = 2) -> str:
@@ -95,11 +91,10 @@ def described(value: Any, depth: int = 2) -> str:
         return 'None'
     if hasattr(value, 'shape') and hasattr(value, 'dtype'):
         return f'{str(value.dtype).removeprefix("torch.")} {kind} {tuple(value.shape)}'
-    names = list(value.keys()) if hasattr(value, 'keys') and not isinstance(value, type) else None
-    if names is not None:
-        parts = [str(name) for name in names]
-    elif isinstance(value, (tuple, list)) and depth:
-        parts = [described(part, depth - 1) for part in value[:5]]
+    if isinstance(value, (tuple, list)) and depth:
+        parts = [described(part, depth - 1) for part in value]
+    elif hasattr(value, 'keys') and not isinstance(value, type):
+        parts = [str(name) for name in value.keys()]
     else:
         return f'a {kind}'
-    return f'a {kind} ({", ".join(parts[:12])}{", ..." if len(parts) > 12 or len(value) > len(parts) else ""})'
+    return f'a {kind} ({", ".join(parts[:6])}{", ..." if len(parts) > 6 else ""})'
