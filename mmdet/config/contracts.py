@@ -7,7 +7,7 @@ afterwards.
 from collections.abc import Callable
 from typing import Any
 
-from mmdet.config.errors import UserError
+from mmdet.config.errors import UserError, at_most
 
 Check = Callable[..., str | None]
 
@@ -83,8 +83,8 @@ class _FirstCall:
 def described(value: Any, depth: int = 2) -> str:
     """What a value is, in a few words: its type, and shape or parts.
 
-    >>> described((1.5, [None, 'a'], dict(scores=[], labels=[])))
-    'a tuple (a float, a list (None, a str), a dict (scores, labels))'
+    >>> described((1.5, [None, 'a'], dict(id=0, found=dict(scores=[], labels=[]))))
+    'a tuple (a float, a list (None, a str), a dict (id, found (scores, labels)))'
     """
     kind = type(value).__name__
     if value is None:
@@ -93,8 +93,17 @@ def described(value: Any, depth: int = 2) -> str:
         return f'{str(value.dtype).removeprefix("torch.")} {kind} {tuple(value.shape)}'
     if isinstance(value, (tuple, list)) and depth:
         parts = [described(part, depth - 1) for part in value]
-    elif hasattr(value, 'keys') and not isinstance(value, type):
-        parts = [str(name) for name in value.keys()]
+    elif _is_dict(value):
+        parts = [f'{name}{_names(value.get(name)) if depth else ""}' for name in value.keys()]
     else:
         return f'a {kind}'
-    return f'a {kind} ({", ".join(parts[:6])}{", ..." if len(parts) > 6 else ""})'
+    return f'a {kind} ({at_most(parts, 8)})'
+
+
+def _is_dict(value: Any) -> bool:
+    """A dict or a data sample."""
+    return hasattr(value, 'keys') and hasattr(value, 'get')
+
+
+def _names(value: Any) -> str:
+    return f' ({at_most(map(str, value.keys()), 8)})' if _is_dict(value) else ''
