@@ -7,7 +7,7 @@ afterwards.
 from collections.abc import Callable
 from typing import Any
 
-from mmdet.config.errors import UserError
+from mmdet.config.errors import UserError, at_most
 
 Check = Callable[..., str | None]
 
@@ -71,7 +71,8 @@ class _FirstCall:
             raise
         except Exception as error:
             given = [*map(described, args), *(f'{key}={described(value)}' for key, value in kwargs.items())]
-            add_note(error, f'in the first call of {name}, which is given {", ".join(given)}')
+            if not getattr(error, '__notes__', None):  # else of a part of this one; Python 3.10 shows none by itself
+                error.__notes__ = [f'in the first call of {name}, which is given {", ".join(given)}']
             raise
         expected = self.returns and self.returns(result, *args, **kwargs)
         if expected:
@@ -79,27 +80,30 @@ class _FirstCall:
         return result
 
 
-def add_note(error: Exception, note: str) -> None:
-    """A line below the error in its traceback; Python 3.10 keeps it for `run_main` alone."""
-    error.__notes__ = [*getattr(error, '__notes__', ()), note]
-
-
 def described(value: Any, depth: int = 2) -> str:
     """What a value is, in a few words: its type, and shape or parts.
 
-    >>> described((1.5, [None, 'a'], dict(scores=[], labels=[])))
-    'a tuple (a float, a list (None, a str), a dict (scores, labels))'
+    >>> described((1.5, [None, 'a'], dict(id=0, found=dict(scores=[], labels=[]))))
+    'a tuple (a float, a list (None, a str), a dict (id, found (scores, labels)))'
     """
     kind = type(value).__name__
     if value is None:
         return 'None'
     if hasattr(value, 'shape') and hasattr(value, 'dtype'):
         return f'{str(value.dtype).removeprefix("torch.")} {kind} {tuple(value.shape)}'
-    names = list(value.keys()) if hasattr(value, 'keys') and not isinstance(value, type) else None
-    if names is not None:
-        parts = [str(name) for name in names]
-    elif isinstance(value, (tuple, list)) and depth:
-        parts = [described(part, depth - 1) for part in value[:5]]
+    if isinstance(value, (tuple, list)) and depth:
+        parts = [described(part, depth - 1) for part in value]
+    elif _is_dict(value):
+        parts = [f'{name}{_names(value.get(name)) if depth else ""}' for name in value.keys()]
     else:
         return f'a {kind}'
-    return f'a {kind} ({", ".join(parts[:12])}{", ..." if len(parts) > 12 or len(value) > len(parts) else ""})'
+    return f'a {kind} ({at_most(parts, 8)})'
+
+
+def _is_dict(value: Any) -> bool:
+    """A dict or a data sample."""
+    return hasattr(value, 'keys') and hasattr(value, 'get')
+
+
+def _names(value: Any) -> str:
+    return f' ({at_most(map(str, value.keys()), 8)})' if _is_dict(value) else ''
