@@ -10,8 +10,8 @@ The weights stand still while it is measured. Three things are compared, for eve
 *statistics*  what a layer normalises this batch with, in a network where all norms are of one kind, against the truth:
               |v - v_true| / v_true and |m - m_true| / sqrt(v_true), medians over channels.
 *gradient*    that of the loss by the weight of the layer's convolution: its cosine with the truth's. `POOLED` is the
-              one that this batch has when normalised with the truth's statistics: what is missing to 1 there is the
-              batch's own, and no norm's fault.
+              one that this batch has when normalised with the truth's statistics, forward and back. It is no upper
+              bound: BatchNorm subtracts this batch's own mean gradient, too.
 """
 
 import contextlib
@@ -459,15 +459,15 @@ def advice(report: dict) -> list[str]:
     bn, cbn = summary['BN'], summary[chosen]
     pooled = summary[POOLED]['cosine'] or 0.0
     closer = bn['var'] / max(cbn['var'], 1e-12)
-    share = {name: (one['cosine'] or 0.0) / pooled if pooled else 0.0 for name, one in (('BN', bn), (chosen, cbn))}
-    if bn['var'] <= SMALL_ERROR and share['BN'] >= SAME_GRADIENT:
+    of_bn, of_cbn = bn['cosine'] or 0.0, cbn['cosine'] or 0.0
+    if bn['var'] <= SMALL_ERROR and of_bn >= SAME_GRADIENT * pooled:
         first = "Take norm_cfg=dict(type='BN'): at this batch size it has nearly the large batch's statistics."
-    elif closer >= CLOSER and share[chosen] >= share['BN']:
+    elif closer >= CLOSER and of_cbn >= of_bn:
         first = ("Take norm_cfg=dict(type='CBN', full_gradient=True), and train dict(type='GN', num_groups=32) beside "
                  'it: what a model is worth only its AP can say.')
     else:
-        first = ("Take norm_cfg=dict(type='GN', num_groups=32): BatchNorm's statistics are poor here and pooling them "
-                 'does not repair it.')
+        first = ("Take norm_cfg=dict(type='GN', num_groups=32): BatchNorm's statistics or gradient are poor here, and "
+                 'pooling does not repair them.')
     sizes = [layer['M'] for layer in report['layers'].values()]
     ratio = {key: costs[chosen][key] / max(costs['BN'][key], 1e-12) for key in ('seconds', 'saved_bytes')}
     return [
@@ -476,7 +476,7 @@ def advice(report: dict) -> list[str]:
         f'by {bn["var"]:.1%}, '
         f"naive pooling's by {summary['naive']['var']:.1%}, CBN's by {cbn['var']:.1%}: {closer:.2f} times closer "
         f'than BatchNorm (CBN from {CLOSER}; BatchNorm up to {SMALL_ERROR:.0%}).',
-        f"Gradient: cosine with the large batch's {bn['cosine'] or 0:.3f} with BN, {cbn['cosine'] or 0:.3f} with CBN, "
+        f"Gradient: cosine with the large batch's {of_bn:.3f} with BN, {of_cbn:.3f} with CBN, "
         f"{pooled:.3f} with the large batch's statistics (BatchNorm from {SAME_GRADIENT:.0%} of it); CBN takes "
         f'{ratio["seconds"]:.2f} times the time of BN and {ratio["saved_bytes"]:.2f} times its memory.',
     ]
