@@ -34,6 +34,7 @@ from mmdet.datasets.transforms.loading import (
 from mmdet.datasets.transforms.mixing import CopyPaste, Mosaic
 from mmdet.datasets.transforms.pad import Expand, Pad
 from mmdet.datasets.transforms.resize import RandomChoiceResize, RandomResize, Resize
+from mmdet.datasets.transforms.test_time_aug import TestTimeAug
 
 __all__ = [
     'Albu',
@@ -57,5 +58,6 @@ __all__ = [
     'RandomFlip',
     'RandomResize',
     'Resize',
+    'TestTimeAug',
     'TorchvisionTransform',
 ]
