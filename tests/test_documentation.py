@@ -43,6 +43,7 @@ BLOCKS = {
     "metric=['bbox', 'segm']": 'docs/data.md',
     "type='XMLDataset'": 'docs/data.md',
     "type='MultiDatasetsEvaluator'": 'docs/data.md',
+    "type='MultiImageMixDataset'": 'docs/data.md',
     'frozen_parts': 'docs/training.md',
     "type='EMAHook'": 'docs/training.md',
 }
@@ -213,6 +214,17 @@ def test_several_validation_sets(shapes):
     for metric, part in evaluated_data(evaluator, dataset):
         metric.check_dataset(part)
     assert evaluator.dataset_prefixes == ['day', 'night'] and len(dataset) == 4
+
+
+def test_images_that_are_mixed(shapes):
+    Path('data').mkdir()
+    shutil.copytree(shapes, 'data/shapes')
+    cfg = written("type='MultiImageMixDataset'", 'CopyPaste')
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        dataset = DATASETS.build(cfg.train_dataloader.dataset)
+    sample = dataset[0]['data_samples']
+    assert len(dataset) == 4 and max(sample.img_shape) == 160
+    assert len(sample.gt_instances.masks) == len(sample.gt_instances.labels)
 
 
 def test_parts_that_learn_slowly_or_not_at_all():

@@ -16,7 +16,6 @@ from mmdet.engine.launch import LAUNCHERS, is_spawned, spawn
 
 # Options of mmdetection's tools that these have not.
 _ABSENT = {
-    '--tta': 'There is no test-time augmentation here: tta_model and tta_pipeline of a config have no effect.',
     '--show': 'Images are drawn into files: --show-dir FOLDER.',
     '--wait-time': 'Images are drawn into files: --show-dir FOLDER.',
     **{name: f'It is an option of the config: --cfg-options {option}.' for names, option in {

@@ -71,6 +71,15 @@ def steps_of(pipeline: Any) -> Iterator[Any]:
         yield pipeline
 
 
+def pipelines_of(dataset: Any) -> Iterator[Any]:
+    """The pipelines of the data sets inside ConcatDataset, RepeatDataset and the like."""
+    if hasattr(dataset, 'pipeline'):
+        yield dataset.pipeline
+    for part in getattr(dataset, 'datasets', None) or [getattr(dataset, 'dataset', None)]:
+        if part is not None:
+            yield from pipelines_of(part)
+
+
 def check_order(steps: Sequence[Any]) -> None:
     """Raise UserError where a step moves pixels before the boxes and masks on them are loaded.
 

@@ -6,6 +6,7 @@ import sys
 import warnings
 
 from mmengine.dist import get_rank
+from mmengine.hooks import LoggerHook
 from mmengine.runner import LogProcessor, Runner
 
 from mmdet.registry import LOG_PROCESSORS
@@ -16,6 +17,8 @@ _NOISE = (
     '"FileClient" will be deprecated', '"HardDiskBackend" is the alias', 'The prefix is not set in metric',
     '`save_param_scheduler` is True but',
 )  # fmt: skip
+
+_LINES = 4  # in an epoch, at least
 
 
 def quieten(logger: logging.Logger, level: str) -> None:
@@ -50,6 +53,18 @@ def ignore_known_warnings() -> None:
     warnings.filterwarnings('ignore', r'`torch\.cuda\.amp\.GradScaler', FutureWarning)  # mmengine's name for it
     # mmengine restores the schedulers' step counts of a resumed run, and not the optimizer's
     warnings.filterwarnings('ignore', r'Detected call of `scheduler.step\(\)` before', UserWarning)
+
+
+def fit_interval(runner: Runner) -> None:
+    """At least a few lines of the log in each epoch, or in a run that has none, whatever the config's interval."""
+    length = len(runner.train_dataloader) if runner.log_processor.by_epoch else runner.max_iters
+    for hook in runner.hooks:
+        if isinstance(hook, LoggerHook) and 2 * hook.interval > length:
+            given, hook.interval = hook.interval, max(1, length // _LINES)
+            if given > length:
+                what = 'an epoch' if runner.log_processor.by_epoch else 'this run'
+                runner.logger.info(f'default_hooks.logger.interval={given} is longer than {what} of {length} '
+                                   f'iterations: the log has a line every {hook.interval}')
 
 
 @LOG_PROCESSORS.register_module(name='LogProcessor')

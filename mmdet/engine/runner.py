@@ -38,9 +38,13 @@ _RUNNER_KEYS = (
 _DATALOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 _TRAINING = ('train_dataloader', 'train_cfg', 'optim_wrapper', 'param_scheduler', 'val_dataloader', 'val_cfg',
              'val_evaluator')
+# What the backends of `visualizer.vis_backends` need; each is an extra.
+_PACKAGES = {'WandbVisBackend': 'wandb', 'TensorboardVisBackend': 'tensorboard', 'MLflowVisBackend': 'mlflow',
+             'ClearMLVisBackend': 'clearml', 'NeptuneVisBackend': 'neptune', 'DVCLiveVisBackend': 'dvclive',
+             'AimVisBackend': 'aim'}
 # Hooks every run needs; a config may list one itself to set its options. CBNHook counts burn-in in epochs.
 _ESSENTIAL = ('StepSeedHook', 'NonFiniteLossHook', 'SyncNormStatsHook', 'RunInfoHook', 'StopSafelyHook', 'CBNHook',
-              'ProgressHook')
+              'ProgressHook', 'DataWaitHook', 'LiveLineHook')
 
 _runs = itertools.count()
 
@@ -146,6 +150,10 @@ def _add_outputs(parts: ConfigDict) -> None:
     backends = visualizer.get('vis_backends') or []
     backends = [backends] if isinstance(backends, dict) else list(backends)
     there = {backend['type'] for backend in backends}
+    for name in map(_type_name, backends):
+        if name in _PACKAGES and not find_spec(_PACKAGES[name]):
+            raise UserError(f'visualizer.vis_backends: {name} needs a package that is not installed: '
+                            f'pip install {_PACKAGES[name]}')
     if not there & {'LocalVisBackend', LocalVisBackend}:  # scalars.json, whatever else is chosen
         backends.insert(0, dict(type='LocalVisBackend'))
     if find_spec('tensorboard') and not there & {'TensorboardVisBackend', TensorboardVisBackend}:
@@ -203,6 +211,7 @@ class _Runner(Runner):
         finally:  # StopSafelyHook's must not outlive a training that fails
             for signum, handler in handlers.items():
                 signal.signal(signum, handler)
+            self.call_hook('leave_terminal')
 
     def build_message_hub(self, message_hub: dict | None = None) -> DeferredMessageHub:
         return DeferredMessageHub.get_instance(**(message_hub or dict(name=self._experiment_name)))

@@ -7,6 +7,7 @@ that is to be finished and saved would fail without its data.
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from typing import Any
 
@@ -17,6 +18,8 @@ from mmengine.registry import FUNCTIONS
 def start_worker(worker_id: int, *, num_workers: int, rank: int, seed: int, then: dict | None = None) -> None:
     """Called in a new worker: leave signals alone, then mmengine's seeding or the config's own `worker_init_fn`."""
     _leave_signals_to(multiprocessing.parent_process())
+    # the terminal's live line is the parent's: what a forked worker prints must not draw it
+    sys.stdout, sys.stderr = (getattr(stream, 'rich_proxied_file', stream) for stream in (sys.stdout, sys.stderr))
     if then is None:
         worker_init_fn(worker_id, num_workers=num_workers, rank=rank, seed=seed)
     else:

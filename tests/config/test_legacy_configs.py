@@ -87,7 +87,7 @@ def test_every_recipe_of_the_release_is_translated_whole(recipes, said):
 
 
 # Types that such a recipe needs of the project.
-NEEDED = {'dcn/': 'DCN', 'ssd': 'SingleStageDetector', 'voc': 'VOCDataset', 'dpool': 'DeformRoIPoolPack'}
+NEEDED = {'dcn/': 'DCN', 'ssd': 'Expand', 'voc': 'VOCDataset', 'dpool': 'DeformRoIPoolPack'}
 
 
 @pytest.mark.slow

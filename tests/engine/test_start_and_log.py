@@ -127,3 +127,35 @@ def test_the_log_is_there_whatever_else_is_written(train, run_tool, backends):
     if backends == "[dict(type='Nowhere')]":
         status, out, err = run_tool('dev/plot_curves.py', 'run')
         assert status == 0 and out.startswith('4 logged iterations, 1 evaluations'), err
+
+
+@pytest.mark.parametrize('words', [
+    (), ('--cfg-options', "visualizer.vis_backends=[{'type': 'TensorboardVisBackend'}]"),
+])  # fmt: skip
+def test_tensorboard_has_the_numbers(tmp_path, run_tool, words):
+    events = pytest.importorskip('tensorboard.backend.event_processing.event_accumulator')
+    path = write_config(tmp_path)
+    assert run_tool('train.py', path, '--work-dir', 'run', '--seed', 0, *words)[0] == 0
+    board = events.EventAccumulator(str(next(Path('run').glob('*/vis_data'))))
+    board.Reload()
+    seen = [(event.step, event.value) for event in board.Scalars('loss')]
+    assert seen == [(entry['step'], pytest.approx(entry['loss'])) for entry in logged()]
+    assert [e.step for e in board.Scalars('mAP')] == [1, 2]
+
+
+def test_wandb_has_the_numbers_without_network(tmp_path, run_tool, monkeypatch):
+    pytest.importorskip('wandb', reason='wandb is an extra')
+    monkeypatch.setenv('WANDB_MODE', 'offline')
+    monkeypatch.setenv('WANDB_SILENT', 'true')
+    path = write_config(tmp_path, text="visualizer['vis_backends'] = [dict(type='WandbVisBackend')]\n")
+    assert run_tool('train.py', path, '--work-dir', 'run', '--seed', 0)[0] == 0
+    stored = next(Path('run').glob('*/vis_data/wandb/offline-run-*/*.wandb')).read_bytes()
+    for entry in logged():
+        assert json.dumps(entry['loss']).encode() in stored
+
+
+def test_a_backend_whose_package_is_missing(tmp_path, run_tool, monkeypatch):
+    monkeypatch.setattr('mmdet.engine.runner.find_spec', lambda name: None)
+    path = write_config(tmp_path, text="visualizer['vis_backends'] = [dict(type='WandbVisBackend')]\n")
+    status, out, err = run_tool('train.py', path, '--work-dir', 'run')
+    assert status == 2 and err.count('\n') == 1 and err.endswith('not installed: pip install wandb\n')

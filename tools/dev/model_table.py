@@ -15,50 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from mmdet.cli.parser import Parser
 from mmdet.config.errors import run_main
 
-PROPOSALS, MASKS = 1000, 100
-
-
-def count(cfg: dict, size: tuple[int, int]) -> tuple[float, float]:
-    """Parameters and multiply-adds of a model for an image of `size` (h, w), without allocating either."""
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
-
-    from mmdet.registry import MODELS
-
-    def of_deformed(x_shape, weight_shape, *_, out_shape=None, **kwargs) -> int:
-        return conv_flop_count(x_shape, weight_shape, out_shape)
-
-    import torchvision  # noqa: F401 - registers the operator
-
-    counter = FlopCounterMode(display=False, custom_mapping={torch.ops.torchvision.deform_conv2d: of_deformed})
-    with torch.device('meta'), counter, torch.no_grad():
-        model = MODELS.build(cfg).eval()
-        features = model.extract_feat(torch.empty(1, 3, *size))
-        for name in ('rpn_head', 'bbox_head'):
-            if hasattr(model, name):
-                getattr(model, name)(features)
-        if hasattr(model, 'roi_head'):
-            _run_roi_head(model.roi_head)
-    parameters = sum(p.numel() for p in model.parameters())
-    return parameters, counter.get_total_flops() / 2
-
-
-def _run_roi_head(roi_head) -> None:
-    """The heads on RoI features of the right shape, and the linear layers of a deformable RoI layer."""
-    import torch
-
-    def stages(name):
-        part = getattr(roi_head, name, None)
-        return list(part) if isinstance(part, torch.nn.ModuleList) else [part] if part is not None else []
-
-    for kind, number in (('bbox', PROPOSALS), ('mask', MASKS)):
-        for head, extractor in zip(stages(f'{kind}_head'), stages(f'{kind}_roi_extractor')):
-            pooled = torch.empty(number, extractor.out_channels, *extractor.output_size, device='meta')
-            for name, part in extractor.roi_layers[:1].named_modules():
-                if name.endswith('_fc'):
-                    part(pooled.flatten(1))
-            shared = getattr(roi_head, 'shared_head', None)
-            head(pooled if shared is None else shared(pooled))
+PROPOSALS, MASKS = 1000, 100  # of an image, whatever the config: rows can be compared
 
 
 def measure(cfg: dict, size: tuple[int, int], images: int, steps: int) -> tuple[float, float]:
@@ -125,6 +82,7 @@ def main() -> None:
     args = parser.parse_args()
     import torch
 
+    from mmdet.apis.counts import Count, count
     from mmdet.config.load import load_config
     from mmdet.engine.runner import drop_pretrained
 
@@ -136,8 +94,8 @@ def main() -> None:
     for path in args.configs:
         cfg = load_config(path)
         drop_pretrained(cfg.model)
-        parameters, work = count(cfg.model, tuple(args.size))
-        row = [str(Path(path).stem), f'{parameters / 1e6:.1f}', f'{work / 1e9:.0f}']
+        total = sum(count(cfg.model, tuple(args.size), PROPOSALS, MASKS).values(), Count())
+        row = [str(Path(path).stem), f'{total.parameters / 1e6:.1f}', f'{total.multiply_adds / 1e9:.0f}']
         if args.steps:
             seconds, peak = measure(cfg.model, tuple(args.size), cfg.train_dataloader.batch_size, args.steps)
             row += [f'{seconds:.2f}', f'{peak:.1f}']

@@ -9,10 +9,12 @@ the place to make saving and loading safe: every Runner has passed it, and `impo
 from mmdet.engine import saving
 from mmdet.engine.hooks.cbn import CBNHook
 from mmdet.engine.hooks.checkpoint import CheckpointGuardHook, SafeCheckpointHook
+from mmdet.engine.hooks.data_wait import DataWaitHook
 from mmdet.engine.hooks.drawing import DetVisualizationHook
 from mmdet.engine.hooks.early_stopping import StrictEarlyStoppingHook
 from mmdet.engine.hooks.ema import StatisticsEMAHook
 from mmdet.engine.hooks.freeze import FreezeHook
+from mmdet.engine.hooks.live_line import LiveLineHook
 from mmdet.engine.hooks.non_finite import NonFiniteLossHook
 from mmdet.engine.hooks.norm_statistics import SyncNormStatsHook
 from mmdet.engine.hooks.num_classes import NumClassCheckHook
@@ -26,8 +28,10 @@ from mmdet.engine.hooks.val_loss import ValLossHook
 __all__ = [
     'CBNHook',
     'CheckpointGuardHook',
+    'DataWaitHook',
     'DetVisualizationHook',
     'FreezeHook',
+    'LiveLineHook',
     'NonFiniteLossHook',
     'NumClassCheckHook',
     'PreciseBNHook',

@@ -1,11 +1,16 @@
 """What a run says of itself."""
 
+import shlex
+from pathlib import Path
+
 import torch
 from mmengine.dist import get_world_size
 from mmengine.hooks import Hook
 from mmengine.runner import BaseLoop, IterBasedTrainLoop, Runner
 
 from mmdet.engine.data_checks import check_data, classes_of
+from mmdet.engine.hooks.live_line import best_of, percent
+from mmdet.engine.log import fit_interval
 from mmdet.engine.runner import model_of
 from mmdet.engine.schedule import accumulated, batch_of_a_process
 from mmdet.registry import HOOKS
@@ -21,6 +26,7 @@ class RunInfoHook(Hook):
         check_data(runner, model_of(runner))
 
     def before_train(self, runner: Runner) -> None:
+        fit_interval(runner)
         loader = runner.train_dataloader
         length = (f'{runner.max_epochs} epochs of {len(loader)} iterations' if runner.log_processor.by_epoch
                   else f'{runner.max_iters} iterations')
@@ -51,6 +57,27 @@ class RunInfoHook(Hook):
             f'into {runner.work_dir}')
 
     def after_train(self, runner: Runner) -> None:
-        best = runner.message_hub.get_info('best_ckpt')
-        last = runner.message_hub.get_info('last_ckpt')
-        runner.logger.info(f'Finished. Last checkpoint: {last}' + (f', best: {best}' if best else ''))
+        runner.logger.info('\n  '.join(_summary(runner)))
+
+
+def _summary(runner: Runner) -> list[str]:
+    """What came out, where it is, and what comes next; the log's last lines."""
+    info, folder = runner.message_hub.runtime_info, Path(runner.work_dir)
+    best, last = info.get('best_ckpt'), info.get('last_ckpt')
+    score = best_of(runner)
+    lines = [f'Finished. Best {score[0]}: {percent(*score[:2])} ({score[2]})' if score else 'Finished.']
+    for name, path in {'best': best, 'last': last, 'log': f'{runner.log_dir}/{runner.timestamp}.log'}.items():
+        lines += [f'{name:7}{_short(path)}'] if path else []
+    lines.append(f'curves python tools/dev/plot_curves.py {_short(folder)}')
+    config = folder / Path(runner.cfg.filename or '').name
+    if config.is_file() and (best or last) and runner.cfg.get('test_dataloader'):
+        config, found = _short(config), _short(folder / 'found.pkl')
+        lines += [f'next   mmdet test {config} {_short(best or last)} --out {found}',
+                  f'       mmdet analyze {config} {found}']
+    return lines
+
+
+def _short(path: str | Path) -> str:
+    """As one would type it here."""
+    path = Path(path)
+    return shlex.quote(str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path))

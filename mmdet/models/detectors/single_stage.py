@@ -26,9 +26,10 @@ from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 
 
+@MODELS.register_module()
 @refuse_overrides(_forward='forward', add_pred_to_datasample='predict')
 class SingleStageDetector(BaseModel):
-    """Backbone, neck and one dense head, such as `RetinaHead`.
+    """Backbone, neck and one dense head, such as `RetinaHead` or `SSDHead`.
 
     Args:
         train_cfg, test_cfg: those of the head.
@@ -75,6 +76,11 @@ class SingleStageDetector(BaseModel):
     @property
     def head(self) -> nn.Module:
         return getattr(self, self.head_name)
+
+    @property
+    def final_test_cfg(self) -> dict | None:
+        """The part of test_cfg that the detections obey."""
+        return self.head.test_cfg
 
     def init_weights(self) -> None:
         """Called by the Runner once, before training."""

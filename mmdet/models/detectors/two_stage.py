@@ -89,6 +89,11 @@ class TwoStageDetector(BaseModel):
         on_first_call(self.roi_head, 'loss', contracts.losses)
         on_first_call(self.roi_head, 'predict', contracts.detections)
 
+    @property
+    def final_test_cfg(self) -> dict | None:
+        """The part of test_cfg that the detections obey."""
+        return self.roi_head.test_cfg
+
     def init_weights(self) -> None:
         """Called by the Runner once, before training."""
         init_weights(self)

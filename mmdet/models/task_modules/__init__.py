@@ -12,10 +12,12 @@ from mmdet.models.task_modules.samplers import (
     PseudoSampler,
     RandomSampler,
 )
+from mmdet.models.task_modules.ssd_anchor_generator import SSDAnchorGenerator
 
 __all__ = [
     'AnchorGenerator', 'CombinedSampler', 'DeltaXYWHBBoxCoder', 'InstanceBalancedPosSampler', 'IoUBalancedNegSampler',
     'MaxIoUAssigner', 'OHEMSampler', 'PseudoSampler', 'RandomSampler',
+    'SSDAnchorGenerator',
 ]  # fmt: skip
 
 _ASSIGNER = 'an assigner is any class with assign(boxes, gt_boxes, ignored_boxes), see task_modules/protocols.py'
