@@ -22,7 +22,7 @@ $(INSTALLED): $(SOURCES)
 	$(BIN)/python -m pip install --quiet setuptools wheel ninja
 	$(BIN)/python -m pip install --quiet -r requirements.txt
 	$(BIN)/python -m pip install --no-build-isolation --no-deps -e .
-	$(BIN)/python -m pip install --quiet pytest hypothesis ruff scikit-learn tensorboard supervision labelformat sahi pandas
+	$(BIN)/python -m pip install --quiet pytest hypothesis ruff scikit-learn tensorboard supervision labelformat sahi pandas timm
 	$(BIN)/python -m mmdet.ops
 	touch $@
 

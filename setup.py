@@ -169,7 +169,10 @@ def main() -> None:
         packages=find_packages(include=["mmdet", "mmdet.*"]),
         package_data={'mmdet.ops': ['csrc/*', 'csrc/*/*']},
         install_requires=Path('requirements.txt').read_text().split(),
-        extras_require={'test': ['pytest', 'hypothesis', 'supervision', 'labelformat', 'sahi', 'pandas']},
+        extras_require={
+            'test': ['pytest', 'hypothesis', 'supervision', 'labelformat', 'sahi', 'pandas', 'timm'],
+            'timm': ['timm'],
+        },
         ext_modules=modules,
         # the library registers operators and is no Python module: its name need not carry Python's version
         cmdclass={'build_ext': BuildExtension.with_options(no_python_abi_suffix=True), 'build_py': BuildWithConfigs},

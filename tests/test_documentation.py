@@ -45,6 +45,7 @@ BLOCKS = {
     "type='XMLDataset'": 'docs/data.md',
     "type='MultiDatasetsEvaluator'": 'docs/data.md',
     'WandbVisBackend': 'docs/training.md',
+    "type='MultiImageMixDataset'": 'docs/data.md',
     'frozen_parts': 'docs/training.md',
     "type='EMAHook'": 'docs/training.md',
 }
@@ -225,6 +226,17 @@ def test_where_the_numbers_go():
     there = {backend['type']: backend for backend in parts.visualizer.vis_backends}
     assert there['WandbVisBackend']['init_kwargs'] == dict(project='cells') and 'LocalVisBackend' in there
     VISBACKENDS.build(dict(there['WandbVisBackend'], save_dir='run'))
+
+
+def test_images_that_are_mixed(shapes):
+    Path('data').mkdir()
+    shutil.copytree(shapes, 'data/shapes')
+    cfg = written("type='MultiImageMixDataset'", 'CopyPaste')
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        dataset = DATASETS.build(cfg.train_dataloader.dataset)
+    sample = dataset[0]['data_samples']
+    assert len(dataset) == 4 and max(sample.img_shape) == 160
+    assert len(sample.gt_instances.masks) == len(sample.gt_instances.labels)
 
 
 def test_parts_that_learn_slowly_or_not_at_all():

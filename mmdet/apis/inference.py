@@ -1,5 +1,6 @@
 """Detect from Python: ``init_detector`` once, ``inference_detector`` for each image."""
 
+import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,11 @@ from mmdet.config.errors import UserError
 from mmdet.config.load import adopt_vocabulary, load_config
 from mmdet.config.values import class_of, names_a
 from mmdet.datasets.pipeline import build_steps
-from mmdet.datasets.transforms import LoadAnnotations, LoadImageFromFile, LoadImageFromNDArray
+from mmdet.datasets.transforms import LoadAnnotations, LoadImageFromFile, LoadImageFromNDArray, TestTimeAug
 from mmdet.engine.amp import half_precision
 from mmdet.engine.compiled import compile_for_inference
 from mmdet.engine.runner import drop_pretrained, fast_layout
+from mmdet.engine.tta import tta_model_of, use_tta_pipeline
 from mmdet.layers import pack
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
@@ -35,6 +37,7 @@ def init_detector(
     device: str | None = None,
     cfg_options: dict | None = None,
     amp: bool = False,
+    tta: bool = False,
     compile: bool = False,
 ) -> nn.Module:
     """Build a detector in evaluation mode.
@@ -47,6 +50,7 @@ def init_detector(
         device: 'cpu' or 'cuda:0'; by default the first GPU where there is one.
         cfg_options: dotted keys of the config and their new values.
         amp: `inference_detector` computes in float16 on a GPU, in bfloat16 on a CPU that has instructions for it.
+        tta: test-time augmentation by the config's `tta_model` and `tta_pipeline`, by default each image also mirrored.
         compile: the first image takes half a minute, see `mmdet.engine.compiled`; all others are faster.
 
     Returns:
@@ -76,6 +80,10 @@ def init_detector(
     drop_pretrained(model_cfg)
     model = MODELS.build(model_cfg)
     meta = None if opened is None else load_checkpoint(model, opened).meta.get('dataset_meta')
+    if tta:
+        config = copy.deepcopy(config)
+        use_tta_pipeline(config)
+        model = MODELS.build(dict(tta_model_of(config), module=model))
     model.cfg = config
     model.dataset_meta = dict(meta or _classes_of(config))
     if palette != 'none':
@@ -110,7 +118,7 @@ class ImagePipeline:
     """
 
     def __init__(self, steps: Sequence[dict]) -> None:
-        steps = [step for step in steps if not (isinstance(step, dict) and names_a(step, LoadAnnotations))]
+        steps = _without_annotations(steps)
         if not steps:
             raise UserError('the test pipeline of the config is empty; it begins with LoadImageFromFile')
         first, options = steps[0], {}
@@ -125,6 +133,18 @@ class ImagePipeline:
         if loaded is None or (packed := self.rest(loaded)) is None:
             raise UserError(f'the test pipeline rejects {given.get("img_path") or "an array"}: a step returns None')
         return packed
+
+
+def _without_annotations(steps: Sequence[dict]) -> list[dict]:
+    """The steps without LoadAnnotations, inside TestTimeAug too."""
+    kept = []
+    for step in steps:
+        if isinstance(step, dict) and names_a(step, TestTimeAug):
+            views = filter(None, map(_without_annotations, step['transforms']))
+            kept.append(dict(step, transforms=list(views)))
+        elif not (isinstance(step, dict) and names_a(step, LoadAnnotations)):
+            kept.append(step)
+    return kept
 
 
 def pipeline_of(cfg: Config) -> ImagePipeline:

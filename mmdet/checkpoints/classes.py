@@ -15,6 +15,7 @@ COCO_IDS = [i for i in range(1, 91) if i not in _GAPS]
 
 _FC_CLS = re.compile(r'(roi_head\.)?bbox_head\.(\d+\.)?fc_cls\.(weight|bias)')
 _FC_REG = re.compile(r'(roi_head\.)?bbox_head\.(\d+\.)?fc_reg\.(weight|bias)')
+_SSD_CLS = re.compile(r'bbox_head\.cls_convs\.\d+\.0\.(weight|bias)')
 _MASK = re.compile(r'(roi_head\.)?mask_head\.(\d+\.)?conv_logits\.(weight|bias)')
 
 
@@ -74,6 +75,28 @@ def background_first(state: dict[str, Tensor]) -> list[str]:
         else:
             continue
         touched.append(key)
+    return touched
+
+
+def ssd_background_last(state: dict[str, Tensor], num_classes: int | None = None) -> list[str]:
+    """Reorder the output layers of an SSD in place, class by class of each anchor; returns the keys touched.
+
+    Of each level the layer of deltas, 4 rows an anchor, says how many anchors there are.
+    """
+    touched = [key for key in state if _SSD_CLS.fullmatch(key)]
+    for key in touched:
+        num_anchors = len(state[key.replace('cls_convs', 'reg_convs')]) // 4
+        rows = state[key].unflatten(0, (num_anchors, -1))
+        state[key] = rows[:, [*foreground_rows(rows.shape[1], num_classes), 0]].flatten(0, 1)
+    return touched
+
+
+def ssd_background_first(state: dict[str, Tensor]) -> list[str]:
+    """The reverse."""
+    touched = [key for key in state if _SSD_CLS.fullmatch(key)]
+    for key in touched:
+        num_anchors = len(state[key.replace('cls_convs', 'reg_convs')]) // 4
+        state[key] = state[key].unflatten(0, (num_anchors, -1)).roll(1, dims=1).flatten(0, 1)
     return touched
 
 

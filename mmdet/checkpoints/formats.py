@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from mmdet.checkpoints import detectron2, efficientnet_pytorch, legacy, torchvision
-from mmdet.checkpoints.names import OFFSETS, Converted, rename, together
+from mmdet.checkpoints.names import OFFSETS, SSD, Converted, rename, together
 from mmdet.checkpoints.reading import Checkpoint
 from mmdet.config.errors import UserError, at_most
 
@@ -46,7 +46,7 @@ def convert(content: dict[str, Any], num_classes: int | None = None) -> Converte
 
 
 def _our_names(state: dict[str, Tensor], meta: dict[str, Any], num_classes: int | None) -> Converted | None:
-    """mmdetection 2.x and 3.x, whose RPN alone has a name of its own, and deformable convolutions had one at first."""
+    """mmdetection 2.x and 3.x: an RPN alone has names of its own, deformable convolutions and SSD had some at first."""
     evidence = together(state, ('backbone.',))
     if not evidence:
         return None
@@ -54,7 +54,7 @@ def _our_names(state: dict[str, Tensor], meta: dict[str, Any], num_classes: int 
     source = f'mmdetection {version}' if version else 'mmdetection 2.x / 3.x names'
     rpn = together(state, ('bbox_head.rpn_conv.',), ('bbox_head.rpn_cls.',), ('bbox_head.rpn_reg.',))
     own_name = [('bbox_head.rpn_{rest}', 'rpn_head.rpn_{rest}')] if rpn else []
-    renamed = rename(state, [*OFFSETS, *own_name, ('{rest}', '{rest}')])
+    renamed = rename(state, [*OFFSETS, *SSD, *own_name, ('{rest}', '{rest}')])
     return Converted(renamed.state, source, rpn or evidence, renamed.changed)
 
 

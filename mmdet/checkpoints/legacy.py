@@ -10,8 +10,8 @@ from typing import Any
 from mmengine.config import Config
 from torch import Tensor
 
-from mmdet.checkpoints.classes import background_last, object_first
-from mmdet.checkpoints.names import OFFSETS, Converted, Table, rename
+from mmdet.checkpoints.classes import background_last, object_first, ssd_background_last
+from mmdet.checkpoints.names import OFFSETS, SSD, Converted, Table, rename
 from mmdet.checkpoints.plain import is_marked
 from mmdet.config.errors import at_most
 from mmdet.config.values import predicted_fields
@@ -30,6 +30,7 @@ TABLE: Table = [
 # The options that every object of a type gets, wherever it stands in the model's config.
 OPTIONS: dict[str, dict[str, Any]] = {
     'AnchorGenerator': dict(rounded=True, offset=1.0),
+    'SSDAnchorGenerator': dict(rounded=True, offset=1.0),
     'DeltaXYWHBBoxCoder': dict(offset=1.0),
     'MaxIoUAssigner': dict(offset=1.0),
     'RoIAlign': dict(legacy=True, sampling_ratio=2),
@@ -74,15 +75,10 @@ def convert(state: dict[str, Tensor], meta: dict[str, Any], num_classes: int | N
     if not evidence:
         return None
     version = meta.get('mmdet_version', '0.x / 1.x')
-    changed: dict[str, str] = {}
-    reordered: list[str] = []
     two_stages = any(key.startswith(('bbox_head.fc_', 'bbox_head.0.', 'mask_head.')) for key in state)
-    renamed = rename(state, TABLE if two_stages else [*OFFSETS, ('{rest}', '{rest}')])
+    renamed = rename(state, TABLE if two_stages else [*OFFSETS, *SSD, ('{rest}', '{rest}')])
     state, changed = renamed.state, renamed.changed
-    if two_stages:
-        reordered = background_last(state)
-    reordered += object_first(state)
-    reordered += move_eps_inside(state)
+    reordered = background_last(state) + ssd_background_last(state) + object_first(state) + move_eps_inside(state)
     return Converted(state, f'mmdetection {version}', evidence, changed, {}, reordered)
 
 

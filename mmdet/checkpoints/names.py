@@ -23,6 +23,14 @@ Table = list[tuple[str, str]]
 # mmdetection 0.x to early 2.x kept the convolution that finds a deformable convolution's offsets beside it.
 OFFSETS: Table = [('{rest}.conv2_offset.{p}', '{rest}.conv2.conv_offset.{p}')]
 
+# In 0.x to early 2.x the layers that SSD adds were the backbone's, in one row, and its output layers stood alone.
+SSD: Table = [
+    ('backbone.l2_norm.{p}', 'neck.l2_norm.{p}'),
+    *((f'backbone.extra.{n}.{{p}}', f'neck.extra_layers.{n // 2}.{n % 2}.conv.{{p}}') for n in range(12)),
+    ('bbox_head.cls_convs.{n}.{p}', 'bbox_head.cls_convs.{n}.0.{p}'),
+    ('bbox_head.reg_convs.{n}.{p}', 'bbox_head.reg_convs.{n}.0.{p}'),
+]
+
 
 class Renamed(NamedTuple):
     """`state` under the new names, old -> new of the keys that changed, and the keys that no pattern knows."""

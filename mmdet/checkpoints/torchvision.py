@@ -1,4 +1,4 @@
-"""torchvision.models.detection: Faster R-CNN, Mask R-CNN and RetinaNet with a ResNet-FPN, both directions."""
+"""torchvision.models.detection: Faster R-CNN, Mask R-CNN and RetinaNet with a ResNet-FPN, and SSD; both directions."""
 
 from typing import Any
 
@@ -9,6 +9,8 @@ from mmdet.checkpoints.classes import (
     background_first,
     background_last,
     drop_background_column,
+    ssd_background_first,
+    ssd_background_last,
 )
 from mmdet.checkpoints.names import Converted, Table, refuse_unknown, rename, reverse, together
 from mmdet.config.errors import UserError
@@ -57,6 +59,21 @@ _RETINA: Table = [
     ('head.regression_head.bbox_reg.{p}', 'bbox_head.retina_reg.{p}'),
 ]
 
+# What follows conv4_3 in the VGG, and what SSD adds, are the blocks of one list; layers count from a block's start.
+_SSD: Table = [
+    ('backbone.scale_weight', 'neck.l2_norm.weight'),
+    ('backbone.extra.0.1.{p}', 'backbone.features.24.{p}'),
+    ('backbone.extra.0.3.{p}', 'backbone.features.26.{p}'),
+    ('backbone.extra.0.5.{p}', 'backbone.features.28.{p}'),
+    ('backbone.extra.0.7.1.{p}', 'backbone.features.31.{p}'),
+    ('backbone.extra.0.7.3.{p}', 'backbone.features.33.{p}'),
+    *((f'backbone.extra.{n + 1}.0.{{p}}', f'neck.extra_layers.{n}.0.conv.{{p}}') for n in range(4)),
+    *((f'backbone.extra.{n + 1}.2.{{p}}', f'neck.extra_layers.{n}.1.conv.{{p}}') for n in range(4)),
+    ('backbone.features.{n}.{p}', 'backbone.features.{n}.{p}'),
+    ('head.classification_head.module_list.{n}.{p}', 'bbox_head.cls_convs.{n}.0.{p}'),
+    ('head.regression_head.module_list.{n}.{p}', 'bbox_head.reg_convs.{n}.0.{p}'),
+]
+
 # Names up to torchvision 0.12, which kept no norm beside these convolutions.
 _OLD: Table = [
     ('backbone.fpn.inner_blocks.{n}.{p}', 'backbone.fpn.inner_blocks.{n}.0.{p}'),
@@ -86,6 +103,8 @@ def modern_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def table(ours: bool, keys) -> Table:
     """The pairs (torchvision's name, our name) for a model with these `keys`, spelled our way if `ours`."""
+    if ('neck.l2_norm.weight' if ours else 'backbone.scale_weight') in keys:
+        return _SSD
     if ('bbox_head.retina_cls.weight' if ours else 'head.classification_head.cls_logits.weight') in keys:
         return _RETINA + _FPN + _PREFIX
     two_convs = ('rpn_head.rpn_conv.0.conv.weight' if ours else 'rpn.head.conv.1.0.weight') in keys
@@ -98,6 +117,7 @@ def convert(state: dict[str, Tensor], meta: dict[str, Any], num_classes: int | N
     """A detector's weights; None where they are not of torchvision."""
     parts = ('backbone.fpn.', 'rpn.head.', 'roi_heads.', 'head.classification_head.')
     evidence = together(state, ('backbone.body.',), parts)
+    evidence = evidence or together(state, ('backbone.scale_weight',), ('head.classification_head.module_list.',))
     if not evidence:
         return None
     given = set(state)
@@ -105,11 +125,13 @@ def convert(state: dict[str, Tensor], meta: dict[str, Any], num_classes: int | N
     renamed = rename(state, table(False, state))
     new = dict(renamed.state)
     refuse_unknown('our models', renamed.unknown)
-    reordered = background_last(new, num_classes)
+    reordered = background_last(new, num_classes) + ssd_background_last(new, num_classes)
     kind = 'Faster R-CNN'
     if 'bbox_head.retina_reg.weight' in new:
         kind = 'RetinaNet'
         reordered += drop_background_column(new, len(new['bbox_head.retina_reg.weight']) // 4, num_classes)
+    elif 'neck.l2_norm.weight' in new:
+        kind = 'SSD'
     elif 'roi_head.mask_head.upsample.weight' in new:
         kind = 'Mask R-CNN'
     changed = {old: name for old, name in renamed.changed.items() if old in given}
@@ -117,7 +139,7 @@ def convert(state: dict[str, Tensor], meta: dict[str, Any], num_classes: int | N
 
 
 def to_torchvision(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Our weights of Faster R-CNN, Mask R-CNN or RetinaNet under torchvision's names, background first.
+    """Our weights of Faster R-CNN, Mask R-CNN, RetinaNet or SSD300 under torchvision's names, background first.
 
     The model to load them has ``num_classes=C + 1``.
 
@@ -128,6 +150,7 @@ def to_torchvision(state: dict[str, Tensor]) -> dict[str, Tensor]:
     if any(key.startswith('roi_head.bbox_head.0.') for key in state):
         raise UserError('torchvision has no Cascade R-CNN')
     background_first(state)
+    ssd_background_first(state)
     if 'bbox_head.retina_reg.weight' in state:
         add_background_column(state, len(state['bbox_head.retina_reg.weight']) // 4)
     renamed = rename(state, reverse(table(True, state)))

@@ -73,8 +73,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_writable(args.out_dir, '--out-dir')
     init_default_scope('mmdet')
     with_mask = 'masks' in (predicted_fields(cfg.get('model') or {}) or ())
-    for path, steps in walk(dict(dataset=loader.dataset)):
-        if path.endswith('.pipeline') and steps:
+    for _, part in walk(dict(dataset=loader.dataset)):
+        steps = part.get('pipeline') if isinstance(part, dict) else None
+        if steps and 'dataset' not in part:  # a wrapper's pipeline goes on with what is loaded
             loading = [step for step in steps if names_a(step, LoadAnnotations)]
             if loading and args.split == 'train':
                 continue

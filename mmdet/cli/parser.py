@@ -16,7 +16,6 @@ from mmdet.engine.launch import LAUNCHERS, is_spawned, spawn
 
 # Options of mmdetection's tools that these have not.
 _ABSENT = {
-    '--tta': 'There is no test-time augmentation here: tta_model and tta_pipeline of a config have no effect.',
     '--show': 'Images are drawn into files: --show-dir FOLDER.',
     '--wait-time': 'Images are drawn into files: --show-dir FOLDER.',
     **{name: f'It is an option of the config: --cfg-options {option}.' for names, option in {
@@ -27,9 +26,6 @@ _ABSENT = {
         ('--workers', '--num-workers', '--workers-per-gpu'): 'train_dataloader.num_workers=4',
         ('--data-root',): 'data_root=FOLDER',
     }.items() for name in names},
-    '--resume-from': 'A run is resumed by --resume [CHECKPOINT].',
-    '--auto-resume': 'A run is resumed by --resume [CHECKPOINT].',
-    '--options': 'Values of the config are changed by --cfg-options KEY=VALUE.',
 }
 
 

@@ -39,6 +39,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument('--device', help='cpu or cuda:0 (default: a GPU where there is one)')
     parser.add_argument('--amp', action='store_true',
                         help='mixed precision: float16 on GPU, bfloat16 on a CPU that has instructions for it')
+    parser.add_argument('--tta', action='store_true',
+                        help="test-time augmentation by the config's tta_model and tta_pipeline (default: each image "
+                        'also mirrored)')
     parser.add_argument('--compile', action='store_true', help='torch.compile: a slow first image, then faster ones')
     args = parser.parse_args(argv)
 
@@ -121,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     check_writable(args.out_dir, '--out-dir')
     model = init_detector(args.config, args.checkpoint, device=args.device, cfg_options=args.cfg_options, amp=args.amp,
-                          compile=args.compile)
+                          tta=args.tta, compile=args.compile)
     classes = tuple(model.dataset_meta.get('classes') or ())
     labels = chosen_labels(args.classes, classes)
     detect_in = _detector(model, args)

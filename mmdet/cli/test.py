@@ -24,6 +24,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument('--work-dir', help='folder of the log (default: work_dirs/CONFIG_NAME/test)')
     parser.add_argument('--amp', action='store_true',
                         help='mixed precision: float16 on GPU, bfloat16 on a CPU that has instructions for it')
+    parser.add_argument('--tta', action='store_true',
+                        help="test-time augmentation by the config's tta_model and tta_pipeline (default: each image "
+                        'also mirrored)')
     parser.add_argument('--compile', action='store_true', help='torch.compile: a slow first image, then faster ones')
     parser.add_argument('--out', metavar='FILE.pkl', help='save the detections, one dict an image')
     parser.add_argument('--eval', nargs='+', metavar='METRIC',
@@ -99,8 +102,11 @@ def read(args: argparse.Namespace, checkpoint: Any) -> Any:
     from mmdet.checkpoints import config_of
     from mmdet.config.check import check_files, check_values
     from mmdet.config.load import check_types, load_config
+    from mmdet.engine.tta import use_tta
 
     cfg = load_config(args.config, args.cfg_options) if checkpoint is None else config_of(checkpoint, args.cfg_options)
+    if args.tta:
+        use_tta(cfg)
     check_types(cfg)
     cfg.work_dir = args.work_dir or f'work_dirs/{Path(args.config).stem}/test'
     if cfg.get('test_evaluator') is None or cfg.get('test_dataloader') is None:

@@ -108,7 +108,7 @@ def run_main(main: Callable[[], None]) -> None:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler raises again for each worker that has ended
         mistake = mistake_in(error)
         line = mistake or _state_of_the_machine(error)
-        text = f'error: {line or _hint(error) or one_line(error)}'
+        text = f'error: {line or _hint(error) or _with_note(error)}'
         if line is None or os.environ.get('MMDET_DEBUG') == '1':
             text = traceback.format_exc() + text
         _report(text, _lost_peer(error))
@@ -118,6 +118,11 @@ def run_main(main: Callable[[], None]) -> None:
         # Now and then a thread of gloo outlives its group, and aborts when it meets an interpreter that is going down.
         atexit._run_exitfuncs()
         _leave(0)
+
+
+def _with_note(error: BaseException) -> str:
+    note = getattr(error, '__notes__', ())
+    return one_line(error) + (f' ({note[0]})' if note else '')
 
 
 def _report(text: str, lost: bool) -> None:

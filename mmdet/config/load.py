@@ -305,11 +305,13 @@ def _replace_copies(cfg: Config, name: str, before: Any, dotted: str) -> None:
         cfg[key] = value
 
 
+_PIPELINE = r'(train|val|test)_dataloader(\.dataset)+(\.datasets\.\d+)?\.pipeline\.\d+'
 # Which registry the `type` at a place of the config belongs to: the last pattern part is the parent key.
 _PLACES = [
     (r'model(\.(data_preprocessor|backbone|neck|rpn_head|roi_head|roi_head\.\w+_head))?', 'MODELS'),
     (r'(train|val|test)_dataloader(\.dataset)+(\.datasets\.\d+)?', 'DATASETS'),
-    (r'(train|val|test)_dataloader(\.dataset)+(\.datasets\.\d+)?\.pipeline\.\d+', 'TRANSFORMS'),
+    (_PIPELINE + r'(\.transforms(\.\d+){2})*', 'TRANSFORMS'),
+    (r'test_cfg\.tta_model', 'MODELS'),
     (r'(train|val|test)_dataloader\.(batch_)?sampler', 'DATA_SAMPLERS'),
     (r'(train|val|test)_dataloader\.(collate_fn|worker_init_fn)', 'FUNCTIONS'),
     (r'(val|test)_evaluator((\.metrics)?\.\d+)?', 'METRICS'),

@@ -32,6 +32,7 @@ def _unused(why: str) -> Rule:
 
 _LINEAR, _PLAIN_BOXES = _only(dict(type='Linear')), _only(False, why='boxes are plain tensors')
 _NO_MAPS, _OWN_SIZE = _only(False, why='there are no semantic maps'), _unused('masks carry their own size')
+_OF_STACK = _unused('of stacked_convs')
 
 # class: {option: rule}; 'a.b' is the key b of the option a. An option that the constructor takes is left to it.
 OPTIONS: dict[str, dict[str, Rule]] = {
@@ -52,6 +53,16 @@ OPTIONS: dict[str, dict[str, Rule]] = {
         pad_mask=_OWN_SIZE, mask_pad_value=_OWN_SIZE, pad_seg=_NO_MAPS, seg_pad_value=_unused('of pad_seg')
     ),
     'RPNHead': dict(num_classes=_only(1, why='a proposal is an object or none')),
+    'SSDVGG': dict(input_size=_only(None), l2_norm_scale=_only(None, why="it is SSDNeck's")),
+    'SSDNeck': dict(use_depthwise=_only(False)),
+    'SSDHead': dict(
+        stacked_convs=_only(0),
+        use_depthwise=_only(False),
+        feat_channels=_OF_STACK,
+        conv_cfg=_OF_STACK,
+        norm_cfg=_OF_STACK,
+        act_cfg=_OF_STACK,
+    ),
     'ConvFCBBoxHead': dict(
         predict_box_type=_only('hbox', why='boxes are upright'),
         cls_predictor_cfg=_LINEAR,

@@ -70,7 +70,7 @@ class CocoDataset(BaseDataset):
     @classmethod
     def check_config(cls, cfg: dict, path: str, whole: dict, training: bool) -> None:
         """Refuse a pipeline of known transforms none of which packs its results."""
-        check_packed(cfg, path)
+        check_packed(cfg, path, whole)
 
     @classmethod
     def check_files(cls, cfg: dict) -> None:

@@ -10,9 +10,14 @@ from mmdet.config.values import class_of
 from mmdet.datasets.transforms import PackDetInputs
 
 
-def check_packed(cfg: dict, path: str) -> None:
-    """Raise UserError for a data set's config at `path` whose pipeline has known transforms alone, none of which packs
-    its results."""
+def check_packed(cfg: dict, path: str, whole: dict) -> None:
+    """Raise UserError for a data set's config, at `path` of the `whole`, whose pipeline has known transforms alone and
+    none that packs its results. Inside a wrapper that has a pipeline none need be."""
+    around = whole
+    for key in path.split('.'):
+        if isinstance(around, dict) and 'pipeline' in around:
+            return
+        around = around[int(key) if isinstance(around, (list, tuple)) else key]
     steps = cfg.get('pipeline') or ()
     if all(_cannot_pack(step) for step in steps):
         names = [step.get('type') for step in steps]

@@ -58,7 +58,7 @@ class XMLDataset(BaseDataset):
     @classmethod
     def check_config(cls, cfg: dict, path: str, whole: dict, training: bool) -> None:
         """Refuse a pipeline of known transforms none of which packs its results."""
-        check_packed(cfg, path)
+        check_packed(cfg, path, whole)
 
     def __init__(
         self,

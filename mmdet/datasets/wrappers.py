@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from mmengine import dataset as mmengine_dataset
 
 from mmdet.config.errors import UserError, one_line
+from mmdet.datasets.common import check_packed
+from mmdet.datasets.pipeline import build_steps, check_order, pipelines_of
 from mmdet.registry import DATASETS
 
 
@@ -56,3 +59,65 @@ class RepeatDataset(mmengine_dataset.RepeatDataset):
     def get_cat_ids(self, idx: int) -> list[int]:
         """Labels of the objects on image `idx`."""
         return self.dataset.get_cat_ids(self._get_ori_dataset_idx(idx))
+
+
+@DATASETS.register_module()
+class MultiImageMixDataset:
+    """A data set whose images pass through a second pipeline, in which a step may ask for others (`Mosaic`).
+
+    Args:
+        dataset: the data set, whose own pipeline loads images and objects.
+        pipeline: what is done afterwards, to the end (`PackDetInputs`). Before a step that has
+            ``get_indexes(dataset)`` the images it draws are loaded into ``mix_results``.
+        max_refetch: how many other images to try where the pipeline rejects one.
+
+    Raises:
+        UserError: a step that moves pixels stands before one that loads objects.
+    """
+
+    @classmethod
+    def check_config(cls, cfg: dict, path: str, whole: dict, training: bool) -> None:
+        """Refuse a pipeline of known transforms none of which packs its results."""
+        check_packed(cfg, path, whole)
+
+    def __init__(self, dataset: dict | Any, pipeline: Sequence[dict | Any], max_refetch: int = 15) -> None:
+        self.dataset = DATASETS.build(dataset) if isinstance(dataset, dict) else dataset
+        self.pipeline = build_steps(pipeline)
+        self.max_refetch = max_refetch
+        for loading in pipelines_of(self.dataset):
+            check_order([loading, self.pipeline])
+
+    @property
+    def metainfo(self) -> dict:
+        return self.dataset.metainfo
+
+    def full_init(self) -> None:
+        self.dataset.full_init()
+
+    def get_data_info(self, idx: int) -> dict:
+        return self.dataset.get_data_info(idx)
+
+    def get_cat_ids(self, idx: int) -> list[int]:
+        """Labels of the objects on image `idx` (mmengine's ClassBalancedDataset asks for them)."""
+        return self.dataset.get_cat_ids(idx)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, idx: int) -> Any:
+        for _ in range(self.max_refetch + 1):
+            item = self._prepare(idx)
+            if item is not None:
+                return item
+            idx = int(np.random.randint(len(self)))
+        raise UserError(f'MultiImageMixDataset: the pipeline rejected {self.max_refetch + 1} images in a row')
+
+    def _prepare(self, idx: int) -> Any:
+        item = self.dataset[idx]
+        for step in self.pipeline:
+            if hasattr(step, 'get_indexes'):
+                item['mix_results'] = [self.dataset[i] for i in step.get_indexes(self.dataset)]
+            item = step(item)
+            if item is None:
+                break
+        return item

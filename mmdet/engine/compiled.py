@@ -13,6 +13,8 @@ import torch
 from mmengine.dist import is_main_process
 from torch import Tensor, nn
 
+from mmdet.config.contracts import call_unchecked
+
 
 def compile_for_inference(model: nn.Module) -> nn.Module:
     """Compile a detector's static parts, each when it is first called, for images of any size and any number of RoIs.
@@ -23,6 +25,7 @@ def compile_for_inference(model: nn.Module) -> nn.Module:
     """
     state = _State()
     for name, module in model.named_modules():
+        call_unchecked(module)
         for method, counted in getattr(module, 'compiles', {}).items():
             part = _Part(getattr(module, method), f'{name}.{method}'.lstrip('.'), counted == 'images', state)
             setattr(module, method, part)

@@ -10,6 +10,7 @@ from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import DataLoader
 
+from mmdet.config.contracts import on_first_call
 from mmdet.config.errors import UserError, at_most, say
 from mmdet.datasets.pipeline import loaded_boxes, steps_of
 
@@ -31,6 +32,7 @@ def check_data(runner: Runner, model: nn.Module) -> None:
         evaluator = getattr(loop, 'evaluator', None)
         for metric, own in evaluated_data(evaluator, dataset) if evaluator and dataset is not None else ():
             check_annotations(metric, own)
+            on_first_call(metric, 'process')  # an error in it says what it was given
             if hasattr(metric, 'check_dataset'):
                 metric.check_dataset(own)
 

@@ -1,12 +1,13 @@
-"""Training loops that resume where they were stopped: in the middle of an epoch, or before an evaluation."""
+"""Training loops that resume where they were stopped, in the middle of an epoch or before an evaluation; and the loop
+that tests with augmentation."""
 
 from mmengine.dataset import InfiniteSampler
 from mmengine.hooks import LoggerHook
-from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner, TestLoop
 from torch import nn
 
 from mmdet.engine.seeding import SeededBatches
-from mmdet.registry import LOOPS
+from mmdet.registry import LOOPS, MODELS
 
 
 def _evaluate(loop: EpochBasedTrainLoop | IterBasedTrainLoop, done: int, last: int) -> None:
@@ -97,3 +98,26 @@ class IterLoop(IterBasedTrainLoop):
         batches.start_at(first)
         self.dataloader_iterator = type(self.dataloader_iterator)(self.dataloader)
         self.dataloader_iterator._epoch = epoch
+
+
+@LOOPS.register_module()
+class TTALoop(TestLoop):
+    """mmengine's loop of a model around the tested one, which looks at several views of each image.
+
+    Around it only here: the checkpoint has the weights of the tested model alone.
+
+    Args:
+        tta_model: config of that model, see `mmdet.models.tta`.
+    """
+
+    def __init__(self, runner: Runner, dataloader, evaluator, fp16: bool = False, tta_model: dict | None = None):
+        super().__init__(runner, dataloader, evaluator, fp16)
+        self.tta_model = tta_model or dict(type='DetTTAModel')
+
+    def run(self) -> dict:
+        tested = self.runner.model
+        self.runner.model = MODELS.build(dict(self.tta_model, module=tested))
+        try:
+            return super().run()
+        finally:
+            self.runner.model = tested

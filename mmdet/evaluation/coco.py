@@ -20,12 +20,13 @@ from mmengine.dist import get_world_size
 from mmengine.logging import MMLogger
 from terminaltables import AsciiTable
 
+from mmdet.config.contracts import on_first_call
 from mmdet.config.errors import MissingFile, UserError, at_most, say
 from mmdet.config.output import write_atomically
 from mmdet.config.values import predicted_fields
 from mmdet.evaluation.gathered import GatheredMetric
 from mmdet.evaluation.ground_truth import GroundTruth
-from mmdet.evaluation.predictions import checked_predictions
+from mmdet.evaluation.predictions import checked_predictions, needed_predictions
 from mmdet.registry import METRICS
 
 _AREA_NAMES = {'': 'all', '_s': 'small', '_m': 'medium', '_l': 'large'}
@@ -100,6 +101,7 @@ class CocoMetric(GatheredMetric):
         use_cats: bool = True,
     ) -> None:
         super().__init__(collect_device=collect_device, prefix=prefix, collect_dir=collect_dir)
+        on_first_call(self, 'process', takes=needed_predictions)
         names = [metric] if isinstance(metric, str) else metric
         for name in names:
             if name not in self.offers:

@@ -6,8 +6,19 @@ import numpy as np
 import torch
 from pycocotools import mask as coco_mask
 
+from mmdet.config.contracts import described
 from mmdet.config.errors import UserError
 from mmdet.structures.masks import compressed_rle, rle_areas
+
+
+def needed_predictions(data_batch: Any, data_samples: Any) -> str | None:
+    """Of a metric's first `process`: what it needs, and was not given."""
+    for sample in data_samples:
+        found = sample.get('pred_instances')
+        if found is None or any(key not in found for key in ('bboxes', 'scores', 'labels')):
+            return ("samples with pred_instances of bboxes (D, 4), scores (D,) and labels (D,), from the model's "
+                    f'predict; it is given {described(sample if found is None else found)}')
+    return None
 
 
 def checked_predictions(sample: Any, num_classes: int, mask_size: tuple[int, int] | None = None) -> dict:

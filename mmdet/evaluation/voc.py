@@ -11,9 +11,10 @@ import torch
 from mmengine.logging import MMLogger
 from terminaltables import AsciiTable
 
+from mmdet.config.contracts import on_first_call
 from mmdet.config.errors import UserError
 from mmdet.evaluation.gathered import GatheredMetric
-from mmdet.evaluation.predictions import checked_predictions
+from mmdet.evaluation.predictions import checked_predictions, needed_predictions
 from mmdet.registry import METRICS
 from mmdet.structures.boxes import box_iou
 
@@ -58,6 +59,7 @@ class VOCMetric(GatheredMetric):
         collect_dir: str | None = None,
     ) -> None:
         super().__init__(collect_device=collect_device, prefix=prefix, collect_dir=collect_dir)
+        on_first_call(self, 'process', takes=needed_predictions)
         if [metric] != ['mAP'] and list(metric) != ['mAP']:
             raise UserError(f"VOCMetric: metric {metric!r} is unknown; use 'mAP'")
         if eval_mode not in ('11points', 'area'):

@@ -9,7 +9,8 @@ from mmdet.models.initialize import init_weights
 from mmdet.models.necks import *  # noqa: F403
 from mmdet.models.roi_heads import *  # noqa: F403
 from mmdet.models.task_modules import *  # noqa: F403
+from mmdet.models.tta import DetTTAModel
 
-__all__ = ['BatchFixedSizePad', 'DetDataPreprocessor', 'init_weights']
+__all__ = ['BatchFixedSizePad', 'DetDataPreprocessor', 'DetTTAModel', 'init_weights']
 for _room in (backbones, dense_heads, detectors, necks, roi_heads, task_modules):
     __all__ += _room.__all__

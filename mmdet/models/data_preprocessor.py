@@ -3,11 +3,14 @@
 N images, C channels, h and w of an image, H and W of the padded batch, G ground-truth boxes of an image.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from mmengine.model import BaseDataPreprocessor
 from torch import Tensor, nn
 
+from mmdet.config.contracts import described, on_first_call
 from mmdet.config.errors import UserError
 from mmdet.config.overrides import refuse_overrides
 from mmdet.registry import MODELS
@@ -56,6 +59,7 @@ class DetDataPreprocessor(BaseDataPreprocessor):
         self.pad_size_divisor = pad_size_divisor
         self.pad_value = pad_value
         self.batch_augments = nn.ModuleList(MODELS.build(cfg) for cfg in batch_augments or ())
+        on_first_call(self, 'forward', takes=_a_batch)
 
     def forward(self, data: dict, training: bool = False) -> dict:
         """dict(inputs=[(C, h, w)], data_samples=[...]) -> the same with inputs (N, C, H, W) on the model's device.
@@ -98,6 +102,14 @@ class DetDataPreprocessor(BaseDataPreprocessor):
         if self.flip_channels and len(image) >= 3:  # alpha, depth and whatever else follows keep their place
             image = image.flip(0) if len(image) == 3 else torch.cat([image[:3].flip(0), image[3:]])
         torch.sub(image.float(), self.mean, out=out).div_(self.std)
+
+
+def _a_batch(data: Any, training: bool = False) -> str | None:
+    images = data.get('inputs') if isinstance(data, dict) else None
+    if images is not None and all(isinstance(image, Tensor) and image.dim() == 3 for image in images):
+        return None
+    return ('a batch dict(inputs=[images (C, h, w)], data_samples=[DetDataSample]), of items as PackDetInputs makes '
+            f'them; the data loader gives {described(data)}' + (f' with inputs {described(images)}' if images else ''))
 
 
 @MODELS.register_module()

@@ -51,6 +51,16 @@ def clip_boxes(boxes: Tensor, shape: tuple[int, int], offset: float = 0.0) -> Te
     return torch.stack([x, y], dim=-1).flatten(-2)
 
 
+def flip_boxes(boxes: Tensor, shape: tuple[int, int], direction: str) -> Tensor:
+    """(..., 4) boxes on the mirrored image of `shape` (h, w); direction 'horizontal', 'vertical' or 'diagonal'."""
+    (height, width), (left, top, right, bottom) = shape, boxes.unbind(-1)
+    if direction != 'vertical':
+        left, right = width - right, width - left
+    if direction != 'horizontal':
+        top, bottom = height - bottom, height - top
+    return torch.stack([left, top, right, bottom], dim=-1)
+
+
 def scale_boxes(boxes: Tensor, factors: tuple[float, float]) -> Tensor:
     """(..., 4) boxes with x times the first factor and y times the second."""
     return torch.stack([boxes[..., 0::2] * factors[0], boxes[..., 1::2] * factors[1]], dim=-1).flatten(-2)

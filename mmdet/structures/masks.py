@@ -145,6 +145,17 @@ class PolygonMasks(_Masks):
             polygons.append([(p - (x1, y1)).ravel() for p in clipped if len(p) >= 3])
         return self._like(polygons, y2 - y1, x2 - x1)
 
+    def expand(self, height: int, width: int, top: int, left: int) -> PolygonMasks:
+        """On a larger image of `height` x `width`, in which this one begins at row `top` and column `left`."""
+        polygons = [[(p.reshape(-1, 2) + (left, top)).ravel() for p in parts] for parts in self.polygons]
+        return self._like(polygons, height, width)
+
+    def warp(self, matrix: np.ndarray, shape: tuple[int, int]) -> PolygonMasks:
+        """Under the affine map `matrix` (2, 3) of points in pixels, on an image of `shape` (h, w)."""
+        polygons = [[(p.reshape(-1, 2) @ matrix[:, :2].T + matrix[:, 2]).ravel() for p in parts]
+                    for parts in self.polygons]
+        return self._like(polygons, *shape).crop((0, 0, shape[1], shape[0]))
+
     def pad(self, shape: tuple[int, int], value: int = 0) -> PolygonMasks:
         """Extend the image to `shape` (h, w) at its right and bottom; `value` must be 0."""
         if value != 0:
@@ -237,6 +248,18 @@ class BitmapMasks(_Masks):
             raise ValueError(f'crop window {(x1, y1, x2, y2)} leaves the image of (w, h) = {size}')
         return BitmapMasks(np.ascontiguousarray(self.masks[:, y1:y2, x1:x2]), y2 - y1, x2 - x1)
 
+    def expand(self, height: int, width: int, top: int, left: int) -> BitmapMasks:
+        """On a larger image of `height` x `width`, in which this one begins at row `top` and column `left`."""
+        masks = np.zeros((len(self), height, width), dtype=np.uint8)
+        masks[:, top : top + self.height, left : left + self.width] = self.masks
+        return BitmapMasks(masks, height, width)
+
+    def warp(self, matrix: np.ndarray, shape: tuple[int, int]) -> BitmapMasks:
+        """Under the affine map `matrix` (2, 3) of points in pixels, on an image of `shape` (h, w); a new pixel takes
+        the value under its centre."""
+        masks = [warp_pixels(mask, matrix, shape, interpolation=cv2.INTER_NEAREST) for mask in self.masks]
+        return BitmapMasks(np.array(masks, dtype=np.uint8), *shape)
+
     def pad(self, shape: tuple[int, int], value: int = 0) -> BitmapMasks:
         """Extend the image to `shape` (h, w) with `value` at its right and bottom."""
         masks = np.full((len(self), *shape), value, dtype=np.uint8)
@@ -274,6 +297,19 @@ class BitmapMasks(_Masks):
         masks = _send(torch.from_numpy(self.masks[used]), device)[:, None].float()
         rois = torch.cat([_send(torch.from_numpy(indices), device)[:, None], _send(boxes, device)], dim=1).float()
         return (roi_align(masks, rois, size, 1.0, 0, aligned=True)[:, 0] >= 0.5).float()
+
+
+def warp_pixels(
+    pixels: np.ndarray, matrix: np.ndarray, shape: tuple[int, int], value: Sequence[float] = (0,),
+    interpolation: int = cv2.INTER_LINEAR,
+) -> np.ndarray:
+    """An image or mask under the affine map `matrix` (2, 3) of points in pixels, on `shape` (h, w) filled with `value`.
+
+    OpenCV counts from the centre of the first pixel, points are counted from its corner.
+    """
+    matrix = matrix.astype(np.float64)
+    matrix[:, 2] += matrix[:, :2].sum(axis=1) / 2 - 0.5
+    return cv2.warpAffine(pixels, matrix, (shape[1], shape[0]), flags=interpolation, borderValue=tuple(value))
 
 
 def _send(tensor: Tensor, device: torch.device) -> Tensor:

@@ -98,6 +98,11 @@ class RLEMasks(_Pixels, list):
     def _like(self, rles: Iterable[dict]) -> RLEMasks:
         return RLEMasks(rles, self.height, self.width)
 
+    def flip(self, direction: str) -> RLEMasks:
+        """The masks on the mirrored image; direction 'horizontal', 'vertical' or 'diagonal'."""
+        axes = dict(horizontal=1, vertical=0, diagonal=(0, 1))[direction]
+        return self._like(coco_mask.encode(np.asfortranarray(np.flip(coco_mask.decode(m), axes))) for m in self)
+
     def numpy(self) -> np.ndarray:
         """(D, H, W) bool."""
         if not self:

@@ -21,8 +21,6 @@ CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
     (['--pretrained=x.pth'], '--cfg-options load_from=FILE.'),
     (['--epochs', '24'], '--cfg-options train_cfg.max_epochs=24.'),
     (['--batch-size', '2'], '--cfg-options train_dataloader.batch_size=2.'),
-    (['--resume-from', 'x.pth'], 'A run is resumed by --resume [CHECKPOINT].'),
-    (['--options', 'a=b'], '--cfg-options KEY=VALUE.'),
 ])  # fmt: skip
 def test_options_of_other_tools(run_tool, words, advice):
     status, out, err = run_tool('train.py', CONFIGS / 'rpn' / 'rpn_r50_fpn_1x.py', *words)

@@ -59,7 +59,6 @@ getattr(sys.modules[f'mmdet.cli.{sys.argv[1]}'], 'main')(sys.argv[2:])
     'words, expected',
     [
         (['--work_dir', 'x'], 'unrecognized arguments: --work_dir x. Did you mean --work-dir?'),
-        (['--tta'], 'unrecognized arguments: --tta. There is no test-time augmentation here'),
         (['--show'], 'unrecognized arguments: --show. Images are drawn into files: --show-dir FOLDER'),
         (['--cfg-options'], 'argument --cfg-options: expected at least one argument'),
         (['--cfg-options', 'a'], '--cfg-options a: KEY=VALUE is needed'),

@@ -87,7 +87,7 @@ def test_every_recipe_of_the_release_is_translated_whole(recipes, said):
 
 
 # Types that such a recipe needs of the project.
-NEEDED = {'dcn/': 'DCN', 'ssd': 'SingleStageDetector', 'voc': 'VOCDataset', 'dpool': 'DeformRoIPoolPack'}
+NEEDED = {'dcn/': 'DCN', 'ssd': 'Expand', 'voc': 'VOCDataset', 'dpool': 'DeformRoIPoolPack'}
 
 
 @pytest.mark.slow
@@ -356,6 +356,15 @@ def test_a_config_of_today_is_left_alone(tmp_path):
     written = tmp_path / 'new.py'
     written.write_text(cfg.pretty_text)
     assert load_config(written).to_dict() == cfg.to_dict()  # what is written needs no translation
+
+
+def test_a_command_writes_the_translation(tmp_path, run_tool):
+    old, new = tmp_path / 'old.py', tmp_path / 'new.py'
+    old.write_text('\n'.join(f'{key} = {value!r}' for key, value in faster_rcnn_1x().items()))
+    assert run_tool('print_config.py', old, '--out', new)[0] == 0
+    assert load_config(new).to_dict() == load_config(old).to_dict()
+    status, _, err = run_tool('print_config.py', old, '--out', new)
+    assert status == 2 and f'--out {new}: a new file that ends with .py is needed' in err
 
 
 def test_paths_of_the_release(tmp_path, said, monkeypatch):

@@ -16,17 +16,16 @@ from mmengine.config import Config
 from mmdet.config.load import load_config
 from mmdet.engine.runner import build_runner
 from mmdet.engine.seeding import set_seed
-from mmdet.registry import MODELS
+from mmdet.registry import MODELS, TRANSFORMS
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 RELEASE = Path(os.environ.get('MMDET_TEST_DATA', CONFIGS.parents[1] / 'shared' / 'data')).parent
 ABSENT = object()
 
-# Recipes that need VOC data or SSD, which have builders of their own.
-ELSEWHERE = ('ssd300', 'ssd512', 'voc0712')
-RECIPES = sorted(
-    path for folder in ('offical_cfgs', 'offical_cfgs/dcn', 'cbn') for path in CONFIGS.glob(f'{folder}/*_*.py')
-)
+# Recipes that need VOC data, which have a builder of their own.
+ELSEWHERE = ('voc0712',)
+FOLDERS = ('offical_cfgs', 'offical_cfgs/dcn', 'offical_cfgs/pascal_voc', 'cbn')
+RECIPES = sorted(path for folder in FOLDERS for path in CONFIGS.glob(f'{folder}/*_*.py'))
 
 PROPOSALS = 'test_cfg.rpn', 'train_cfg.rpn_proposal'  # one setting for both, there
 # (pattern of the release's key, where the value stands here: one place or several)
@@ -35,6 +34,22 @@ RENAMES = [
     (r'data\.workers_per_gpu', 'train_dataloader.num_workers'),
     (r'(?:data\.(?:train|val|test)\.)?img_norm_cfg\.to_rgb', 'model.data_preprocessor.bgr_to_rgb'),
     (r'(?:data\.(?:train|val|test)\.)?img_norm_cfg\.(mean|std)', r'model.data_preprocessor.\1'),
+    (r'data\.train\.(type|times)', r'train_dataloader.dataset.\1'),
+    (r'data\.train\.dataset\.type', 'TRAINED.type'),
+    (r'data\.train\.dataset\.ann_file', 'TRAINED ANNOTATIONS'),
+    (r'data\.train\.dataset\.img_prefix', 'TRAINED IMAGES'),
+    (r'data\.train\.dataset\.img_norm_cfg\.to_rgb', 'model.data_preprocessor.bgr_to_rgb'),
+    (r'data\.train\.dataset\.img_norm_cfg\.(mean|std)', r'model.data_preprocessor.\1'),
+    (r'data\.train\.dataset\.size_divisor', 'model.data_preprocessor.pad_size_divisor'),
+    (r'data\.train\.dataset\.img_scale', 'TRAINED.pipeline Resize.scale'),
+    (r'data\.train\.dataset\.resize_keep_ratio', 'TRAINED.pipeline Resize.keep_ratio'),
+    (r'data\.train\.dataset\.flip_ratio', 'TRAINED.pipeline RandomFlip.prob'),
+    (r'data\.train\.dataset\.with_mask', 'TRAINED.pipeline LoadAnnotations.with_mask'),
+    (r'data\.train\.dataset\.test_mode', 'TRAINED.test_mode'),
+    (r'data\.train\.dataset\.extra_aug\.photo_metric_distortion\.(.*)', r'TRAINED.pipeline PhotoMetricDistortion.\1'),
+    (r'data\.train\.dataset\.extra_aug\.expand\.(.*)', r'TRAINED.pipeline Expand.\1'),
+    (r'data\.train\.dataset\.extra_aug\.random_crop\.(.*)', r'TRAINED.pipeline MinIoURandomCrop.\1'),
+    (r'data\.(val|test)\.resize_keep_ratio', r'\1_dataloader.dataset.pipeline Resize.keep_ratio'),
     (r'data\.(train|val|test)\.type', r'\1_dataloader.dataset.type'),
     (r'data\.(?:train|val|test)\.size_divisor', 'model.data_preprocessor.pad_size_divisor'),
     (r'data\.(train|val|test)\.img_prefix', r'\1_dataloader.dataset IMAGES'),
@@ -42,11 +57,14 @@ RENAMES = [
     (r'data\.(train|val|test)\.flip_ratio', r'\1_dataloader.dataset.pipeline RandomFlip.prob'),
     (r'data\.train\.with_mask', 'train_dataloader.dataset.pipeline LoadAnnotations.with_mask'),
     (r'data\.(train|val|test)\.proposal_file', r'\1_dataloader.dataset.pipeline LoadProposals.proposal_file'),
-    (r'data\.test\.test_mode', 'test_dataloader.dataset.test_mode'),
+    (r'data\.(val|test)\.test_mode', r'\1_dataloader.dataset.test_mode'),
     (r'model\.pretrained', 'model.backbone.init_cfg.checkpoint'),
     (r'model\.backbone\.dcn\.modulated', 'model.backbone.dcn.type'),
     (r'model\.backbone\.dcn\.deformable_groups', 'model.backbone.dcn.deform_groups'),
     (r'model\.backbone\.dcn\.groups', 'model.backbone.groups'),
+    (r'model\.backbone\.input_size', 'model.bbox_head.anchor_generator.input_size'),
+    (r'model\.backbone\.l2_norm_scale', 'model.neck.l2_norm_scale'),
+    (r'model\.bbox_head\.(input_size|basesize_ratio_range)', r'model.bbox_head.anchor_generator.\1'),
     (r'model\.num_stages', 'model.roi_head.num_stages'),
     (r'train_cfg\.stage_loss_weights', 'model.roi_head.stage_loss_weights'),
     (r'model\.(backbone|neck|(?:bbox|mask)_head)\.normalize\.(.*)', r'model.\1.norm_cfg.\2'),
@@ -83,6 +101,8 @@ RENAMES = [
 MEANINGS = {
     r'model\.pretrained': lambda v: v.replace('modelzoo://', 'torchvision://'),
     r'.*\.num_classes': lambda v: v - 1,  # without the background
+    r'.*\.size_divisor': lambda v: v or 1,
+    r'data\.train\.dataset\.(ann_file|img_prefix)': lambda v: v if isinstance(v, list) else [v],
     r'.*\.img_prefix': lambda v: v.removeprefix('./'),
     r'.*\.proposal_file': lambda v: v.replace('.pkl', '.proposal.json'),
     r'.*dcn\.modulated': lambda v: 'DCNv2' if v else 'DCN',
@@ -102,6 +122,7 @@ DEFAULTS = {
     r'.*LoadAnnotations\.with_mask': False,
     r'.*norm_cfg\.(requires_grad|frozen)': True,
     r'.*\.bbox_head\.conv_out_channels': 256,
+    r'.*\.test_mode': False,
     r'.*\.nms_across_levels|.*keep_all_stages|.*\.debug': False,
     r'.*\.pos_weight': -1,
     r'.*\.sampler\.neg_pos_ub': -1,
@@ -109,8 +130,9 @@ DEFAULTS = {
 
 # What has no value here.
 NO_COUNTERPART = {
-    r'data\.(train|val|test)\.with_(label|crowd)': 'crowds count only where ignore_iof_thr says so',
+    r'data\.(train|train\.dataset|val|test)\.with_(label|crowd)': 'crowds count only where ignore_iof_thr says so',
     r'data\.(val|test)\.with_mask': 'the metric reads masks from the annotation file',
+    r'model\.neck': "SSDNeck has what was the backbone's",
     r'model\.bbox_head(\.\d)?\.num_(fcs|shared_convs|shared_fcs)': "the class's name says it",
     r'.*roi_layer\.(group_size|no_trans)': 'always 1 and False: pooling is not position sensitive and always deforms',
 }  # fmt: skip
@@ -151,13 +173,26 @@ def places_of(key: str, cfg: dict) -> list[str]:
     places = [re.fullmatch(pattern, key).expand(template) for template in templates]
     if 'roi_head' in cfg['model']:  # heads and extractors moved there
         places = [re.sub(r'^model\.((bbox|mask)_(head|roi_extractor))', r'model.roi_head.\1', p) for p in places]
+    if cfg['model'].get('bbox_head', {}).get('type') == 'SSDHead':
+        places = [p.replace('bbox_head.loss_bbox.beta', 'train_cfg.smoothl1_beta') for p in places]
     return [p for p in places if 'rpn_proposal' not in p or 'roi_head' in cfg['model']]
 
 
 def value_at(cfg: dict, place: str):
+    if place.startswith('TRAINED'):  # of the data sets that a RepeatDataset has
+        repeated = cfg['train_dataloader']['dataset']['dataset']
+        values = [value_at(dict(it=dataset), place.replace('TRAINED', 'it')) for dataset in datasets_in(repeated)]
+        if place.split()[-1].isupper():
+            return values
+        assert values == values[:1] * len(values)
+        return values[0]
     if place.endswith(' IMAGES'):
         dataset = value_at(cfg, place.removesuffix(' IMAGES'))
-        return dataset['data_root'] + dataset['data_prefix']['img']
+        prefix = dataset['data_prefix']
+        return dataset['data_root'] + prefix.get('img', prefix.get('sub_data_root'))
+    if place.endswith(' ANNOTATIONS'):
+        dataset = value_at(cfg, place.removesuffix(' ANNOTATIONS'))
+        return dataset['data_root'] + dataset['ann_file']
     dotted, _, in_pipeline = place.partition(' ')
     node = cfg
     for part in dotted.split('.'):
@@ -172,6 +207,12 @@ def value_at(cfg: dict, place: str):
     kind, option = in_pipeline.split('.')
     step = next((step for step in node if step['type'] == kind), {})
     return step.get(option, first(DEFAULTS, place))
+
+
+def datasets_in(dataset: dict) -> list[dict]:
+    """Those with a pipeline, below a RepeatDataset and a ConcatDataset."""
+    inner = dataset.get('datasets') or ([dataset['dataset']] if 'dataset' in dataset else [])
+    return [found for part in inner for found in datasets_in(part)] if inner else [dataset]
 
 
 def plain(value):
@@ -237,6 +278,9 @@ def test_builds_at_full_size(path):
     cfg['backbone']['init_cfg'] = None
     with torch.device('meta'):
         model = MODELS.build(cfg)
+    if 'ssd' in path.name:
+        assert len(model.bbox_head.cls_convs) == (6 if '300' in path.name else 7)
+        return
     deformed = sum(name.endswith('conv2.conv_offset.weight') for name, _ in model.named_parameters())
     blocks = {50: 4 + 6 + 3, 101: 4 + 23 + 3}[cfg['backbone']['depth']]
     assert deformed == (blocks if 'dconv' in path.name else 0)
@@ -252,18 +296,31 @@ def write_proposals(coco: Path, split: str, path: Path) -> None:
     path.write_text(json.dumps(found))
 
 
-def tiny(path: Path, coco: Path, folder: Path):
-    """A recipe on two images of 128 pixels, for one epoch of two iterations and a test."""
+CARDS = ('ace', 'jack', 'king', 'nine', 'queen', 'ten')
+
+
+def tiny(path: Path, data: Path, folder: Path):
+    """A recipe on two images, of 128 pixels where its sizes are free, for one epoch of two iterations and a test."""
+    voc, coco = 'voc' in path.name, data / 'coco_dev'
     options = {
-        'data_root': f'{coco}/', 'model.backbone.init_cfg': None, 'train_cfg.max_epochs': 1, 'work_dir': str(folder),
-        'train_dataloader.batch_size': 1, 'train_dataloader.dataset.indices': 2, 'val_dataloader.dataset.indices': 2,
+        'data_root': f'{data / "cards_voc" if voc else coco}/', 'model.backbone.init_cfg': None,
+        'train_cfg.max_epochs': 1, 'work_dir': str(folder), 'train_dataloader.batch_size': 1,
         'default_hooks.checkpoint.save_best': None,
     }  # fmt: skip
+    if voc:
+        options['model.bbox_head.num_classes'] = len(CARDS)
     cfg = load_config(str(path), options)
     for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
         loader.update(num_workers=0, persistent_workers=False)
-        for step in loader.dataset.pipeline:
-            if step['type'] == 'Resize':
+        if loader.dataset.type == 'RepeatDataset':
+            loader.dataset.times = 1
+            if voc:
+                del loader.dataset.dataset.datasets[1:]
+        for dataset in datasets_in(loader.dataset):
+            dataset.update(indices=2, **(dict(metainfo=dict(classes=CARDS)) if voc else {}))
+            dataset.pipeline = [step for step in dataset.pipeline if TRANSFORMS.get(step['type'])]
+        for step in [step for dataset in datasets_in(loader.dataset) for step in dataset.pipeline]:
+            if step['type'] == 'Resize' and 'ssd' not in path.name:
                 step.scale = (128, 96)
             if step['type'] == 'LoadProposals':
                 split = 'train2017' if 'train' in step.proposal_file else 'val2017'
@@ -275,7 +332,7 @@ def tiny(path: Path, coco: Path, folder: Path):
 @pytest.mark.slow
 @pytest.mark.parametrize('path', RECIPES, ids=lambda path: f'{path.parent.name}/{path.stem}')
 def test_trains_two_iterations_and_tests(path, real_data, tmp_path, on_the_cpu):
-    cfg = tiny(path, real_data / 'coco_dev', tmp_path)
+    cfg = tiny(path, real_data, tmp_path)
     set_seed(cfg, 0, False, None)
     runner = build_runner(cfg, 'none', None)
     learned = {name: p for name, p in runner.model.named_parameters() if p.requires_grad}
@@ -285,4 +342,4 @@ def test_trains_two_iterations_and_tests(path, real_data, tmp_path, on_the_cpu):
     changed = [name for name, p in learned.items() if not p.flatten()[:256].equal(before[name])]
     assert len(changed) > len(before) / 2
     scalars = runner.message_hub.log_scalars
-    assert any('coco/' in name for name in scalars) and scalars['train/loss'].current() > 0
+    assert any('coco/' in name or 'pascal_voc/' in name for name in scalars) and scalars['train/loss'].current() > 0

@@ -10,6 +10,7 @@ from factories import small_cfg
 from torch import nn
 
 from mmdet.config.errors import UserError
+from mmdet.config.load import load_config
 from mmdet.layers import CrossIterBatchNorm2d
 from mmdet.models import TimmBackbone, TorchvisionBackbone, init_weights
 from mmdet.models.detectors.parts import channels_of
@@ -146,6 +147,19 @@ def test_a_detector_finds_its_channels():
         model = MODELS.build(cfg)
         assert [block.conv.in_channels for block in model.neck[0].lateral_convs] == [128, 256, 512]
         assert len(model(torch.zeros(1, 3, 64, 64))) == 5
+
+
+@pytest.mark.parametrize('kind, count', [('faster', 4 + 4 + 4), ('mask', 4 + 4 + 4 + 2)])
+def test_the_recipes_on_efficientnet(kind, count):
+    """CBN in the FPN, the box head's four convolutions and the mask head's two; the backbone keeps its BatchNorm."""
+    cfg = load_config(f'configs/efficientnet/{kind}_rcnn_efficientnet_lite0_fpn_cbn.py').model
+    cfg.backbone.init_cfg = None
+    with torch.device('meta'):
+        model = MODELS.build(cfg)
+    assert sum(isinstance(m, CrossIterBatchNorm2d) for m in model.modules()) == count
+    assert not any(isinstance(m, CrossIterBatchNorm2d) for m in model.backbone.modules())
+    assert [block.conv.in_channels for block in model.neck.lateral_convs] == [24, 40, 112, 320]
+    assert model.roi_head.bbox_head.num_classes == 80
 
 
 class Stubborn(nn.Module):

@@ -48,8 +48,10 @@ class PackDetInputs(BaseTransform):
         cv2.split(img, list(planes))  # several times faster than a transposed copy
         inputs = torch.from_numpy(planes)
 
-        # mmcv's Normalize leaves img_norm_cfg: the preprocessor then knows that it must not normalise again
-        sample = DetDataSample(metainfo={k: results[k] for k in (*self.meta_keys, 'img_norm_cfg') if k in results})
+        # mmcv's Normalize leaves img_norm_cfg: the preprocessor then knows that it must not normalise again; and
+        # DetTTAModel has to know which views are mirrored
+        kept = (*self.meta_keys, 'img_norm_cfg', 'flip', 'flip_direction')
+        sample = DetDataSample(metainfo={key: results[key] for key in kept if key in results})
         gt, ignored = InstanceData(), InstanceData()
         flags = results.get('gt_ignore_flags')
         for key, name in self.mapping_table.items():

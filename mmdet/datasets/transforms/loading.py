@@ -10,7 +10,7 @@ import mmengine.fileio as fileio
 import numpy as np
 from mmcv.transforms import BaseTransform
 
-from mmdet.config.errors import MissingFile, UserError
+from mmdet.config.errors import MissingFile, UserError, at_most
 from mmdet.config.overrides import refuse_overrides
 from mmdet.registry import TRANSFORMS
 from mmdet.structures import BitmapMasks, PolygonMasks, masks_from_coco
@@ -51,6 +51,8 @@ class LoadImageFromFile(BaseTransform):
         self.max_megapixels = max_megapixels
 
     def transform(self, results: dict) -> dict | None:
+        if 'img_path' not in results:
+            raise UserError(f'an image of the data set has no img_path; it has {at_most(results)}')
         try:
             img = self._read(results['img_path'])
         except (OSError, ValueError):
@@ -136,7 +138,7 @@ class LoadAnnotations(BaseTransform):
         self.poly2mask = poly2mask
 
     def transform(self, results: dict) -> dict:
-        results['gt_ignore_flags'] = np.array([x['ignore_flag'] for x in results.get('instances', [])], dtype=bool)
+        results['gt_ignore_flags'] = np.array(_of_instances(results, 'ignore_flag'), dtype=bool)
         if self.with_bbox:
             self._load_bboxes(results)
         if self.with_label:
@@ -146,12 +148,10 @@ class LoadAnnotations(BaseTransform):
         return results
 
     def _load_bboxes(self, results: dict) -> None:
-        boxes = [x['bbox'] for x in results.get('instances', [])]
-        results['gt_bboxes'] = np.array(boxes, dtype=np.float32).reshape(-1, 4)
+        results['gt_bboxes'] = np.array(_of_instances(results, 'bbox'), dtype=np.float32).reshape(-1, 4)
 
     def _load_labels(self, results: dict) -> None:
-        labels = [x['bbox_label'] for x in results.get('instances', [])]
-        results['gt_bboxes_labels'] = np.array(labels, dtype=np.int64)
+        results['gt_bboxes_labels'] = np.array(_of_instances(results, 'bbox_label'), dtype=np.int64)
 
     def _load_masks(self, results: dict) -> None:
         height, width = results['ori_shape']
@@ -173,6 +173,15 @@ class LoadAnnotations(BaseTransform):
                 if x['ignore_flag'] and isinstance(mask, dict):
                     segmentations[i] = outline(mask, height, width)
         return masks_from_coco(segmentations, height, width, bitmap=self.poly2mask)
+
+
+def _of_instances(results: dict, key: str) -> list:
+    """That entry of each object of an image."""
+    try:
+        return [instance[key] for instance in results.get('instances', [])]
+    except KeyError:
+        raise UserError(f'an instance of image {results.get("img_path")} has no {key}; the data set gives dicts '
+                        'of bbox [x1, y1, x2, y2], bbox_label, ignore_flag and, for masks, mask') from None
 
 
 @TRANSFORMS.register_module()

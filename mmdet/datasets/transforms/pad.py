@@ -1,14 +1,16 @@
-"""Padding to a size."""
+"""Padding to a size, and by a random factor."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import cv2
+import numpy as np
 from mmcv.transforms import BaseTransform
 
 from mmdet.config.errors import UserError
 from mmdet.config.overrides import refuse_overrides
+from mmdet.datasets.transforms.objects import BOXES
 from mmdet.registry import TRANSFORMS
 
 
@@ -62,4 +64,50 @@ class Pad(BaseTransform):
         results['pad_shape'] = results['img'].shape
         if 'gt_masks' in results:
             results['gt_masks'] = results['gt_masks'].pad(results['img_shape'], self.pad_val.get('masks', 0))
+        return results
+
+
+@TRANSFORMS.register_module()
+class Expand(BaseTransform):
+    """SSD's zoom out: the image somewhere on a larger one of one colour (Liu et al., ECCV 2016, section 3.6).
+
+    Args:
+        mean: the colour, 0 to 255; usually the preprocessor's mean.
+        to_rgb: `mean` is in the order RGB; with False it is in the image's, BGR.
+        ratio_range: smallest and largest factor of both sides, 1 or more.
+        prob: chance to do it.
+    """
+
+    changes_geometry = True
+
+    def __init__(
+        self,
+        mean: Sequence[float] = (0, 0, 0),
+        to_rgb: bool = True,
+        ratio_range: tuple[float, float] = (1, 4),
+        prob: float = 0.5,
+    ) -> None:
+        if not 1 <= ratio_range[0] <= ratio_range[1]:
+            raise UserError(f'Expand: ratio_range={ratio_range} must be (smallest, largest), both at least 1')
+        self.colour = tuple(mean)[::-1] if to_rgb else tuple(mean)
+        self.ratio_range = ratio_range
+        self.prob = prob
+
+    def transform(self, results: dict) -> dict:
+        if np.random.uniform() >= self.prob:
+            return results
+        img = results['img']
+        height, width = img.shape[:2]
+        ratio = np.random.uniform(*self.ratio_range)
+        new_height, new_width = int(height * ratio), int(width * ratio)
+        left = int(np.random.uniform(0, width * ratio - width))
+        top = int(np.random.uniform(0, height * ratio - height))
+
+        results['img'] = np.full((new_height, new_width, *img.shape[2:]), self.colour, dtype=img.dtype)
+        results['img'][top : top + height, left : left + width] = img
+        results['img_shape'] = (new_height, new_width)
+        for key in BOXES & results.keys():
+            results[key] = results[key] + np.array([left, top, left, top], dtype=np.float32)
+        if 'gt_masks' in results:
+            results['gt_masks'] = results['gt_masks'].expand(new_height, new_width, top, left)
         return results

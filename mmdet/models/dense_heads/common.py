@@ -1,14 +1,20 @@
 """What the heads that predict at every position of every level share.
 
-N images, H_l and W_l of a level, A anchors per position, K values per anchor, M = sum over levels of H_l * W_l * A.
+N images, H_l and W_l of a level, A anchors per position, K values per anchor, M = sum over levels of H_l * W_l * A,
+C classes; boxes are xyxy in pixels.
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from mmdet.config.contracts import must_have, on_first_call
 from mmdet.config.errors import UserError
+from mmdet.models import contracts
+from mmdet.models.detections import Detections, keep_best, number_kept
+from mmdet.models.task_modules.delta_xywh_bbox_coder import DeltaXYWHBBoxCoder
 from mmdet.models.task_modules.protocols import IGNORED, Assigner, Sampler
 from mmdet.structures import Target
+from mmdet.structures.boxes import unscale_boxes
 
 FAR_AWAY = -1e6  # pixels
 TRAIN_KEYS = ('assigner', 'sampler', 'allowed_border', 'pos_weight', 'debug')
@@ -28,6 +34,17 @@ ELSEWHERE = dict(
     _predict_by_feat_single='predict',
     _bbox_post_process='predict',
 )
+
+
+def look_at_parts(head: nn.Module) -> None:
+    """Let the losses, the coder, the assigner and the sampler of a dense head keep to what it counts on."""
+    must_have(head.bbox_coder, 'compared', 'decode', 'clip', 'sides', like='DeltaXYWHBBoxCoder')
+    for name in ('loss_cls', 'loss_bbox'):
+        if hasattr(head, name):  # SSD's losses are no parts
+            on_first_call(getattr(head, name), 'forward', contracts.loss)
+    if head.train_cfg:
+        on_first_call(head.assigner, 'assign', contracts.assigned)
+        on_first_call(head.sampler, 'sample', contracts.sampled)
 
 
 def flatten_levels(maps: list[Tensor], values: int) -> Tensor:
@@ -87,3 +104,44 @@ def sample_anchors(
 def batch_rows(rows: list[Tensor], num_anchors: int) -> Tensor:
     """Each image's rows of its M = `num_anchors` anchors as rows of the batch's N * M, one image after another."""
     return torch.cat([index * num_anchors + r for index, r in enumerate(rows)])
+
+
+def best_pairs(
+    values: Tensor, threshold: float, sizes: list[int], nms_pre: int = -1
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The pairs of anchor and class whose value is above `threshold`, of each level the best `nms_pre`.
+
+    Args:
+        values: (M, C), growing with the score.
+        sizes: anchors of each level.
+
+    Returns:
+        of B pairs: values, anchors and labels, (B,) each.
+    """
+    best, index, start = [], [], 0
+    for size in sizes:
+        level = values[start : start + size].flatten()
+        candidates = (level > threshold).nonzero().squeeze(1)
+        level_best, order = level[candidates].topk(number_kept(nms_pre, len(candidates)))
+        best.append(level_best)
+        index.append(candidates[order] + start * values.shape[1])
+        start += size
+    index = torch.cat(index)
+    return torch.cat(best), index // values.shape[1], index % values.shape[1]
+
+
+def detections_of(
+    coder: DeltaXYWHBBoxCoder, anchors: Tensor, deltas: Tensor, scores: Tensor, labels: Tensor, meta: dict, cfg: dict
+) -> Detections:
+    """Detections of one image from B candidates: anchors and deltas (B, 4), scores and labels (B,).
+
+    They are clipped to the image, brought to its original pixels, and go through NMS there.
+    """
+    boxes = coder.decode(anchors, deltas.float(), meta['img_shape'][:2])
+    boxes = unscale_boxes(boxes, meta['scale_factor'])
+    min_size = cfg.get('min_bbox_size', 0)
+    if min_size >= 0:
+        large = (coder.sides(boxes) > min_size).all(dim=1).nonzero().squeeze(1)
+        boxes, scores, labels = boxes[large], scores[large], labels[large]
+    keep, scores = keep_best(boxes, scores, labels, cfg)
+    return Detections(boxes[keep], scores, labels[keep])

@@ -19,14 +19,16 @@ from mmdet.models.dense_heads.common import (
     TEST_KEYS,
     TRAIN_KEYS,
     batch_rows,
+    best_pairs,
+    detections_of,
     flatten_levels,
+    look_at_parts,
     sample_anchors,
 )
-from mmdet.models.detections import Detections, keep_best, number_kept
+from mmdet.models.detections import Detections
 from mmdet.models.settings import check_channels, check_keys, weight_positives
 from mmdet.registry import MODELS, TASK_UTILS
 from mmdet.structures import Target
-from mmdet.structures.boxes import unscale_boxes
 
 
 @MODELS.register_module()
@@ -89,6 +91,7 @@ class RetinaHead(BaseModule):
         if train_cfg is not None:
             self.assigner = TASK_UTILS.build(train_cfg['assigner'])
             self.sampler = TASK_UTILS.build(train_cfg.get('sampler', dict(type='PseudoSampler')))
+        look_at_parts(self)
 
         num_anchors = self.anchor_generator.num_base_anchors
         channels = feat_channels if stacked_convs else in_channels
@@ -166,25 +169,9 @@ class RetinaHead(BaseModule):
         """Of one image, from logits (M, C) and deltas (M, 4); `sizes` are the anchors of each level."""
         cfg = self.test_cfg
         threshold = _logit(cfg['score_thr'])  # no need of all scores
-        best, index, start = [], [], 0
-        for size in sizes:
-            # The nms_pre best pairs of anchor and class of the level.
-            level = logits[start : start + size].flatten()
-            candidates = (level > threshold).nonzero().squeeze(1)
-            level_best, order = level[candidates].topk(number_kept(cfg.get('nms_pre', -1), len(candidates)))
-            best.append(level_best)
-            index.append(candidates[order] + start * self.num_classes)
-            start += size
-        scores, index = torch.cat(best).float().sigmoid(), torch.cat(index)
-        anchor, labels = index // self.num_classes, index % self.num_classes
-        boxes = self.bbox_coder.decode(anchors[anchor], deltas[anchor].float(), meta['img_shape'][:2])
-        boxes = unscale_boxes(boxes, meta['scale_factor'])
-        min_size = cfg.get('min_bbox_size', 0)
-        if min_size >= 0:
-            large = (self.bbox_coder.sides(boxes) > min_size).all(dim=1).nonzero().squeeze(1)
-            boxes, scores, labels = boxes[large], scores[large], labels[large]
-        keep, scores = keep_best(boxes, scores, labels, cfg)
-        return Detections(boxes[keep], scores, labels[keep])
+        best, anchor, labels = best_pairs(logits, threshold, sizes, cfg.get('nms_pre', -1))
+        scores = best.float().sigmoid()
+        return detections_of(self.bbox_coder, anchors[anchor], deltas[anchor], scores, labels, meta, cfg)
 
 
 def _logit(score: float) -> float:

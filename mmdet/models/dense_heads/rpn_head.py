@@ -10,14 +10,17 @@ import torch
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
+from mmdet.config.contracts import on_first_call
 from mmdet.config.overrides import refuse_overrides
 from mmdet.layers import conv_norm, conv_stack, init_conv
+from mmdet.models import contracts
 from mmdet.models.dense_heads.common import (
     ELSEWHERE,
     PROPOSAL_KEYS,
     TRAIN_KEYS,
     batch_rows,
     flatten_levels,
+    look_at_parts,
     sample_anchors,
 )
 from mmdet.models.detections import keep_best, number_kept
@@ -33,7 +36,8 @@ class RPNHead(BaseModule):
 
     Args:
         num_convs: 3x3 convolutions before the two 1x1 outputs.
-        loss_cls: with ``use_sigmoid=False`` an anchor has two outputs, object and background, compared by a softmax.
+        loss_cls: of logits (S, 1) and labels (S,), 0 for an object and 1 for the background, as of any loss that knows
+            one class; with ``use_sigmoid=False`` logits (S, 2) of object and background, compared by a softmax.
         reg_decoded_bbox: `loss_bbox` compares boxes in pixels (IoU losses) instead of deltas.
         train_cfg: dict(assigner, sampler[, allowed_border, pos_weight]); see `trained_anchors`.
         test_cfg: dict(nms_pre, nms, max_per_img, min_bbox_size[, nms_across_levels]), used for the proposals in
@@ -79,6 +83,8 @@ class RPNHead(BaseModule):
         if train_cfg is not None:
             self.assigner = TASK_UTILS.build(train_cfg['assigner'])
             self.sampler = TASK_UTILS.build(train_cfg.get('sampler') or dict(type='PseudoSampler'))
+        on_first_call(self.loss_cls, 'forward', contracts.object_loss)
+        look_at_parts(self)
         if num_convs == 1:
             self.rpn_conv = nn.Conv2d(in_channels, feat_channels, 3, padding=1)
         else:
@@ -124,12 +130,10 @@ class RPNHead(BaseModule):
         deltas = deltas.flatten(0, 1).index_select(0, positive)
         boxes = anchors[positive % len(anchors)]
         pred, box_targets = self.bbox_coder.compared(boxes, deltas, matched_boxes, self.reg_decoded_bbox)
-        is_object = torch.arange(len(logits), device=logits.device) < len(positive)
-        weight = weight_positives(is_object, self.train_cfg.get('pos_weight', -1))
+        labels = (torch.arange(len(logits), device=logits.device) >= len(positive)).long()  # 1: the background
+        weight = weight_positives(labels == 0, self.train_cfg.get('pos_weight', -1))
         if self.softmax:  # the background's logit may be 0, where the other is their difference
-            logits, labels = torch.cat([logits, torch.zeros_like(logits)], dim=1), (~is_object).long()
-        else:
-            labels = is_object.to(logits.dtype)[:, None]
+            logits = torch.cat([logits, torch.zeros_like(logits)], dim=1)
         return dict(
             loss_rpn_cls=self.loss_cls(logits, labels, weight, avg_factor=len(logits)),
             loss_rpn_bbox=self.loss_bbox(pred, box_targets, avg_factor=len(logits)),

@@ -1,11 +1,14 @@
 """The parts that all detectors are built from in the same way."""
 
 import copy
+from functools import partial
 
 import torch
 from torch import nn
 
+from mmdet.config.contracts import on_first_call
 from mmdet.config.errors import UserError, one_line
+from mmdet.models import contracts
 from mmdet.registry import MODELS
 
 
@@ -33,7 +36,29 @@ def build_neck(cfg: dict | list[dict] | None, backbone: nn.Module) -> nn.Module 
         return nn.Sequential(*(build_neck(part, backbone) for part in cfg))
     if cfg is not None and cfg.get('in_channels') == 'auto':
         cfg = dict(cfg, in_channels=channels_of(backbone))
-    return None if cfg is None else MODELS.build(cfg)
+    if cfg is None:
+        return None
+    channels = cfg.get('in_channels')
+    if isinstance(channels, (list, tuple)):
+        of = ', as many as neck.in_channels has'
+        on_first_call(backbone, 'forward', partial(contracts.maps, count=len(channels), of=of))
+    return MODELS.build(cfg)
+
+
+def look_at_maps(backbone: nn.Module, neck: nn.Module | None, head: nn.Module | None) -> None:
+    """Let the first maps be those of a pyramid, of as many levels as the head's anchors have."""
+    last = neck[-1] if isinstance(neck, nn.Sequential) else neck
+    strides = getattr(getattr(head, 'anchor_generator', None), 'strides', None)
+    levels = None if strides is None else len(strides)
+    of = '' if levels is None else ', one for each of anchor_generator.strides'
+    on_first_call(backbone if last is None else last, 'forward', partial(contracts.maps, count=levels, of=of))
+    on_first_call(backbone, 'forward', contracts.maps)
+
+
+def look_at_training(detector: nn.Module, base: type) -> None:
+    """Let the first samples be annotated; a subclass of `base` with a loss of its own may want others."""
+    own = type(detector).loss is not base.loss
+    on_first_call(detector, 'loss', contracts.losses, None if own else contracts.annotated)
 
 
 def channels_of(backbone: nn.Module) -> list[int]:

@@ -3,6 +3,7 @@
 import torch
 from mmengine.config import ConfigDict
 
+from mmdet.models import contracts
 from mmdet.models.detections import Detections
 from mmdet.models.detectors.single_stage import SingleStageDetector
 from mmdet.models.settings import check_keys
@@ -24,6 +25,7 @@ class RPN(SingleStageDetector):
 
     head_name = 'rpn_head'
     settings_key = 'rpn'
+    head_predicts = staticmethod(contracts.proposals)
 
     def __init__(
         self,

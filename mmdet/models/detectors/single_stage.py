@@ -8,19 +8,28 @@ from mmengine.config import ConfigDict
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
+from mmdet.config.contracts import on_first_call
 from mmdet.config.overrides import refuse_overrides
+from mmdet.models import contracts
 from mmdet.models.data_preprocessor import to_target
 from mmdet.models.detections import Detections
-from mmdet.models.detectors.parts import build_backbone, build_neck, build_preprocessor
+from mmdet.models.detectors.parts import (
+    build_backbone,
+    build_neck,
+    build_preprocessor,
+    look_at_maps,
+    look_at_training,
+)
 from mmdet.models.initialize import init_weights
 from mmdet.models.settings import check_heads
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 
 
+@MODELS.register_module()
 @refuse_overrides(_forward='forward', add_pred_to_datasample='predict')
 class SingleStageDetector(BaseModel):
-    """Backbone, neck and one dense head, such as `RetinaHead`.
+    """Backbone, neck and one dense head, such as `RetinaHead` or `SSDHead`.
 
     Args:
         train_cfg, test_cfg: those of the head.
@@ -29,6 +38,7 @@ class SingleStageDetector(BaseModel):
 
     head_name = 'bbox_head'
     settings_key = ''  # of train_cfg and test_cfg: the part that is the head's, '' for the whole
+    head_predicts = staticmethod(contracts.detections)
     compiles = dict(extract_feat='images')
 
     @classmethod
@@ -58,10 +68,19 @@ class SingleStageDetector(BaseModel):
         head = dict(bbox_head, train_cfg=self.train_cfg, test_cfg=self.test_cfg)
         self.add_module(self.head_name, MODELS.build(head))
         self.with_neck, self.with_bbox, self.with_mask = self.neck is not None, True, False
+        look_at_maps(self.backbone, self.neck, self.head)
+        look_at_training(self, SingleStageDetector)
+        on_first_call(self.head, 'loss', contracts.losses)
+        on_first_call(self.head, 'predict', self.head_predicts)
 
     @property
     def head(self) -> nn.Module:
         return getattr(self, self.head_name)
+
+    @property
+    def final_test_cfg(self) -> dict | None:
+        """The part of test_cfg that the detections obey."""
+        return self.head.test_cfg
 
     def init_weights(self) -> None:
         """Called by the Runner once, before training."""

@@ -8,11 +8,19 @@ from mmengine.config import ConfigDict
 from mmengine.model import BaseModel
 from torch import Tensor
 
+from mmdet.config.contracts import on_first_call
 from mmdet.config.overrides import refuse_overrides
+from mmdet.models import contracts
 from mmdet.models.data_preprocessor import to_target
 from mmdet.models.dense_heads.common import PROPOSAL_KEYS
 from mmdet.models.detections import Detections
-from mmdet.models.detectors.parts import build_backbone, build_neck, build_preprocessor
+from mmdet.models.detectors.parts import (
+    build_backbone,
+    build_neck,
+    build_preprocessor,
+    look_at_maps,
+    look_at_training,
+)
 from mmdet.models.initialize import init_weights
 from mmdet.models.settings import check_heads, check_keys, check_settings
 from mmdet.registry import MODELS
@@ -72,6 +80,19 @@ class TwoStageDetector(BaseModel):
         self.proposal_cfg = train_cfg.get('rpn_proposal', test_cfg.get('rpn'))
         self.with_neck, self.with_rpn = self.neck is not None, rpn_head is not None
         self.with_bbox, self.with_mask = True, self.roi_head.mask_head is not None
+        look_at_maps(self.backbone, self.neck, getattr(self, 'rpn_head', None))
+        look_at_training(self, TwoStageDetector)
+        if self.with_rpn:
+            on_first_call(self.rpn_head, 'forward', contracts.proposed)
+            on_first_call(self.rpn_head, 'loss', contracts.losses)
+            on_first_call(self.rpn_head, 'predict', contracts.proposals)
+        on_first_call(self.roi_head, 'loss', contracts.losses)
+        on_first_call(self.roi_head, 'predict', contracts.detections)
+
+    @property
+    def final_test_cfg(self) -> dict | None:
+        """The part of test_cfg that the detections obey."""
+        return self.roi_head.test_cfg
 
     def init_weights(self) -> None:
         """Called by the Runner once, before training."""

@@ -21,6 +21,8 @@ from mmdet.models.roi_heads.common import (
     bbox_loss,
     candidate_losses,
     detect,
+    look_at_sampling,
+    look_at_stage,
     mask_loss,
     masks_of,
     needed_settings,
@@ -101,6 +103,15 @@ class CascadeRoIHead(BaseModule):
                 raise UserError(f'CascadeRoIHead: {len(train_cfg)} entries of train_cfg for num_stages={num_stages}')
             self.assigners = [TASK_UTILS.build(cfg['assigner']) for cfg in train_cfg]
             self.samplers = [TASK_UTILS.build(cfg['sampler']) for cfg in train_cfg]
+            for parts in zip(self.assigners, self.samplers):
+                look_at_sampling(*parts)
+        mask_extractors = getattr(self, 'mask_roi_extractor', self.bbox_roi_extractor)
+        mask_heads = self.mask_head or [None] * num_stages
+        settings = train_cfg or [None] * num_stages
+        for *extractors, bbox_head, mask_head, cfg in zip(
+            self.bbox_roi_extractor, mask_extractors, self.bbox_head, mask_heads, settings
+        ):
+            look_at_stage(extractors, bbox_head, mask_head, cfg)
 
     @property
     def num_classes(self) -> int:

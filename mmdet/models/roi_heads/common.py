@@ -5,6 +5,7 @@ of an image, C classes (C itself is the background); boxes are xyxy in input pix
 """
 
 from collections.abc import Callable
+from functools import partial
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -12,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmdet.config.contracts import must_have, on_first_call
+from mmdet.models import contracts
 from mmdet.models.detections import Detections, keep_best
 from mmdet.models.roi_heads.mask_paste import resized_masks_to_rle
 from mmdet.models.settings import weight_positives
@@ -45,6 +48,29 @@ def needed_settings(cfg: dict) -> dict[str, tuple[str, ...]]:
         train_cfg=('assigner', 'sampler', *(['mask_size'] if masks else [])),
         test_cfg=('score_thr', 'nms', 'max_per_img', *(['mask_thr_binary'] if masks else [])),
     )
+
+
+def look_at_stage(
+    extractors: tuple[nn.Module, ...], bbox_head: nn.Module, mask_head: nn.Module | None, train_cfg: dict | None
+) -> None:
+    """Let the parts of a RoI head, or of a stage, keep to what it counts on."""
+    for extractor in extractors:
+        on_first_call(extractor, 'forward', contracts.pooled)
+    must_have(bbox_head, 'num_classes', 'bbox_coder', like='ConvFCBBoxHead')
+    classes = bbox_head.num_classes
+    on_first_call(bbox_head, 'forward', partial(contracts.classified, num_classes=classes))
+    on_first_call(bbox_head, 'loss', contracts.losses)
+    if mask_head is not None:
+        must_have(mask_head, 'predict', like='FCNMaskHead')
+        size = train_cfg and train_cfg.get('mask_size')
+        on_first_call(mask_head, 'forward', partial(contracts.masked, num_classes=classes, size=size))
+        on_first_call(mask_head, 'loss', contracts.losses)
+
+
+def look_at_sampling(assigner: Assigner, sampler: Sampler) -> None:
+    on_first_call(assigner, 'assign', contracts.assigned)
+    must_have(sampler, 'add_gt_as_proposals', like='RandomSampler')
+    on_first_call(sampler, 'sample', contracts.sampled)
 
 
 class Sampled(NamedTuple):

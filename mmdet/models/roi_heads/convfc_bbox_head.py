@@ -8,9 +8,11 @@ import torch
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
+from mmdet.config.contracts import must_have, on_first_call
 from mmdet.config.errors import UserError
 from mmdet.config.overrides import refuse_overrides
 from mmdet.layers import conv_stack
+from mmdet.models import contracts
 from mmdet.models.settings import check_channels
 from mmdet.registry import MODELS, TASK_UTILS
 
@@ -83,6 +85,9 @@ class ConvFCBBoxHead(BaseModule):
         self.bbox_coder = TASK_UTILS.build(bbox_coder)
         self.loss_cls = MODELS.build(loss_cls)
         self.loss_bbox = MODELS.build(loss_bbox)
+        must_have(self.bbox_coder, 'compared', 'decode', like='DeltaXYWHBBoxCoder')
+        on_first_call(self.loss_cls, 'forward', contracts.loss)
+        on_first_call(self.loss_bbox, 'forward', contracts.loss)
 
         def convs(count: int, channels: int) -> nn.ModuleList:
             return conv_stack(count, channels, conv_out_channels, conv_cfg=conv_cfg, norm_cfg=norm_cfg)

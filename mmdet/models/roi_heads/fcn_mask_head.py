@@ -7,8 +7,10 @@ import torch
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
+from mmdet.config.contracts import on_first_call
 from mmdet.config.overrides import refuse_overrides
 from mmdet.layers import build_upsample_layer, conv_stack, init_conv
+from mmdet.models import contracts
 from mmdet.models.settings import check_channels
 from mmdet.registry import MODELS
 
@@ -50,6 +52,7 @@ class FCNMaskHead(BaseModule):
         self.num_classes = num_classes
         self.class_agnostic = class_agnostic
         self.loss_mask = MODELS.build(loss_mask)
+        on_first_call(self.loss_mask, 'forward', contracts.loss)
         self.convs = conv_stack(
             num_convs, in_channels, conv_out_channels, conv_kernel_size, conv_cfg=conv_cfg, norm_cfg=norm_cfg
         )

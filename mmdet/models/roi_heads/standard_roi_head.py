@@ -21,6 +21,8 @@ from mmdet.models.roi_heads.common import (
     bbox_loss,
     candidate_losses,
     detect,
+    look_at_sampling,
+    look_at_stage,
     mask_loss,
     masks_of,
     needed_settings,
@@ -79,6 +81,9 @@ class StandardRoIHead(BaseModule):
         if train_cfg is not None:
             self.assigner = TASK_UTILS.build(train_cfg['assigner'])
             self.sampler = TASK_UTILS.build(train_cfg['sampler'])
+            look_at_sampling(self.assigner, self.sampler)
+        extractors = self.bbox_roi_extractor, getattr(self, 'mask_roi_extractor', self.bbox_roi_extractor)
+        look_at_stage(extractors, self.bbox_head, self.mask_head, train_cfg)
 
     @property
     def num_classes(self) -> int:

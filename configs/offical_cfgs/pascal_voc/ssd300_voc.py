@@ -1,0 +1,1 @@
+_base_ = '../../pascal_voc/ssd300_voc.py'

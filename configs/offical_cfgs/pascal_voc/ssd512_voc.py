@@ -1,0 +1,1 @@
+_base_ = '../../pascal_voc/ssd512_voc.py'

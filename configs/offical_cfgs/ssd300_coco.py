@@ -1,0 +1,1 @@
+_base_ = '../ssd/ssd300_coco.py'
