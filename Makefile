@@ -8,6 +8,9 @@ RUN = PATH="$(BIN):$$PATH" PYTHON=python
 # On shared CPUs, waiting threads that spin cost more than they save.
 export OMP_WAIT_POLICY ?= PASSIVE
 
+# One process of one thread for each core takes half the time of one process.
+PARALLEL = -n auto --maxprocesses 8 --dist worksteal
+
 DEMO_CONFIG = configs/demo/mask_rcnn_r18_fpn_cbn_shapes.py
 DEMO_DIR = work_dirs/demo
 INSTALLED = $(VENV)/.installed
@@ -22,7 +25,7 @@ $(INSTALLED): $(SOURCES)
 	$(BIN)/python -m pip install --quiet setuptools wheel ninja
 	$(BIN)/python -m pip install --quiet -r requirements.txt
 	$(BIN)/python -m pip install --no-build-isolation --no-deps -e .
-	$(BIN)/python -m pip install --quiet pytest hypothesis ruff scikit-learn tensorboard supervision labelformat sahi pandas timm
+	$(BIN)/python -m pip install --quiet pytest pytest-xdist hypothesis ruff scikit-learn tensorboard supervision labelformat sahi pandas timm
 	$(BIN)/python -m mmdet.ops
 	touch $@
 
@@ -39,7 +42,7 @@ demo: install
 	@echo "Detections: $(DEMO_DIR)/detections; loss and AP over time: $(DEMO_DIR)/curves.png"
 
 test: install
-	$(RUN) python -m pytest -m "not slow"
+	$(RUN) OMP_NUM_THREADS=1 python -m pytest -m "not slow" $(PARALLEL)
 
 # The tests of the ops without the compiled ones, within a memory limit.
 test-fallback: install
@@ -54,7 +57,7 @@ faults-full: install
 	$(RUN) python tools/dev/faults.py --minutes $(MINUTES)
 
 test-all: install
-	$(RUN) python -m pytest
+	$(RUN) OMP_NUM_THREADS=1 python -m pytest $(PARALLEL)
 
 # The norm study on sklearn's digits at a small scale; projects/norm_study has the larger ones.
 norm-study-quick: install

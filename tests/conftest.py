@@ -3,11 +3,13 @@
 import os
 import runpy
 import sys
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from mmengine.logging import MMLogger
 
 ROOT = Path(__file__).resolve().parent.parent
 _DATA = Path(os.environ.get('MMDET_TEST_DATA', ROOT.parent / 'shared' / 'data'))
@@ -58,6 +60,7 @@ def run_tool(monkeypatch, capsys) -> Callable:
 
     def run(name: str, *arguments) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, 'argv', [name, *map(str, arguments)])
+        monkeypatch.setattr(MMLogger, '_instance_dict', OrderedDict())  # an earlier one writes to another test's output
         try:
             runpy.run_path(str(ROOT / 'tools' / name), run_name='__main__')
             status = 0

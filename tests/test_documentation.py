@@ -26,6 +26,7 @@ from mmdet.datasets.pipeline import build_steps, loaded_boxes
 from mmdet.engine.data_checks import evaluated_data
 from mmdet.engine.freezing import freeze
 from mmdet.engine.runner import _add_outputs
+from mmdet.engine.tta import use_tta
 from mmdet.evaluation.voc import area_under_curve
 from mmdet.registry import DATASETS, EVALUATOR, METRICS, MODELS, VISBACKENDS
 from projects.demo.shapes import write_shapes
@@ -40,6 +41,7 @@ BLOCKS = {
     "classes=('apple', 'pear')": 'README.md',
     "inference_detector(model, 'photo.jpg').pred": 'README.md',
     'DetInferencer(': 'docs/inference.md',
+    "type='DetTTAModel'": 'docs/inference.md',
     'norm.after(conv, x)': 'docs/cbn.md',
     "metric=['bbox', 'segm']": 'docs/data.md',
     "type='XMLDataset'": 'docs/data.md',
@@ -99,6 +101,18 @@ def here(tmp_path, monkeypatch) -> Path:
 def test_every_block_is_run():
     texts = [text for path in DOCUMENTS for text in BLOCK.findall(SHOWN.sub('', path.read_text()))]
     assert [sum(word in text for word in BLOCKS) for text in texts] == [1] * len(BLOCKS)
+
+
+def test_views_of_an_image():
+    cfg, written = load_config(ROOT / 'configs/faster_rcnn/faster_rcnn_r50_fpn_1x.py'), {}
+    exec(block("type='DetTTAModel'"), written)
+    cfg.tta_model, cfg.tta_pipeline = written['tta_model'], written['tta_pipeline']
+    use_tta(cfg)
+    check_types(cfg)
+    load, views = build_steps(cfg.test_dataloader.dataset.pipeline)
+    assert len(views.transforms) == 3 * 2
+    model = MODELS.build(dict(cfg.test_cfg.tta_model, module=factories.tiny_detector('faster_rcnn')))
+    assert model.tta_cfg == dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100)
 
 
 @pytest.mark.parametrize('path', GUIDES, ids=lambda path: path.name)

@@ -67,7 +67,9 @@ def test_predictions_of_two_folders_do_not_overwrite_each_other(call, weights):
     for name in ('a', 'b'):
         write_set(content(1), Path(name))
     call('predict.py', 'config.py', weights, 'a', 'b/../b/images/1.png', '--device', 'cpu')
-    assert files_below(Path('predictions')) == {'a/images/1.png', 'b/images/1.png', 'predictions.json'}
+    assert files_below(Path('predictions')) == {
+        'a/images/1.png', 'b/images/1.png', 'predictions.csv', 'predictions.json'
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize('tool, options', [

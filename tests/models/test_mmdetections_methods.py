@@ -18,6 +18,7 @@ REFUSED = dict(
     FCNMaskHead=['get_targets', 'loss_and_target', 'predict_by_feat'],
     RPNHead=DENSE,
     RetinaHead=DENSE,
+    SSDHead=DENSE,
     MaxIoUAssigner=['assign_wrt_overlaps'],
     RandomSampler=['_sample_pos', '_sample_neg'],
     OHEMSampler=['_sample_pos', '_sample_neg'],

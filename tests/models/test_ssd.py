@@ -10,8 +10,10 @@ from torchvision.models.detection import ssd300_vgg16
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import box_iou
 
-from mmdet.checkpoints import Checkpoint, convert, to_torchvision, weights_for_part
+from mmdet.checkpoints import Checkpoint, adapt_config, convert, to_torchvision, weights_for_part
+from mmdet.checkpoints.classes import COCO_IDS
 from mmdet.config.errors import UserError
+from mmdet.config.load import load_config
 from mmdet.models.backbones import SSDVGG
 from mmdet.models.dense_heads import SSDHead
 from mmdet.models.necks import SSDNeck
@@ -131,6 +133,34 @@ def test_older_names_and_classes(version, background_first):
     new = convert(dict(meta=dict(mmdet_version=version, mmcv_version='0.2'), state_dict=old)).state_dict
     assert new.keys() == expected.keys()
     assert all(value.equal(new[key]) for key, value in expected.items())
+
+
+def test_91_outputs_become_80_classes():
+    rows = torch.arange(2 * 91.0)
+    state = {
+        'backbone.scale_weight': torch.zeros(512),
+        'head.classification_head.module_list.0.bias': rows,
+        'head.regression_head.module_list.0.bias': torch.zeros(8),
+    }
+    new = convert(state, 80).state_dict['bbox_head.cls_convs.0.0.bias']
+    assert new.tolist() == [*COCO_IDS, 0, *(91 + row for row in COCO_IDS), 91]
+
+
+def test_a_file_of_the_release_brings_its_conventions():
+    cfg = load_config('configs/ssd/ssd300_coco.py')
+    file = Checkpoint(dict(meta=dict(mmdet_version='0.6.0', mmcv_version='0.2'), state_dict=old_state()[0]), 'x.pth')
+    adapt_config(cfg, file)
+    head = cfg.model.bbox_head
+    assert head.anchor_generator.rounded and head.anchor_generator.offset == head.bbox_coder.offset == 1
+    assert cfg.model.test_cfg.nms.offset == cfg.model.train_cfg.assigner.offset == 1
+    cfg.model.backbone.init_cfg = None
+    with torch.device('meta'):
+        MODELS.build(cfg.model)
+
+
+def test_ssd512_has_no_place_in_torchvision():
+    with pytest.raises(UserError, match='neck.extra_layers.4'):
+        to_torchvision({'neck.l2_norm.weight': torch.zeros(1), 'neck.extra_layers.4.0.conv.bias': torch.zeros(1)})
 
 
 # ------------------------------------------------------------------ parts

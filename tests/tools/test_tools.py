@@ -105,7 +105,7 @@ def test_torchrun_and_pytorch_launcher(toy):
         ('train.py', ['toy.py', '--cfg-options', 'optim_wraper.type=x'], 'Did you mean optim_wrapper?'),
         ('train.py', ['toy.py', '--auto-scale-lr'], 'auto_scale_lr=dict(base_batch_size=N)'),
         ('train.py', ['toy.py', '--launcher', 'slurm'], 'SLURM_PROCID'),
-        ('train.py', ['toy.py', '--work_dir', 'x'], 'Did you mean --work-dir?'),
+        ('train.py', ['toy.py', '--workdir', 'x'], 'Did you mean --work-dir?'),
         ('train.py', ['toy.py', '--gpus', '0'], '--gpus 0: at least 1 process is needed'),
         ('train.py', ['toy.py', '--work-dir', 'toy.py/x'], '--work-dir toy.py/x: cannot write there (Not a directory)'),
         ('train.py', ['toy.py', '--cfg-options', 'train_cfg.val_interval=0'], 'train_cfg.val_interval=0: a whole'),

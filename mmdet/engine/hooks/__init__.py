@@ -15,7 +15,7 @@ from mmdet.engine.hooks.early_stopping import StrictEarlyStoppingHook
 from mmdet.engine.hooks.ema import StatisticsEMAHook
 from mmdet.engine.hooks.freeze import FreezeHook
 from mmdet.engine.hooks.live_line import LiveLineHook
-from mmdet.engine.hooks.non_finite import NonFiniteLossHook
+from mmdet.engine.hooks.non_finite import CheckInvalidLossHook, NonFiniteLossHook
 from mmdet.engine.hooks.norm_statistics import SyncNormStatsHook
 from mmdet.engine.hooks.num_classes import NumClassCheckHook
 from mmdet.engine.hooks.precise_bn import PreciseBNHook, precise_statistics
@@ -27,6 +27,7 @@ from mmdet.engine.hooks.val_loss import ValLossHook
 
 __all__ = [
     'CBNHook',
+    'CheckInvalidLossHook',
     'CheckpointGuardHook',
     'DataWaitHook',
     'DetVisualizationHook',

@@ -104,3 +104,15 @@ class NonFiniteLossHook(Hook):
             if not finite:
                 raise UserError(f'{name} holds NaN or infinity at iteration {runner.iter} (last images '
                                 f'{at_most(self.images)}): no checkpoint is written. {last_good(runner)}')
+
+
+@HOOKS.register_module()
+class CheckInvalidLossHook(Hook):
+    """mmdetection's, for configs that list it: it adds nothing, since every run has `NonFiniteLossHook`.
+
+    Args:
+        interval: mmdetection's; each iteration is looked at.
+    """
+
+    def __init__(self, interval: int = 50):
+        pass
