@@ -389,7 +389,7 @@ def test_albu_keeps_fields_with_their_boxes_and_draws_from_numpy():
     (dict(transforms=[dict(type='HorizontalFlip', q=1)]), 'q'),
     (dict(transforms=[], bbox_params=dict(format='coco')), 'pascal_voc'),
     (dict(transforms=[], bbox_params=dict(min_visibilty=1)), 'min_visibilty'),
-    (dict(transforms=[], keymap=dict(img='picture')), 'keymap'),
+    (dict(transforms=[], keymap=dict(img='photo')), 'keymap'),
 ])  # fmt: skip
 def test_albu_refuses_what_it_does_not_know(options, message):
     with pytest.raises(UserError, match=message):
