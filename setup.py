@@ -170,7 +170,7 @@ def main() -> None:
         package_data={'mmdet.ops': ['csrc/*', 'csrc/*/*']},
         install_requires=Path('requirements.txt').read_text().split(),
         extras_require={
-            'test': ['pytest', 'hypothesis', 'supervision', 'labelformat', 'sahi', 'pandas', 'timm'],
+            'test': ['pytest', 'pytest-xdist', 'hypothesis', 'supervision', 'labelformat', 'sahi', 'pandas', 'timm'],
             'timm': ['timm'],
         },
         ext_modules=modules,
