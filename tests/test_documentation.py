@@ -14,7 +14,7 @@ from pathlib import Path
 import factories
 import pytest
 import torch
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DefaultScope
 
@@ -25,9 +25,10 @@ from mmdet.datasets.coco import COCO_CLASSES
 from mmdet.datasets.pipeline import build_steps, loaded_boxes
 from mmdet.engine.data_checks import evaluated_data
 from mmdet.engine.freezing import freeze
+from mmdet.engine.runner import _add_outputs
 from mmdet.engine.tta import use_tta
 from mmdet.evaluation.voc import area_under_curve
-from mmdet.registry import DATASETS, EVALUATOR, METRICS, MODELS
+from mmdet.registry import DATASETS, EVALUATOR, METRICS, MODELS, VISBACKENDS
 from projects.demo.shapes import write_shapes
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -45,6 +46,7 @@ BLOCKS = {
     "metric=['bbox', 'segm']": 'docs/data.md',
     "type='XMLDataset'": 'docs/data.md',
     "type='MultiDatasetsEvaluator'": 'docs/data.md',
+    'WandbVisBackend': 'docs/training.md',
     "type='MultiImageMixDataset'": 'docs/data.md',
     'frozen_parts': 'docs/training.md',
     "type='EMAHook'": 'docs/training.md',
@@ -228,6 +230,16 @@ def test_several_validation_sets(shapes):
     for metric, part in evaluated_data(evaluator, dataset):
         metric.check_dataset(part)
     assert evaluator.dataset_prefixes == ['day', 'night'] and len(dataset) == 4
+
+
+def test_where_the_numbers_go():
+    pytest.importorskip('wandb', reason='wandb is an extra')
+    cfg = written('WandbVisBackend', 'init_kwargs')
+    parts = ConfigDict(visualizer=cfg.visualizer)
+    _add_outputs(parts)
+    there = {backend['type']: backend for backend in parts.visualizer.vis_backends}
+    assert there['WandbVisBackend']['init_kwargs'] == dict(project='cells') and 'LocalVisBackend' in there
+    VISBACKENDS.build(dict(there['WandbVisBackend'], save_dir='run'))
 
 
 def test_images_that_are_mixed(shapes):

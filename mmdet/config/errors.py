@@ -179,6 +179,8 @@ def _state_of_the_machine(error: BaseException) -> str | None:
     if _lost_peer(error):
         return f'lost the connection to another process, which has ended: {one_line(error)[:200]}'
     if isinstance(error, RuntimeError) and 'DataLoader worker (pid' in str(error):
+        if 'killed by signal' in str(error.__cause__):  # torch says less of one that ended while its batch was awaited
+            error = error.__cause__
         killed = 'signal: Killed' in str(error)  # as the kernel does; it sends no other signal for that
         why = '. Often the machine ran out of memory: lower num_workers or batch_size of the dataloader' * killed
         return f'{one_line(error).split(". ")[0].rstrip(".")}{why}; --resume continues from the last checkpoint'

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from toy_task import ENVIRONMENT, write_config
 
+from mmdet.config.errors import _state_of_the_machine
+
 ROOT = Path(__file__).resolve().parents[2]
 # In evaluation rank 1 has finished its images and gathers results, while rank 0 is still at them.
 SLOW = """
@@ -98,6 +100,14 @@ def test_a_signal_to_the_workers_too(start, signum):
         os.kill(pid, signum)
     _, err = ended(process, 128 + signum)
     assert f'stopped by {signum.name} after iteration' in err and Path('run/interrupted.pth').exists()
+
+
+def test_a_worker_that_is_killed_while_its_batch_is_awaited():
+    cause = RuntimeError('DataLoader worker (pid 7) is killed by signal: Killed. ')
+    error = RuntimeError('DataLoader worker (pid(s) 7) exited unexpectedly')
+    assert _state_of_the_machine(error).startswith('DataLoader worker (pid(s) 7) exited unexpectedly; --resume')
+    error.__cause__ = cause  # raised by torch's signal handler
+    assert 'is killed by signal: Killed. Often the machine ran out of memory' in _state_of_the_machine(error)
 
 
 @pytest.mark.slow
