@@ -79,7 +79,7 @@ torchvision_moves = st.sampled_from(
         dict(name='RandomRotation', degrees=30, expand=True),
         dict(name='RandomAffine', degrees=20, translate=(0.1, 0.1), scale=(0.8, 1.2), shear=5),
         dict(name='RandomPerspective', distortion_scale=0.3, p=1.0),
-        dict(name='RandomResizedCrop', size=(80, 100), scale=(0.6, 1.0), antialias=True),
+        dict(name='RandomResizedCrop', size=(80, 100), scale=(0.8, 1.0), antialias=True),
         dict(name='RandomIoUCrop'),
         dict(name='RandomZoomOut', side_range=(1.0, 1.5), p=1.0),
         dict(name='Resize', size=(100, 100)),
@@ -92,7 +92,7 @@ albumentations_moves = st.sampled_from(
     [
         dict(type='HorizontalFlip', p=1.0),
         dict(type='Affine', rotate=(-20, 20), shear=(-5, 5), p=1.0),
-        dict(type='RandomSizedBBoxSafeCrop', height=80, width=100, p=1.0),
+        dict(type='RandomCrop', height=70, width=90, p=1.0),
         dict(type='Perspective', p=1.0),
         dict(type='OneOf', transforms=[dict(type='RandomRotate90', p=1.0), dict(type='RandomGamma', p=1.0)]),
     ]

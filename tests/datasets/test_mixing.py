@@ -66,7 +66,9 @@ def test_mosaic_keeps_four_images_their_boxes_and_masks_in_step(sizes, seed, bit
     assert out['img'].shape == (100, 120, 3) and out['img_shape'] == (100, 120) == (masks.height, masks.width)
     assert len(masks) == len(out['gt_bboxes']) == len(out['gt_bboxes_labels']) == len(out['gt_ignore_flags'])
     assert count or not len(masks)
-    np.testing.assert_allclose(masks.boxes(), out['gt_bboxes'], atol=2 if any(bitmaps) else 0.01)
+    boxes = out['gt_bboxes']
+    large = (boxes[:, 2:] - boxes[:, :2]).min(axis=1, initial=99) > (3 if any(bitmaps) else 0)  # else without a pixel
+    np.testing.assert_allclose(masks.boxes()[large], boxes[large], atol=2 if any(bitmaps) else 0.01)
     white = out['img'][..., 0] > 127
     union = masks.to_ndarray().any(axis=0)
     differ = white != union  # at the rims alone: a resize may round an edge to a pixel
