@@ -97,7 +97,7 @@ def stepper(model: Any, cfg: Any, iterations: int) -> Callable[[Any, int], float
     def step(batch: Any, iteration: int) -> float:
         for group, lr in zip(groups, full):
             group['lr'] = lr * min(1.0, (iteration + 1) / max(iterations / 4, 1))
-        return float(model.train_step(batch, wrapper)['loss'])
+        return model.train_step(batch, wrapper)['loss'].item()
 
     return step
 

@@ -10,8 +10,8 @@ The weights stand still while it is measured. Three things are compared, for eve
 *statistics*  what a layer normalises this batch with, in a network where all norms are of one kind, against the truth:
               |v - v_true| / v_true and |m - m_true| / sqrt(v_true), medians over channels.
 *gradient*    that of the loss by the weight of the layer's convolution: its cosine with the truth's. `POOLED` is the
-              one that this batch has when normalised with the truth's statistics: what is missing to 1 there is the
-              batch's own, and no norm's fault.
+              one that this batch has when normalised with the truth's statistics, forward and back. It is no upper
+              bound: BatchNorm subtracts this batch's own mean gradient, too.
 """
 
 import contextlib
@@ -42,7 +42,8 @@ NORMS = {
 }
 COSTS_ONLY = 'GN'  # has no statistics of a batch to be wrong
 POOLED = 'pooled'
-SWEEPS = 3
+MAX_SWEEPS = 24
+TOLERANCE = 0.001
 PROBES = 8  # batches that the norms are compared on
 
 # When `advice` says what.
@@ -115,7 +116,7 @@ class Together(nn.Module):
     Its gradient, gamma r (g - mean g - y^ mean(g y^)), needs four means over all batches: of y, y^2, g, g y^. A sweep
     over the batches normalises with those of the sweep before (the first: with each batch's own) and sums up its own. A
     layer's statistics are right once those of all layers before it are, the means of its gradient once those of all
-    layers behind it are: D layers in a row are exact in 2 D + 1 sweeps.
+    layers behind it are: D layers in a row are exact after D sweeps forward and D + 1 back, and not before.
 
     A layer that is called several times in a forward pass has statistics of each call.
     """
@@ -177,20 +178,45 @@ def _per_channel(t: Tensor, y: Tensor) -> Tensor:
 
 
 def find_truth(
-    blocks: dict[str, ConvModule], loss: Loss, batches: Sequence, sweeps: int = SWEEPS
+    blocks: dict[str, ConvModule], loss: Loss, batches: Sequence, tolerance: float = TOLERANCE
 ) -> tuple[dict[str, Together], dict[str, Tensor]]:
-    """Layers that know the statistics of all batches together, and the gradient by each convolution's weight."""
+    """Layers that know the statistics of all batches together, and the gradient by each convolution's weight.
+
+    Args:
+        tolerance: sweeps end when no layer's variance, and no cosine of a gradient with its last, changes by more.
+    """
     together = {name: Together(block.norm) for name, block in blocks.items()}
     with using(blocks, together):
-        for _ in range(sweeps):
+        before = None
+        for _ in range(MAX_SWEEPS):
+            with torch.no_grad():
+                _sweep(together, batches, loss)
+            now = [known[:2] for layer in together.values() for known in layer.known]
+            if before and all(max(statistics_error(*a, *b)) <= tolerance for a, b in zip(before, now)):
+                break
+            before = now
+        last = None
+        for _ in range(MAX_SWEEPS):
             _forget_gradients(blocks)
-            for number, batch in enumerate(batches):
-                loss(batch, number).backward()
-                for layer in together.values():
-                    layer.call = 0
-            for layer in together.values():
-                layer.end_sweep()
-    return together, {name: grad / len(batches) for name, grad in _gradients(blocks).items()}
+            _sweep(together, batches, lambda batch, number: loss(batch, number).backward())
+            gradients = _gradients(blocks)
+            if last and all(not g.any() or _cosine(g, last[name]) >= 1 - tolerance for name, g in gradients.items()):
+                break
+            last = gradients
+    return together, {name: grad / len(batches) for name, grad in gradients.items()}
+
+
+def _sweep(together: dict[str, Together], batches: Sequence, run: Callable[[Any, int], Any]) -> None:
+    for number, batch in enumerate(batches):
+        run(batch, number)
+        for layer in together.values():
+            layer.call = 0
+    for layer in together.values():
+        layer.end_sweep()
+
+
+def _cosine(a: Tensor, b: Tensor) -> float:
+    return torch.cosine_similarity(a.flatten(), b.flatten(), 0, 1e-300).item()
 
 
 def _forget_gradients(blocks: dict[str, ConvModule]) -> None:
@@ -343,9 +369,8 @@ def examine(candidates: Candidates, loss: Loss, truth_batches: Sequence, probes:
 
 def _compare(found: dict, norm: str, used: dict, together: dict, gradients: dict, large: dict) -> None:
     for name, one in found.items():
-        cosine = torch.cosine_similarity(gradients[name].flatten(), large[name].flatten(), 0, 1e-300).item()
         if gradients[name].any():
-            one['cosines'].setdefault(norm, []).append(cosine)
+            one['cosines'].setdefault(norm, []).append(_cosine(gradients[name], large[name]))
         for call, statistics_used in enumerate(used.get(name, ())):
             if statistics_used is not None and call < len(together[name].known):
                 mean, var, count = statistics_used
@@ -434,15 +459,15 @@ def advice(report: dict) -> list[str]:
     bn, cbn = summary['BN'], summary[chosen]
     pooled = summary[POOLED]['cosine'] or 0.0
     closer = bn['var'] / max(cbn['var'], 1e-12)
-    share = {name: (one['cosine'] or 0.0) / pooled if pooled else 0.0 for name, one in (('BN', bn), (chosen, cbn))}
-    if bn['var'] <= SMALL_ERROR and share['BN'] >= SAME_GRADIENT:
+    of_bn, of_cbn = bn['cosine'] or 0.0, cbn['cosine'] or 0.0
+    if bn['var'] <= SMALL_ERROR and of_bn >= SAME_GRADIENT * pooled:
         first = "Take norm_cfg=dict(type='BN'): at this batch size it has nearly the large batch's statistics."
-    elif closer >= CLOSER and share[chosen] >= share['BN']:
+    elif closer >= CLOSER and of_cbn >= of_bn:
         first = ("Take norm_cfg=dict(type='CBN', full_gradient=True), and train dict(type='GN', num_groups=32) beside "
                  'it: what a model is worth only its AP can say.')
     else:
-        first = ("Take norm_cfg=dict(type='GN', num_groups=32): BatchNorm's statistics are poor here and pooling them "
-                 'does not repair it.')
+        first = ("Take norm_cfg=dict(type='GN', num_groups=32): BatchNorm's statistics or gradient are poor here, and "
+                 'pooling does not repair them.')
     sizes = [layer['M'] for layer in report['layers'].values()]
     ratio = {key: costs[chosen][key] / max(costs['BN'][key], 1e-12) for key in ('seconds', 'saved_bytes')}
     return [
@@ -451,7 +476,7 @@ def advice(report: dict) -> list[str]:
         f'by {bn["var"]:.1%}, '
         f"naive pooling's by {summary['naive']['var']:.1%}, CBN's by {cbn['var']:.1%}: {closer:.2f} times closer "
         f'than BatchNorm (CBN from {CLOSER}; BatchNorm up to {SMALL_ERROR:.0%}).',
-        f"Gradient: cosine with the large batch's {bn['cosine'] or 0:.3f} with BN, {cbn['cosine'] or 0:.3f} with CBN, "
+        f"Gradient: cosine with the large batch's {of_bn:.3f} with BN, {of_cbn:.3f} with CBN, "
         f"{pooled:.3f} with the large batch's statistics (BatchNorm from {SAME_GRADIENT:.0%} of it); CBN takes "
         f'{ratio["seconds"]:.2f} times the time of BN and {ratio["saved_bytes"]:.2f} times its memory.',
     ]

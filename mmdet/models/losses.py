@@ -55,6 +55,7 @@ def smooth_l1_loss(pred: Tensor, target: Tensor, beta: float = 1.0) -> Tensor:
     return F.smooth_l1_loss(pred, target, reduction='none', beta=beta)
 
 
+__path__: list[str] = []  # modules below it: see mmdet.moved
 __getattr__ = absent(
     __name__,
     QualityFocalLoss='losses are nn.Modules in the registry MODELS; bring your own (docs/extend/head.md)',

@@ -33,6 +33,7 @@ def empty_instances(metas: Sequence[dict], device: str) -> list[InstanceData]:
 
 
 _FLAT = 'the levels are flattened once, see mmdet.models.dense_heads.common'
+__path__: list[str] = []  # modules below it: see mmdet.moved
 __getattr__ = absent(
     __name__,
     images_to_levels=_FLAT,

@@ -2,6 +2,9 @@
 
 from mmdet.structures.masks import BitmapMasks, PolygonMasks, masks_from_coco
 from mmdet.structures.rle_masks import RLEMasks
-from mmdet.structures.sample import DetDataSample, Target
+from mmdet.structures.sample import DetDataSample, OptSampleList, SampleList, Target
 
-__all__ = ['BitmapMasks', 'DetDataSample', 'PolygonMasks', 'RLEMasks', 'Target', 'masks_from_coco']
+__all__ = [
+    'BitmapMasks', 'DetDataSample', 'OptSampleList', 'PolygonMasks', 'RLEMasks', 'SampleList', 'Target',
+    'masks_from_coco',
+]  # fmt: skip

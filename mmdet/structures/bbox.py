@@ -89,6 +89,7 @@ def get_box_wh(boxes: Tensor) -> tuple[Tensor, Tensor]:
 
 
 _PLAIN = 'boxes are plain tensors (n, 4), xyxy in pixels, in data samples, targets and heads; use the tensor itself'
+__path__: list[str] = []  # modules below it: see mmdet.moved
 __getattr__ = absent(
     __name__,
     **dict.fromkeys(('BaseBoxes', 'HorizontalBoxes', 'autocast_box_type', 'convert_box_type', 'get_box_type',

@@ -26,6 +26,7 @@ def mask2bbox(masks: Tensor) -> Tensor:
 
 
 _HERE = 'masks.crop_and_resize(boxes, indices, size) draws the targets of a mask head'
+__path__: list[str] = []  # modules below it: see mmdet.moved
 __getattr__ = absent(
     __name__,
     BaseInstanceMasks='masks are BitmapMasks or PolygonMasks',

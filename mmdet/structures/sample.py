@@ -32,6 +32,10 @@ class DetDataSample(BaseDataElement):
     pred_instances: InstanceData
 
 
+SampleList = list[DetDataSample]
+OptSampleList = SampleList | None
+
+
 class Target(NamedTuple):
     """The plain ground truth of one image inside the model; boxes are xyxy in input pixels.
 

@@ -8,7 +8,7 @@ from mmengine.registry import init_default_scope as _use_scope
 from mmengine.structures import InstanceData
 
 from mmdet.config.absent import absent
-from mmdet.structures import DetDataSample
+from mmdet.structures import OptSampleList, SampleList
 
 ConfigType = ConfigDict | dict
 OptConfigType = ConfigType | None
@@ -16,8 +16,6 @@ MultiConfig = ConfigType | list[ConfigType]
 OptMultiConfig = MultiConfig | None
 InstanceList = list[InstanceData]
 OptInstanceList = InstanceList | None
-SampleList = list[DetDataSample]
-OptSampleList = SampleList | None
 RangeType = Sequence[tuple[int, int]]
 
 __all__ = [

@@ -16,6 +16,7 @@ def draw_norms(report: dict, path: Path) -> None:
     """Draw a report (see mmdet/engine/norm_doctor.py) to a file: a row for each layer."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     layers = report['layers']
     figure = Figure(figsize=(11, 0.3 * len(layers) + 1.8), layout='constrained')
@@ -27,8 +28,12 @@ def draw_norms(report: dict, path: Path) -> None:
             (cosines, [layer['cosines'].get(norm) for layer in layers.values()]),
         ):
             rows = [row for row, value in enumerate(values) if value is not None]
-            axes.plot([values[row] for row in rows], rows, linestyle='', label=norm, alpha=0.8, markersize=6, **style)
+            axes.plot([values[row] for row in rows], rows, linestyle='', label=norm, markersize=7,
+                      markerfacecolor='none', **style)
     errors.set_xscale('log')
+    errors.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    errors.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f'{100 * value:.3g} %'))
+    errors.xaxis.set_minor_formatter(NullFormatter())
     errors.set_xlabel('relative error of the variance')
     errors.set_yticks(range(len(layers)), [f'{name}  M={layer["M"]:,.0f}' for name, layer in layers.items()])
     errors.invert_yaxis()

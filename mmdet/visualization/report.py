@@ -310,8 +310,8 @@ def _differences(rows: Sequence[Mapping]) -> str:
     cells = []
     for one in rows:
         value = one['b'] - one['a']
-        picture = _Markup(plots.interval(one['least'], value, one['most'], limit))
-        cells.append([_short(one['name']), _points(one['a']), _points(one['b']), f'{100 * value:+.1f}', picture,
+        drawn = _Markup(plots.interval(one['least'], value, one['most'], limit))
+        cells.append([_short(one['name']), _points(one['a']), _points(one['b']), f'{100 * value:+.1f}', drawn,
                       f'{100 * one["least"]:+.1f} to {100 * one["most"]:+.1f}'])
     return _table(['', 'A', 'B', 'B - A', 'interval', ''], cells)
 

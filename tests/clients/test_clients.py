@@ -84,10 +84,18 @@ def test_a_tutorial(program):
     assert (Path('out') / 'vis' / f'{Path(an_image()).stem}.jpg').exists()
 
 
+def test_paths_of_mmdetections_files(program):
+    positive, shape = program('deep_paths').split(' ', 1)
+    assert int(positive) > 0 and shape == '(1, 5)\n'
+
+
 @pytest.mark.parametrize('name, sentence', [
     ('old_roi_head', 'DoubleLoss.bbox_loss would never be called: StandardRoIHead has no bbox_loss here, override '),
     ('old_assigner', 'mmdet.models.task_modules has no AssignResult here: an assigner is any class with assign('),
     ('old_boxes', 'mmdet.structures.bbox has no HorizontalBoxes here: boxes are plain tensors (n, 4)'),
+    ('mmdet2', 'mmdet.core is not here: it is of mmdetection 2; structures, evaluation, visualization'),
+    pytest.param('flat_head', 'FlatHead.forward gave a tuple (float32 Tensor (', marks=pytest.mark.slow),
+    ('torch_boxes', 'Jitter.transform gave a dict ('),
     ('text_prompt', 'texts: no model here reads text; leave it out'),
 ])  # fmt: skip
 def test_what_ends_in_a_sentence(program, name, sentence):

@@ -308,6 +308,20 @@ def test_min_iou_crop_meets_the_drawn_overlap_or_draws_another_after_50_windows(
             assert inter / ((x2 - x1) * (y2 - y1) + 90 * 70 - inter) >= 0.6
 
 
+@pytest.mark.parametrize('mode, iou', [(2, 0.1), (3, 0.3), (4, 0.5), (5, 0.7), (6, 0.9)])
+def test_min_iou_crop_draws_from_its_published_overlaps(mode, iou, monkeypatch):
+    box = np.array([[0, 0, 200, 100]], np.float32)
+    shares = []
+    for seed in range(60):
+        step = Counted([mode])
+        monkeypatch.setattr(np.random, 'randint', lambda n, step=step: next(step.modes, 0))
+        img = np.zeros((100, 200, 3), np.uint8)
+        out = applied(step, seed, dict(img=img, gt_bboxes=box, gt_ignore_flags=np.array([False])))
+        if out['img'] is not img:
+            shares.append(out['img'].shape[0] * out['img'].shape[1] / 20000)
+    assert iou <= min(shares) < iou + 0.1
+
+
 # RandomAffine
 
 
@@ -375,7 +389,7 @@ def test_albu_keeps_fields_with_their_boxes_and_draws_from_numpy():
     (dict(transforms=[dict(type='HorizontalFlip', q=1)]), 'q'),
     (dict(transforms=[], bbox_params=dict(format='coco')), 'pascal_voc'),
     (dict(transforms=[], bbox_params=dict(min_visibilty=1)), 'min_visibilty'),
-    (dict(transforms=[], keymap=dict(img='picture')), 'keymap'),
+    (dict(transforms=[], keymap=dict(img='photo')), 'keymap'),
 ])  # fmt: skip
 def test_albu_refuses_what_it_does_not_know(options, message):
     with pytest.raises(UserError, match=message):

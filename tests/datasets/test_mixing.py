@@ -103,7 +103,8 @@ def test_mosaic_fits_images_with_their_shape_and_may_leave_one_alone():
     assert set(wanted) == {0, 3} and 0.2 < np.mean(wanted) / 3 < 0.4
     alone = scene([], 10, 10)
     assert Mosaic()(dict(alone, mix_results=[]))['img'] is alone['img']
-    assert {len(Mosaic().get_indexes(range(9))) for _ in range(20)} == {3}
+    assert {len(Mosaic().get_indexes(range(9))) for _ in range(100)} == {3}
+    assert Mosaic()(dict(alone, mix_results=[scene([], 10, 10) for _ in range(3)]))['img_shape'] == (1280, 1280)
 
 
 @pytest.mark.parametrize('bitmap', [False, True])

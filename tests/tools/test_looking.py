@@ -106,6 +106,17 @@ def test_browse_draws_float_images(call, folder):
     assert read_image(drawn).std() > 10
 
 
+def test_browse_draws_mixed_images(call, folder):
+    (folder / 'mixed.py').write_text(f"""
+_base_ = {str(CONFIG)!r}
+part = dict(_base_.train_dataloader.dataset, pipeline=_base_.train_pipeline[:2])
+train_dataloader = dict(dataset=dict(_delete_=True, type='MultiImageMixDataset', dataset=part, pipeline=[
+    dict(type='Mosaic', img_scale=(160, 120)), dict(type='PackDetInputs')]))
+""")
+    out, _ = call('browse.py', 'mixed.py', '--number', 2, '--out-dir', 'mixed', '--cfg-options', 'data_root=shapes/')
+    assert out.count(': 320 x 240 pixels, objects: ') == len(list((folder / 'mixed').iterdir())) == 2
+
+
 def test_browse_draws_no_negative_number(call):
     _, err = call('browse.py', CONFIG, '--number', -3, status=2)
     assert err == 'error: --number -3: 0 or more images can be drawn\n'

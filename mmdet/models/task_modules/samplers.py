@@ -6,6 +6,7 @@ B boxes (anchors or proposals) of an image; `matched` and `iou` (B,) are an assi
 import torch
 from torch import Tensor
 
+from mmdet.config.absent import absent
 from mmdet.config.errors import UserError
 from mmdet.config.overrides import refuse_overrides
 from mmdet.config.values import check_options, number, whole_number
@@ -192,3 +193,8 @@ class CombinedSampler(RandomSampler):
 
     def choose_negatives(self, indices: Tensor, count: int, iou: Tensor) -> Tensor:
         return self.neg_sampler.choose_negatives(indices, count, iou)
+
+
+_ANY_CLASS = 'a sampler is any class with sample(matched, iou), see task_modules/protocols.py'
+__path__: list[str] = []  # modules below it: see mmdet.moved
+__getattr__ = absent(__name__, BaseSampler=_ANY_CLASS, SamplingResult=_ANY_CLASS)
