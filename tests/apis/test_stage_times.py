@@ -28,7 +28,7 @@ def test_a_stage_inside_a_stage(name, outer, inner):
     parts.outer()
     whole = time.perf_counter() - start
     assert watch.seconds.get('backbone', 0) >= inner and watch.seconds[name] >= outer
-    assert sum(watch.seconds.values()) == pytest.approx(whole, abs=0.005)
+    assert sum(watch.seconds.values()) == pytest.approx(whole, abs=0.05)  # a stage that counted twice is 0.1 off
 
 
 def test_a_stage_that_fails_is_over():

@@ -144,7 +144,7 @@ param_scheduler = []
 default_hooks = dict(logger=dict(type='LoggerHook', interval=1))
 """)
     train(path, hooks=[Slow(work=0.1)])
-    assert re.search(r'Iteration [━╸╺]+ 3/6  loss', terminal.text())
+    assert re.search(r'Iteration [━╸╺]+ [2-6]/6  loss', terminal.text())
 
 
 @pytest.mark.parametrize('width', [20, 40, 60, 79, 120])
