@@ -27,7 +27,7 @@ _NORMS = dict(
 )  # fmt: skip
 _WHY_NORM = dict(
     none='no norm in neck and heads: the baseline; needs pretrained weights',
-    bn='BatchNorm: for large batches, from about 16 images per process',
+    bn='BatchNorm: for large batches, from about 8 images per process',
     syncbn='BatchNorm over all processes: for large batches in sum',
     gn='GroupNorm: does not look at the batch',
     cbn='Cross-Iteration BatchNorm: statistics of the last 4 iterations, for small batches. Plain BatchNorm at first, '
@@ -74,7 +74,7 @@ class Plan:
         factor = min(largest[0] / long, largest[1] / short, 2)
         extents = sorted((x['bbox'][2] * x['bbox'][3]) ** 0.5 for x in content['annotations']) or [long]
         small = extents[len(extents) // 10]
-        if small * factor >= 32 and factor > 1:  # nothing to gain: even small objects cover an anchor
+        if small >= 32 and factor > 1:  # nothing to gain: even small objects cover an anchor
             factor = 1
         self.scale = tuple(max(32, round(side * factor / 32) * 32) for side in (long, short))
         self.why_scale = (f'the median image is {long} x {short}; one object in ten is under {small:.0f} pixels wide, '

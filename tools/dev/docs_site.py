@@ -16,10 +16,13 @@ ROOT = Path(__file__).resolve().parents[2]
 # Where a file of the repository stands in the site; what begins with a folder's name is below it.
 PLACES = {
     'README.md': 'index.md', 'INSTALL.md': 'install.md', 'CHANGELOG.md': 'changelog.md',
-    'CONTRIBUTING.md': 'contributing.md', 'projects/norm_study/': 'norm_study/', 'docs/': '',
+    'CONTRIBUTING.md': 'contributing.md', 'projects/norm_study/': 'norm_study/',
+    'projects/cbn_wheel/README.md': 'cbn_wheel.md', 'docs/': '',
 }  # fmt: skip
-ELSEWHERE = ['README.md', 'INSTALL.md', 'CHANGELOG.md', 'CONTRIBUTING.md', 'projects/norm_study/*.md',
-             'projects/norm_study/figures/*.png']  # fmt: skip
+ELSEWHERE = [
+    'README.md', 'INSTALL.md', 'CHANGELOG.md', 'CONTRIBUTING.md', 'projects/cbn_wheel/README.md',
+    'projects/norm_study/*.md', 'projects/norm_study/figures/*.png',
+]  # fmt: skip
 REFERENCE = {
     'models': ('Models, layers, losses', ['MODELS', 'TASK_UTILS']),
     'data': ('Data sets and transforms', ['DATASETS', 'DATA_SAMPLERS', 'TRANSFORMS']),
