@@ -48,14 +48,14 @@ def test_help_of_a_verb(verb):
 
 def test_a_new_verb_is_a_module(tmp_path, monkeypatch, capsys):
     text = '"""Look at norms.\n\nMore."""\n\n\ndef main(argv=None):\n    print(argv)\n'
-    (tmp_path / 'norm_doctor.py').write_text(text)
+    (tmp_path / 'norm_look.py').write_text(text)
     (tmp_path / 'helper.py').write_text('"""No verb."""\n')
     import mmdet.cli
 
     monkeypatch.setattr('mmdet.cli.command.__file__', str(tmp_path / 'command.py'))
     monkeypatch.setattr(mmdet.cli, '__path__', [str(tmp_path)])
-    assert verbs() == {'norm-doctor': 'Look at norms.'}
-    call(['norm-doctor', '--x', '1'])
+    assert verbs() == {'norm-look': 'Look at norms.'}
+    call(['norm-look', '--x', '1'])
     assert capsys.readouterr().out == "['--x', '1']\n"
 
 
