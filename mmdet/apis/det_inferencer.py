@@ -19,11 +19,13 @@ from mmdet.apis.results import DetResult
 from mmdet.checkpoints import config_of, load_pretrained
 from mmdet.config.errors import UserError
 from mmdet.config.load import load_config
+from mmdet.config.overrides import refuse_overrides
 from mmdet.registry import INFERENCERS, VISUALIZERS
 from mmdet.visualization.visualizer import DetVisualizer, read_image, write_image
 
 
 @INFERENCERS.register_module(name=['det-object-detection', 'DetInferencer'])
+@refuse_overrides(pred2dict='postprocess')
 class DetInferencer(BaseInferencer):
     """Detect in anything `mmdet.apis.images.to_input` knows, and save drawings and JSON files.
 

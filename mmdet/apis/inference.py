@@ -68,9 +68,10 @@ def init_detector(
         config = config_of(checkpoint, cfg_options)
     elif not isinstance(config, Config):
         config = load_config(config, cfg_options)
-    elif cfg_options:
-        raise UserError('cfg_options apply to a config file; change the loaded config itself')
     else:
+        if cfg_options:
+            config = copy.deepcopy(config)
+            config.merge_from_dict(cfg_options)
         adopt_vocabulary(config)
     init_default_scope('mmdet')
     opened = load_pretrained(checkpoint) if isinstance(checkpoint, str) else checkpoint

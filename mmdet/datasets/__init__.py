@@ -1,5 +1,6 @@
 """CocoDataset, XMLDataset and VOCDataset, wrappers, the transforms of pipelines, batches of one orientation."""
 
+import mmdet.config.shipped  # noqa: F401  a script that reads its own config finds ``mmdet::`` bases
 from mmdet.datasets.base import BaseDetDataset
 from mmdet.datasets.coco import CocoDataset
 from mmdet.datasets.samplers import AspectRatioBatchSampler

@@ -1,5 +1,6 @@
 """The parts of a detector, one class a file where it can be, and the detectors built from them."""
 
+import mmdet.config.shipped  # noqa: F401  a script that reads its own config finds ``mmdet::`` bases
 from mmdet.models import backbones, dense_heads, detectors, necks, roi_heads, task_modules
 from mmdet.models.backbones import *  # noqa: F403
 from mmdet.models.data_preprocessor import BatchFixedSizePad, DetDataPreprocessor

@@ -74,11 +74,11 @@ class PolygonMasks(_Masks):
         height, width: size of the image in pixels.
 
     >>> masks = PolygonMasks([[[1, 1, 5, 1, 5, 4, 1, 4]]], height=6, width=8)
-    >>> masks.areas()
+    >>> masks.areas
     array([12.])
     >>> masks.flip('horizontal').boxes()
     array([[3., 1., 7., 4.]], dtype=float32)
-    >>> masks.to_bitmap().areas()
+    >>> masks.to_bitmap().areas
     array([12.])
     """
 
@@ -162,6 +162,7 @@ class PolygonMasks(_Masks):
             raise UserError(f'polygons can only be padded with 0, not {value}; set poly2mask=True')
         return self._like(self.polygons, *shape)
 
+    @property
     def areas(self) -> np.ndarray:
         """(n,) float64 areas in square pixels: the sum over an instance's polygons."""
         return np.array([sum(map(_polygon_area, parts)) for parts in self.polygons], dtype=np.float64)
@@ -266,6 +267,7 @@ class BitmapMasks(_Masks):
         masks[:, : self.height, : self.width] = self.masks
         return BitmapMasks(masks, *shape)
 
+    @property
     def areas(self) -> np.ndarray:
         """(n,) float64 numbers of pixels."""
         return self.masks.sum(axis=(1, 2), dtype=np.int64).astype(np.float64)

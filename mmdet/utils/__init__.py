@@ -7,6 +7,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import init_default_scope as _use_scope
 from mmengine.structures import InstanceData
 
+import mmdet.config.shipped  # noqa: F401  a script that reads its own config finds ``mmdet::`` bases
 from mmdet.config.absent import absent
 from mmdet.structures import OptSampleList, SampleList
 

@@ -19,6 +19,7 @@ from PIL import Image
 from pycocotools import mask as mask_utils
 
 from mmdet.config.errors import UserError
+from mmdet.config.overrides import refuse_overrides
 from mmdet.registry import VISUALIZERS
 from mmdet.structures.image_file import decode_image
 from mmdet.visualization.labels import write_caption, write_labels
@@ -153,6 +154,7 @@ _nameless = itertools.count()
 
 
 @VISUALIZERS.register_module(name=['DetVisualizer', 'DetLocalVisualizer'])
+@refuse_overrides(_draw_instances='add_datasample', _draw_panoptic_seg='add_datasample')
 class DetVisualizer(Visualizer):
     """mmengine's Visualizer, drawing data samples. Without a display it draws all the same.
 

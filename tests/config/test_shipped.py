@@ -1,6 +1,8 @@
 """Recipes by their names."""
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -73,3 +75,12 @@ def test_inside_an_installed_package(tmp_path, monkeypatch):
         assert find_config('rpn/rpn_r50_fpn_1x') == str(tmp_path / 'mmdet' / 'configs' / 'rpn' / 'rpn_r50_fpn_1x.py')
     finally:
         shipped.shipped_folder.cache_clear()
+
+
+@pytest.mark.parametrize('room', ['mmdet.utils', 'mmdet.datasets'])
+def test_a_script_of_ones_own_finds_them(tmp_path, room):
+    """One that reads its config by mmengine, after an import of this package."""
+    (tmp_path / 'mine.py').write_text("_base_ = 'mmdet::cbn/mask_rcnn_r50_fpn_1x.py'\n")
+    code = f"import {room}; from mmengine.config import Config; print(Config.fromfile('mine.py').model.type)"
+    done = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout == 'MaskRCNN\n', done.stderr

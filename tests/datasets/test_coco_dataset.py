@@ -401,7 +401,7 @@ def test_polygons_and_exact_masks_of_the_nuclei_agree(real_data):
     for i in (0, 5, 10):
         polygons, bitmaps = (s[i]['data_samples'].gt_instances.masks for s in sets)
         assert type(polygons) is PolygonMasks and type(bitmaps) is BitmapMasks
-        ratio = polygons.to_bitmap().areas() / bitmaps.areas()
+        ratio = polygons.to_bitmap().areas / bitmaps.areas
         assert abs(np.median(ratio) - 1) < 0.1
 
 

@@ -228,7 +228,7 @@ def test_a_crowd_keeps_its_outline():
     masks = results['gt_masks']
     assert isinstance(masks, PolygonMasks) and len(masks.polygons[1]) == 2
     np.testing.assert_allclose(masks.boxes()[1], [8, 5, 45, 35], atol=0.5)
-    assert 0.85 < masks.areas()[1] / (15 * 22 + 10 * 15) <= 1
+    assert 0.85 < masks.areas[1] / (15 * 22 + 10 * 15) <= 1
     assert instances[1]['mask'] is rle
     exact = LoadAnnotations(with_mask=True, poly2mask=True)(dict(ori_shape=(40, 50), instances=instances))
     np.testing.assert_array_equal(exact['gt_masks'].masks[1], heap)
@@ -283,7 +283,7 @@ def test_load_annotations():
     mixed = [dict(base, mask=square), dict(base, mask=rle)]
     results = LoadAnnotations(with_mask=True)(dict(ori_shape=(20, 20), instances=mixed))
     assert isinstance(results['gt_masks'], BitmapMasks)
-    assert results['gt_masks'].areas()[1] == 10
+    assert results['gt_masks'].areas[1] == 10
     boxes_only = LoadAnnotations()(dict(instances=[base]))
     assert 'gt_masks' not in boxes_only and boxes_only['gt_ignore_flags'].tolist() == [False]
     alone = LoadAnnotations(with_mask=True)(dict(ori_shape=(20, 20), instances=[base]))

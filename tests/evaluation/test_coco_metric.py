@@ -563,7 +563,7 @@ def test_annotated_masks_that_are_none(tiny, segmentation, message):
 def test_objects_without_a_mask_are_left_out(tiny, said, segmentation):
     """What training does not learn from is not looked for either, whoever counts; boxes are."""
     damaged(tiny, segmentation)
-    assert masks_from_coco([segmentation], 30, 40).areas() == 0
+    assert masks_from_coco([segmentation], 30, 40).areas == 0
     rle = coco_mask.frPyObjects([[2, 2, 12, 2, 12, 12, 2, 12]], 30, 40)
     found = [prediction(5, [[2, 2, 12, 12]], [0], masks=rle), *EMPTY[1:]]
     for backend in ('hotcoco', 'pycocotools'):

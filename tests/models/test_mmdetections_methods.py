@@ -8,7 +8,7 @@ from mmdet.config.errors import UserError
 from mmdet.registry import MODELS
 
 DENSE = 'get_anchors get_targets loss_by_feat loss_by_feat_single predict_by_feat loss_and_predict'.split()
-DENSE += ['_init_layers', 'forward_single']
+DENSE += ['_init_layers', 'forward_single', 'get_bboxes', 'forward_train']
 ROI = '_bbox_forward bbox_loss predict_bbox _mask_forward mask_loss predict_mask init_bbox_head'.split()
 REFUSED = dict(
     StandardRoIHead=ROI,
@@ -27,8 +27,8 @@ REFUSED = dict(
     ResNet=['make_res_layer', '_make_stem_layer'],
     ResNeXt=['make_res_layer'],
     DetDataPreprocessor=['_get_pad_shape', 'pad_gt_masks'],
-    MaskRCNN=['_forward', 'add_pred_to_datasample'],
-    RetinaNet=['_forward', 'add_pred_to_datasample'],
+    MaskRCNN=['_forward', 'add_pred_to_datasample', 'forward_train', 'simple_test', 'aug_test'],
+    RetinaNet=['_forward', 'add_pred_to_datasample', 'forward_train', 'simple_test', 'aug_test'],
 )
 # Class and method -> whether a training step calls it, or a prediction.
 OBEYED = {

@@ -1,5 +1,7 @@
 """The two-stage detectors as a whole: losses, gradients, odd batches."""
 
+import copy
+
 import pytest
 import torch
 
@@ -89,3 +91,20 @@ def test_missing_mask_head_is_named(small_cfg):
     cfg.type = 'MaskRCNN'
     with pytest.raises(ValueError, match='no mask_head'):
         MODELS.build(cfg)
+
+
+@pytest.mark.parametrize('kind', ['mask', 'faster'])
+def test_detections_can_stay_in_pixels_of_the_input(small_model, make_data, kind):
+    """mmdetection's `rescale`."""
+    model = small_model(kind).eval()
+    data = make_data([2])
+    data['data_samples'][0].set_metainfo(dict(scale_factor=(2.0, 2.0), ori_shape=(32, 48)))
+    inputs, samples = model.data_preprocessor(data, False).values()
+    with torch.no_grad():
+        original = model.predict(inputs, copy.deepcopy(samples))[0].pred_instances
+        scaled = model.predict(inputs, copy.deepcopy(samples), rescale=False)[0].pred_instances
+    assert len(original) > 0
+    torch.testing.assert_close(scaled.scores, original.scores)
+    torch.testing.assert_close(scaled.bboxes, original.bboxes * 2)
+    if kind == 'mask':
+        assert scaled.masks[0]['size'] == [*samples[0].img_shape[:2]] and original.masks[0]['size'] == [32, 48]

@@ -44,7 +44,7 @@ def test_annotations_are_sound(shapes):
         x, y, w, h = annotation['bbox']
         assert 0 <= x < x + w <= 128 and 0 <= y < y + h <= 128
         np.testing.assert_allclose(masks.boxes()[0], [x, y, x + w, y + h], atol=0.02)
-        pixels = masks.to_bitmap().areas()[0]
+        pixels = masks.to_bitmap().areas[0]
         assert 0.93 < pixels / annotation['area'] < 1.07
     assert min(len(a) for a in per_image.values()) == 0  # one image is empty
     assert any(a['iscrowd'] for a in content['annotations'])

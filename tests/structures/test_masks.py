@@ -40,7 +40,7 @@ def test_no_instances(kind):
     for changed in changes:
         assert len(changed) == 0
         assert changed.boxes().shape == (0, 4)
-        assert changed.areas().shape == (0,)
+        assert changed.areas.shape == (0,)
     assert (masks.resize((10, 14)).height, masks.resize((10, 14)).width) == (10, 14)
     targets = masks.crop_and_resize(torch.zeros(0, 4), torch.zeros(0, dtype=torch.long), 28)
     assert targets.shape == (0, 28, 28)
@@ -48,13 +48,13 @@ def test_no_instances(kind):
 
 def test_an_instance_without_polygons_is_empty():
     masks = PolygonMasks([[], [[0, 0, 4, 0, 4, 4]]], 8, 8)
-    assert masks.areas().tolist() == [0, 8]
+    assert masks.areas.tolist() == [0, 8]
     assert masks.boxes().tolist() == [[0, 0, 0, 0], [0, 0, 4, 4]]
     boxes = torch.tensor([[0.0, 0, 4, 4], [0, 0, 4, 4]])
     targets = masks.crop_and_resize(boxes, torch.tensor([0, 1]), 4)
     assert targets[0].sum() == 0
     assert targets[1].sum() > 0
-    assert masks.to_bitmap().areas()[0] == 0
+    assert masks.to_bitmap().areas[0] == 0
 
 
 @given(seed=st.integers(0, 10_000), cut=st.floats(0.1, 0.9), axis=st.integers(0, 1))
@@ -65,7 +65,7 @@ def test_the_parts_of_a_cut_have_the_area_of_the_whole(seed, cut, axis):
     x, y = (round(cut * WIDTH), HEIGHT + 40) if axis else (WIDTH + 40, round(cut * HEIGHT))
     first = masks.crop((-40, -40, x, y))
     rest = masks.crop((x, -40, WIDTH + 40, y) if axis else (-40, y, x, HEIGHT + 40))
-    np.testing.assert_allclose(first.areas() + rest.areas(), masks.areas(), rtol=1e-9)
+    np.testing.assert_allclose(first.areas + rest.areas, masks.areas, rtol=1e-9)
 
 
 @given(seed=st.integers(0, 10_000))
@@ -91,7 +91,7 @@ def test_resizing_scales_areas_and_boxes(seed, scale):
     masks = random_masks(seed)
     resized = masks.resize(scale)
     in_y, in_x = scale[0] / HEIGHT, scale[1] / WIDTH
-    np.testing.assert_allclose(resized.areas(), masks.areas() * in_x * in_y, rtol=1e-9)
+    np.testing.assert_allclose(resized.areas, masks.areas * in_x * in_y, rtol=1e-9)
     expected = masks.boxes() * [in_x, in_y, in_x, in_y]
     np.testing.assert_allclose(resized.boxes(), expected, rtol=1e-5, atol=1e-4)
 
@@ -137,7 +137,7 @@ def test_bitmap_boxes_and_areas():
     mask[0, 2:4, 1:6] = True
     masks = BitmapMasks(mask, 6, 8)
     assert masks.boxes().tolist() == [[1, 2, 6, 4], [0, 0, 0, 0]]
-    assert masks.areas().tolist() == [10, 0]
+    assert masks.areas.tolist() == [10, 0]
 
 
 @pytest.mark.parametrize('kind', ['polygon', 'bitmap'])
@@ -198,7 +198,7 @@ def test_indexing(index, expected):
     assert type(polygons[index]) is PolygonMasks
     assert type(bitmap[index]) is BitmapMasks
     np.testing.assert_array_equal(bitmap[index].masks, bitmap.masks[expected])
-    np.testing.assert_array_equal(polygons[index].areas(), polygons.areas()[expected])
+    np.testing.assert_array_equal(polygons[index].areas, polygons.areas[expected])
 
 
 @pytest.mark.parametrize('kind', ['polygon', 'bitmap'])
@@ -207,7 +207,7 @@ def test_inside_instance_data(kind):
     data = InstanceData(labels=torch.tensor([5, 6, 7]), masks=masks)
     chosen = data[torch.tensor([True, False, True])]
     assert len(chosen.masks) == 2
-    np.testing.assert_array_equal(chosen.masks.areas(), masks.areas()[[0, 2]])
+    np.testing.assert_array_equal(chosen.masks.areas, masks.areas[[0, 2]])
     assert len(InstanceData.cat([data, chosen]).masks) == 5
     with pytest.raises(ValueError, match=r'sizes \(h, w\)'):
         type(masks).cat([masks, masks.resize((10, 10))])
@@ -223,7 +223,7 @@ def test_coco_segmentations():
 
     polygons = masks_from_coco([[square], [square, square], None, [[1, 2, 3, 4]]], 6, 8)
     assert type(polygons) is PolygonMasks
-    assert polygons.areas().tolist() == [12, 24, 0, 0]
+    assert polygons.areas.tolist() == [12, 24, 0, 0]
 
     mixed = masks_from_coco([[square], packed, text, listed, None], 6, 8)
     assert type(mixed) is BitmapMasks
@@ -241,7 +241,7 @@ def test_coco_segmentations():
 def test_a_flat_polygon():
     """As VIA writes it, without the list around."""
     flat = [1, 1, 5, 1, 5, 4, 1, 4]
-    assert masks_from_coco([flat], 6, 8).areas().tolist() == [12]
+    assert masks_from_coco([flat], 6, 8).areas.tolist() == [12]
     assert masks_from_coco([flat[:4]], 6, 8).polygons == [[]]
     assert rle_areas([rle_from_coco(flat, 6, 8)]).tolist() == [12]
 

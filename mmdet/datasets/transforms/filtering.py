@@ -49,7 +49,7 @@ class FilterAnnotations(BaseTransform):
         if self.by_mask:
             if 'gt_masks' not in results:
                 raise UserError('FilterAnnotations: by_mask=True needs masks; set with_mask=True of LoadAnnotations')
-            keep &= results['gt_masks'].areas() >= self.min_gt_mask_area
+            keep &= results['gt_masks'].areas >= self.min_gt_mask_area
         if self.keep_empty and not keep.any():
             return None
         keep_objects(results, keep)

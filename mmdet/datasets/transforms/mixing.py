@@ -178,7 +178,7 @@ class CopyPaste(BaseTransform):
         touched = (shapes & pasted).any(axis=(1, 2)) & ~results['gt_ignore_flags']
         seen = BitmapMasks(shapes & ~pasted, *pasted.shape)
         moved = np.abs(seen.boxes() - results['gt_bboxes']).max(axis=1, initial=0)
-        enough = (seen.areas() > 0) & (moved <= self.bbox_occluded_thr) | (seen.areas() > self.mask_occluded_thr)
+        enough = (seen.areas > 0) & (moved <= self.bbox_occluded_thr) | (seen.areas > self.mask_occluded_thr)
         results['gt_bboxes'] = np.where(touched[:, None], seen.boxes(), results['gt_bboxes'])
         if 'gt_masks' in results:
             masks = results['gt_masks'].to_ndarray() * ~pasted

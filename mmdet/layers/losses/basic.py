@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmdet.config.errors import UserError
+from mmdet.config.overrides import refuse_overrides
 from mmdet.registry import MODELS
 
 
@@ -55,6 +56,7 @@ def check_reduction(loss: nn.Module, reduction: str) -> None:
 
 
 @MODELS.register_module()
+@refuse_overrides(get_activation='forward', get_accuracy='forward', get_cls_channels='forward')
 class CrossEntropyLoss(nn.Module):
     """Softmax, sigmoid or mask cross entropy.
 

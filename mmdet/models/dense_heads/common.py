@@ -31,6 +31,8 @@ ELSEWHERE = dict(
     loss_by_feat_single='loss',
     loss_and_predict='loss and predict',
     predict_by_feat='predict',
+    get_bboxes='predict',
+    forward_train='loss',
     _predict_by_feat_single='predict',
     _bbox_post_process='predict',
 )

@@ -20,9 +20,12 @@ class CascadeRCNN(TwoStageDetector):
     """
 
     def detect(
-        self, features: tuple[Tensor, ...], proposals: list[Tensor], data_samples: list[DetDataSample]
+        self,
+        features: tuple[Tensor, ...],
+        proposals: list[Tensor],
+        data_samples: list[DetDataSample],
+        metas: list[dict],
     ) -> list[Detections]:
-        metas = [sample.metainfo for sample in data_samples]
         *stages, detections = self.roi_head.predict_stages(features, proposals, metas)
         for stage, found in enumerate(stages):
             for sample, of_image in zip(data_samples, found):

@@ -10,6 +10,7 @@ from mmdet.config.contracts import on_first_call
 from mmdet.config.errors import UserError, one_line
 from mmdet.models import contracts
 from mmdet.registry import MODELS
+from mmdet.structures import DetDataSample
 
 
 def build_preprocessor(cfg: dict | None) -> nn.Module:
@@ -78,3 +79,9 @@ def channels_of(backbone: nn.Module) -> list[int]:
             f"neck.in_channels='auto': {type(backbone).__name__} has no attribute out_channels, a list of the channels "
             f'of its maps, and cannot run without memory to find them ({type(error).__name__}: {one_line(error)[:100]})'
         ) from error
+
+
+def metas_of(data_samples: list[DetDataSample], rescale: bool) -> list[dict]:
+    """What the heads read to bring detections back to the original images; or not to, as mmdetection's `rescale`."""
+    metas = [sample.metainfo for sample in data_samples]
+    return metas if rescale else [dict(meta, scale_factor=(1.0, 1.0), ori_shape=meta['img_shape']) for meta in metas]

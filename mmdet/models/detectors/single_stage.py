@@ -19,6 +19,7 @@ from mmdet.models.detectors.parts import (
     build_preprocessor,
     look_at_maps,
     look_at_training,
+    metas_of,
 )
 from mmdet.models.initialize import init_weights
 from mmdet.models.settings import check_heads
@@ -27,7 +28,10 @@ from mmdet.structures import DetDataSample
 
 
 @MODELS.register_module()
-@refuse_overrides(_forward='forward', add_pred_to_datasample='predict')
+@refuse_overrides(
+    _forward='forward', add_pred_to_datasample='predict',
+    forward_train='loss', simple_test='predict', aug_test='predict',
+)  # fmt: skip
 class SingleStageDetector(BaseModel):
     """Backbone, neck and one dense head, such as `RetinaHead` or `SSDHead`.
 
@@ -105,10 +109,12 @@ class SingleStageDetector(BaseModel):
         return self.head.loss(*outputs, [to_target(sample, inputs.device) for sample in data_samples])
 
     @torch.no_grad()
-    def predict(self, inputs: Tensor, data_samples: list[DetDataSample]) -> list[DetDataSample]:
-        """The samples with `pred_instances`, in pixels of the original images."""
+    def predict(
+        self, inputs: Tensor, data_samples: list[DetDataSample], rescale: bool = True
+    ) -> list[DetDataSample]:
+        """The samples with `pred_instances`, in pixels of the original images; ``rescale=False``: of the input."""
         outputs = self.head(self.extract_feat(inputs))
-        for sample, found in zip(data_samples, self.detections(outputs, [s.metainfo for s in data_samples])):
+        for sample, found in zip(data_samples, self.detections(outputs, metas_of(data_samples, rescale))):
             sample.pred_instances = found.to_instances()
         return data_samples
 

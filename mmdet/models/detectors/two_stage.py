@@ -20,6 +20,7 @@ from mmdet.models.detectors.parts import (
     build_preprocessor,
     look_at_maps,
     look_at_training,
+    metas_of,
 )
 from mmdet.models.initialize import init_weights
 from mmdet.models.settings import check_heads, check_keys, check_settings
@@ -27,7 +28,10 @@ from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample, RLEMasks, Target
 
 
-@refuse_overrides(_forward='forward', add_pred_to_datasample='predict')
+@refuse_overrides(
+    _forward='forward', add_pred_to_datasample='predict',
+    forward_train='loss', simple_test='predict', aug_test='predict',
+)  # fmt: skip
 class TwoStageDetector(BaseModel):
     """Backbone, neck, region proposals, RoI head.
 
@@ -120,23 +124,31 @@ class TwoStageDetector(BaseModel):
         return losses
 
     @torch.no_grad()
-    def predict(self, inputs: Tensor, data_samples: list[DetDataSample]) -> list[DetDataSample]:
-        """The samples with `pred_instances`, in pixels of the original images."""
+    def predict(
+        self, inputs: Tensor, data_samples: list[DetDataSample], rescale: bool = True
+    ) -> list[DetDataSample]:
+        """The samples with `pred_instances`, in pixels of the original images; ``rescale=False``: of the input."""
         features = self.extract_feat(inputs)
-        metas = [sample.metainfo for sample in data_samples]
-        detections = self.detect(features, self.proposals(features, data_samples), data_samples)
+        metas = metas_of(data_samples, rescale)
+        detections = self.detect(features, self.proposals(features, data_samples), data_samples, metas)
         for sample, found in zip(data_samples, detections):
             sample.pred_instances = found.to_instances()
         if self.roi_head.mask_head is not None:
-            for sample, masks in zip(data_samples, self.roi_head.predict_masks(features, detections, metas)):
-                sample.pred_instances.masks = RLEMasks(masks, *sample.ori_shape[:2])
+            for sample, masks, meta in zip(
+                data_samples, self.roi_head.predict_masks(features, detections, metas), metas
+            ):
+                sample.pred_instances.masks = RLEMasks(masks, *meta['ori_shape'][:2])
         return data_samples
 
     def detect(
-        self, features: tuple[Tensor, ...], proposals: list[Tensor], data_samples: list[DetDataSample]
+        self,
+        features: tuple[Tensor, ...],
+        proposals: list[Tensor],
+        data_samples: list[DetDataSample],
+        metas: list[dict],
     ) -> list[Detections]:
-        """Detections of each image from its proposals [(P, 4)], without masks."""
-        return self.roi_head.predict(features, proposals, [sample.metainfo for sample in data_samples])
+        """Detections of each image from its proposals [(P, 4)], without masks; `metas` say how they are scaled back."""
+        return self.roi_head.predict(features, proposals, metas)
 
     def training_proposals(
         self, features: tuple[Tensor, ...], data_samples: list[DetDataSample], targets: list[Target]
