@@ -54,12 +54,12 @@ def load_voc_file(path: str, backend_args: dict | None = None) -> VocFile:
     """
     data = read_bytes(path, backend_args)
     try:
-        return _file(voc_root(data))
+        return _file(_root(data))
     except UserError as error:
         raise UserError(f'annotation file {path} {error}') from None
 
 
-def voc_root(data: bytes) -> ElementTree.Element:
+def _root(data: bytes) -> ElementTree.Element:
     """The ``<annotation>`` of a file's content.
 
     Raises:
@@ -81,7 +81,7 @@ def voc_root(data: bytes) -> ElementTree.Element:
 def _file(root: ElementTree.Element) -> VocFile:
     sides = (_side(root.findtext(f'size/{key}')) for key in ('width', 'height'))
     file = VocFile(_text(root, 'filename') or None, *sides)
-    first = first_pixel(root)
+    first = _first_pixel(root)
     for number, node in enumerate(root.findall('object'), start=1):
         name, box = _text(node, 'name'), node.find('bndbox')
         if box is None:
@@ -117,18 +117,18 @@ def _box(box: ElementTree.Element, first: int, what: str) -> list[float]:
     values = [_number(text) for text in texts.values()]
     if None in values:
         raise UserError(f'has a bndbox that is not four numbers xmin, ymin, xmax, ymax: {what} has {texts}')
-    return voc_box(values, first)
+    return _in_pixels(values, first)
 
 
-def first_pixel(root: ElementTree.Element) -> int:
+def _first_pixel(root: ElementTree.Element) -> int:
     """The number of the leftmost pixel: 1 in files of the benchmark, 0 in those of tools."""
     return int('VOC' in root.findtext('source/database', ''))
 
 
-def voc_box(corners: Sequence[float], first: int) -> list[float]:
+def _in_pixels(corners: Sequence[float], first: int) -> list[float]:
     """[x1, y1, x2, y2] in pixels from 0, of xmin, ymin, xmax, ymax, or of any two corners, as some tools write.
 
-    >>> voc_box((1, 1, 10, 2), first=1)
+    >>> _in_pixels((1, 1, 10, 2), first=1)
     [0, 0, 10, 2]
     """
     (xmin, xmax), (ymin, ymax) = sorted(corners[::2]), sorted(corners[1::2])

@@ -1,10 +1,8 @@
 """A variable of a config file, changed in a file that builds on it or by --cfg-options, reaches the same places."""
 
-from collections import OrderedDict
 from pathlib import Path
 
 import pytest
-from mmengine.logging import MMLogger
 
 from mmdet.config.load import load_config
 
@@ -34,10 +32,9 @@ CHANGES = [
 
 
 @pytest.fixture
-def resolved(tmp_path, run_tool, monkeypatch):
+def resolved(tmp_path, run_tool):
     """resolved(text of a child): what tools/print_config.py prints of it, as a dict, and what it says."""
     (tmp_path / 'base.py').write_text(BASE)
-    monkeypatch.setattr(MMLogger, '_instance_dict', OrderedDict())  # an earlier one writes to another test's output
 
     def run(text: str, *words, name: str = 'child.py', base: str = 'base.py') -> tuple[dict, str]:
         (tmp_path / name).write_text(f"_base_ = '{base}'\n{text}\n" if name.endswith('.py') else text)
