@@ -1,0 +1,79 @@
+"""The detection study compares what it says: same weights, same images, maps of the backbone, the chosen rate."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from mmdet.config.load import load_config
+from mmdet.layers import CrossIterBatchNorm2d
+from projects.norm_study.detection import study
+from projects.norm_study.detection.train import Detector, batches
+
+pytest.importorskip('timm', reason='timm is not installed')
+SCALE = study.SCALES[False]
+
+
+def config(**options):
+    return load_config(study.CONFIG, {'model.backbone.init_cfg': None, **options})
+
+
+def detector(norm, seed=0, **options):
+    cfg = config(**options)
+    return Detector(cfg, study.norm_cfg(norm, cfg.model.neck.out_channels, SCALE.group), seed)
+
+
+def test_all_norms_begin_with_the_same_weights():
+    states = {norm: detector(norm).model.state_dict() for norm in study.NORMS}
+    plain = {k: v for k, v in states['none'].items() if not k.startswith('backbone')}
+    assert not torch.equal(plain['neck.fpn_convs.0.conv.weight'], plain['neck.fpn_convs.1.conv.weight'])
+    for norm, state in states.items():
+        missing = plain.keys() - state.keys()
+        assert all(k.endswith('conv.bias') for k in missing) and bool(missing) == (norm != 'none')
+        assert all(torch.equal(state[k], plain[k]) for k in plain.keys() - missing)
+    other = detector('BN', seed=1).model.state_dict()
+    assert not torch.equal(other['rpn_head.rpn_conv.weight'], plain['rpn_head.rpn_conv.weight'])
+
+
+def test_the_norm_is_in_neck_and_heads_alone():
+    model = detector('CBN').model
+    found = [n for n, m in model.named_modules() if isinstance(m, CrossIterBatchNorm2d)]
+    assert len(found) == 6 + 4 + 2 and not any(n.startswith(('backbone', 'rpn_head')) for n in found)
+
+
+@pytest.mark.parametrize('frozen', [3, 5])
+def test_cached_maps_are_what_the_whole_backbone_gives(frozen, tmp_path):
+    tested = detector('GN', **{'model.backbone.frozen_stages': frozen})
+    tested.model.eval()
+    images = [torch.randint(256, (3, 64, 96), dtype=torch.uint8) for _ in range(2)]
+    (first, second), again = tested.cached_maps(images, tmp_path), tested.cached_maps(images, tmp_path)
+    assert len(list(tmp_path.iterdir())) == 1
+    assert all(torch.equal(a, b) for a, b in zip(first, again[0]))
+    with tested.autocast(), torch.no_grad():
+        found = tested.model.backbone([torch.cat(level) for level in zip(first, second)])
+        inputs = tested.model.data_preprocessor(dict(inputs=images))['inputs']
+        whole = tested.model.backbone.network(inputs.contiguous(memory_format=torch.channels_last))
+    assert len(found) == len(whole) == 3
+    for a, b in zip(found, whole):
+        torch.testing.assert_close(a, b, rtol=0.02, atol=0.02 * float(b.std()))
+
+
+def test_every_epoch_has_each_image_once_at_any_batch_size():
+    one, two = (list(batches(7, batch, 4, seed=3)) for batch in (1, 2))
+    assert [i for step in one for i in step] == [i for step in two for i in step]
+    indices = np.array([index for ((index, _),) in one]).reshape(4, 7)
+    assert (np.sort(indices) == np.arange(7)).all() and (indices[0] != indices[1]).any()
+    assert list(batches(7, 1, 4, seed=4)) != one
+
+
+def test_the_rate_is_the_best_on_held_out_images_and_what_is_done_is_not_run_again(tmp_path, monkeypatch):
+    for ap, cell in enumerate(c for c in study.cells(SCALE) if c.part == 'lr' and c.norm == 'GN'):
+        score = dict(bbox_mAP=10 - abs(ap - 1), segm_mAP=5.0)
+        cell.file(tmp_path).write_text(json.dumps(dict(metrics=score)))
+    assert study.best_rate('GN', SCALE, tmp_path) == SCALE.rates[1]
+    monkeypatch.setattr(study.multiprocessing, 'get_context', lambda kind: pytest.fail('it is run again'))
+    monkeypatch.setattr(study, 'NORMS', ('GN',))
+    args = study.argparse.Namespace(out=tmp_path, workers=1)
+    with pytest.raises(pytest.fail.Exception):
+        study.run([c for c in study.cells(SCALE) if c.part == 'primary'], args)
