@@ -18,11 +18,11 @@ model = dict(
         bbox_roi_extractor=extractor,
         bbox_head=dict(in_channels=64, conv_out_channels=64, fc_out_channels=256, norm_cfg=norm_cfg),
         mask_roi_extractor=extractor,
-        mask_head=dict(in_channels=64, conv_out_channels=64, norm_cfg=norm_cfg),
+        mask_head=dict(in_channels=64, conv_out_channels=64, upsample_cfg=dict(type=None), norm_cfg=norm_cfg),
     ),
     train_cfg=dict(
         rpn_proposal=dict(nms_pre=400, max_per_img=200),
-        rcnn=dict(sampler=dict(num=64)),
+        rcnn=dict(sampler=dict(num=48), mask_size=14),  # without upsampling, which is a third of a step
     ),
     test_cfg=dict(rpn=dict(nms_pre=300, max_per_img=150)),
 )
@@ -60,7 +60,7 @@ test_evaluator = val_evaluator
 
 epochs = 6
 train_cfg = dict(max_epochs=epochs, val_interval=epochs)
-optim_wrapper = dict(optimizer=dict(type='AdamW', lr=0.001, weight_decay=0.05, fused=True), clip_grad=dict(max_norm=35))
+optim_wrapper = dict(optimizer=dict(type='AdamW', lr=0.003, weight_decay=0.05, fused=True), clip_grad=dict(max_norm=35))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=100),
     dict(type='CosineAnnealingLR', by_epoch=True, begin=0, end=epochs, T_max=epochs, convert_to_iter_based=True),

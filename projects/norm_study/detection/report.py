@@ -9,7 +9,9 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 
-from .study import BATCHES, NORMS
+from .study import BATCHES, HERE, NORMS
+
+RESULTS = HERE / 'results'
 
 METRICS = {'bbox_mAP': 'box AP', 'segm_mAP': 'mask AP', 'bbox_mAP_50': 'box AP50', 'segm_mAP_50': 'mask AP50'}
 PRIMARY = tuple(METRICS)[:2]
@@ -88,7 +90,9 @@ def rate_table(found: Sequence[dict], markdown: Callable) -> str:
     rows = []
     for norm in NORMS:
         cells = {r['rate']: r['metrics'] for r in found if r['norm'] == norm}
-        rows.append([norm, *(f'{m["bbox_mAP"]:.1f} / {m["segm_mAP"]:.1f}' if (m := cells.get(r)) else '' for r in rates)])
+        rows.append(
+            [norm, *(f'{m["bbox_mAP"]:.1f} / {m["segm_mAP"]:.1f}' if (m := cells.get(r)) else '' for r in rates)]
+        )
     return markdown(['norm', *(f'{rate:g}' for rate in rates)], rows)
 
 
@@ -103,6 +107,23 @@ def cost_table(found: Sequence[dict], markdown: Callable) -> str:
         rows.append(row)
     head = [f'{what}, batch {b}' for what in ('CPU seconds a step', 'MiB kept for the backward pass') for b in BATCHES]
     return markdown(['norm', *head], rows)
+
+
+def tables(markdown: Callable) -> dict[str, str]:
+    """By the names of their places in the pages."""
+    found, chosen = records(RESULTS, 'primary'), records(RESULTS, 'lr')
+    return {
+        'pretrained-ap': ap_table(found, markdown),
+        'pretrained-differences': difference_table(found, markdown),
+        'pretrained-rates': rate_table(chosen, markdown),
+        'pretrained-costs': cost_table(found, markdown),
+    }
+
+
+def draw(folder: Path) -> None:
+    found = records(RESULTS, 'primary')
+    draw_ap(found, folder / 'pretrained_ap.png')
+    draw_differences(found, folder / 'pretrained_differences.png')
 
 
 def draw_ap(found: Sequence[dict], path: Path) -> None:

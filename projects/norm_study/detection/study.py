@@ -24,21 +24,23 @@ CONFIG = HERE / 'mask_rcnn_efficientnet_lite0_fpn.py'
 NORMS = ('none', 'BN', 'GN', 'CBN', 'CBN-full')
 BATCHES = (1, 2)
 SEEDS = (0, 1, 2, 3, 4)
+PARTS = ('lr', 'pilot', 'primary', 'long')
 LR_SEED = 100  # of the runs that choose the learning rate
-HELD_OUT = 4  # every fourth training image, for that choice
+PILOT_SEEDS = (101,)  # of those that, with it, show how far runs lie apart
+HELD_OUT = 4  # every fourth training image, for both
 
 
 class Scale(NamedTuple):
-    epochs: int
+    epochs: dict[str, int]  # of each part
     rates: tuple[float, ...]  # AdamW's, of two images a step; the rate goes with the root of the batch
     group: int  # channels of a group of GN
     options: dict  # of the config
 
 
 SCALES = {
-    False: Scale(4, (0.0005, 0.001, 0.002), 8, {}),
+    False: Scale(dict(lr=2, pilot=2, primary=3, long=9), (0.0015, 0.003, 0.006), 8, {}),
     True: Scale(
-        24, (0.00025, 0.0005, 0.001), 8,
+        dict(lr=8, pilot=8, primary=12, long=36), (0.00025, 0.0005, 0.001), 8,
         {
             'model.backbone.frozen_stages': 3,
             'model.neck.out_channels': 256,
@@ -47,6 +49,7 @@ SCALES = {
             'model.roi_head.mask_roi_extractor.out_channels': 256,
             'model.roi_head.bbox_head.in_channels': 256, 'model.roi_head.bbox_head.conv_out_channels': 256,
             'model.roi_head.bbox_head.fc_out_channels': 1024, 'model.roi_head.mask_head.num_convs': 4,
+            'model.roi_head.mask_head.upsample_cfg.type': 'deconv', 'model.train_cfg.rcnn.mask_size': 28,
             'model.roi_head.mask_head.in_channels': 256, 'model.roi_head.mask_head.conv_out_channels': 256,
             'model.train_cfg.rcnn.sampler.num': 512,
             'model.train_cfg.rpn_proposal.nms_pre': 2000, 'model.train_cfg.rpn_proposal.max_per_img': 1000,
@@ -57,7 +60,7 @@ SCALES = {
 
 
 class Cell(NamedTuple):
-    part: str  # 'lr' or 'primary'
+    part: str
     norm: str
     batch: int
     seed: int
@@ -83,8 +86,10 @@ def cells(scale: Scale) -> Iterator[Cell]:
     """In the order in which they are run: what is missing when time runs out is whole seeds."""
     for norm, rate in itertools.product(NORMS, scale.rates):
         yield Cell('lr', norm, 2, LR_SEED, rate)
-    for seed, norm, batch in itertools.product(SEEDS, NORMS, BATCHES):
-        yield Cell('primary', norm, batch, seed)
+    for seed, norm in itertools.product(PILOT_SEEDS, NORMS):
+        yield Cell('pilot', norm, 2, seed, scale.rates[1])
+    for part, seed, norm, batch in itertools.product(PARTS[2:], SEEDS, NORMS, BATCHES):
+        yield Cell(part, norm, batch, seed)
 
 
 def best_rate(norm: str, scale: Scale, out: Path) -> float:
@@ -128,11 +133,8 @@ def work(todo: list[Cell], following, args: argparse.Namespace, parent: int) -> 
     if device == 'cpu':
         torch.set_num_threads(1)
     scale, root = SCALES[args.full], args.data / 'facade'
-    cfg = load_config(CONFIG, {
-        'data_root': f'{root}/', 'model.backbone.init_cfg.checkpoint': str(args.weights),
-        'train_cfg.max_epochs': scale.epochs, 'param_scheduler.1.end': scale.epochs,
-        'param_scheduler.1.T_max': scale.epochs, **scale.options,
-    })  # fmt: skip
+    weights = {'model.backbone.init_cfg.checkpoint': str(args.weights)}
+    cfg = load_config(CONFIG, {'data_root': f'{root}/', **weights, **scale.options})
     sets = None
     while os.getppid() == parent:
         with following.get_lock():
@@ -147,10 +149,12 @@ def work(todo: list[Cell], following, args: argparse.Namespace, parent: int) -> 
         if sets is None:
             sets = data_of(cfg, detector, args.cache)
             began = time.time(), time.process_time()
-        images, tested, ann_file = sets[cell.part]
+        images, tested, ann_file = sets['held out' if cell.part in ('lr', 'pilot') else 'test']
+        epochs = scale.epochs[cell.part]
+        cfg.train_cfg.max_epochs = cfg.param_scheduler[1].end = cfg.param_scheduler[1].T_max = epochs
         rate = best_rate(cell.norm, scale, args.out) if cell.rate is None else cell.rate
         cfg.optim_wrapper.optimizer.lr = rate * math.sqrt(cell.batch / 2)
-        record = dict(cell._asdict(), rate=rate, epochs=scale.epochs, images=len(images), device=device)
+        record = dict(cell._asdict(), rate=rate, epochs=epochs, images=len(images), device=device)
         record |= train.train(detector, images, cfg, cell.batch, cell.seed)
         record['metrics'] = train.test(detector, tested, ann_file)
         record |= dict(wall_seconds=round(time.time() - began[0]), cpu_seconds=round(time.process_time() - began[1]))
@@ -163,14 +167,17 @@ def work(todo: list[Cell], following, args: argparse.Namespace, parent: int) -> 
 
 
 def data_of(cfg, detector, cache: Path) -> dict[str, tuple]:
-    """Of each part the training images, the test images, and the annotation file of these."""
+    """Training images, test images and the annotation file of these, for runs that are reported and for the others."""
     from projects.norm_study.detection.train import Data
 
     loaders = cfg.train_dataloader, cfg.val_dataloader
     training, test = (Data(loader.dataset, detector, cache) for loader in loaders)
     train_file, test_file = (loader.dataset.data_root + loader.dataset.ann_file for loader in loaders)
     chosen = [[i for i in range(len(training)) if (i % HELD_OUT == 0) == held_out] for held_out in (False, True)]
-    return dict(lr=(*(training.subset(indices) for indices in chosen), train_file), primary=(training, test, test_file))
+    return {
+        'test': (training, test, test_file),
+        'held out': (*(training.subset(indices) for indices in chosen), train_file),
+    }
 
 
 def main() -> None:
@@ -184,7 +191,7 @@ def main() -> None:
     parser.add_argument('--keep', type=Path, help='folder for the trained weights of neck and heads')
     parser.add_argument('--workers', type=int, default=1, help='cells that run at once, each on one thread')
     parser.add_argument('--full', action='store_true', help='the large form, for a GPU')
-    parser.add_argument('--parts', nargs='+', choices=('lr', 'primary'), default=('lr', 'primary'))
+    parser.add_argument('--parts', nargs='+', choices=PARTS, default=PARTS[:3])
     args = parser.parse_args()
     args.out = args.out or HERE / ('results_full' if args.full else 'results')
     for part in args.parts:
