@@ -20,7 +20,7 @@ matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 
 from .classify import BATCHES, NORMS, REGIMES, RESULTS
-from .detection import report as pretrained
+from .detection import report as imagenet
 
 HERE = Path(__file__).resolve().parent
 COLOURS = dict(zip(NORMS, 'tab:blue grey tab:purple tab:orange tab:red hotpink darkred saddlebrown'.split()))
@@ -205,12 +205,8 @@ def draw_batches(records: list[dict], path: Path) -> None:
         axis.minorticks_off()
         axis.grid(alpha=0.3)
     handles = {label: h for axis in axes.flat for h, label in zip(*axis.get_legend_handles_labels())}
-    figure.legend(
-        [handles[n] for n in NORMS if n in handles],
-        [n for n in NORMS if n in handles],
-        loc='outside lower center',
-        ncols=len(handles),
-    )
+    figure.legend([handles[n] for n in NORMS if n in handles], [n for n in NORMS if n in handles],
+                  loc='outside lower center', ncols=len(handles))
     figure.savefig(path, dpi=80)
     plt.close(figure)
 
@@ -285,7 +281,7 @@ def main() -> None:
         **{f'detection-{n}': detection_table(select(from_scratch, epochs=n)) for n in (4, 12)},
         'detection-pretrained': detection_table([r for r in detection if 'backbone' in r]),
     }
-    tables |= pretrained.tables(markdown)
+    tables |= imagenet.tables(markdown)
     documents = {path: path.read_text() for path in args.pages.glob('*.md')}
     for name, content in tables.items():
         replace(documents, name, content)
@@ -293,7 +289,7 @@ def main() -> None:
         path.write_text(text)
     draw_norms(records, args.pages / 'figures' / 'norms.png')
     draw_batches(records, args.pages / 'figures' / 'batches.png')
-    pretrained.draw(args.pages / 'figures')
+    imagenet.draw(args.pages / 'figures')
     shown = {k: curves[k] for k in ('digits|4|1.0', 'digits-fc|4|1.0', 'digits-one-fast|4|1.0') if k in curves}
     draw_errors(shown, args.pages / 'figures' / 'statistics.png')
 

@@ -113,17 +113,17 @@ def tables(markdown: Callable) -> dict[str, str]:
     """By the names of their places in the pages."""
     found, chosen = records(RESULTS, 'primary'), records(RESULTS, 'lr')
     return {
-        'pretrained-ap': ap_table(found, markdown),
-        'pretrained-differences': difference_table(found, markdown),
-        'pretrained-rates': rate_table(chosen, markdown),
-        'pretrained-costs': cost_table(found, markdown),
+        'imagenet-ap': ap_table(found, markdown),
+        'imagenet-differences': difference_table(found, markdown),
+        'imagenet-rates': rate_table(chosen, markdown),
+        'imagenet-costs': cost_table(found, markdown),
     }
 
 
 def draw(folder: Path) -> None:
     found = records(RESULTS, 'primary')
-    draw_ap(found, folder / 'pretrained_ap.png')
-    draw_differences(found, folder / 'pretrained_differences.png')
+    draw_ap(found, folder / 'imagenet_ap.png')
+    draw_differences(found, folder / 'imagenet_differences.png')
 
 
 def draw_ap(found: Sequence[dict], path: Path) -> None:

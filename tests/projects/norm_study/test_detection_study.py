@@ -8,7 +8,7 @@ import torch
 
 from mmdet.config.load import load_config
 from mmdet.layers import CrossIterBatchNorm2d
-from projects.norm_study.detection import study
+from projects.norm_study.detection import report, study
 from projects.norm_study.detection.train import Detector, batches
 
 pytest.importorskip('timm', reason='timm is not installed')
@@ -24,22 +24,20 @@ def detector(norm, seed=0, **options):
     return Detector(cfg, study.norm_cfg(norm, cfg.model.neck.out_channels, SCALE.group), seed)
 
 
-def test_all_norms_begin_with_the_same_weights():
-    states = {norm: detector(norm).model.state_dict() for norm in study.NORMS}
-    plain = {k: v for k, v in states['none'].items() if not k.startswith('backbone')}
+def test_all_norms_begin_with_the_same_weights_and_stand_in_neck_and_heads_alone():
+    models = {norm: detector(norm).model for norm in study.NORMS}
+    plain = {k: v for k, v in models['none'].state_dict().items() if not k.startswith('backbone')}
     assert not torch.equal(plain['neck.fpn_convs.0.conv.weight'], plain['neck.fpn_convs.1.conv.weight'])
-    for norm, state in states.items():
+    for norm, model in models.items():
+        state = model.state_dict()
         missing = plain.keys() - state.keys()
-        assert all(k.endswith('conv.bias') for k in missing) and bool(missing) == (norm != 'none')
+        assert all(k.endswith('conv.bias') for k in missing) and len(missing) == (0 if norm == 'none' else 12)
         assert all(torch.equal(state[k], plain[k]) for k in plain.keys() - missing)
-    other = detector('BN', seed=1).model.state_dict()
+        if norm.startswith('CBN'):
+            found = [n for n, m in model.named_modules() if isinstance(m, CrossIterBatchNorm2d)]
+            assert len(found) == 6 + 4 + 2 and not any(n.startswith(('backbone', 'rpn_head')) for n in found)
+    other = detector('none', seed=1).model.state_dict()
     assert not torch.equal(other['rpn_head.rpn_conv.weight'], plain['rpn_head.rpn_conv.weight'])
-
-
-def test_the_norm_is_in_neck_and_heads_alone():
-    model = detector('CBN').model
-    found = [n for n, m in model.named_modules() if isinstance(m, CrossIterBatchNorm2d)]
-    assert len(found) == 6 + 4 + 2 and not any(n.startswith(('backbone', 'rpn_head')) for n in found)
 
 
 @pytest.mark.parametrize('frozen', [3, 5])
@@ -77,3 +75,32 @@ def test_the_rate_is_the_best_on_held_out_images_and_what_is_done_is_not_run_aga
     args = study.argparse.Namespace(out=tmp_path, workers=1)
     with pytest.raises(pytest.fail.Exception):
         study.run([c for c in study.cells(SCALE) if c.part == 'primary'], args)
+
+
+def records(seeds, **ap):
+    """Of made-up runs: AP by norm, one value a seed."""
+    return [
+        dict(norm=norm, batch=1, seed=seed, metrics=dict(bbox_mAP=value))
+        for norm, values in ap.items() for seed, value in zip(seeds, values)
+    ]  # fmt: skip
+
+
+def test_differences_are_paired_by_seed():
+    found = records([0, 1, 2], BN=[10.0, 20.0, 30.0]) + records([2, 0, 5], GN=[31.0, 11.5, 99.0])
+    assert report.differences(found, ('GN', 1), ('BN', 1), 'bbox_mAP') == [1.5, 1.0]
+
+
+def test_the_interval_is_about_students():
+    generator = np.random.default_rng(0)
+    ratios = []
+    for _ in range(200):
+        values = generator.normal(size=5).tolist()
+        mean, low, high = report.interval(values)
+        assert min(values) <= low < mean < high <= max(values)
+        ratios.append((high - low) / (2 * 2.776 * np.std(values, ddof=1) / 5**0.5))
+    assert 0.85 < np.mean(ratios) < 1.1
+
+
+def test_an_interval_with_0_says_what_can_be_excluded():
+    assert report.verdict([-1.0, 0.5, 2.0]) == 'no difference above 2.0'
+    assert report.verdict([0.5, 1.0, 1.5]) == 'higher' and report.verdict([-0.5, -1.0, -1.5]) == 'lower'
