@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import numpy as np
 
 from .study import BATCHES, HERE, NORMS
 
@@ -16,8 +17,7 @@ RESULTS = HERE / 'results'
 METRICS = {'bbox_mAP': 'box AP', 'segm_mAP': 'mask AP', 'bbox_mAP_50': 'box AP50', 'segm_mAP_50': 'mask AP50'}
 PRIMARY = tuple(METRICS)[:2]
 COLOURS = dict(zip(NORMS, ('tab:grey', 'tab:blue', 'tab:green', 'tab:orange', 'tab:red')))
-# Student's t, 97.5 %, by degrees of freedom
-T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+RESAMPLES = 20_000
 # what is compared in each batch size: first minus second
 PAIRS = [
     ('CBN-full', 'BN'), ('CBN', 'BN'), ('GN', 'BN'), ('none', 'BN'),
@@ -29,59 +29,81 @@ def records(folder: Path, part: str) -> list[dict]:
     return [json.loads(file.read_text()) for file in sorted(folder.glob(f'{part}-*.json'))]
 
 
-def by_seed(found: Sequence[dict], norm: str, batch: int, metric: str) -> dict[int, float]:
-    return {r['seed']: r['metrics'][metric] for r in found if r['norm'] == norm and r['batch'] == batch}
+class Runs:
+    """One metric of the runs of a grid, and how far runs lie apart.
 
-
-def differences(found: Sequence[dict], first: tuple, second: tuple, metric: str) -> list[float]:
-    """Of (norm, batch) and (norm, batch), one for each seed that both have."""
-    a, b = (by_seed(found, *which, metric) for which in (first, second))
-    return [a[seed] - b[seed] for seed in sorted(a.keys() & b.keys())]
-
-
-def interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Mean and the ends of its 95 % interval: the expanded percentile bootstrap (Hesterberg 2015, section 3.3).
-
-    All resamples are enumerated. The percentiles are those that make the interval as wide as Student's for values from
-    a normal distribution; for five values it is nearly their range.
+    A run's residual is its AP without the means of its setting and of its seed, in a grid of which each seed has every
+    setting. Residuals of all settings are pooled: five seeds of one setting alone say little about their spread.
     """
-    n, mean = len(values), statistics.mean(values)
-    if n < 2:
-        return mean, -math.inf, math.inf
-    tail = statistics.NormalDist().cdf(-math.sqrt(n / (n - 1)) * T[n - 1])
-    means = sorted(statistics.fmean(chosen) for chosen in itertools.product(values, repeat=n))
-    low = means[int(tail * len(means))]
-    return mean, low, means[-1 - int(tail * len(means))]
+
+    def __init__(self, found: Sequence[dict], metric: str) -> None:
+        self.values: dict[tuple, dict[int, float]] = {}
+        for r in found:
+            self.values.setdefault((r['norm'], r['batch']), {})[r['seed']] = r['metrics'][metric]
+        common = set.intersection(*(set(of) for of in self.values.values())) if self.values else set()
+        self.whole = sorted(common)  # seeds
+        table = np.array([[of[seed] for seed in self.whole] for of in self.values.values()]).reshape(-1, len(common))
+        self.degrees = (table.shape[0] - 1) * (table.shape[1] - 1)
+        self.residuals = np.zeros(0)
+        if self.degrees > 0:
+            left = table - table.mean(0) - table.mean(1, keepdims=True) + table.mean()
+            self.residuals = left.ravel() * math.sqrt(left.size / self.degrees)
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation of a run, its seed's share taken out."""
+        return float(np.sqrt(np.mean(self.residuals**2)))
+
+    def pairs(self, first: tuple, second: tuple) -> list[float]:
+        """Differences of the settings (norm, batch), one for each seed that both have."""
+        a, b = (self.values.get(which, {}) for which in (first, second))
+        return [a[seed] - b[seed] for seed in sorted(a.keys() & b.keys())]
+
+    def interval(self, values: Sequence[float], runs: int = 2) -> tuple[float, float, float]:
+        """Mean of paired differences and the ends of its 95 % interval, by a bootstrap of the residuals.
+
+        As many are drawn as ``runs`` a seed, and the interval is as much wider as Student's t is than the normal
+        distribution, since the residuals are few. ``runs=1`` is for a setting's own mean.
+        """
+        mean, n = statistics.fmean(values), len(values)
+        drawn = np.random.default_rng(0).choice(self.residuals, (RESAMPLES, runs, n)).mean(-1)
+        error = (drawn[:, 0] - drawn[:, 1:].sum(1)) * students(self.degrees) / students(math.inf)
+        low, high = np.quantile(error, [0.025, 0.975])
+        return mean, mean - high, mean - low
+
+    def shown(self, values: Sequence[float]) -> tuple[str, str]:
+        """The interval, and what it says."""
+        mean, low, high = self.interval(values)
+        says = f'no difference above {max(-low, high):.1f}'
+        if low > 0 or high < 0:
+            says = '**higher**' if mean > 0 else '**lower**'
+        return f'{mean:+.1f} ({low:+.1f} to {high:+.1f})', says
 
 
-def verdict(values: Sequence[float]) -> str:
-    mean, low, high = interval(values)
-    if low <= 0 <= high:
-        return f'no difference above {max(-low, high):.1f}'
-    return 'higher' if mean > 0 else 'lower'
-
-
-def shown(values: Sequence[float]) -> str:
-    mean, low, high = interval(values)
-    return f'{mean:+.1f} ({low:+.1f} to {high:+.1f})'
+def students(degrees: float) -> float:
+    """The 97.5 % point of Student's t (Abramowitz and Stegun, 26.7.5): within 2 % from 4 degrees on."""
+    z = statistics.NormalDist().inv_cdf(0.975)
+    return z + (z**3 + z) / (4 * degrees) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)
 
 
 def ap_table(found: Sequence[dict], markdown: Callable) -> str:
     rows = []
     for metric, batch in itertools.product(METRICS, BATCHES):
-        values = [list(by_seed(found, norm, batch, metric).values()) for norm in NORMS]
+        runs = Runs(found, metric)
+        values = [list(runs.values.get((norm, batch), {}).values()) for norm in NORMS]
         cells = [f'{statistics.mean(v):.1f} ± {statistics.stdev(v):.1f}' if len(v) > 1 else '' for v in values]
         rows.append([METRICS[metric], str(batch), *cells])
     return markdown(['', 'batch', *NORMS], rows)
 
 
 def difference_table(found: Sequence[dict], markdown: Callable) -> str:
+    by_metric = [Runs(found, metric) for metric in PRIMARY]
     rows = []
     for (first, second), batch in itertools.product(PAIRS, BATCHES):
-        values = [differences(found, (first, batch), (second, batch), metric) for metric in PRIMARY]
-        if all(len(v) > 1 for v in values):
-            cells = [text for v in values for text in (shown(v), verdict(v))]
-            rows.append([f'{first} - {second}', str(batch), *cells, str(len(values[0]))])
+        differences = [runs.pairs((first, batch), (second, batch)) for runs in by_metric]
+        if len(differences[0]) > 1:
+            cells = [text for runs, values in zip(by_metric, differences) for text in runs.shown(values)]
+            rows.append([f'{first} - {second}', str(batch), *cells, str(len(differences[0]))])
     return markdown(['', 'batch', 'box AP', '', 'mask AP', '', 'seeds'], rows)
 
 
@@ -130,13 +152,16 @@ def draw_ap(found: Sequence[dict], path: Path) -> None:
     """AP against batch size with intervals."""
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.8), layout='constrained')
     for axis, metric in zip(axes, PRIMARY):
+        runs = Runs(found, metric)
         for place, norm in enumerate(NORMS):
-            points = [(b, interval(v)) for b in BATCHES if len(v := list(by_seed(found, norm, b, metric).values())) > 1]
-            if points:
-                x = [BATCHES.index(b) + (place - (len(NORMS) - 1) / 2) * 0.07 for b, _ in points]
-                mean, low, high = zip(*(values for _, values in points))
-                error = [[m - a for m, a in zip(mean, low)], [b - m for m, b in zip(mean, high)]]
-                axis.errorbar(x, mean, error, marker='o', capsize=3, label=norm, color=COLOURS[norm])
+            values = {b: list(of.values()) for b in BATCHES if len(of := runs.values.get((norm, b), {})) > 1}
+            if values:
+                mean, low, high = zip(*(runs.interval(v, runs=1) for v in values.values()))
+                axis.errorbar(
+                    [BATCHES.index(b) + (place - (len(NORMS) - 1) / 2) * 0.07 for b in values], mean,
+                    [[m - a for m, a in zip(mean, low)], [b - m for m, b in zip(mean, high)]],
+                    marker='o', capsize=3, label=norm, color=COLOURS[norm],
+                )  # fmt: skip
         axis.set_xticks(range(len(BATCHES)), BATCHES)
         axis.set(xlabel='images per step', ylabel=f'{METRICS[metric]}, %', xlim=(-0.4, len(BATCHES) - 0.6))
         axis.grid(axis='y', alpha=0.3)
@@ -151,10 +176,11 @@ def draw_differences(found: Sequence[dict], path: Path) -> None:
     compared += [(f'{norm}: batch 2 - batch 1', (norm, 2), (norm, 1)) for norm in NORMS]
     figure, axes = plt.subplots(1, 2, figsize=(9, 0.27 * len(compared) + 1), sharey=True, layout='constrained')
     for axis, metric in zip(axes, PRIMARY):
+        runs = Runs(found, metric)
         for row, (_, *pair) in enumerate(compared):
-            values = differences(found, *pair, metric)
+            values = runs.pairs(*pair)
             if len(values) > 1:
-                mean, low, high = interval(values)
+                mean, low, high = runs.interval(values)
                 colour = 'grey' if low <= 0 <= high else 'tab:green' if mean > 0 else 'tab:red'
                 axis.errorbar(mean, row, xerr=[[mean - low], [high - mean]], marker='o', capsize=3, color=colour)
         axis.axvline(0, color='black', linewidth=0.8)

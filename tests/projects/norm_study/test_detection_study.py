@@ -77,30 +77,35 @@ def test_the_rate_is_the_best_on_held_out_images_and_what_is_done_is_not_run_aga
         study.run([c for c in study.cells(SCALE) if c.part == 'primary'], args)
 
 
-def records(seeds, **ap):
+def runs(seeds, **ap):
     """Of made-up runs: AP by norm, one value a seed."""
-    return [
-        dict(norm=norm, batch=1, seed=seed, metrics=dict(bbox_mAP=value))
-        for norm, values in ap.items() for seed, value in zip(seeds, values)
-    ]  # fmt: skip
+    return report.Runs(
+        [
+            dict(norm=norm, batch=1, seed=seed, metrics=dict(AP=value))
+            for norm, values in ap.items() for seed, value in zip(seeds, values)
+        ],
+        'AP',
+    )  # fmt: skip
 
 
-def test_differences_are_paired_by_seed():
-    found = records([0, 1, 2], BN=[10.0, 20.0, 30.0]) + records([2, 0, 5], GN=[31.0, 11.5, 99.0])
-    assert report.differences(found, ('GN', 1), ('BN', 1), 'bbox_mAP') == [1.5, 1.0]
+def test_differences_are_paired_by_seed_and_the_seeds_share_is_no_spread():
+    found = runs([0, 1, 2], BN=[10.0, 20.0, 30.0], GN=[11.0, 21.0])
+    assert found.pairs(('GN', 1), ('BN', 1)) == [1.0, 1.0] and found.whole == [0, 1] and found.spread < 1e-9
 
 
-def test_the_interval_is_about_students():
+def test_the_interval_is_students_with_the_pooled_spread():
     generator = np.random.default_rng(0)
-    ratios = []
-    for _ in range(200):
-        values = generator.normal(size=5).tolist()
-        mean, low, high = report.interval(values)
-        assert min(values) <= low < mean < high <= max(values)
-        ratios.append((high - low) / (2 * 2.776 * np.std(values, ddof=1) / 5**0.5))
-    assert 0.85 < np.mean(ratios) < 1.1
+    seeds = generator.normal(size=5) * 10
+    found = runs(range(5), **{norm: (seeds + generator.normal(size=5)).tolist() for norm in 'abcdefghij'})
+    assert found.degrees == 9 * 4 and 0.8 < found.spread < 1.2
+    mean, low, high = found.interval(found.pairs(('a', 1), ('b', 1)))
+    half = 2.028 * found.spread * (2 / 5) ** 0.5
+    assert (high - mean, mean - low) == pytest.approx((half, half), rel=0.12)
+    assert report.students(9) == pytest.approx(2.262, rel=0.01)
 
 
 def test_an_interval_with_0_says_what_can_be_excluded():
-    assert report.verdict([-1.0, 0.5, 2.0]) == 'no difference above 2.0'
-    assert report.verdict([0.5, 1.0, 1.5]) == 'higher' and report.verdict([-0.5, -1.0, -1.5]) == 'lower'
+    found = runs(range(4), a=[1.0, 1.1, 0.9, 1.0], b=[1.0, 0.9, 1.1, 1.0], c=[9.0, 9.1, 9.0, 8.9])
+    assert found.shown(found.pairs(('a', 1), ('b', 1)))[1].startswith('no difference above 0.')
+    assert found.shown(found.pairs(('c', 1), ('a', 1)))[1] == '**higher**'
+    assert found.shown(found.pairs(('a', 1), ('c', 1)))[1] == '**lower**'
