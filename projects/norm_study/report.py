@@ -281,7 +281,7 @@ def main() -> None:
         **{f'detection-{n}': detection_table(select(from_scratch, epochs=n)) for n in (4, 12)},
         'detection-pretrained': detection_table([r for r in detection if 'backbone' in r]),
     }
-    tables |= imagenet.tables(markdown)
+    tables |= imagenet.tables(markdown, spread)
     documents = {path: path.read_text() for path in args.pages.glob('*.md')}
     for name, content in tables.items():
         replace(documents, name, content)

@@ -63,9 +63,12 @@ class Runs:
         """Mean of paired differences and the ends of its 95 % interval, by a bootstrap of the residuals.
 
         As many are drawn as ``runs`` a seed, and the interval is as much wider as Student's t is than the normal
-        distribution, since the residuals are few. ``runs=1`` is for a setting's own mean.
+        distribution, since the residuals are few. ``runs=1`` is for a setting's own mean. Where no two seeds have all
+        settings the ends are nan.
         """
         mean, n = statistics.fmean(values), len(values)
+        if not self.degrees:
+            return mean, math.nan, math.nan
         drawn = np.random.default_rng(0).choice(self.residuals, (RESAMPLES, runs, n)).mean(-1)
         error = (drawn[:, 0] - drawn[:, 1:].sum(1)) * students(self.degrees) / students(math.inf)
         low, high = np.quantile(error, [0.025, 0.975])
@@ -74,6 +77,8 @@ class Runs:
     def shown(self, values: Sequence[float]) -> tuple[str, str]:
         """The interval, and what it says."""
         mean, low, high = self.interval(values)
+        if math.isnan(low):
+            return f'{mean:+.1f}', 'too few seeds'
         says = f'no difference above {max(-low, high):.1f}'
         if low > 0 or high < 0:
             says = '**higher**' if mean > 0 else '**lower**'
@@ -86,12 +91,12 @@ def students(degrees: float) -> float:
     return z + (z**3 + z) / (4 * degrees) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)
 
 
-def ap_table(found: Sequence[dict], markdown: Callable) -> str:
+def ap_table(found: Sequence[dict], markdown: Callable, spread: Callable) -> str:
     rows = []
     for metric, batch in itertools.product(METRICS, BATCHES):
         runs = Runs(found, metric)
         values = [list(runs.values.get((norm, batch), {}).values()) for norm in NORMS]
-        cells = [f'{statistics.mean(v):.1f} ± {statistics.stdev(v):.1f}' if len(v) > 1 else '' for v in values]
+        cells = [spread(v) if v else '' for v in values]
         rows.append([METRICS[metric], str(batch), *cells])
     return markdown(['', 'batch', *NORMS], rows)
 
@@ -101,7 +106,7 @@ def difference_table(found: Sequence[dict], markdown: Callable) -> str:
     rows = []
     for (first, second), batch in itertools.product(PAIRS, BATCHES):
         differences = [runs.pairs((first, batch), (second, batch)) for runs in by_metric]
-        if len(differences[0]) > 1:
+        if differences[0]:
             cells = [text for runs, values in zip(by_metric, differences) for text in runs.shown(values)]
             rows.append([f'{first} - {second}', str(batch), *cells, str(len(differences[0]))])
     return markdown(['', 'batch', 'box AP', '', 'mask AP', '', 'seeds'], rows)
@@ -131,11 +136,11 @@ def cost_table(found: Sequence[dict], markdown: Callable) -> str:
     return markdown(['norm', *head], rows)
 
 
-def tables(markdown: Callable) -> dict[str, str]:
-    """By the names of their places in the pages."""
+def tables(markdown: Callable, spread: Callable) -> dict[str, str]:
+    """By the names of their places in the pages; `markdown` and `spread` are those of projects/norm_study/report.py."""
     found, chosen = records(RESULTS, 'primary'), records(RESULTS, 'lr')
     return {
-        'imagenet-ap': ap_table(found, markdown),
+        'imagenet-ap': ap_table(found, markdown, spread),
         'imagenet-differences': difference_table(found, markdown),
         'imagenet-rates': rate_table(chosen, markdown),
         'imagenet-costs': cost_table(found, markdown),
@@ -154,7 +159,7 @@ def draw_ap(found: Sequence[dict], path: Path) -> None:
     for axis, metric in zip(axes, PRIMARY):
         runs = Runs(found, metric)
         for place, norm in enumerate(NORMS):
-            values = {b: list(of.values()) for b in BATCHES if len(of := runs.values.get((norm, b), {})) > 1}
+            values = {b: list(of.values()) for b in BATCHES if (of := runs.values.get((norm, b)))}
             if values:
                 mean, low, high = zip(*(runs.interval(v, runs=1) for v in values.values()))
                 axis.errorbar(
@@ -179,9 +184,9 @@ def draw_differences(found: Sequence[dict], path: Path) -> None:
         runs = Runs(found, metric)
         for row, (_, *pair) in enumerate(compared):
             values = runs.pairs(*pair)
-            if len(values) > 1:
+            if values:
                 mean, low, high = runs.interval(values)
-                colour = 'grey' if low <= 0 <= high else 'tab:green' if mean > 0 else 'tab:red'
+                colour = 'tab:green' if low > 0 else 'tab:red' if high < 0 else 'grey'
                 axis.errorbar(mean, row, xerr=[[mean - low], [high - mean]], marker='o', capsize=3, color=colour)
         axis.axvline(0, color='black', linewidth=0.8)
         axis.set_yticks(range(len(compared)), [name for name, *_ in compared])
