@@ -32,22 +32,28 @@ def records(folder: Path, part: str) -> list[dict]:
 class Runs:
     """One metric of the runs of a grid, and how far runs lie apart.
 
-    A run's residual is its AP without the means of its setting and of its seed, in a grid of which each seed has every
-    setting. Residuals of all settings are pooled: five seeds of one setting alone say little about their spread.
+    A run's AP is taken for the sum of its setting's and its seed's share (least squares) and a residual. Residuals of
+    all settings are pooled: a few seeds of one setting alone say little about their spread.
     """
 
     def __init__(self, found: Sequence[dict], metric: str) -> None:
         self.values: dict[tuple, dict[int, float]] = {}
         for r in found:
             self.values.setdefault((r['norm'], r['batch']), {})[r['seed']] = r['metrics'][metric]
-        common = set.intersection(*(set(of) for of in self.values.values())) if self.values else set()
-        self.whole = sorted(common)  # seeds
-        table = np.array([[of[seed] for seed in self.whole] for of in self.values.values()]).reshape(-1, len(common))
-        self.degrees = (table.shape[0] - 1) * (table.shape[1] - 1)
+        settings, seeds = list(self.values), sorted({r['seed'] for r in found})
+        shares = np.array(
+            [
+                [s == (r['norm'], r['batch']) for s in settings] + [seed == r['seed'] for seed in seeds[1:]]
+                for r in found
+            ],
+            dtype=float,
+        )  # fmt: skip
+        ap = np.array([r['metrics'][metric] for r in found])
+        self.degrees = len(found) - len(settings) - len(seeds[1:])
         self.residuals = np.zeros(0)
         if self.degrees > 0:
-            left = table - table.mean(0) - table.mean(1, keepdims=True) + table.mean()
-            self.residuals = left.ravel() * math.sqrt(left.size / self.degrees)
+            self.residuals = ap - shares @ np.linalg.lstsq(shares, ap)[0]
+            self.residuals *= math.sqrt(len(ap) / self.degrees)
 
     @property
     def spread(self) -> float:
@@ -63,11 +69,11 @@ class Runs:
         """Mean of paired differences and the ends of its 95 % interval, by a bootstrap of the residuals.
 
         As many are drawn as ``runs`` a seed, and the interval is as much wider as Student's t is than the normal
-        distribution, since the residuals are few. ``runs=1`` is for a setting's own mean. Where no two seeds have all
-        settings the ends are nan.
+        distribution, since the residuals are few. ``runs=1`` is for a setting's own mean. Of a single seed they are
+        nan.
         """
         mean, n = statistics.fmean(values), len(values)
-        if not self.degrees:
+        if self.degrees <= 0 or n == 1:
             return mean, math.nan, math.nan
         drawn = np.random.default_rng(0).choice(self.residuals, (RESAMPLES, runs, n)).mean(-1)
         error = (drawn[:, 0] - drawn[:, 1:].sum(1)) * students(self.degrees) / students(math.inf)
@@ -77,8 +83,8 @@ class Runs:
     def shown(self, values: Sequence[float]) -> tuple[str, str]:
         """The interval, and what it says."""
         mean, low, high = self.interval(values)
-        if math.isnan(low):
-            return f'{mean:+.1f}', 'too few seeds'
+        if len(values) == 1:
+            return f'{mean:+.1f}', 'one seed'
         says = f'no difference above {max(-low, high):.1f}'
         if low > 0 or high < 0:
             says = '**higher**' if mean > 0 else '**lower**'

@@ -90,7 +90,7 @@ def runs(seeds, **ap):
 
 def test_differences_are_paired_by_seed_and_the_seeds_share_is_no_spread():
     found = runs([0, 1, 2], BN=[10.0, 20.0, 30.0], GN=[11.0, 21.0])
-    assert found.pairs(('GN', 1), ('BN', 1)) == [1.0, 1.0] and found.whole == [0, 1] and found.spread < 1e-9
+    assert found.pairs(('GN', 1), ('BN', 1)) == [1.0, 1.0] and found.degrees == 1 and found.spread < 1e-9
 
 
 def test_the_interval_is_students_with_the_pooled_spread():
