@@ -49,9 +49,10 @@ class Block(nn.Module):
         """(N, C, H, W) -> (N, C', H', W')."""
         shortcut = x if self.downsample is None else conv_norm(*self.downsample, x)
         last = len(self.norm_names)
+        own = self.downsample is not None and not self.downsample[-1]._forward_hooks  # which may have kept it
         for i, name in enumerate(self.norm_names, start=1):  # not `pairs`: two Python frames a block
             added = shortcut if i == last else None
-            x = conv_norm(getattr(self, f'conv{i}'), getattr(self, name), x, added, relu=True)
+            x = conv_norm(getattr(self, f'conv{i}'), getattr(self, name), x, added, relu=True, spare=own)
         return x
 
 

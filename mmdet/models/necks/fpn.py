@@ -94,10 +94,10 @@ class FPN(BaseModule):
             raise UserError(f'FPN: {self.num_inputs} entries of in_channels for {len(inputs)} maps of the backbone')
         used = inputs[self.start_level : self.end_level]
         check_channels(self, used, self.in_channels)
-        laterals = [conv(x) for conv, x in zip(self.lateral_convs, used)]
-        for level in range(len(laterals) - 1, 0, -1):
-            finer = laterals[level - 1]
-            laterals[level - 1] = finer + F.interpolate(laterals[level], size=finer.shape[-2:], mode=self.upsample_mode)
+        laterals = [self.lateral_convs[-1](used[-1])]
+        for conv, x in zip(self.lateral_convs[-2::-1], used[-2::-1]):
+            coarser = F.interpolate(laterals[0], size=x.shape[-2:], mode=self.upsample_mode)
+            laterals.insert(0, conv(x, coarser))
         outputs = [conv(x) for conv, x in zip(self.fpn_convs, laterals)]
         if not self.add_extra_convs:
             while len(outputs) < self.num_outs:
