@@ -25,7 +25,7 @@ from mmdet.visualization.visualizer import DetVisualizer, read_image, write_imag
 
 
 @INFERENCERS.register_module(name=['det-object-detection', 'DetInferencer'])
-@refuse_overrides(pred2dict='postprocess')
+@refuse_overrides('inference.md', pred2dict='postprocess')
 class DetInferencer(BaseInferencer):
     """Detect in anything `mmdet.apis.images.to_input` knows, and save drawings and JSON files.
 

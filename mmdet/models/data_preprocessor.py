@@ -20,7 +20,7 @@ _NEEDED = ('img_shape', 'ori_shape', 'scale_factor')  # to give detections in pi
 
 
 @MODELS.register_module()
-@refuse_overrides(_get_pad_shape='forward', pad_gt_masks='forward', pad_gt_sem_seg='forward')
+@refuse_overrides('compatibility.md', _get_pad_shape='forward', pad_gt_masks='forward', pad_gt_sem_seg='forward')
 class DetDataPreprocessor(BaseDataPreprocessor):
     """Normalise uint8 images and pad them right and bottom to one batch (N, C, H, W).
 

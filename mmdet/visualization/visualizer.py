@@ -154,7 +154,7 @@ _nameless = itertools.count()
 
 
 @VISUALIZERS.register_module(name=['DetVisualizer', 'DetLocalVisualizer'])
-@refuse_overrides(_draw_instances='add_datasample', _draw_panoptic_seg='add_datasample')
+@refuse_overrides('compatibility.md', _draw_instances='add_datasample', _draw_panoptic_seg='add_datasample')
 class DetVisualizer(Visualizer):
     """mmengine's Visualizer, drawing data samples. Without a display it draws all the same.
 

@@ -123,7 +123,9 @@ def res_layer(
 
 
 @MODELS.register_module()
-@refuse_overrides(make_res_layer='__init__', _make_stem_layer='__init__', make_stage_plugins='__init__')
+@refuse_overrides(
+    'extend/backbone.md', make_res_layer='__init__', _make_stem_layer='__init__', make_stage_plugins='__init__',
+)  # fmt: skip
 class ResNet(BaseModule):
     """ResNet (He et al. 2015), returning the maps of `out_indices`: (N, C_s, H / stride_s, W / stride_s).
 

@@ -29,6 +29,7 @@ from mmdet.structures import DetDataSample
 
 @MODELS.register_module()
 @refuse_overrides(
+    'extend/head.md', foreign=(),
     _forward='forward', add_pred_to_datasample='predict',
     forward_train='loss', simple_test='predict', aug_test='predict',
 )  # fmt: skip

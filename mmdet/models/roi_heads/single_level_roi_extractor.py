@@ -23,7 +23,7 @@ def to_rois(boxes: list[Tensor]) -> Tensor:
 
 
 @MODELS.register_module()
-@refuse_overrides(build_roi_layers='__init__', map_roi_levels='forward', roi_rescale='forward')
+@refuse_overrides('extend/head.md', build_roi_layers='__init__', map_roi_levels='forward', roi_rescale='forward')
 class SingleRoIExtractor(BaseModule):
     """RoIAlign, or another RoI layer, on one level per RoI (FPN paper, eq. 1).
 
