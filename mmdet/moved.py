@@ -13,6 +13,7 @@ from typing import Any
 
 # The module, with all below it, and where its names are.
 _PLACES = {
+    'mmdet.datasets.api_wrappers': 'mmdet.datasets.api_wrappers',
     'mmdet.datasets.base_det_dataset': 'mmdet.datasets',
     'mmdet.datasets.dataset_wrappers': 'mmdet.datasets',
     'mmdet.datasets.transforms.transforms': 'mmdet.datasets.transforms',
@@ -45,7 +46,6 @@ _PLACES = {
 _SENTENCES = {
     'mmdet.core': 'it is of mmdetection 2; structures, evaluation, visualization and models.task_modules have what it '
                   'had, see docs/compatibility.md',
-    'mmdet.datasets.api_wrappers': 'use pycocotools.coco.COCO and pycocotools.cocoeval.COCOeval',
     'mmdet.datasets.pipelines': 'it is of mmdetection 2; transforms are in mmdet.datasets.transforms',
     'mmdet.evaluation.functional': 'the metrics count by themselves: CocoMetric, VOCMetric; the classes are '
                                    'metainfo["classes"] of a data set',

@@ -4,6 +4,7 @@ Whoever calls such a part says by `on_first_call` what it counts on. The look co
 afterwards.
 """
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -61,16 +62,22 @@ class _FirstCall:
     def __call__(self, *args, **kwargs) -> Any:
         if vars(self.owner).get(self.method) is self:
             del vars(self.owner)[self.method]
-        name = f'{type(self.owner).__name__}.{self.method}'
+        name, method = f'{type(self.owner).__name__}.{self.method}', getattr(type(self.owner), self.method)
+        given = [*map(described, args), *(f'{key}={described(value)}' for key, value in kwargs.items())]
+        try:
+            inspect.signature(method).bind(self.owner, *args, **kwargs)
+        except TypeError:
+            takes = [str(part).split(':')[0] for part in inspect.signature(method).parameters.values()][1:]
+            raise UserError(f'{name} takes ({", ".join(takes)}), and is called with {", ".join(given)} '
+                            '(docs/compatibility.md)') from None
         expected = self.takes and self.takes(*args, **kwargs)
         if expected:
             raise UserError(f'{name} needs {expected}')
         try:
-            result = getattr(type(self.owner), self.method)(self.owner, *args, **kwargs)
+            result = method(self.owner, *args, **kwargs)
         except UserError:
             raise
         except Exception as error:
-            given = [*map(described, args), *(f'{key}={described(value)}' for key, value in kwargs.items())]
             if not getattr(error, '__notes__', None):  # else of a part of this one; Python 3.10 shows none by itself
                 error.__notes__ = [f'in the first call of {name}, which is given {", ".join(given)}']
             raise

@@ -84,15 +84,27 @@ def test_a_tutorial(program):
     assert (Path('out') / 'vis' / f'{Path(an_image()).stem}.jpg').exists()
 
 
+@pytest.mark.slow
+def test_a_data_set_that_loads_and_parses_as_mmdetections_own(program):
+    assert program('copied_dataset').splitlines()[-1] == '8 True True True'
+
+
 def test_paths_of_mmdetections_files(program):
     positive, shape = program('deep_paths').split(' ', 1)
     assert int(positive) > 0 and shape == '(1, 5)\n'
+
+
+def test_forwards_that_read_what_mmdetections_parts_keep(program):
+    lines = program('spelled_forwards').splitlines()
+    assert lines[:4] == [f'{name} True' for name in ('TopDown', 'Branches', 'FirstLevel', 'Stages')]
+    assert lines[4:] == ['Tanh ReLU', 'True True True False True True True']
 
 
 @pytest.mark.parametrize('name, sentence', [
     ('old_roi_head', 'DoubleLoss.bbox_loss would never be called: StandardRoIHead has no bbox_loss here, override '),
     ('old_assigner', 'mmdet.models.task_modules has no AssignResult here: an assigner is any class with assign('),
     ('old_boxes', 'mmdet.structures.bbox has no HorizontalBoxes here: boxes are plain tensors (n, 4)'),
+    ('old_classes', 'Shapes has CLASSES, which nothing reads: write METAINFO = dict(classes=...)'),
     ('mmdet2', 'mmdet.core is not here: it is of mmdetection 2; structures, evaluation, visualization'),
     pytest.param('flat_head', 'FlatHead.forward gave a tuple (float32 Tensor (', marks=pytest.mark.slow),
     ('torch_boxes', 'Jitter.transform gave a dict ('),
