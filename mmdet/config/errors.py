@@ -191,6 +191,8 @@ def _hint(error: BaseException) -> str | None:
     """What a traceback is likely to mean, where that is known."""
     if isinstance(error, MemoryError):
         return f'out of memory: {one_line(error)}'
+    if isinstance(error, AttributeError) and str(error) == "'Tensor' object has no attribute 'tensor'":
+        return f'{one_line(error)}: boxes are plain tensors (n, 4) here; leave .tensor out'
     if type(error).__name__ == 'OutOfMemoryError':
         return (f'out of GPU memory: {one_line(error).split(". ")[0]}. Use a smaller '
                 'train_dataloader.batch_size or smaller images')

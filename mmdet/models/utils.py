@@ -32,6 +32,20 @@ def empty_instances(metas: Sequence[dict], device: str) -> list[InstanceData]:
     return [InstanceData(**zeros) for _ in metas]
 
 
+def rename_loss_dict(prefix: str, losses: dict) -> dict:
+    """The losses, under names that begin so."""
+    return {f'{prefix}{name}': loss for name, loss in losses.items()}
+
+
+def reweight_loss_dict(losses: dict, weight: float) -> dict:
+    """The values with 'loss' in their name, or each of their list, times `weight`; the others as they are."""
+
+    def times(loss):
+        return [part * weight for part in loss] if isinstance(loss, (list, tuple)) else loss * weight
+
+    return {name: times(loss) if 'loss' in name else loss for name, loss in losses.items()}
+
+
 _FLAT = 'the levels are flattened once, see mmdet.models.dense_heads.common'
 __path__: list[str] = []  # modules below it: see mmdet.moved
 __getattr__ = absent(

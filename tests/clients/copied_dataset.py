@@ -1,4 +1,4 @@
-"""A data set whose lists are loaded and parsed as in mmdetection's own, with a column more; and the index of its file."""
+"""A data set that loads and parses its lists as mmdetection's own does, with a column more; and its file's index."""
 
 import copy
 import os.path as osp
