@@ -69,8 +69,9 @@ class DetInferencer(BaseInferencer):
         elif isinstance(model, (str, Path)):
             recipe = zoo_config(str(model))
             if recipe and weights is None:
-                raise UserError(f"{model} is here as {recipe}, but mmdetection's weights are not: give weights=FILE, or "
-                                'its address')
+                name = f'{Path(recipe).parent.name}/{Path(recipe).stem}'
+                raise UserError(f"{model} is here as {name}, without mmdetection's weights: give weights=FILE, or its "
+                                'address')
             model = load_config(model)
         super().__init__(model, weights, device, scope, show_progress)
 

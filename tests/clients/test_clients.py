@@ -2,12 +2,13 @@
 
 import ast
 import json
+import re
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
-from mmdet.apis import inference_detector, init_detector
+from mmdet.apis import DetInferencer, inference_detector, init_detector
 from mmdet.config.errors import UserError
 from mmdet.visualization.visualizer import read_image
 
@@ -108,15 +109,30 @@ def test_forwards_that_read_what_mmdetections_parts_keep(program):
     ('mmdet2', 'mmdet.core is not here: it is of mmdetection 2; structures, evaluation, visualization'),
     pytest.param('flat_head', 'FlatHead.forward gave a tuple (float32 Tensor (', marks=pytest.mark.slow),
     ('torch_boxes', 'Jitter.transform gave a dict ('),
+    ('copied_detector', 'RPNHead has no loss_and_predict here, use loss and predict (docs/extend/head.md)'),
+    ('copied_detector predict', 'RPNHead.predict takes (logits, deltas, anchors, image_shapes, cfg=None), '),
     ('text_prompt', 'texts: no model here reads text; leave it out'),
 ])  # fmt: skip
 def test_what_ends_in_a_sentence(program, name, sentence):
     with pytest.raises(UserError) as error:
-        program(name)
+        program(*name.split())
     assert sentence in str(error.value) and '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('name, sentence', [
+    ('rtmdet_tiny_8xb32-300e_coco', "not found. Of mmdetection's model zoo there are faster_rcnn, mask_rcnn, "),
+    ('mask-rcnn_r50_fpn_1x_coco', "is here as mask_rcnn/mask_rcnn_r50_fpn_1x, without mmdetection's weights: give "),
+    ('cascade-mask-rcnn_r50_fpn_1x_coco', 'is here as cascade_rcnn/cascade_mask_rcnn_r50_fpn_1x, without'),
+    ('ssd300_coco', 'is here as ssd/ssd300_coco, without'),
+])  # fmt: skip
+def test_names_of_the_model_zoo(name, sentence):
+    with pytest.raises(UserError) as error:
+        DetInferencer(name, device='cpu')
+    assert sentence in str(error.value)
+    assert 'mask_rcnn/mask_rcnn_r50_fpn_1x' in DetInferencer.list_models('mmdet', patterns='mask')
 
 
 def test_every_program_is_run():
     programs = {path.stem for path in Path(__file__).parent.glob('*.py')} - {'conftest', 'test_clients', 'test_names'}
     text = Path(__file__).read_text()
-    assert all(f"'{name}'" in text for name in programs)
+    assert all(re.search(rf"'{name}[ ']", text) for name in programs)
