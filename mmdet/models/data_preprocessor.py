@@ -144,6 +144,8 @@ class BatchFixedSizePad(nn.Module):
 def to_target(sample: DetDataSample, device: torch.device) -> Target:
     """The plain tensors of one data sample, sent to `device` without a wait; masks stay on the host."""
     gt = sample.gt_instances
+    if not isinstance(gt.bboxes, Tensor):
+        raise UserError(f'gt_instances.bboxes is {described(gt.bboxes)}; a tensor (G, 4) is needed')
     ignored = sample.get('ignored_instances')
     ignored_boxes = gt.bboxes.new_zeros((0, 4)) if ignored is None else ignored.bboxes
     pad_shape = sample.get('pad_shape')

@@ -73,6 +73,12 @@ def test_backbone_neck_loss_and_head_of_ones_own(program):
 
 
 @pytest.mark.slow
+def test_heads_and_a_detector_changed_in_the_places_that_are_called(program):
+    losses = {f'train/loss_{name}' for name in 'bbox cls entropy maps mask rpn_bbox rpn_cls size'.split()}
+    assert set(ast.literal_eval(program('own_heads').splitlines()[-1])) == losses
+
+
+@pytest.mark.slow
 def test_data_set_transform_assigner_metric_and_hook_of_ones_own(program):
     seen = ast.literal_eval(program('own_pipeline').splitlines()[-1])
     assert seen == dict(transform=6, assign=4, hook=2, images=4)  # six: two of validation
@@ -110,7 +116,7 @@ def test_forwards_that_read_what_mmdetections_parts_keep(program):
     pytest.param('flat_head', 'FlatHead.forward gave a tuple (float32 Tensor (', marks=pytest.mark.slow),
     ('torch_boxes', 'Jitter.transform gave a dict ('),
     ('copied_detector', 'RPNHead has no loss_and_predict here, use loss and predict (docs/extend/head.md)'),
-    ('copied_detector predict', 'RPNHead.predict takes (logits, deltas, anchors, image_shapes, cfg=None), '),
+    ('copied_detector predict', 'RPNHead.predict takes (logits, deltas, anchors, image_shapes, cfg), and is '),
     ('text_prompt', 'texts: no model here reads text; leave it out'),
 ])  # fmt: skip
 def test_what_ends_in_a_sentence(program, name, sentence):
