@@ -125,14 +125,6 @@ def proposals(result: Any, *given: Any, **named: Any) -> str | None:
     return 'a list of the boxes (P, 4) and scores (P,) of each image'
 
 
-def boxes_given(features: Any, proposals: Any, *given: Any, **named: Any) -> str | None:
-    """What a RoI head is trained on and predicts from; mmdetection's RPN gives `InstanceData`."""
-    if is_several(proposals) and all(isinstance(boxes, Tensor) for boxes in proposals):
-        return None
-    return (f'features and the proposals of each image, tensors (P, 4), as the detector has them from '
-            f'training_proposals or proposals; it is given {described(proposals)}')
-
-
 def annotated(inputs: Tensor, data_samples: Sequence[DetDataSample]) -> str | None:
     """What a detector is trained on."""
     for sample in data_samples or [None]:

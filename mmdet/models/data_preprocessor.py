@@ -147,7 +147,8 @@ def to_target(sample: DetDataSample, device: torch.device) -> Target:
     if not isinstance(gt.bboxes, Tensor):
         raise UserError(f'gt_instances.bboxes is {described(gt.bboxes)}; a tensor (G, 4) is needed')
     ignored = sample.get('ignored_instances')
-    ignored_boxes = gt.bboxes.new_zeros((0, 4)) if ignored is None else ignored.bboxes
+    nothing = ignored is None or 'bboxes' not in ignored
+    ignored_boxes = gt.bboxes.new_zeros((0, 4)) if nothing else ignored.bboxes
     pad_shape = sample.get('pad_shape')
     return Target(
         boxes=gt.bboxes.to(device, non_blocking=True),

@@ -1,7 +1,8 @@
-"""Attributes of mmdetection 3's parts, for subclasses that were written for it; nothing of this project reads them.
+"""mmdetection 3's parts, for code that was written for them; nothing of this project needs this module.
 
-mmdetection keeps every argument of a constructor under its name, and some values that follow from them. Importing this
-module lets ours be read in the same way, from one table.
+mmdetection keeps every argument of a constructor under its name, and some values that follow from them: importing this
+module lets ours be read in the same way, from one table. And its detectors call their heads with data samples: whoever
+does so with ours is told what to call.
 """
 
 import functools
@@ -9,9 +10,11 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+from mmengine.structures import BaseDataElement
 from torch import nn
 from torch.nn.modules.utils import _pair
 
+from mmdet.config.errors import UserError
 from mmdet.models import backbones, dense_heads, detectors, necks, roi_heads, task_modules
 
 Read = Callable[[Any], Any]
@@ -142,3 +145,41 @@ for _cls, _names in _READ.items():
     for _name, _read in _names.items():
         if not hasattr(_cls, _name):
             setattr(_cls, _name, _Found(_name, _read))
+
+
+# What mmdetection calls with data samples, where ours get plain tensors, and what does the same here.
+_AS = 'proposals [(P, 4)] and {}, as in TwoStageDetector.{}'
+_DENSE_CALLS = dict(loss='head(features) and targets, as in SingleStageDetector.loss',
+                    predict='head(features) and metas, as in SingleStageDetector.predict')  # fmt: skip
+_ROI_CALLS = dict(loss=_AS.format('targets', 'loss'), predict=_AS.format('metas', 'predict'))
+_INSTEAD: dict[type, dict[str, str]] = {
+    dense_heads.RPNHead: dict(loss='training_proposals(features, data_samples, targets) of the detector',
+                              predict='proposals(features, data_samples) of the detector'),
+    dense_heads.RetinaHead: _DENSE_CALLS,
+    dense_heads.SSDHead: _DENSE_CALLS,
+    roi_heads.StandardRoIHead: _ROI_CALLS,
+    roi_heads.CascadeRoIHead: _ROI_CALLS,
+}  # fmt: skip
+
+
+def _tell(cls: type, name: str, instead: str) -> None:
+    ours = getattr(cls, name)
+
+    @functools.wraps(ours)
+    def method(self, *args, **kwargs):
+        for given in args:
+            if isinstance(given, (list, tuple)) and given and isinstance(given[0], BaseDataElement):
+                raise UserError(
+                    f'{type(self).__name__}.{name} is given a list of {type(given[0]).__name__}, as in mmdetection, '
+                    f'and takes plain tensors: use {instead} (docs/extend/head.md)'
+                )
+        return ours(self, *args, **kwargs)
+
+    # any arguments: it says itself what is wrong with them
+    method.__signature__ = inspect.signature(lambda self, *args, **kwargs: None)
+    setattr(cls, name, method)
+
+
+for _cls, _calls in _INSTEAD.items():
+    for _name, _text in _calls.items():
+        _tell(_cls, _name, _text)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from functools import partial
 
+import numpy as np
 from mmengine.structures import InstanceData
 
 from mmdet.config.absent import absent
@@ -30,6 +31,13 @@ def empty_instances(metas: Sequence[dict], device: str) -> list[InstanceData]:
     shapes = dict(bboxes=((0, 4), torch.float32), scores=((0,), torch.float32), labels=((0,), torch.int64))
     zeros = {name: torch.zeros(shape, dtype=dtype, device=device) for name, (shape, dtype) in shapes.items()}
     return [InstanceData(**zeros) for _ in metas]
+
+
+def mask2ndarray(mask: object) -> np.ndarray:
+    """Masks of any form as an array (n, h, w)."""
+    if hasattr(mask, 'to_ndarray'):
+        return mask.to_ndarray()
+    return np.asarray(mask.detach().cpu() if hasattr(mask, 'detach') else mask)
 
 
 def rename_loss_dict(prefix: str, losses: dict) -> dict:

@@ -101,10 +101,19 @@ def get_box_wh(boxes: Tensor) -> tuple[Tensor, Tensor]:
 
 
 _PLAIN = 'boxes are plain tensors (n, 4), xyxy in pixels, in data samples, targets and heads; use the tensor itself'
+
+
+class BaseBoxes:
+    """For ``isinstance(boxes, BaseBoxes)`` alone: nothing is one."""
+
+    def __init__(self, *args, **kwargs) -> None:
+        raise UserError(_PLAIN)
+
+
 __path__: list[str] = []  # modules below it: see mmdet.moved
 __getattr__ = absent(
     __name__,
-    **dict.fromkeys(('BaseBoxes', 'HorizontalBoxes', 'autocast_box_type', 'convert_box_type', 'get_box_type',
+    **dict.fromkeys(('HorizontalBoxes', 'autocast_box_type', 'convert_box_type', 'get_box_type',
                      'register_box', 'register_box_converter'), _PLAIN),
     bbox2distance='encode with a box coder; see mmdet.models.task_modules',
     distance2bbox='decode with a box coder; see mmdet.models.task_modules',

@@ -79,6 +79,31 @@ def test_heads_and_a_detector_changed_in_the_places_that_are_called(program):
 
 
 @pytest.mark.slow
+def test_features_of_boxes(program):
+    lines = program('roi_features', an_image()).splitlines()
+    assert lines[:2] == ['5 5 True', 'True True True']
+    assert lines[2].startswith('RPNHead.predict is given a list of DetDataSample')
+
+
+@pytest.mark.slow
+def test_a_heat_map_of_gradients(program):
+    assert program('heat_map', an_image()).splitlines() == ['1 (3, 3, 3) True']
+
+
+@pytest.mark.slow
+def test_browsing_and_counting_by_hand(program):
+    count = sum(len(json.loads(Path('shapes/annotations/instances_train.json').read_text())[key])
+                for key in ('annotations', 'images'))  # fmt: skip
+    assert program('browse_and_count').splitlines()[-1] == f'{count} True True'
+
+
+@pytest.mark.slow
+def test_training_by_hand(program):
+    lines = program('by_hand').splitlines()
+    assert 'True 5 True' in lines and lines[-1] == "['coco/bbox_mAP', 'coco/bbox_mAP_50']"
+
+
+@pytest.mark.slow
 def test_data_set_transform_assigner_metric_and_hook_of_ones_own(program):
     seen = ast.literal_eval(program('own_pipeline').splitlines()[-1])
     assert seen == dict(transform=6, assign=4, hook=2, images=4)  # six: two of validation
@@ -116,7 +141,8 @@ def test_forwards_that_read_what_mmdetections_parts_keep(program):
     pytest.param('flat_head', 'FlatHead.forward gave a tuple (float32 Tensor (', marks=pytest.mark.slow),
     ('torch_boxes', 'Jitter.transform gave a dict ('),
     ('copied_detector', 'RPNHead has no loss_and_predict here, use loss and predict (docs/extend/head.md)'),
-    ('copied_detector predict', 'RPNHead.predict takes (logits, deltas, anchors, image_shapes, cfg), and is '),
+    ('copied_detector predict', 'RPNHead.predict is given a list of DetDataSample, as in mmdetection, and takes plain '
+     'tensors: use proposals(features, data_samples) of the detector (docs/extend/head.md)'),
     ('text_prompt', 'texts: no model here reads text; leave it out'),
 ])  # fmt: skip
 def test_what_ends_in_a_sentence(program, name, sentence):

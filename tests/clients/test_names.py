@@ -78,7 +78,6 @@ def test_names_can_be_imported(line):
 
 @pytest.mark.parametrize('module, name, says', [
     ('mmdet.structures.bbox', 'HorizontalBoxes', 'boxes are plain tensors (n, 4)'),
-    ('mmdet.structures.bbox', 'BaseBoxes', 'use the tensor itself'),
     ('mmdet.structures.mask', 'mask_target', 'masks.crop_and_resize'),
     ('mmdet.models.task_modules', 'AssignResult', 'assign(boxes, gt_boxes, ignored_boxes)'),
     ('mmdet.models.task_modules', 'BaseAssigner', 'task_modules/protocols.py'),

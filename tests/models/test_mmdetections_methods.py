@@ -118,7 +118,7 @@ def test_a_method_with_mmdetections_arguments_is_refused_and_says_what_comes(own
     text = str(error.value)
     assert text.startswith(f'Mine.{name}({", ".join(names)}) would be given something else: {owner}.') or (
         text.startswith(f'Mine.{name}({", ".join(names)}) would be given something else: ConvFCBBoxHead.'))
-    ours = [argument for argument in inspect.signature(getattr(base, name)).parameters if argument != 'self']
+    ours = [*inspect.signature(inspect.unwrap(getattr(base, name))).parameters][1:]
     assert f'takes ({", ".join(ours)}) here' in text and (ROOT / guide_of(text)).is_file()
 
 

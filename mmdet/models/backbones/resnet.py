@@ -247,11 +247,12 @@ class ResNet(BaseModule):
         x = nn.functional.max_pool2d(x, 3, 2, 1)
         outputs = []
         for index, name in enumerate(self.stages):
-            for block in getattr(self, name):
-                if self.with_cp and torch.is_grad_enabled() and x.requires_grad:
+            stage = getattr(self, name)
+            if self.with_cp and torch.is_grad_enabled() and x.requires_grad:
+                for block in stage:
                     x = checkpoint(block, x, use_reentrant=False)
-                else:
-                    x = block(x)
+            else:
+                x = stage(x)  # as a module: hooks of a user's hear it
             if index in self.out_indices:
                 outputs.append(x)
         return tuple(outputs)

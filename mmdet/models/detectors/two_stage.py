@@ -91,8 +91,8 @@ class TwoStageDetector(BaseModel):
             on_first_call(self.rpn_head, 'forward', contracts.proposed)
             on_first_call(self.rpn_head, 'loss', contracts.losses)
             on_first_call(self.rpn_head, 'predict', contracts.proposals)
-        on_first_call(self.roi_head, 'loss', contracts.losses, contracts.boxes_given)
-        on_first_call(self.roi_head, 'predict', contracts.detections, contracts.boxes_given)
+        on_first_call(self.roi_head, 'loss', contracts.losses)
+        on_first_call(self.roi_head, 'predict', contracts.detections)
 
     @property
     def final_test_cfg(self) -> dict | None:
