@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mmdet.config.errors import UserError, at_most
+from mmdet.config.overrides import FOREIGN
 
 Check = Callable[..., str | None]
 
@@ -45,6 +46,16 @@ def must_have(owner: Any, *names: str, like: str = '') -> None:
     if missing:
         raise UserError(f'{type(owner).__name__} has no {" and no ".join(missing)}'
                         + (f', as {like} has' if like else '') + ' (docs/compatibility.md)')
+
+
+def takes_ours(owner: Any, **calls: str) -> None:
+    """Raise UserError where a method of a part takes mmdetection's arguments; ``name='how it is called here'``."""
+    for name, call in calls.items():
+        method = getattr(type(owner), name, None)
+        takes = [*inspect.signature(method).parameters][1:] if callable(method) else []
+        if FOREIGN & {*takes}:
+            raise UserError(f'{type(owner).__name__}.{name}({", ".join(takes)}) would be given something else: it is '
+                            f'called as {call} here (docs/extend/head.md)')
 
 
 def call_unchecked(owner: Any) -> None:

@@ -16,6 +16,7 @@ from torch.nn.modules.utils import _pair
 
 from mmdet.config.errors import UserError
 from mmdet.models import backbones, dense_heads, detectors, necks, roi_heads, task_modules
+from mmdet.models.backbones.resnet import Block
 
 Read = Callable[[Any], Any]
 
@@ -27,6 +28,10 @@ _DENSE: dict[str, Read] = dict(
     use_sigmoid_cls=lambda head: head.cls_out_channels == getattr(head, 'num_classes', 1),
     sampling=lambda head: not isinstance(head.sampler, task_modules.PseudoSampler),
 )
+def _nth_norm(number: int) -> Read:
+    return lambda block: getattr(block, block.norm_names[number - 1])
+
+
 _ROI: dict[str, Read] = dict(
     with_bbox=lambda head: head.bbox_head is not None,
     with_mask=lambda head: head.mask_head is not None,
@@ -34,6 +39,9 @@ _ROI: dict[str, Read] = dict(
 )
 # class: {name in mmdetection: how it is found}
 _READ: dict[type, dict[str, Read]] = {
+    Block: dict(
+        {f'norm{number}': _nth_norm(number) for number in (1, 2, 3)}, relu=lambda block: nn.ReLU(inplace=True)
+    ),
     backbones.ResNet: dict(
         norm1=lambda net: getattr(net, net.norm1_name),
         res_layers=lambda net: net.stages,

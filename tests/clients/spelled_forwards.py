@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from mmdet.models.backbones import ResNet
+from mmdet.models.backbones.resnet import Bottleneck
 from mmdet.models.dense_heads import RetinaHead, RPNHead
 from mmdet.models.necks import FPN
 from mmdet.models.roi_heads import ConvFCBBoxHead, SingleRoIExtractor
@@ -70,6 +71,28 @@ class Stages(ResNet):
         return tuple(outs)
 
 
+class Squeezed(Bottleneck):
+    """As in squeeze-and-excitation networks; the factor is 1 until its weights are trained."""
+
+    def __init__(self, inplanes, planes, reduction=4, **kwargs):
+        super().__init__(inplanes, planes, **kwargs)
+        self.reduce = torch.nn.Conv2d(planes * self.expansion, planes // reduction, 1)
+        self.grow = torch.nn.Conv2d(planes // reduction, planes * self.expansion, 1)
+        torch.nn.init.zeros_(self.grow.weight)
+        torch.nn.init.zeros_(self.grow.bias)
+
+    def forward(self, x):
+        out = self.relu(self.norm1(self.conv1(x)))
+        out = self.relu(self.norm2(self.conv2(out)))
+        out = self.norm3(self.conv3(out))
+        out = out * 2 * self.grow(self.relu(self.reduce(out.mean((2, 3), keepdim=True)))).sigmoid()
+        return self.relu(out + (x if self.downsample is None else self.downsample(x)))
+
+
+class SqueezedNet(ResNet):
+    arch_settings = {50: (Squeezed, (3, 4, 6, 3))}
+
+
 class Counting(RPNHead):
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -103,6 +126,7 @@ compare(Branches, ConvFCBBoxHead, torch.randn(5, 8, 3, 3), in_channels=8, num_sh
 compare(FirstLevel, SingleRoIExtractor, maps, torch.tensor([[0.0, 10, 10, 40, 50], [0, 0, 0, 9, 60]]),
         roi_layer=dict(type='RoIAlign', output_size=4, sampling_ratio=2), out_channels=8, featmap_strides=[4, 8, 16])
 compare(Stages, ResNet, torch.randn(1, 3, 64, 64), depth=18, base_channels=8)
+compare(SqueezedNet, ResNet, torch.randn(1, 3, 64, 64), depth=50, base_channels=8)
 anchors = dict(type='AnchorGenerator', scales=[8], ratios=[0.5, 1.0], strides=[4, 8, 16])
 head = Counting(in_channels=8, feat_channels=8, anchor_generator=anchors)
 print(type(head.relu).__name__, type(CountingRetina(num_classes=3, in_channels=8, stacked_convs=1).relu).__name__)

@@ -128,8 +128,8 @@ def test_paths_of_mmdetections_files(program):
 
 def test_forwards_that_read_what_mmdetections_parts_keep(program):
     lines = program('spelled_forwards').splitlines()
-    assert lines[:4] == [f'{name} True' for name in ('TopDown', 'Branches', 'FirstLevel', 'Stages')]
-    assert lines[4:] == ['Tanh ReLU', 'True True True False True True True']
+    assert lines[:5] == [f'{name} True' for name in ('TopDown', 'Branches', 'FirstLevel', 'Stages', 'SqueezedNet')]
+    assert lines[5:] == ['Tanh ReLU', 'True True True False True True True']
 
 
 @pytest.mark.parametrize('name, sentence', [
@@ -143,6 +143,8 @@ def test_forwards_that_read_what_mmdetections_parts_keep(program):
     ('copied_detector', 'RPNHead has no loss_and_predict here, use loss and predict (docs/extend/head.md)'),
     ('copied_detector predict', 'RPNHead.predict is given a list of DetDataSample, as in mmdetection, and takes plain '
      'tensors: use proposals(features, data_samples) of the detector (docs/extend/head.md)'),
+    ('own_dense_head', 'Points.loss(x, batch_data_samples) would be given something else: it is called as '
+     'loss(*head(features), targets) here (docs/extend/head.md)'),
     ('text_prompt', 'texts: no model here reads text; leave it out'),
 ])  # fmt: skip
 def test_what_ends_in_a_sentence(program, name, sentence):

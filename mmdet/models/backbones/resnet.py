@@ -28,8 +28,8 @@ class Block(nn.Module):
         self,
         chain: list[tuple[int, ...]],
         conv_cfgs: list[dict | None],
-        downsample: nn.Sequential | None,
-        norm_cfg: dict,
+        downsample: nn.Sequential | None = None,
+        norm_cfg: dict = dict(type='BN'),
     ):
         super().__init__()
         self.norm_names = []
@@ -60,7 +60,9 @@ class BasicBlock(Block):
 
     expansion = 1
 
-    def __init__(self, in_channels, channels, stride, dilation, style, groups, group_width, conv_cfg, dcn, **common):
+    def __init__(
+        self, in_channels, channels, stride=1, dilation=1, style='pytorch', conv_cfg=None, dcn=None, **common
+    ):
         first = in_channels, channels, 3, stride, dilation, dilation
         super().__init__([first, (channels, channels, 3, 1, 1)], [conv_cfg] * 2, **common)
 
@@ -73,7 +75,10 @@ class Bottleneck(Block):
 
     expansion = 4
 
-    def __init__(self, in_channels, channels, stride, dilation, style, groups, group_width, conv_cfg, dcn, **common):
+    def __init__(
+        self, in_channels, channels, stride=1, dilation=1, style='pytorch', conv_cfg=None, dcn=None,
+        groups=1, group_width=None, **common,
+    ):  # fmt: skip
         width = channels if groups == 1 else groups * group_width
         first_stride, stride = (1, stride) if style == 'pytorch' else (stride, 1)
         first, last = (in_channels, width, 1, first_stride), (width, channels * self.expansion, 1)
@@ -109,7 +114,7 @@ def res_layer(
                 build_norm_layer(norm_cfg, out_channels)[1],
             )
         layer = block(
-            in_channels, channels, stride if index == 0 else 1,
+            in_channels, channels, stride=stride if index == 0 else 1,
             downsample=downsample, conv_cfg=conv_cfg, norm_cfg=norm_cfg, **options,
         )  # fmt: skip
         for conv, _ in layer.pairs + ([] if downsample is None else [downsample]):
@@ -214,9 +219,9 @@ class ResNet(BaseModule):
             width = base_channels * 2**stage
             layer = res_layer(
                 block, blocks[stage], channels, width, strides[stage],
-                dilation=dilations[stage], style=style, groups=groups, group_width=base_width * 2**stage,
-                conv_cfg=conv_cfg, dcn=dcn if stage_with_dcn[stage] else None, norm_cfg=norm_cfg,
-                zero_init_residual=zero_init_residual,
+                dilation=dilations[stage], style=style, conv_cfg=conv_cfg, dcn=dcn if stage_with_dcn[stage] else None,
+                norm_cfg=norm_cfg, zero_init_residual=zero_init_residual,
+                **(dict(groups=groups, group_width=base_width * 2**stage) if groups > 1 else {}),
             )  # fmt: skip
             channels = width * block.expansion
             self.stages.append(f'layer{stage + 1}')
