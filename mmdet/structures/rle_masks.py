@@ -31,7 +31,7 @@ class _Pixels:
 
     def __getattr__(self, name: str):
         """Of a tensor of bitmaps, `sum`, `any`, `float`, `dtype`, `nonzero`, ...: it is decoded to be asked."""
-        if name.startswith('_'):  # of copying, pickling, arrays
+        if name.startswith('_') or not hasattr(torch.Tensor, name):  # copying and pickling ask, too
             raise AttributeError(f'{type(self).__name__!r} object has no attribute {name!r}')
         return getattr(self.to_tensor(), name)
 

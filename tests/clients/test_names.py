@@ -250,6 +250,14 @@ def test_masks_are_walked_over_moved_and_cut_from_arrays():
             masks.translate((6, 8), 1, border_value=1)
 
 
+def test_nothing_is_one_of_mmdetections_boxes():
+    from mmdet.structures.bbox import BaseBoxes
+
+    assert not isinstance(boxes(2), BaseBoxes)
+    with pytest.raises(UserError, match='use the tensor itself'):
+        BaseBoxes(boxes(2))
+
+
 def test_arrays_are_refused_where_boxes_are_tensors():
     array = boxes(2).numpy()
     for call in (lambda: bbox_overlaps(array, boxes(2)), lambda: bbox2roi([array]), lambda: bbox_xyxy_to_cxcywh(array),
@@ -277,6 +285,8 @@ def test_predicted_masks_answer_as_a_tensor_does():
     assert np.array_equal(moved.masks.numpy(), bitmaps)
     assert masks.dtype == torch.bool and masks.any() and masks.float().dtype == torch.float32
     assert torch.equal(masks.sum((1, 2)), torch.from_numpy(bitmaps.sum((1, 2)))) and masks[1].sum() == bitmaps[1].sum()
+    with pytest.raises(AttributeError, match="'RLEMasks' object has no attribute 'to_bitmap'"):
+        masks.to_bitmap()
     for copied in (pickle.loads(pickle.dumps(masks)), copy.deepcopy(masks)):
         assert isinstance(copied, RLEMasks) and copied == masks and copied.shape == masks.shape
 
@@ -301,6 +311,7 @@ def test_losses_of_ones_own():
 def test_helpers_of_heads():
     from mmdet.models.utils import (
         empty_instances,
+        mask2ndarray,
         multi_apply,
         rename_loss_dict,
         reweight_loss_dict,
@@ -309,6 +320,9 @@ def test_helpers_of_heads():
     from mmdet.utils import reduce_mean
 
     assert multi_apply(lambda a, b, c: (a + b, a * c), [1, 2], [3, 4], c=10) == ([4, 6], [10, 20])
+    bitmaps = BitmapMasks(np.eye(3), 3, 3)
+    for masks in (bitmaps, bitmaps.to_tensor(), bitmaps.to_ndarray(), RLEMasks.of(bitmaps.masks, 3, 3)):
+        assert np.array_equal(mask2ndarray(masks), np.eye(3)[None])
     losses = dict(loss_a=torch.tensor(2.0), loss_b=[torch.tensor(1.0)], acc=torch.tensor(50.0))
     assert reweight_loss_dict(losses, 3) == dict(loss_a=6, loss_b=[3], acc=50)
     assert list(rename_loss_dict('rpn_', losses)) == ['rpn_loss_a', 'rpn_loss_b', 'rpn_acc']

@@ -33,6 +33,12 @@ def test_a_users_mistake_is_one_line(capsys):
         raise MissingFile('no file a.json')
 
 
+def test_who_asks_boxes_for_their_tensor_is_told_that_they_are_one(capsys):
+    status, text = ended(lambda: torch.zeros(2, 4).tensor, capsys)
+    last = text.splitlines()[-1]
+    assert status == 1 and last.startswith('error: ') and last.endswith('tensors (n, 4) here; leave .tensor out')
+
+
 def test_what_the_machine_refuses_is_one_line(capsys):
     for error, text in [
         (PermissionError(13, 'Permission denied', 'run'), 'error: Permission denied: run\n'),
