@@ -202,7 +202,7 @@ def _bases(tree: ast.Module, path: str) -> list[str]:
             return bases
         if isinstance(node, ast.With) and 'read_base' in ast.dump(node.items[0]):
             raise UserError(f'{path} line {node.lineno}: `with read_base()` configs are not supported; '
-                            "use _base_ = ['relative/path.py']")
+                            "use _base_ = ['relative/path.py'] or ['mmdet::folder/recipe.py']")
     return []
 
 

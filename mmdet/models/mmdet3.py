@@ -21,6 +21,10 @@ from mmdet.models.backbones.resnet import Block
 Read = Callable[[Any], Any]
 
 
+def _nth_norm(number: int) -> Read:
+    return lambda block: getattr(block, block.norm_names[number - 1])
+
+
 _DENSE: dict[str, Read] = dict(
     prior_generator=lambda head: head.anchor_generator,
     num_base_priors=lambda head: len(head.anchor_generator.base_anchors[0]),
@@ -28,10 +32,6 @@ _DENSE: dict[str, Read] = dict(
     use_sigmoid_cls=lambda head: head.cls_out_channels == getattr(head, 'num_classes', 1),
     sampling=lambda head: not isinstance(head.sampler, task_modules.PseudoSampler),
 )
-def _nth_norm(number: int) -> Read:
-    return lambda block: getattr(block, block.norm_names[number - 1])
-
-
 _ROI: dict[str, Read] = dict(
     with_bbox=lambda head: head.bbox_head is not None,
     with_mask=lambda head: head.mask_head is not None,
@@ -73,21 +73,31 @@ _READ: dict[type, dict[str, Read]] = {
     ),
     roi_heads.FCNMaskHead: dict(relu=lambda head: nn.ReLU(inplace=True), predictor_cfg=lambda head: dict(type='Conv')),
     roi_heads.StandardRoIHead: dict(
-        _ROI, bbox_assigner=lambda head: head.assigner, bbox_sampler=lambda head: head.sampler
+        _ROI,
+        bbox_assigner=lambda head: getattr(head, 'assigner', None),
+        bbox_sampler=lambda head: getattr(head, 'sampler', None),
     ),
     roi_heads.CascadeRoIHead: dict(
-        _ROI, bbox_assigner=lambda head: head.assigners, bbox_sampler=lambda head: head.samplers
+        _ROI,
+        bbox_assigner=lambda head: getattr(head, 'assigners', None),
+        bbox_sampler=lambda head: getattr(head, 'samplers', None),
     ),
     dense_heads.RPNHead: dict(_DENSE, cls_out_channels=lambda head: 2 if head.softmax else 1),
     dense_heads.RetinaHead: dict(
         _DENSE, cls_out_channels=lambda head: head.num_classes, relu=lambda head: nn.ReLU(inplace=True)
     ),
-    dense_heads.SSDHead: dict(_DENSE, cls_out_channels=lambda head: head.num_classes + 1),
+    dense_heads.SSDHead: dict(
+        _DENSE, cls_out_channels=lambda head: head.num_classes + 1,
+        num_base_priors=lambda head: head.anchor_generator.num_base_priors,
+    ),
     detectors.TwoStageDetector: dict(
         with_roi_head=lambda model: True, with_shared_head=lambda model: model.roi_head.with_shared_head
     ),
     detectors.SingleStageDetector: dict(with_shared_head=lambda model: False),
-    task_modules.AnchorGenerator: dict(num_levels=lambda anchors: len(anchors.strides)),
+    task_modules.AnchorGenerator: dict(
+        num_levels=lambda anchors: len(anchors.strides),
+        num_base_priors=lambda anchors: [len(level) for level in anchors.base_anchors],
+    ),
     task_modules.RandomSampler: dict(pos_fraction=lambda sampler: sampler.num_positive / sampler.num),
 }
 

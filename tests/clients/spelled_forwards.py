@@ -98,6 +98,7 @@ class Counting(RPNHead):
         super().__init__(**kwargs)
         count = self.num_base_priors * self.cls_out_channels
         assert self.rpn_cls.out_channels == count and self.use_sigmoid_cls
+        assert self.prior_generator.num_base_priors == [self.num_base_priors] * 3
         assert self.prior_generator.num_levels == len(self.prior_generator.strides)
         self.relu = torch.nn.Tanh()  # one's own attribute stays what it is
 

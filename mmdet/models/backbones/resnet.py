@@ -253,9 +253,9 @@ class ResNet(BaseModule):
         outputs = []
         for index, name in enumerate(self.stages):
             stage = getattr(self, name)
-            if self.with_cp and torch.is_grad_enabled() and x.requires_grad:
+            if self.with_cp and torch.is_grad_enabled():
                 for block in stage:
-                    x = checkpoint(block, x, use_reentrant=False)
+                    x = checkpoint(block, x, use_reentrant=False) if x.requires_grad else block(x)
             else:
                 x = stage(x)  # as a module: hooks of a user's hear it
             if index in self.out_indices:
