@@ -143,6 +143,7 @@ def test_forwards_that_read_what_mmdetections_parts_keep(program):
     ('copied_detector', 'RPNHead has no loss_and_predict here, use loss and predict (docs/extend/head.md)'),
     ('copied_detector predict', 'RPNHead.predict is given a list of DetDataSample, as in mmdetection, and takes plain '
      'tensors: use proposals(features, data_samples) of the detector (docs/extend/head.md)'),
+    ('old_metric', 'Pairs.process keeps results of its own, which nothing counts: call '),
     ('own_dense_head', 'Points.loss(x, batch_data_samples) would be given something else: it is called as '
      'loss(*head(features), targets) here (docs/extend/head.md)'),
     ('text_prompt', 'texts: no model here reads text; leave it out'),
