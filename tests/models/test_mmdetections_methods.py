@@ -9,6 +9,7 @@ import torch
 from mmdet import models
 from mmdet.config.errors import UserError
 from mmdet.registry import MODELS
+from mmdet.structures import DetDataSample
 
 ROOT = Path(__file__).resolve().parents[2]
 DENSE = 'get_anchors get_targets loss_by_feat loss_by_feat_single predict_by_feat loss_and_predict'.split()
@@ -136,6 +137,16 @@ def test_a_detectors_arguments_may_have_mmdetections_names():
 def test_who_calls_such_a_method_is_told_what_to_call(owner, name):
     with pytest.raises(UserError, match=f' has no {name} here, use '):
         getattr(getattr(models, owner), name)(None, batch_data_samples=[])
+
+
+@pytest.mark.parametrize('name', ['loss', 'predict'])
+@pytest.mark.parametrize('owner', ['RPNHead', 'RetinaHead', 'SSDHead', 'StandardRoIHead', 'CascadeRoIHead'])
+def test_who_calls_a_head_with_data_samples_is_told_what_gives_the_same(owner, name):
+    """As mmdetection's detectors do, at any time."""
+    head = object.__new__(getattr(models, owner))
+    with pytest.raises(UserError, match=f'{owner}.{name} is given a list of DetDataSample, as in mmdetection') as error:
+        getattr(head, name)((torch.zeros(1, 8, 4, 4),), [DetDataSample()], rescale=False)
+    assert (ROOT / guide_of(str(error.value))).is_file()
 
 
 def guide_of(text: str) -> str:
