@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mmdet.config.errors import UserError
-from mmdet.ops.library import COMPILED, serves
+from mmdet.ops.library import COMPILED, exporting, serves
 
 _METHODS = {'naive': 0, 'linear': 1, 'gaussian': 2}
 
@@ -122,6 +122,8 @@ def _nms(boxes, scores, idxs, iou_threshold, offset) -> Tensor:
 
     boxes = boxes if boxes.dtype == torch.float64 else boxes.float()
     grown = boxes + boxes.new_tensor([0, 0, offset, offset])
+    if exporting():
+        return torchvision.ops.nms(grown if idxs is None else _apart(grown, idxs), scores.to(boxes.dtype), iou_threshold)
     groups = [None] if idxs is None else idxs.unique()
     keep = torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
     for group in groups:
@@ -129,6 +131,17 @@ def _nms(boxes, scores, idxs, iou_threshold, offset) -> Tensor:
         keep[rows[torchvision.ops.nms(grown[rows], scores[rows].to(boxes.dtype), iou_threshold)]] = True
     order = scores.argsort(stable=True, descending=True)
     return order[keep[order]]
+
+
+_COLUMNS = 16
+
+
+def _apart(boxes: Tensor, idxs: Tensor) -> Tensor:
+    """The boxes of each group in a field of its own, on a grid: of 80 classes rounding moves none by 0.001 pixels."""
+    corners = torch.cat([boxes.flatten(), boxes.new_zeros(1)])  # there may be none
+    side = corners.max() - corners.min() + 1
+    place = torch.stack([idxs % _COLUMNS, idxs // _COLUMNS], dim=1).to(boxes.dtype)
+    return boxes + (place * side).repeat(1, 2)
 
 
 def _plain_soft_nms(boxes, scores, idxs, iou_threshold, sigma, min_score, method, offset):
