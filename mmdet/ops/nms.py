@@ -5,6 +5,7 @@ threshold. Boxes of equal score count in the order of their rows, lower row firs
 overlap nothing. `offset=1` takes sides as x2 - x1 + 1 (checkpoints of mmdetection 0.x).
 """
 
+import functools
 from collections.abc import Mapping
 
 import torch
@@ -55,6 +56,9 @@ def soft_nms(boxes: Tensor, scores: Tensor, iou_threshold: float = 0.3, sigma: f
         raise ValueError(f'soft_nms: method must be one of {", ".join(_METHODS)}, got {method!r}')
     if not sigma > 0:
         raise ValueError(f'soft_nms: sigma must be above 0, got {sigma}')
+    if exporting():
+        raise UserError("soft_nms has no counterpart in other runtimes; export with test_cfg's "
+                        'nms=dict(type="nms", iou_threshold=0.5)')
     op = torch.ops.mmdet.soft_nms if serves(boxes) else _plain_soft_nms
     return op(boxes, scores, idxs, iou_threshold, sigma, min_score, _METHODS[method], offset)
 
@@ -123,6 +127,7 @@ def _nms(boxes, scores, idxs, iou_threshold, offset) -> Tensor:
     boxes = boxes if boxes.dtype == torch.float64 else boxes.float()
     grown = boxes + boxes.new_tensor([0, 0, offset, offset])
     if exporting():
+        _let_none_remain()
         return torchvision.ops.nms(grown if idxs is None else _apart(grown, idxs), scores.to(boxes.dtype), iou_threshold)
     groups = [None] if idxs is None else idxs.unique()
     keep = torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
@@ -131,6 +136,18 @@ def _nms(boxes, scores, idxs, iou_threshold, offset) -> Tensor:
         keep[rows[torchvision.ops.nms(grown[rows], scores[rows].to(boxes.dtype), iou_threshold)]] = True
     order = scores.argsort(stable=True, descending=True)
     return order[keep[order]]
+
+
+@functools.cache
+def _let_none_remain() -> None:
+    """torchvision tells torch.export that at least two boxes remain, and the graph would refuse an image with fewer.
+
+    Can go when torchvision's kernel for shapes asks for `new_dynamic_size`; 0.29 does not.
+    """
+
+    @torch.library.register_fake('torchvision::nms', allow_override=True)
+    def _(dets, scores, iou_threshold):
+        return dets.new_empty(torch.library.get_ctx().new_dynamic_size(), dtype=torch.long)
 
 
 _COLUMNS = 16
