@@ -75,9 +75,9 @@ class Difference:
 
 
 def _iou(mask: dict, other: dict) -> float:
-    if not coco_mask.area(mask) and not coco_mask.area(other):
+    if not coco_mask.area(dict(mask)) and not coco_mask.area(dict(other)):
         return 1.0
-    return float(coco_mask.iou([mask], [other], [0])[0, 0])
+    return float(coco_mask.iou([dict(mask)], [dict(other)], [0])[0, 0])
 
 
 def compare(model: nn.Module, exported: nn.Module, images: Iterable[Any]) -> Difference:
