@@ -20,15 +20,22 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
             'checkpoint.pth --format torch.export --out detector.pt2',
         ])  # fmt: skip
     parser.add_config_arguments('model.test_cfg.rcnn.score_thr=0.3')
-    parser.add_argument('checkpoint', nargs='?',
-                        help='weights; left out where CONFIG is a checkpoint that holds its config')
+    parser.add_argument(
+        'checkpoint', nargs='?', help='weights; left out where CONFIG is a checkpoint that holds its config'
+    )
     parser.add_argument('--format', choices=FORMATS, default='onnx', help='default: %(default)s')
     parser.add_argument('--out', metavar='FILE', help="default: the checkpoint's name with the format's ending")
     parser.add_argument('--dynamic', action='store_true', help='images of any size (default: all are fitted into one)')
-    parser.add_argument('--size', type=int, nargs=2, metavar=('H', 'W'),
-                        help="of the image that the file takes (default: the scale of the config's Resize)")
-    parser.add_argument('--images', nargs='+', metavar='FILE',
-                        help='image files or folders to compare the file with PyTorch on')
+    parser.add_argument(
+        '--size',
+        type=int,
+        nargs=2,
+        metavar=('H', 'W'),
+        help="of the image that the file takes (default: the scale of the config's Resize)",
+    )
+    parser.add_argument(
+        '--images', nargs='+', metavar='FILE', help='image files or folders to compare the file with PyTorch on'
+    )
     args = parser.parse_args(argv)
     if args.size and args.dynamic:
         raise UserError('--size and --dynamic exclude each other: of any size, or of one')
@@ -54,14 +61,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     model = init_detector(args.config, args.checkpoint, device='cpu', cfg_options=args.cfg_options)
     print(f'{args.out}: this takes minutes', flush=True)
     meta = export_detector(model, args.out, args.format, args.size, args.dynamic)
-    image = meta['image']
-    sides = f'{image["height"]} x {image["width"]}' if image['height'] else f'from {image["smallest_side"]} pixels a side'
-    print(f'{args.out}: {args.out.stat().st_size / 2**20:.1f} MiB, {len(meta.get("classes", ()))} classes, images '
-          f'{sides} ({image["type"]})')
+    image, classes = meta['image'], len(meta.get('classes', ()))
+    size = (
+        f'{image["height"]} x {image["width"]}' if image['height'] else f'from {image["smallest_side"]} pixels a side'
+    )
+    mib = sum(path.stat().st_size for path in {args.out, args.out.with_suffix('.bin')} if path.exists()) / 2**20
+    print(f'{args.out}: {mib:.1f} MiB, {classes} classes, images {size} ({image["type"]})')
     if images:
         difference = compare(model, init_detector(str(args.out), device='cpu'), images)
         print(f'Beside PyTorch: {difference}')
         if difference.alone:
-            raise UserError(f'{args.out} finds something else than PyTorch: {difference.alone} detections have no '
-                            f'counterpart within {BOX} pixels and {SCORE} of score')
+            raise UserError(
+                f'{args.out} finds something else than PyTorch: {difference.alone} detections have no '
+                f'counterpart within {BOX} pixels and {SCORE} of score'
+            )
     print(f'Next: mmdet predict {args.out} photo.jpg')

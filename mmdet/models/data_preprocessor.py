@@ -91,7 +91,7 @@ class DetDataPreprocessor(BaseDataPreprocessor):
         return dict(inputs=batch, data_samples=samples)
 
     def prepared(self, image: Tensor) -> Tensor:
-        """One image (C, h, w) -> (1, C, H, W) as `forward` makes it; for torch.export, where nothing is written in place."""
+        """One image (C, h, w) -> (1, C, H, W) as `forward` makes it, writing nothing in place: for torch.export."""
         if self.flip_channels and len(image) >= 3:
             image = torch.cat([image[:3].flip(0), image[3:]])
         bottom, right = (-side % self.pad_size_divisor for side in image.shape[-2:])

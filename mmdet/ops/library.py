@@ -58,4 +58,6 @@ def exporting() -> bool:
 
 def serves(tensor: torch.Tensor) -> bool:
     """Whether the compiled kernels take this tensor's device (else the fallback does)."""
-    return COMPILED and not exporting() and (tensor.device.type in ('cpu', 'meta') or (tensor.is_cuda and BUILD['cuda'] == '1'))
+    if not COMPILED or exporting():
+        return False
+    return tensor.device.type in ('cpu', 'meta') or (tensor.is_cuda and BUILD['cuda'] == '1')

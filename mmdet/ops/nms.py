@@ -128,7 +128,8 @@ def _nms(boxes, scores, idxs, iou_threshold, offset) -> Tensor:
     grown = boxes + boxes.new_tensor([0, 0, offset, offset])
     if exporting():
         _let_none_remain()
-        return torchvision.ops.nms(grown if idxs is None else _apart(grown, idxs), scores.to(boxes.dtype), iou_threshold)
+        grown = grown if idxs is None else _apart(grown, idxs)
+        return torchvision.ops.nms(grown, scores.to(boxes.dtype), iou_threshold)
     groups = [None] if idxs is None else idxs.unique()
     keep = torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
     for group in groups:

@@ -38,16 +38,16 @@ class Difference:
     def __str__(self) -> str:
         masks = '' if self.masks is None else f', mask IoU at least {self.masks:.4f}'
         alone = f'; {self.alone} have no counterpart' if self.alone else ''
-        return (f'{self.images} images, {self.detections} detections: boxes within {self.box:.2g} pixels, scores within '
-                f'{self.score:.2g}{masks}{alone}')
+        apart = f'boxes within {self.box:.2g} pixels, scores within {self.score:.2g}{masks}{alone}'
+        return f'{self.images} images, {self.detections} detections: {apart}'
 
     def add(self, found: DetDataSample, other: DetDataSample, test_cfg: dict) -> None:
         """One image's. What is within the tolerance of ``score_thr``, or of the last of ``max_per_img``, may lack."""
         self.images += 1
-        self.detections += len(found.pred_instances)
         both = found.pred_instances, other.pred_instances
         last = [float(x.scores.min()) for x in both if len(x) == test_cfg.get('max_per_img')]
         edge = max(test_cfg.get('score_thr', 0.0), *last, 0.0) + SCORE
+        self.detections += int((found.pred_instances.scores > edge).sum())
         for one, two in (both, both[::-1]):
             self._add(one[one.scores > edge], two, found.ori_shape[:2])
 

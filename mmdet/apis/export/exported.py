@@ -68,11 +68,8 @@ def export_detector(
     pipeline = ImagePipeline(steps)
     wide, tall = (pipeline(to_input(np.zeros(shape, np.uint8)))['inputs'] for shape in ((480, 640, 3), (640, 480, 3)))
     if not dynamic and wide.shape != tall.shape:
-        raise UserError(
-            'the test pipeline gives images of several sizes, such as {} x {} and {} x {}; export with --dynamic'.format(
-                *wide.shape[1:], *tall.shape[1:]
-            )
-        )
+        sizes = ' and '.join(f'{image.shape[1]} x {image.shape[2]}' for image in (wide, tall))
+        raise UserError(f'the test pipeline gives images of several sizes, such as {sizes}; export with --dynamic')
     height, width = (None, None) if dynamic else wide.shape[1:]
     program = trace(model, wide, dynamic)
     meta = dict(
@@ -154,8 +151,8 @@ class ExportedDetector(nn.Module):
         side = self.meta['image']['smallest_side']
         if side is not None and min(image.shape[-2:]) < side:
             raise UserError(
-                f'an image of {image.shape[-2]} x {image.shape[-1]} pixels, as the model would see it, is too small: an '
-                f'exported file takes {side} and more'
+                f'an image of {image.shape[-2]} x {image.shape[-1]} pixels, as the model would see it, is too small: '
+                f'the file takes {side} and more'
             )
 
     def _add_instances(self, sample: DetDataSample, found: dict[str, Tensor]) -> None:

@@ -49,8 +49,8 @@ def trace(detector: nn.Module, image: Tensor, dynamic: bool) -> ExportedProgram:
     settings = detector.final_test_cfg or {}
     if settings.get('min_bbox_size', 0) > 0:
         raise UserError(
-            f'test_cfg: min_bbox_size={settings["min_bbox_size"]} is in pixels of the original image, which an exported '
-            'graph does not see; set it to 0'
+            f'test_cfg: min_bbox_size={settings["min_bbox_size"]} is in pixels of the original image, which the graph '
+            'does not see; set it to 0'
         )
     graph = copy.deepcopy(DetectorGraph(detector)).eval().to(memory_format=torch.contiguous_format)
     for module in graph.modules():
