@@ -41,7 +41,10 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         raise UserError('--size and --dynamic exclude each other: of any size, or of one')
     if args.size and min(args.size) < 1:
         raise UserError(f'--size {" ".join(map(str, args.size))}: pixels are needed, at least 1')
-    args.out = Path(args.out or Path(Path(args.checkpoint or args.config).name).with_suffix(FORMATS[args.format]))
+    suffix = FORMATS[args.format]
+    args.out = Path(args.out or Path(Path(args.checkpoint or args.config).name).with_suffix(suffix))
+    if args.out.suffix != suffix:
+        raise UserError(f'--out {args.out}: a file of the format {args.format} ends with {suffix}')
     return args
 
 
@@ -50,12 +53,14 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from mmdet.apis import init_detector
     from mmdet.apis.export import export_detector
+    from mmdet.apis.export import formats
     from mmdet.apis.export.compare import BOX, SCORE, compare
     from mmdet.checkpoints import is_checkpoint
     from mmdet.cli.predict import find_inputs
 
     if args.checkpoint is None and not is_checkpoint(args.config):
         raise UserError(f'{args.config} alone has no weights: mmdet export CONFIG CHECKPOINT')
+    formats.FORMATS[args.format].check_libraries()
     check_writable(str(args.out.parent), '--out')
     images, _ = find_inputs(args.images or [], args.out.parent)
     model = init_detector(args.config, args.checkpoint, device='cpu', cfg_options=args.cfg_options)

@@ -52,7 +52,7 @@ def trace(detector: nn.Module, image: Tensor, dynamic: bool) -> ExportedProgram:
             f'test_cfg: min_bbox_size={settings["min_bbox_size"]} is in pixels of the original image, which the graph '
             'does not see; set it to 0'
         )
-    graph = copy.deepcopy(DetectorGraph(detector)).eval().to(memory_format=torch.contiguous_format)
+    graph = copy.deepcopy(DetectorGraph(detector)).eval().to('cpu', memory_format=torch.contiguous_format)
     for module in graph.modules():
         call_unchecked(module)
     with torch.no_grad(), warnings.catch_warnings():
