@@ -52,8 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
 
     from mmdet.apis import init_detector
-    from mmdet.apis.export import export_detector
-    from mmdet.apis.export import formats
+    from mmdet.apis.export import export_detector, formats
     from mmdet.apis.export.compare import BOX, SCORE, compare
     from mmdet.checkpoints import is_checkpoint
     from mmdet.cli.predict import find_inputs

@@ -35,7 +35,7 @@ def _library(name: str, use: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ImportError:
-        raise UserError(f"{use} needs {name}: pip install 'mmdet[export]', or {name} alone") from None
+        raise UserError(f'{use} needs {name}: pip install onnx onnxscript onnxruntime openvino') from None
 
 
 @contextmanager
