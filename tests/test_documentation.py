@@ -139,7 +139,7 @@ def test_a_guide_shows_its_files_as_they_are(path):
 def test_every_extension_is_shown():
     shown = {name for path in GUIDES for name, _ in SHOWN.findall(path.read_text())}
     files = {f'tests/extend/{path.name}' for path in (ROOT / 'tests' / 'extend').glob('*.py')}
-    assert shown == files - {'tests/extend/test_extend.py'}
+    assert {name for name in shown if name.startswith('tests/extend/')} == files - {'tests/extend/test_extend.py'}
 
 
 def test_cbn_in_a_model_of_ones_own(capsys):

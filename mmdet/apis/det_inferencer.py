@@ -1,6 +1,7 @@
 """`DetInferencer`: mmengine's inferencer protocol, with arguments and results of mmdetection's class of that name."""
 
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -21,12 +22,13 @@ from mmdet.checkpoints import config_of, load_pretrained
 from mmdet.config.errors import UserError
 from mmdet.config.load import load_config
 from mmdet.config.overrides import refuse_overrides
+from mmdet.config.shipped import shipped_names, zoo_config
 from mmdet.registry import INFERENCERS, VISUALIZERS
 from mmdet.visualization.visualizer import DetVisualizer, read_image, write_image
 
 
 @INFERENCERS.register_module(name=['det-object-detection', 'DetInferencer'])
-@refuse_overrides(pred2dict='postprocess')
+@refuse_overrides('inference.md', pred2dict='postprocess')
 class DetInferencer(BaseInferencer):
     """Detect in anything `mmdet.apis.images.to_input` knows, and save drawings and JSON files.
 
@@ -68,8 +70,18 @@ class DetInferencer(BaseInferencer):
         elif is_exported(model):
             model, weights = Config(), str(model)
         elif isinstance(model, (str, Path)):
+            recipe = zoo_config(str(model))
+            if recipe and weights is None:
+                name = f'{Path(recipe).parent.name}/{Path(recipe).stem}'
+                raise UserError(f"{model} is here as {name}, without mmdetection's weights: give weights=FILE, or its "
+                                'address')
             model = load_config(model)
         super().__init__(model, weights, device, scope, show_progress)
+
+    @staticmethod
+    def list_models(scope: str | None = None, patterns: str = r'.*') -> list[str]:
+        """Names of the recipes, without '.py', that match a regular expression."""
+        return [name for name in shipped_names() if re.match(patterns, name)]
 
     def _init_model(self, cfg: Config, weights: str | None, device: str) -> nn.Module:
         if is_exported(weights):

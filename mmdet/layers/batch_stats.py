@@ -47,6 +47,13 @@ def compiled_for(y: Tensor) -> bool:
     )  # fmt: skip
 
 
+def channel_sums(y: Tensor, dtype: torch.dtype) -> Tensor:
+    """Of y (N, C, ...), (C,) in `dtype`, without a copy of y in that type where the compiled operators serve."""
+    if compiled_for(y) and y.dtype != dtype:
+        return (torch.ops.mmdet.batch_moments(y)[0] * (y.numel() // y.shape[1])).to(dtype)
+    return y.sum([0, *range(2, y.dim())], dtype=dtype)
+
+
 def batch_moments(y: Tensor, group=None) -> Moments:
     """Of y (N, C, ...) over all processes of ``group``."""
     count, wide = y.numel() // y.shape[1], torch.promote_types(y.dtype, torch.float32)

@@ -11,7 +11,7 @@ from mmdet.cli.command import call, verbs
 from mmdet.config.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
-VERBS = ('convert', 'init', 'check', 'browse', 'train', 'test', 'predict', 'benchmark', 'config')
+VERBS = ('convert', 'init', 'check', 'browse', 'train', 'curves', 'test', 'predict', 'benchmark', 'config')
 
 
 def python(*words, cwd: Path = ROOT, **environment) -> subprocess.CompletedProcess:

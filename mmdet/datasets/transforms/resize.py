@@ -16,7 +16,9 @@ from mmdet.registry import TRANSFORMS
 
 
 @TRANSFORMS.register_module()
-@refuse_overrides(_resize_img='resize', _resize_bboxes='resize', _resize_masks='resize', _resize_seg='resize')
+@refuse_overrides(
+    'extend/transform.md', _resize_img='resize', _resize_bboxes='resize', _resize_masks='resize', _resize_seg='resize',
+)  # fmt: skip
 class Resize(BaseTransform):
     """Resize the image, its boxes and masks.
 
@@ -133,7 +135,9 @@ def _resize_from(resize_type: str, keep_ratio: bool, resize_kwargs: dict) -> Res
 
 
 @TRANSFORMS.register_module()
-@refuse_overrides(_random_scale='transform', _random_sample='transform', _random_sample_ratio='transform')
+@refuse_overrides(
+    'extend/transform.md', _random_scale='transform', _random_sample='transform', _random_sample_ratio='transform',
+)  # fmt: skip
 class RandomResize(BaseTransform):
     """Resize to a random scale.
 
@@ -175,7 +179,7 @@ class RandomResize(BaseTransform):
 
 
 @TRANSFORMS.register_module()
-@refuse_overrides(_random_select='transform')
+@refuse_overrides('extend/transform.md', _random_select='transform')
 class RandomChoiceResize(BaseTransform):
     """Resize to one of `scales`, each a (w, h), drawn with equal chances.
 

@@ -32,7 +32,7 @@ from mmdet.structures import Target
 
 
 @MODELS.register_module()
-@refuse_overrides(**ELSEWHERE)
+@refuse_overrides('extend/head.md', **ELSEWHERE)
 class RetinaHead(BaseModule):
     """Two towers of convolutions, shared by the levels, for class scores and box deltas (arXiv 1708.02002).
 

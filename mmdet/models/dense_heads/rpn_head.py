@@ -30,7 +30,7 @@ from mmdet.structures import Target
 
 
 @MODELS.register_module()
-@refuse_overrides(**ELSEWHERE)
+@refuse_overrides('extend/head.md', **ELSEWHERE)
 class RPNHead(BaseModule):
     """Objectness and box deltas for every anchor (Faster R-CNN, section 3.1).
 

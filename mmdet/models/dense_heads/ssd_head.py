@@ -30,7 +30,7 @@ from mmdet.structures import Target
 
 
 @MODELS.register_module()
-@refuse_overrides(**ELSEWHERE)
+@refuse_overrides('extend/head.md', **ELSEWHERE)
 class SSDHead(BaseModule):
     """One convolution of each level for class scores and one for box deltas (arXiv 1512.02325).
 

@@ -8,7 +8,7 @@ from mmengine.config import ConfigDict
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
-from mmdet.config.contracts import on_first_call
+from mmdet.config.contracts import on_first_call, takes_ours
 from mmdet.config.overrides import refuse_overrides
 from mmdet.models import contracts
 from mmdet.models.data_preprocessor import to_target
@@ -30,6 +30,7 @@ from mmdet.structures import DetDataSample
 
 @MODELS.register_module()
 @refuse_overrides(
+    'extend/head.md', foreign=(),
     _forward='forward', add_pred_to_datasample='predict',
     forward_train='loss', simple_test='predict', aug_test='predict',
 )  # fmt: skip
@@ -75,6 +76,7 @@ class SingleStageDetector(BaseModel):
         self.with_neck, self.with_bbox, self.with_mask = self.neck is not None, True, False
         look_at_maps(self.backbone, self.neck, self.head)
         look_at_training(self, SingleStageDetector)
+        takes_ours(self.head, loss='loss(*head(features), targets)', predict='predict(*head(features), metas)')
         on_first_call(self.head, 'loss', contracts.losses)
         on_first_call(self.head, 'predict', self.head_predicts)
 

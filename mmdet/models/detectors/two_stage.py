@@ -8,7 +8,7 @@ from mmengine.config import ConfigDict
 from mmengine.model import BaseModel
 from torch import Tensor
 
-from mmdet.config.contracts import on_first_call
+from mmdet.config.contracts import on_first_call, takes_ours
 from mmdet.config.overrides import refuse_overrides
 from mmdet.models import contracts
 from mmdet.models.data_preprocessor import to_target
@@ -30,6 +30,7 @@ from mmdet.structures import DetDataSample, RLEMasks, Target
 
 
 @refuse_overrides(
+    'extend/head.md', foreign=(),
     _forward='forward', add_pred_to_datasample='predict',
     forward_train='loss', simple_test='predict', aug_test='predict',
 )  # fmt: skip
@@ -88,9 +89,13 @@ class TwoStageDetector(BaseModel):
         look_at_maps(self.backbone, self.neck, getattr(self, 'rpn_head', None))
         look_at_training(self, TwoStageDetector)
         if self.with_rpn:
+            takes_ours(self.rpn_head, loss='loss(*rpn_head(features), targets)',
+                       predict='predict(*rpn_head(features), image_shapes)')  # fmt: skip
             on_first_call(self.rpn_head, 'forward', contracts.proposed)
             on_first_call(self.rpn_head, 'loss', contracts.losses)
             on_first_call(self.rpn_head, 'predict', contracts.proposals)
+        takes_ours(self.roi_head, loss='loss(features, proposals, targets)',
+                   predict='predict(features, proposals, metas)')  # fmt: skip
         on_first_call(self.roi_head, 'loss', contracts.losses)
         on_first_call(self.roi_head, 'predict', contracts.detections)
 

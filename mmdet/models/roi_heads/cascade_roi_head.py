@@ -38,7 +38,7 @@ from mmdet.structures.boxes import scale_boxes
 
 
 @MODELS.register_module()
-@refuse_overrides(**ELSEWHERE)
+@refuse_overrides('extend/head.md', **ELSEWHERE)
 class CascadeRoIHead(BaseModule):
     """`num_stages` box heads, each with its own IoU threshold, and as many mask heads if given (arXiv 1712.00726).
 

@@ -19,6 +19,7 @@ from mmdet.registry import MODELS, TASK_UTILS
 
 @MODELS.register_module()
 @refuse_overrides(
+    'extend/head.md',
     _add_conv_fc_branch='__init__',
     get_targets="the RoI head's sample",
     _get_targets_single="the RoI head's sample",

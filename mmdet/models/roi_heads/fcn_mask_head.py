@@ -17,6 +17,7 @@ from mmdet.registry import MODELS
 
 @MODELS.register_module()
 @refuse_overrides(
+    'extend/head.md',
     get_targets="the RoI head's loss",
     loss_and_target='loss',
     predict_by_feat='predict',

@@ -38,7 +38,7 @@ from mmdet.structures.boxes import scale_boxes
 
 
 @MODELS.register_module()
-@refuse_overrides(**ELSEWHERE)
+@refuse_overrides('extend/head.md', **ELSEWHERE)
 class StandardRoIHead(BaseModule):
     """One box head and, if given, one mask head on sampled proposals.
 

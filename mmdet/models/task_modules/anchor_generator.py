@@ -15,6 +15,7 @@ from mmdet.registry import TASK_UTILS
 
 @TASK_UTILS.register_module()
 @refuse_overrides(
+    'extend/head.md',
     gen_base_anchors='__init__',
     gen_single_level_base_anchors='__init__',
     single_level_grid_priors='grid_priors',
