@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if images:
         difference = compare(model, init_detector(str(args.out), device='cpu'), images)
         print(f'Beside PyTorch: {difference}')
-        if difference.alone:
+        if not difference.agree:
             raise UserError(
                 f'{args.out} finds something else than PyTorch: {difference.alone} detections have no '
                 f'counterpart within {BOX} pixels and {SCORE} of score'

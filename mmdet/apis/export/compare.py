@@ -19,6 +19,8 @@ from mmdet.structures import DetDataSample
 from mmdet.structures.boxes import clip_boxes
 
 BOX, SCORE = 0.5, 1e-3  # pixels of the original image; what counts as equal
+# Of the detections: two boxes at the very threshold of NMS are rounded to one side of it or the other.
+ALONE = 0.005
 
 
 @dataclass
@@ -34,6 +36,11 @@ class Difference:
     box: float = 0.0
     score: float = 0.0
     masks: float | None = None
+
+    @property
+    def agree(self) -> bool:
+        """Whether no more than the share `ALONE` has no counterpart."""
+        return self.alone <= ALONE * self.detections
 
     def __str__(self) -> str:
         masks = '' if self.masks is None else f', mask IoU at least {self.masks:.4f}'
