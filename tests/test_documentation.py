@@ -42,6 +42,7 @@ BLOCKS = {
     "inference_detector(model, 'photo.jpg').pred": 'README.md',
     'DetInferencer(': 'docs/inference.md',
     "type='DetTTAModel'": 'docs/inference.md',
+    'onnxruntime.InferenceSession': 'docs/inference.md',
     'norm.after(conv, x)': 'docs/cbn.md',
     "metric=['bbox', 'segm']": 'docs/data.md',
     "type='XMLDataset'": 'docs/data.md',
@@ -101,6 +102,21 @@ def here(tmp_path, monkeypatch) -> Path:
 def test_every_block_is_run():
     texts = [text for path in DOCUMENTS for text in BLOCK.findall(SHOWN.sub('', path.read_text()))]
     assert [sum(word in text for word in BLOCKS) for text in texts] == [1] * len(BLOCKS)
+
+
+@pytest.mark.slow
+def test_a_file_without_mmdet(here):
+    for library in ('onnx', 'onnxscript', 'onnxruntime'):
+        pytest.importorskip(library)
+    from mmdet.cli import export
+
+    factories.write_detector(here)
+    shutil.copy(sorted(Path('shapes/val').glob('*'))[0], 'photo.jpg')
+    export.main(['config.py', 'weights.pth', '--out', 'detector.onnx'])
+    written = {}
+    exec(block('onnxruntime.InferenceSession'), written)
+    assert written['boxes'].shape == (5, 4) and written['masks'][0].shape == (5, 28, 28)
+    assert set(written['names']) <= {'circle', 'square', 'triangle', 'star'} and len(written['names']) == 5
 
 
 def test_views_of_an_image():

@@ -13,6 +13,7 @@ from mmengine.dataset import pseudo_collate
 from mmengine.infer.infer import BaseInferencer
 from torch import nn
 
+from mmdet.apis.export import is_exported
 from mmdet.apis.images import expand, to_input
 from mmdet.apis.inference import detect, init_detector, pipeline_of
 from mmdet.apis.progress import ImageProgress
@@ -32,7 +33,7 @@ class DetInferencer(BaseInferencer):
     """Detect in anything `mmdet.apis.images.to_input` knows, and save drawings and JSON files.
 
     Args:
-        model: a config file, a loaded config, or None where the weights hold their config.
+        model: a config file, a loaded config, a file of ``mmdet export``, or None where the weights hold their config.
         weights: path or address of weights.
         device: by default the first GPU where there is one.
         scope: of the registries; ours is 'mmdet'.
@@ -66,6 +67,8 @@ class DetInferencer(BaseInferencer):
             if weights is None:
                 raise UserError('DetInferencer needs a config (model=FILE), or weights that hold theirs')
             model = config_of(load_pretrained(weights))
+        elif is_exported(model):
+            model, weights = Config(), str(model)
         elif isinstance(model, (str, Path)):
             recipe = zoo_config(str(model))
             if recipe and weights is None:
@@ -81,11 +84,13 @@ class DetInferencer(BaseInferencer):
         return [name for name in shipped_names() if re.match(patterns, name)]
 
     def _init_model(self, cfg: Config, weights: str | None, device: str) -> nn.Module:
+        if is_exported(weights):
+            return init_detector(weights, palette=self.palette, device=self.device)
         cfg = cfg if isinstance(cfg, Config) else Config(cfg)
         return init_detector(cfg, weights, self.palette, self.device)
 
     def _init_pipeline(self, cfg: Config) -> Callable:
-        return pipeline_of(cfg)
+        return pipeline_of(self.model.cfg)
 
     def _init_visualizer(self, cfg: Config) -> DetVisualizer:
         kind = (cfg.get('visualizer') or {}).get('type', 'DetVisualizer')

@@ -14,7 +14,7 @@ from mmdet.version import __version__
 
 # Then the others.
 _IN_THIS_ORDER = ('convert', 'init', 'check', 'browse', 'train', 'curves', 'test', 'analyze', 'compare', 'predict',
-                  'benchmark', 'config')
+                  'export', 'benchmark', 'config')
 
 _HELP = """usage: mmdet VERB [options]
 

@@ -166,7 +166,7 @@ class _ScaledConv(torch.autograd.Function):
         return x_grad.to(x.dtype) if of_x else None, scaled_grad * scale, scale_grad, shift_grad, *[None] * 4
 
 
-_FOLDED_NORMS = BatchNorm2d, nn.BatchNorm2d, SyncBN, CrossIterBatchNorm2d
+FOLDED_NORMS = BatchNorm2d, nn.BatchNorm2d, SyncBN, CrossIterBatchNorm2d
 
 
 def _folds(conv: nn.Module, norm: nn.Module | None) -> bool:
@@ -181,7 +181,7 @@ def _folds(conv: nn.Module, norm: nn.Module | None) -> bool:
         return False
     if norm is None:
         return True
-    if norm.training or type(norm) not in _FOLDED_NORMS or (
+    if norm.training or type(norm) not in FOLDED_NORMS or (
         norm._forward_pre_hooks or norm._forward_hooks or norm._backward_pre_hooks or norm._backward_hooks
     ):  # fmt: skip
         return False

@@ -32,13 +32,13 @@ class _Packed:
             with torch.no_grad():
                 weight, bias = own['weight'], own['bias']
                 if norm is not None:
-                    weight, bias = _folded(weight, bias, behind, norm.eps)
+                    weight, bias = folded(weight, bias, behind, norm.eps)
                 bias = None if bias is None else bias.to(dtype)
                 self.key, self.arrays = key, (layer.reordered(weight.to(dtype).contiguous(), size), bias)
         return self.arrays
 
 
-def _folded(weight: Tensor, bias: Tensor | None, norm: dict[str, Tensor], eps: float) -> tuple[Tensor, Tensor]:
+def folded(weight: Tensor, bias: Tensor | None, norm: dict[str, Tensor], eps: float) -> tuple[Tensor, Tensor]:
     """Weight and bias of one convolution that does what it and a norm in eval mode do."""
     scale = norm['weight'] * (norm['running_var'] + eps).rsqrt()
     mean = norm['running_mean'] if bias is None else norm['running_mean'] - bias

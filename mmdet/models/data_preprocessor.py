@@ -90,6 +90,13 @@ class DetDataPreprocessor(BaseDataPreprocessor):
             batch, samples = augment(batch, samples)
         return dict(inputs=batch, data_samples=samples)
 
+    def prepared(self, image: Tensor) -> Tensor:
+        """One image (C, h, w) -> (1, C, H, W) as `forward` makes it, writing nothing in place: for torch.export."""
+        if self.flip_channels and len(image) >= 3:
+            image = torch.cat([image[:3].flip(0), image[3:]])
+        bottom, right = (-side % self.pad_size_divisor for side in image.shape[-2:])
+        return F.pad((image.float() - self.mean) / self.std, (0, right, 0, bottom), value=self.pad_value)[None]
+
     def _normalise(self, image: Tensor, out: Tensor) -> None:
         if len(image) != len(out):
             raise UserError(f'a batch has images of {len(out)} and of {len(image)} channels; leave LoadImageFromFile '

@@ -11,6 +11,7 @@ from mmcv.transforms import BaseTransform
 from mmdet.config.errors import UserError
 from mmdet.config.overrides import refuse_overrides
 from mmdet.datasets.transforms.objects import BOXES, clip_boxes
+from mmdet.datasets.transforms.pad import Pad
 from mmdet.registry import TRANSFORMS
 
 
@@ -90,6 +91,41 @@ class Resize(BaseTransform):
         if 'gt_masks' in results:
             results['gt_masks'] = results['gt_masks'].resize(results['img_shape'])
         return results
+
+
+@TRANSFORMS.register_module()
+class FixShapeResize(BaseTransform):
+    """Resize to one size, whatever the image's.
+
+    Args:
+        width, height: pixels.
+        keep_ratio: the image fills them as far as its ratio allows, and is padded at the right and bottom.
+        pad_val: value of the padding, see `Pad`.
+        clip_object_border, backend, interpolation: see `Resize`.
+    """
+
+    changes_geometry = True
+
+    def __init__(
+        self,
+        width: int,
+        height: int,
+        pad_val: float | Sequence[float] | dict = 0,
+        keep_ratio: bool = False,
+        **resize_kwargs,
+    ) -> None:
+        self.size = width, height
+        self.keep_ratio = keep_ratio
+        self.resize = Resize(scale=self.size, **resize_kwargs)
+        self.pad = Pad(size=self.size, pad_val=pad_val)
+
+    def transform(self, results: dict) -> dict:
+        size = self.size
+        if self.keep_ratio:
+            height, width = results['img'].shape[:2]
+            factor = min(size[0] / width, size[1] / height)
+            size = int(width * factor + 0.5), int(height * factor + 0.5)
+        return self.pad.transform(self.resize.resize(results, size))
 
 
 def _resize_from(resize_type: str, keep_ratio: bool, resize_kwargs: dict) -> Resize:

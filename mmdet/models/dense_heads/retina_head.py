@@ -159,7 +159,7 @@ class RetinaHead(BaseModule):
     @torch.no_grad()
     def predict(self, logits: Tensor, deltas: Tensor, anchors: list[Tensor], metas: list[dict]) -> list[Detections]:
         """Detections of each image in its original pixels."""
-        sizes = [len(level) for level in anchors]
+        sizes = [level.shape[0] for level in anchors]
         anchors = torch.cat(anchors)
         return [self._predict_image(*outputs, anchors, sizes, meta) for *outputs, meta in zip(logits, deltas, metas)]
 

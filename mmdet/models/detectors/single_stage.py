@@ -17,6 +17,7 @@ from mmdet.models.detectors.parts import (
     build_backbone,
     build_neck,
     build_preprocessor,
+    frame_of_input,
     look_at_maps,
     look_at_training,
     metas_of,
@@ -119,6 +120,19 @@ class SingleStageDetector(BaseModel):
         for sample, found in zip(data_samples, self.detections(outputs, metas_of(data_samples, rescale))):
             sample.pred_instances = found.to_instances()
         return data_samples
+
+    def find(self, inputs: Tensor, image_shape: tuple[int, int]) -> dict[str, Tensor]:
+        """The detections of one image, for torch.export.
+
+        Args:
+            inputs: (1, C, H, W).
+            image_shape: (h, w) of the image without padding.
+
+        Returns:
+            boxes (D, 4) in pixels of the input, scores (D,) and labels (D,).
+        """
+        (found,) = self.detections(self.head(self.extract_feat(inputs)), [frame_of_input(image_shape)])
+        return found._asdict()
 
     def detections(self, outputs: tuple, metas: list[dict]) -> list[Detections]:
         """Detections of each image, from what the head's `forward` gives."""

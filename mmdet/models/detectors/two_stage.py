@@ -18,6 +18,7 @@ from mmdet.models.detectors.parts import (
     build_backbone,
     build_neck,
     build_preprocessor,
+    frame_of_input,
     look_at_maps,
     look_at_training,
     metas_of,
@@ -144,6 +145,25 @@ class TwoStageDetector(BaseModel):
             ):
                 sample.pred_instances.masks = RLEMasks(masks, *meta['ori_shape'][:2])
         return data_samples
+
+    def find(self, inputs: Tensor, image_shape: tuple[int, int]) -> dict[str, Tensor]:
+        """The detections of one image, for torch.export.
+
+        Args:
+            inputs: (1, C, H, W).
+            image_shape: (h, w) of the image without padding.
+
+        Returns:
+            boxes (D, 4) in pixels of the input, scores (D,), labels (D,) and, with a mask head, the probabilities of
+            the masks in their boxes (D, h, w).
+        """
+        features = self.extract_feat(inputs)
+        ((proposals, _),) = self.rpn_head.predict(*self.rpn_head(features), [image_shape])
+        (found,) = self.roi_head.predict(features, [proposals], [frame_of_input(image_shape)])
+        outputs = found._asdict()
+        if self.roi_head.mask_head is not None:
+            outputs['masks'] = self.roi_head.mask_probabilities(features, [found.boxes], found.labels)
+        return outputs
 
     def detect(
         self,

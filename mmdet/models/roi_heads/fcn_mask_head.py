@@ -82,4 +82,4 @@ class FCNMaskHead(BaseModule):
 
     def _own_class(self, logits: Tensor, labels: Tensor) -> Tensor:
         column = torch.zeros_like(labels) if self.class_agnostic else labels
-        return logits[torch.arange(len(labels), device=labels.device), column]
+        return logits[torch.arange(labels.shape[0], device=labels.device), column]

@@ -18,7 +18,7 @@ from mmdet.registry import MODELS
 
 def to_rois(boxes: list[Tensor]) -> Tensor:
     """Boxes of each image, [(n_i, 4)], as RoIs (R, 5): the image's index first."""
-    index = [b.new_full((len(b), 1), i) for i, b in enumerate(boxes)]
+    index = [b.new_full((b.shape[0], 1), i) for i, b in enumerate(boxes)]
     return torch.cat([torch.cat(index), torch.cat(boxes)], dim=1)
 
 
@@ -74,7 +74,7 @@ class SingleRoIExtractor(BaseModule):
 
     def _pool_each_level(self, features: list[Tensor], rois: Tensor) -> Tensor:
         levels = map_levels(rois, len(features), self.finest_scale)
-        pooled = features[0].new_zeros(len(rois), self.out_channels, *self.output_size)
+        pooled = features[0].new_zeros(rois.shape[0], self.out_channels, *self.output_size)
         for level, (layer, feature) in enumerate(zip(self.roi_layers, features)):
             own = (levels == level).nonzero().squeeze(1)  # a layer without RoIs has gradients of 0, as DDP wants
             pooled = pooled.index_copy(0, own, layer(feature, rois[own]).to(pooled.dtype))
