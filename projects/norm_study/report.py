@@ -20,6 +20,7 @@ matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 
 from .classify import BATCHES, NORMS, REGIMES, RESULTS
+from .detection import report as imagenet
 
 HERE = Path(__file__).resolve().parent
 COLOURS = dict(zip(NORMS, 'tab:blue grey tab:purple tab:orange tab:red hotpink darkred saddlebrown'.split()))
@@ -280,6 +281,7 @@ def main() -> None:
         **{f'detection-{n}': detection_table(select(from_scratch, epochs=n)) for n in (4, 12)},
         'detection-pretrained': detection_table([r for r in detection if 'backbone' in r]),
     }
+    tables |= imagenet.tables(markdown, spread)
     documents = {path: path.read_text() for path in args.pages.glob('*.md')}
     for name, content in tables.items():
         replace(documents, name, content)
@@ -287,6 +289,7 @@ def main() -> None:
         path.write_text(text)
     draw_norms(records, args.pages / 'figures' / 'norms.png')
     draw_batches(records, args.pages / 'figures' / 'batches.png')
+    imagenet.draw(args.pages / 'figures')
     shown = {k: curves[k] for k in ('digits|4|1.0', 'digits-fc|4|1.0', 'digits-one-fast|4|1.0') if k in curves}
     draw_errors(shown, args.pages / 'figures' / 'statistics.png')
 

@@ -1,0 +1,196 @@
+"""Tables and figures of the detection study from its records; `python -m projects.norm_study.report` calls it."""
+
+import itertools
+import json
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from .study import BATCHES, HERE, NORMS
+
+RESULTS = HERE / 'results'
+
+METRICS = {'bbox_mAP': 'box AP', 'segm_mAP': 'mask AP', 'bbox_mAP_50': 'box AP50', 'segm_mAP_50': 'mask AP50'}
+PRIMARY = tuple(METRICS)[:2]
+COLOURS = dict(zip(NORMS, ('tab:grey', 'tab:blue', 'tab:green', 'tab:orange', 'tab:red')))
+RESAMPLES = 20_000
+# what is compared in each batch size: first minus second
+PAIRS = [
+    ('CBN-full', 'BN'), ('CBN', 'BN'), ('GN', 'BN'), ('none', 'BN'),
+    ('CBN-full', 'GN'), ('CBN-full', 'CBN'), ('CBN-full', 'none'), ('GN', 'none'),
+]  # fmt: skip
+
+
+def records(folder: Path, part: str) -> list[dict]:
+    return [json.loads(file.read_text()) for file in sorted(folder.glob(f'{part}-*.json'))]
+
+
+class Runs:
+    """One metric of the runs of a grid, and how far runs lie apart.
+
+    A run's residual is its AP without the means of its setting and of its seed, in a grid of which each seed has every
+    setting. Residuals of all settings are pooled: five seeds of one setting alone say little about their spread.
+    """
+
+    def __init__(self, found: Sequence[dict], metric: str) -> None:
+        self.values: dict[tuple, dict[int, float]] = {}
+        for r in found:
+            self.values.setdefault((r['norm'], r['batch']), {})[r['seed']] = r['metrics'][metric]
+        common = set.intersection(*(set(of) for of in self.values.values())) if self.values else set()
+        self.whole = sorted(common)  # seeds
+        table = np.array([[of[seed] for seed in self.whole] for of in self.values.values()]).reshape(-1, len(common))
+        self.degrees = (table.shape[0] - 1) * (table.shape[1] - 1)
+        self.residuals = np.zeros(0)
+        if self.degrees > 0:
+            left = table - table.mean(0) - table.mean(1, keepdims=True) + table.mean()
+            self.residuals = left.ravel() * math.sqrt(left.size / self.degrees)
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation of a run, its seed's share taken out."""
+        return float(np.sqrt(np.mean(self.residuals**2)))
+
+    def pairs(self, first: tuple, second: tuple) -> list[float]:
+        """Differences of the settings (norm, batch), one for each seed that both have."""
+        a, b = (self.values.get(which, {}) for which in (first, second))
+        return [a[seed] - b[seed] for seed in sorted(a.keys() & b.keys())]
+
+    def interval(self, values: Sequence[float], runs: int = 2) -> tuple[float, float, float]:
+        """Mean of paired differences and the ends of its 95 % interval, by a bootstrap of the residuals.
+
+        As many are drawn as ``runs`` a seed, and the interval is as much wider as Student's t is than the normal
+        distribution, since the residuals are few. ``runs=1`` is for a setting's own mean. Where no two seeds have all
+        settings the ends are nan.
+        """
+        mean, n = statistics.fmean(values), len(values)
+        if not self.degrees:
+            return mean, math.nan, math.nan
+        drawn = np.random.default_rng(0).choice(self.residuals, (RESAMPLES, runs, n)).mean(-1)
+        error = (drawn[:, 0] - drawn[:, 1:].sum(1)) * students(self.degrees) / students(math.inf)
+        low, high = np.quantile(error, [0.025, 0.975])
+        return mean, mean - high, mean - low
+
+    def shown(self, values: Sequence[float]) -> tuple[str, str]:
+        """The interval, and what it says."""
+        mean, low, high = self.interval(values)
+        if math.isnan(low):
+            return f'{mean:+.1f}', 'too few seeds'
+        says = f'no difference above {max(-low, high):.1f}'
+        if low > 0 or high < 0:
+            says = '**higher**' if mean > 0 else '**lower**'
+        return f'{mean:+.1f} ({low:+.1f} to {high:+.1f})', says
+
+
+def students(degrees: float) -> float:
+    """The 97.5 % point of Student's t (Abramowitz and Stegun, 26.7.5): within 2 % from 4 degrees on."""
+    z = statistics.NormalDist().inv_cdf(0.975)
+    return z + (z**3 + z) / (4 * degrees) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)
+
+
+def ap_table(found: Sequence[dict], markdown: Callable, spread: Callable) -> str:
+    rows = []
+    for metric, batch in itertools.product(METRICS, BATCHES):
+        runs = Runs(found, metric)
+        values = [list(runs.values.get((norm, batch), {}).values()) for norm in NORMS]
+        cells = [spread(v) if v else '' for v in values]
+        rows.append([METRICS[metric], str(batch), *cells])
+    return markdown(['', 'batch', *NORMS], rows)
+
+
+def difference_table(found: Sequence[dict], markdown: Callable) -> str:
+    by_metric = [Runs(found, metric) for metric in PRIMARY]
+    rows = []
+    for (first, second), batch in itertools.product(PAIRS, BATCHES):
+        differences = [runs.pairs((first, batch), (second, batch)) for runs in by_metric]
+        if differences[0]:
+            cells = [text for runs, values in zip(by_metric, differences) for text in runs.shown(values)]
+            rows.append([f'{first} - {second}', str(batch), *cells, str(len(differences[0]))])
+    return markdown(['', 'batch', 'box AP', '', 'mask AP', '', 'seeds'], rows)
+
+
+def rate_table(found: Sequence[dict], markdown: Callable) -> str:
+    rates = sorted({r['rate'] for r in found})
+    rows = []
+    for norm in NORMS:
+        cells = {r['rate']: r['metrics'] for r in found if r['norm'] == norm}
+        rows.append(
+            [norm, *(f'{m["bbox_mAP"]:.1f} / {m["segm_mAP"]:.1f}' if (m := cells.get(r)) else '' for r in rates)]
+        )
+    return markdown(['norm', *(f'{rate:g}' for rate in rates)], rows)
+
+
+def cost_table(found: Sequence[dict], markdown: Callable) -> str:
+    rows = []
+    for norm in NORMS:
+        row = [norm]
+        for field, form, batch in itertools.product(('step_seconds', 'kept_mib'), ('{:.3f}',), BATCHES):
+            values = [r[field] for r in found if r['norm'] == norm and r['batch'] == batch]
+            form = '{:.0f}' if field == 'kept_mib' else form
+            row.append(form.format(statistics.median(values)) if values else '')
+        rows.append(row)
+    head = [f'{what}, batch {b}' for what in ('CPU seconds a step', 'MiB kept for the backward pass') for b in BATCHES]
+    return markdown(['norm', *head], rows)
+
+
+def tables(markdown: Callable, spread: Callable) -> dict[str, str]:
+    """By the names of their places in the pages; `markdown` and `spread` are those of projects/norm_study/report.py."""
+    found, chosen = records(RESULTS, 'primary'), records(RESULTS, 'lr')
+    return {
+        'imagenet-ap': ap_table(found, markdown, spread),
+        'imagenet-differences': difference_table(found, markdown),
+        'imagenet-rates': rate_table(chosen, markdown),
+        'imagenet-costs': cost_table(found, markdown),
+    }
+
+
+def draw(folder: Path) -> None:
+    found = records(RESULTS, 'primary')
+    draw_ap(found, folder / 'imagenet_ap.png')
+    draw_differences(found, folder / 'imagenet_differences.png')
+
+
+def draw_ap(found: Sequence[dict], path: Path) -> None:
+    """AP against batch size with intervals."""
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.8), layout='constrained')
+    for axis, metric in zip(axes, PRIMARY):
+        runs = Runs(found, metric)
+        for place, norm in enumerate(NORMS):
+            values = {b: list(of.values()) for b in BATCHES if (of := runs.values.get((norm, b)))}
+            if values:
+                mean, low, high = zip(*(runs.interval(v, runs=1) for v in values.values()))
+                axis.errorbar(
+                    [BATCHES.index(b) + (place - (len(NORMS) - 1) / 2) * 0.07 for b in values], mean,
+                    [[m - a for m, a in zip(mean, low)], [b - m for m, b in zip(mean, high)]],
+                    marker='o', capsize=3, label=norm, color=COLOURS[norm],
+                )  # fmt: skip
+        axis.set_xticks(range(len(BATCHES)), BATCHES)
+        axis.set(xlabel='images per step', ylabel=f'{METRICS[metric]}, %', xlim=(-0.4, len(BATCHES) - 0.6))
+        axis.grid(axis='y', alpha=0.3)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc='outside right center')
+    figure.savefig(path, dpi=90)
+    plt.close(figure)
+
+
+def draw_differences(found: Sequence[dict], path: Path) -> None:
+    """What changes what: paired differences with their intervals, those that hold 0 in grey."""
+    compared = [(f'{a} - {b}, batch {n}', (a, n), (b, n)) for a, b in PAIRS for n in BATCHES]
+    compared += [(f'{norm}: batch 2 - batch 1', (norm, 2), (norm, 1)) for norm in NORMS]
+    figure, axes = plt.subplots(1, 2, figsize=(9, 0.27 * len(compared) + 1), sharey=True, layout='constrained')
+    for axis, metric in zip(axes, PRIMARY):
+        runs = Runs(found, metric)
+        for row, (_, *pair) in enumerate(compared):
+            values = runs.pairs(*pair)
+            if values:
+                mean, low, high = runs.interval(values)
+                colour = 'tab:green' if low > 0 else 'tab:red' if high < 0 else 'grey'
+                axis.errorbar(mean, row, xerr=[[mean - low], [high - mean]], marker='o', capsize=3, color=colour)
+        axis.axvline(0, color='black', linewidth=0.8)
+        axis.set_yticks(range(len(compared)), [name for name, *_ in compared])
+        axis.set(xlabel=f'difference of {METRICS[metric]}', ylim=(len(compared) - 0.5, -0.5))
+        axis.grid(axis='x', alpha=0.3)
+    figure.savefig(path, dpi=90)
+    plt.close(figure)

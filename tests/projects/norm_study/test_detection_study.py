@@ -1,0 +1,111 @@
+"""The detection study compares what it says: same weights, same images, maps of the backbone, the chosen rate."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from mmdet.config.load import load_config
+from mmdet.layers import CrossIterBatchNorm2d
+from projects.norm_study.detection import report, study
+from projects.norm_study.detection.train import Detector, batches
+
+pytest.importorskip('timm', reason='timm is not installed')
+SCALE = study.SCALES[False]
+
+
+def config(**options):
+    return load_config(study.CONFIG, {'model.backbone.init_cfg': None, **options})
+
+
+def detector(norm, seed=0, **options):
+    cfg = config(**options)
+    return Detector(cfg, study.norm_cfg(norm, cfg.model.neck.out_channels, SCALE.group), seed)
+
+
+def test_all_norms_begin_with_the_same_weights_and_stand_in_neck_and_heads_alone():
+    models = {norm: detector(norm).model for norm in study.NORMS}
+    plain = {k: v for k, v in models['none'].state_dict().items() if not k.startswith('backbone')}
+    assert not torch.equal(plain['neck.fpn_convs.0.conv.weight'], plain['neck.fpn_convs.1.conv.weight'])
+    for norm, model in models.items():
+        state = model.state_dict()
+        missing = plain.keys() - state.keys()
+        assert all(k.endswith('conv.bias') for k in missing) and len(missing) == (0 if norm == 'none' else 12)
+        assert all(torch.equal(state[k], plain[k]) for k in plain.keys() - missing)
+        if norm.startswith('CBN'):
+            found = [n for n, m in model.named_modules() if isinstance(m, CrossIterBatchNorm2d)]
+            assert len(found) == 6 + 4 + 2 and not any(n.startswith(('backbone', 'rpn_head')) for n in found)
+    other = detector('none', seed=1).model.state_dict()
+    assert not torch.equal(other['rpn_head.rpn_conv.weight'], plain['rpn_head.rpn_conv.weight'])
+
+
+@pytest.mark.parametrize('frozen', [3, 5])
+def test_cached_maps_are_what_the_whole_backbone_gives(frozen, tmp_path):
+    tested = detector('GN', **{'model.backbone.frozen_stages': frozen})
+    tested.model.eval()
+    images = [torch.randint(256, (3, 64, 96), dtype=torch.uint8) for _ in range(2)]
+    (first, second), again = tested.cached_maps(images, tmp_path), tested.cached_maps(images, tmp_path)
+    assert len(list(tmp_path.iterdir())) == 1
+    assert all(torch.equal(a, b) for a, b in zip(first, again[0]))
+    with tested.autocast(), torch.no_grad():
+        found = tested.model.backbone([torch.cat(level) for level in zip(first, second)])
+        inputs = tested.model.data_preprocessor(dict(inputs=images))['inputs']
+        whole = tested.model.backbone.network(inputs.contiguous(memory_format=torch.channels_last))
+    assert len(found) == len(whole) == 3
+    for a, b in zip(found, whole):
+        torch.testing.assert_close(a, b, rtol=0.02, atol=0.02 * float(b.std()))
+
+
+def test_every_epoch_has_each_image_once_at_any_batch_size():
+    one, two = (list(batches(7, batch, 4, seed=3)) for batch in (1, 2))
+    assert [i for step in one for i in step] == [i for step in two for i in step]
+    indices = np.array([index for ((index, _),) in one]).reshape(4, 7)
+    assert (np.sort(indices) == np.arange(7)).all() and (indices[0] != indices[1]).any()
+    assert list(batches(7, 1, 4, seed=4)) != one
+
+
+def test_the_rate_is_the_best_on_held_out_images_and_what_is_done_is_not_run_again(tmp_path, monkeypatch):
+    for ap, cell in enumerate(c for c in study.cells(SCALE) if c.part == 'lr' and c.norm == 'GN'):
+        score = dict(bbox_mAP=10 - abs(ap - 1), segm_mAP=5.0)
+        cell.file(tmp_path).write_text(json.dumps(dict(metrics=score)))
+    assert study.best_rate('GN', SCALE, tmp_path) == SCALE.rates[1]
+    monkeypatch.setattr(study.multiprocessing, 'get_context', lambda kind: pytest.fail('it is run again'))
+    monkeypatch.setattr(study, 'NORMS', ('GN',))
+    args = study.argparse.Namespace(out=tmp_path, workers=1)
+    with pytest.raises(pytest.fail.Exception):
+        study.run([c for c in study.cells(SCALE) if c.part == 'primary'], args)
+
+
+def runs(seeds, **ap):
+    """Of made-up runs: AP by norm, one value a seed."""
+    return report.Runs(
+        [
+            dict(norm=norm, batch=1, seed=seed, metrics=dict(AP=value))
+            for norm, values in ap.items() for seed, value in zip(seeds, values)
+        ],
+        'AP',
+    )  # fmt: skip
+
+
+def test_differences_are_paired_by_seed_and_the_seeds_share_is_no_spread():
+    found = runs([0, 1, 2], BN=[10.0, 20.0, 30.0], GN=[11.0, 21.0])
+    assert found.pairs(('GN', 1), ('BN', 1)) == [1.0, 1.0] and found.whole == [0, 1] and found.spread < 1e-9
+
+
+def test_the_interval_is_students_with_the_pooled_spread():
+    generator = np.random.default_rng(0)
+    seeds = generator.normal(size=5) * 10
+    found = runs(range(5), **{norm: (seeds + generator.normal(size=5)).tolist() for norm in 'abcdefghij'})
+    assert found.degrees == 9 * 4 and 0.8 < found.spread < 1.2
+    mean, low, high = found.interval(found.pairs(('a', 1), ('b', 1)))
+    half = 2.028 * found.spread * (2 / 5) ** 0.5
+    assert (high - mean, mean - low) == pytest.approx((half, half), rel=0.12)
+    assert report.students(9) == pytest.approx(2.262, rel=0.01)
+
+
+def test_an_interval_with_0_says_what_can_be_excluded():
+    found = runs(range(4), a=[1.0, 1.1, 0.9, 1.0], b=[1.0, 0.9, 1.1, 1.0], c=[9.0, 9.1, 9.0, 8.9])
+    assert found.shown(found.pairs(('a', 1), ('b', 1)))[1].startswith('no difference above 0.')
+    assert found.shown(found.pairs(('c', 1), ('a', 1)))[1] == '**higher**'
+    assert found.shown(found.pairs(('a', 1), ('c', 1)))[1] == '**lower**'
