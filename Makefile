@@ -30,13 +30,13 @@ $(INSTALLED): $(SOURCES)
 	touch $@
 
 # Train on two processes, evaluate on two, draw detections and curves. An interrupted demo is resumed.
-# On a machine with one GPU it is one process with the batch of both. Mixed precision where the machine has it.
+# On a machine with one GPU it is one process with the batch of both.
 demo: install
 	$(RUN) python -m projects.demo.shapes data/shapes
 	processes=$$($(RUN) python -c 'import torch; print(min(torch.cuda.device_count() or 2, 2))') && \
-	$(RUN) ./tools/dist_train.sh $(DEMO_CONFIG) $$processes --work-dir $(DEMO_DIR) --seed 0 --resume --amp \
+	$(RUN) ./tools/dist_train.sh $(DEMO_CONFIG) $$processes --work-dir $(DEMO_DIR) --seed 0 --resume \
 		--cfg-options train_dataloader.batch_size=$$((4 / processes)) && \
-	$(RUN) python tools/test.py $(DEMO_CONFIG) $$(ls -t $(DEMO_DIR)/best_*.pth | head -1) --gpus $$processes --amp \
+	$(RUN) python tools/test.py $(DEMO_CONFIG) $$(ls -t $(DEMO_DIR)/best_*.pth | head -1) --gpus $$processes \
 		--out $(DEMO_DIR)/results.pkl --eval bbox segm --show-dir $(DEMO_DIR)/detections --show-score-thr 0.5
 	$(RUN) mmdet curves $(DEMO_DIR) -o $(DEMO_DIR)/curves.png
 	@echo "Detections: $(DEMO_DIR)/detections; loss and AP over time: $(DEMO_DIR)/curves.png"
