@@ -38,7 +38,7 @@ demo: install
 		--cfg-options train_dataloader.batch_size=$$((4 / processes)) && \
 	$(RUN) python tools/test.py $(DEMO_CONFIG) $$(ls -t $(DEMO_DIR)/best_*.pth | head -1) --gpus $$processes \
 		--out $(DEMO_DIR)/results.pkl --eval bbox segm --show-dir $(DEMO_DIR)/detections --show-score-thr 0.5
-	$(RUN) python tools/dev/plot_curves.py $(DEMO_DIR) -o $(DEMO_DIR)/curves.png
+	$(RUN) mmdet curves $(DEMO_DIR) -o $(DEMO_DIR)/curves.png
 	@echo "Detections: $(DEMO_DIR)/detections; loss and AP over time: $(DEMO_DIR)/curves.png"
 
 test: install

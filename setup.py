@@ -172,6 +172,7 @@ def main() -> None:
         extras_require={
             'test': ['pytest', 'pytest-xdist', 'hypothesis', 'supervision', 'labelformat', 'sahi', 'pandas', 'timm'],
             'timm': ['timm'],
+            'export': ['onnx', 'onnxscript', 'onnxruntime', 'openvino'],
         },
         ext_modules=modules,
         # the library registers operators and is no Python module: its name need not carry Python's version

@@ -151,6 +151,8 @@ def model(args) -> None:
     base = Config.fromfile(configs / 'cbn' / 'mask_rcnn_r50_fpn_1x.py', lazy_import=False).model
     base.backbone.init_cfg = None
     norms = {'no norm': None, **{k: v for k, v in NORMS.items() if k != 'CBN autograd'}}
+    norms = {name: norm for name, norm in norms.items() if not args.norms or name in ('BN', *args.norms)}
+    layout = torch.channels_last if args.amp and args.device == 'cpu' else torch.contiguous_format
     height, width = args.size
     jobs = {}
     for name, norm_cfg in norms.items():
@@ -158,7 +160,7 @@ def model(args) -> None:
         cfg = Config(base.to_dict())
         for part in (cfg.neck, cfg.roi_head.bbox_head, cfg.roi_head.mask_head):
             part.norm_cfg = norm_cfg
-        net = MODELS.build(cfg.to_dict()).to(args.device).train()
+        net = MODELS.build(cfg.to_dict()).to(args.device, memory_format=layout).train()
         batch = net.data_preprocessor(synthetic_batch(args.batch, height, width), True)
 
         small = net.data_preprocessor(synthetic_batch(args.batch, 96, 96), True)
@@ -167,13 +169,15 @@ def model(args) -> None:
 
         def step(net=net, batch=batch):
             torch.manual_seed(1)  # the samplers draw the same RoIs for every norm
-            losses = net(**batch, mode='loss')
+            with torch.autocast(args.device, enabled=args.amp):
+                losses = net(**batch, mode='loss')
             net.parse_losses(losses)[0].backward()
             net.zero_grad()
 
         jobs[name] = step
     times = Clock(args).medians(jobs, args.repeats)
-    print(f'\n{machine(args)}, {args.batch} x {height}x{width}, medians of {args.repeats} rounds')
+    precision = 'autocast' if args.amp else 'float32'
+    print(f'\n{machine(args)}, {args.batch} x {height}x{width}, {precision}, medians of {args.repeats} rounds')
     rows = [[name, f'{ms:.0f} ms', f'{ms / times["BN"]:.3f}'] for name, ms in times.items()]
     table(['Mask R-CNN R-50-FPN training step', 'time', '/ BN'], rows)
 
@@ -191,6 +195,8 @@ def main() -> None:
     whole = commands.add_parser('model', help='a training step of Mask R-CNN')
     whole.add_argument('--size', type=int, nargs=2, default=(320, 480), metavar=('H', 'W'))
     whole.add_argument('--batch', type=int, default=1)
+    whole.add_argument('--amp', action='store_true', help='autocast, on a CPU with channels_last maps')
+    whole.add_argument('--norms', nargs='+', choices=['no norm', *NORMS], help='beside BN (default: all)')
     for command in (one, whole):
         add_options(command, repeats=9)
     args = parser.parse_args()

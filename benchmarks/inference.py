@@ -1,6 +1,7 @@
-"""Every way to infer with one detector, ours and torchvision's, each as fast as its library can:
+"""Every way to infer with one detector, ours and torchvision's, each as fast as its library can, or to train it:
 
     python benchmarks/inference.py [--model mask_rcnn] [--size 800 1216] [--clock cpu] [--sizes 10]
+    python benchmarks/inference.py --job training
 
 All have the same weights and image (see detectors.py) and take turns in each round. Printed are medians, medians of the
 ratios to the first way within a round, what the first call takes longer than a later one, and how many of the
@@ -58,6 +59,8 @@ def prepare(side, amp: bool, channels_last: bool, change: Callable):
     layout = torch.channels_last if channels_last else torch.contiguous_format
     own.net = change(copy.deepcopy(side.net).to(memory_format=layout).eval())
     own.args = argparse.Namespace(**{**vars(side.args), 'amp': amp})
+    trained = [p for p in own.net.parameters() if p.requires_grad]
+    own.optimizer = torch.optim.SGD(trained, lr=0.0, momentum=0.9, weight_decay=1e-4)
     return own
 
 
@@ -89,34 +92,41 @@ def main() -> None:
     add_options(parser, repeats=7)
     parser.add_argument('--model', default='mask_rcnn', choices=list(MODELS))
     parser.add_argument('--size', type=int, nargs=2, default=(800, 1216), metavar=('H', 'W'))
+    parser.add_argument('--job', default='inference', choices=['inference', 'training'])
+    parser.add_argument('--images', type=int, default=1)
     parser.add_argument('--ways', nargs='+', choices=list(WAYS), help='default: all that this processor has')
     parser.add_argument('--sizes', type=int, default=0, metavar='N', help='further sizes of the image')
     args = parser.parse_args()
-    args.images, args.objects, args.amp, args.channels_last = 1, 10, False, False
+    args.objects, args.amp, args.channels_last = 10, False, False
     found = bfloat16_instructions()
-    chosen = args.ways or [way for way, (_, amp, *_) in WAYS.items() if found or not amp]
+    trains = args.job == 'training'
+    chosen = args.ways or [way for way, (_, amp, *_) in WAYS.items() if (found or not amp) and not (
+        trains and ('compile' in way or way == 'float32'))]  # fmt: skip
     print(
-        f'{machine(args)}, bfloat16: {found or "no instructions, none measured"}; {args.model}, one image of '
-        f'{args.size[0]} x {args.size[1]}, medians of {args.repeats} rounds'
+        f'{machine(args)}, bfloat16: {found or "no instructions, none measured"}; {args.model}, {args.job}, '
+        f'{args.images} image(s) of {args.size[0]} x {args.size[1]}, medians of {args.repeats} rounds'
     )
     sides = build_sides(args.model, 'whole', None, args)
-    expected = arrays(prepare(sides['ours'], *WAYS['plain'][1:]))
+    expected = None if trains else arrays(prepare(sides['ours'], *WAYS['plain'][1:]))
     ways, first = {}, {}
     for way in chosen:
         whose, *how = WAYS[way]
         ways[way] = prepare(sides[whose], *how)
         start = time.perf_counter()
-        ways[way].run('inference')
+        ways[way].run(args.job)
         first[way] = time.perf_counter() - start
-    rounds = [{way: side.time('inference') for way, side in ways.items()} for _ in range(args.repeats + 1)][1:]
+    rounds = [{way: side.time(args.job) for way, side in ways.items()} for _ in range(args.repeats + 1)][1:]
     rows = []
     for way, side in ways.items():
         ms = statistics.median(row[way] for row in rounds)
         ratio = statistics.median(row[chosen[0]] / row[way] for row in rounds)
-        rows.append([way, f'{ms:.0f}', f'{ratio:.2f}', f'{first[way] - ms / 1000:.1f}' if args.clock == 'wall' else
-                     f'{first[way]:.1f}', f'{found_again(expected, arrays(side)):.0f}'])  # fmt: skip
-    table(['way', f'{args.clock} ms', f'{chosen[0]} / it', 'first call, s', 'found again, %'], rows)
-    if args.sizes:
+        longer = first[way] - ms / 1000 if args.clock == 'wall' else first[way]
+        rows.append([way, f'{ms:.0f}', f'{ratio:.2f}', f'{longer:.1f}'])
+        if not trains:
+            rows[-1].append(f'{found_again(expected, arrays(side)):.0f}')
+    columns = ['way', f'{args.clock} ms', f'{chosen[0]} / it', 'first call, s', 'found again, %']
+    table(columns[: len(rows[0])], rows)
+    if args.sizes and not trains:
         clock, images = Clock(args), sizes(args.sizes)
         rows = []
         for way, side in ways.items():

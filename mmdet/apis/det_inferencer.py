@@ -1,6 +1,7 @@
 """`DetInferencer`: mmengine's inferencer protocol, with arguments and results of mmdetection's class of that name."""
 
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -12,6 +13,7 @@ from mmengine.dataset import pseudo_collate
 from mmengine.infer.infer import BaseInferencer
 from torch import nn
 
+from mmdet.apis.export import is_exported
 from mmdet.apis.images import expand, to_input
 from mmdet.apis.inference import detect, init_detector, pipeline_of
 from mmdet.apis.progress import ImageProgress
@@ -20,17 +22,18 @@ from mmdet.checkpoints import config_of, load_pretrained
 from mmdet.config.errors import UserError
 from mmdet.config.load import load_config
 from mmdet.config.overrides import refuse_overrides
+from mmdet.config.shipped import shipped_names, zoo_config
 from mmdet.registry import INFERENCERS, VISUALIZERS
 from mmdet.visualization.visualizer import DetVisualizer, read_image, write_image
 
 
 @INFERENCERS.register_module(name=['det-object-detection', 'DetInferencer'])
-@refuse_overrides(pred2dict='postprocess')
+@refuse_overrides('inference.md', pred2dict='postprocess')
 class DetInferencer(BaseInferencer):
     """Detect in anything `mmdet.apis.images.to_input` knows, and save drawings and JSON files.
 
     Args:
-        model: a config file, a loaded config, or None where the weights hold their config.
+        model: a config file, a loaded config, a file of ``mmdet export``, or None where the weights hold their config.
         weights: path or address of weights.
         device: by default the first GPU where there is one.
         scope: of the registries; ours is 'mmdet'.
@@ -64,16 +67,30 @@ class DetInferencer(BaseInferencer):
             if weights is None:
                 raise UserError('DetInferencer needs a config (model=FILE), or weights that hold theirs')
             model = config_of(load_pretrained(weights))
+        elif is_exported(model):
+            model, weights = Config(), str(model)
         elif isinstance(model, (str, Path)):
+            recipe = zoo_config(str(model))
+            if recipe and weights is None:
+                name = f'{Path(recipe).parent.name}/{Path(recipe).stem}'
+                raise UserError(f"{model} is here as {name}, without mmdetection's weights: give weights=FILE, or its "
+                                'address')
             model = load_config(model)
         super().__init__(model, weights, device, scope, show_progress)
 
+    @staticmethod
+    def list_models(scope: str | None = None, patterns: str = r'.*') -> list[str]:
+        """Names of the recipes, without '.py', that match a regular expression."""
+        return [name for name in shipped_names() if re.match(patterns, name)]
+
     def _init_model(self, cfg: Config, weights: str | None, device: str) -> nn.Module:
+        if is_exported(weights):
+            return init_detector(weights, palette=self.palette, device=self.device)
         cfg = cfg if isinstance(cfg, Config) else Config(cfg)
         return init_detector(cfg, weights, self.palette, self.device)
 
     def _init_pipeline(self, cfg: Config) -> Callable:
-        return pipeline_of(cfg)
+        return pipeline_of(self.model.cfg)
 
     def _init_visualizer(self, cfg: Config) -> DetVisualizer:
         kind = (cfg.get('visualizer') or {}).get('type', 'DetVisualizer')

@@ -12,6 +12,7 @@ from mmengine.dataset import Compose, pseudo_collate
 from mmengine.registry import init_default_scope
 from torch import nn
 
+from mmdet.apis.export import ExportedDetector, is_exported
 from mmdet.apis.images import expand, to_input
 from mmdet.apis.results import DetResult
 from mmdet.checkpoints import adapt_config, config_of, is_checkpoint, load_checkpoint, load_pretrained
@@ -43,7 +44,8 @@ def init_detector(
     """Build a detector in evaluation mode.
 
     Args:
-        config: a config file or a loaded config; or a checkpoint that holds its config, and no `checkpoint`.
+        config: a config file or a loaded config; or a checkpoint that holds its config, and no `checkpoint`; or a file
+            of ``mmdet export``, and nothing else but a device and a palette.
         checkpoint: path or address of weights; every one must have its place in the model. None keeps random weights.
         palette: colours of the classes in drawings, see `mmdet.visualization.visualizer.palette_colour`; 'none' takes
             those of the checkpoint or the data set, if it names any.
@@ -62,6 +64,13 @@ def init_detector(
     if isinstance(palette, str) and palette.split(':')[0] in ('cpu', 'cuda'):
         raise UserError(f'palette={palette!r} is a device: write init_detector(config, checkpoint, device={palette!r})')
     palette_colour(palette, 0)
+    if is_exported(config):
+        given = dict(checkpoint=checkpoint, cfg_options=cfg_options, amp=amp, tta=tta, compile=compile)
+        if any(given.values()):
+            wrong = ', '.join(name for name, value in given.items() if value)
+            raise UserError(f'{config} is exported, and runs as it is: leave {wrong} out')
+        model = ExportedDetector(config, device)
+        return _with_palette(model, palette)
     device = _checked_device(device)
     if checkpoint is None and is_checkpoint(config):
         checkpoint = load_pretrained(str(config))
@@ -87,11 +96,16 @@ def init_detector(
         model = MODELS.build(dict(tta_model_of(config), module=model))
     model.cfg = config
     model.dataset_meta = dict(meta or _classes_of(config))
-    if palette != 'none':
-        model.dataset_meta['palette'] = palette
+    _with_palette(model, palette)
     model.half_precision = half_precision(device) if amp else None
     model = pack(fast_layout(model.to(device))).eval()
     return compile_for_inference(model) if compile else model
+
+
+def _with_palette(model: nn.Module, palette: str | Sequence) -> nn.Module:
+    if palette != 'none':
+        model.dataset_meta['palette'] = palette
+    return model
 
 
 def _checked_device(device: str | None) -> str:
@@ -149,22 +163,28 @@ def _without_annotations(steps: Sequence[dict]) -> list[dict]:
 
 
 def pipeline_of(cfg: Config) -> ImagePipeline:
-    """The test pipeline of a config.
+    """The test pipeline of a config; raises UserError where it has none."""
+    return ImagePipeline(detection_steps(cfg))
+
+
+def detection_steps(cfg: Config) -> list[dict]:
+    """The steps of the test pipeline, without those that load annotations.
 
     Raises:
-        UserError: it has none.
+        UserError: there is no pipeline.
     """
     dataset = (cfg.get('test_dataloader') or {}).get('dataset') or {}
     while 'pipeline' not in dataset and dataset:  # RepeatDataset, ConcatDataset
         dataset = dataset.get('dataset') or (dataset.get('datasets') or [{}])[0]
     if not dataset:
         raise UserError('the config has no test_dataloader.dataset.pipeline, which says how an image is prepared')
-    return ImagePipeline(dataset['pipeline'])
+    return _without_annotations(dataset['pipeline'])
 
 
 def detect(model: nn.Module, batch: dict) -> list[DetDataSample]:
     """The samples of a collated batch with `pred_instances`, on the CPU."""
-    device, half = next(model.parameters()).device, getattr(model, 'half_precision', None)
+    # an exported file has no parameters
+    device, half = next(model.parameters(), torch.empty(0)).device, getattr(model, 'half_precision', None)
     with torch.inference_mode(), torch.autocast(device.type, half, enabled=half is not None):
         samples = model.test_step(batch)
     return [sample.to('cpu') if device.type != 'cpu' else sample for sample in samples]

@@ -13,8 +13,8 @@ from mmdet.config.errors import UserError, run_main, suggest
 from mmdet.version import __version__
 
 # Then the others.
-_IN_THIS_ORDER = ('convert', 'init', 'check', 'browse', 'train', 'test', 'analyze', 'compare', 'predict', 'benchmark',
-                  'config')
+_IN_THIS_ORDER = ('convert', 'init', 'check', 'browse', 'train', 'curves', 'test', 'analyze', 'compare', 'predict',
+                  'export', 'benchmark', 'config')
 
 _HELP = """usage: mmdet VERB [options]
 

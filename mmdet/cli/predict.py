@@ -45,9 +45,11 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument('--compile', action='store_true', help='torch.compile: a slow first image, then faster ones')
     args = parser.parse_args(argv)
 
+    from mmdet.apis.export import is_exported
     from mmdet.checkpoints import is_checkpoint
 
-    if is_checkpoint(args.config) and not is_checkpoint(args.checkpoint):  # it stands alone
+    alone = is_exported(args.config) or is_checkpoint(args.config) and not is_checkpoint(args.checkpoint)
+    if alone:
         args.images, args.checkpoint = [args.checkpoint, *args.images], None
     if not args.images:
         raise UserError('no images: give files, patterns or folders after the checkpoint')

@@ -4,10 +4,12 @@ Whoever calls such a part says by `on_first_call` what it counts on. The look co
 afterwards.
 """
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 from mmdet.config.errors import UserError, at_most
+from mmdet.config.overrides import FOREIGN
 
 Check = Callable[..., str | None]
 
@@ -46,6 +48,16 @@ def must_have(owner: Any, *names: str, like: str = '') -> None:
                         + (f', as {like} has' if like else '') + ' (docs/compatibility.md)')
 
 
+def takes_ours(owner: Any, **calls: str) -> None:
+    """Raise UserError where a method of a part takes mmdetection's arguments; ``name='how it is called here'``."""
+    for name, call in calls.items():
+        method = getattr(type(owner), name, None)
+        takes = [*inspect.signature(method).parameters][1:] if callable(method) else []
+        if FOREIGN & {*takes}:
+            raise UserError(f'{type(owner).__name__}.{name}({", ".join(takes)}) would be given something else: it is '
+                            f'called as {call} here (docs/extend/head.md)')
+
+
 def call_unchecked(owner: Any) -> None:
     """Leave out the checks of `on_first_call`, for whoever makes something else of the methods."""
     for name in [name for name, value in vars(owner).items() if isinstance(value, _FirstCall)]:
@@ -61,16 +73,22 @@ class _FirstCall:
     def __call__(self, *args, **kwargs) -> Any:
         if vars(self.owner).get(self.method) is self:
             del vars(self.owner)[self.method]
-        name = f'{type(self.owner).__name__}.{self.method}'
+        name, method = f'{type(self.owner).__name__}.{self.method}', getattr(type(self.owner), self.method)
+        given = [*map(described, args), *(f'{key}={described(value)}' for key, value in kwargs.items())]
+        try:
+            inspect.signature(method).bind(self.owner, *args, **kwargs)
+        except TypeError:
+            takes = [str(part).split(':')[0] for part in inspect.signature(method).parameters.values()][1:]
+            raise UserError(f'{name} takes ({", ".join(takes)}), and is called with {", ".join(given)} '
+                            '(docs/compatibility.md)') from None
         expected = self.takes and self.takes(*args, **kwargs)
         if expected:
             raise UserError(f'{name} needs {expected}')
         try:
-            result = getattr(type(self.owner), self.method)(self.owner, *args, **kwargs)
+            result = method(self.owner, *args, **kwargs)
         except UserError:
             raise
         except Exception as error:
-            given = [*map(described, args), *(f'{key}={described(value)}' for key, value in kwargs.items())]
             if not getattr(error, '__notes__', None):  # else of a part of this one; Python 3.10 shows none by itself
                 error.__notes__ = [f'in the first call of {name}, which is given {", ".join(given)}']
             raise

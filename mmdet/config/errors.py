@@ -26,6 +26,10 @@ SPAWNED = 'MMDET_SPAWNED'  # set in processes that `launch.spawn` started: the f
 _REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EROFS, errno.EACCES,
             errno.EPERM, errno.EIO)  # fmt: skip
 
+# What is asked of mmdetection's HorizontalBoxes.
+_BOX_CLASS = (r"'(numpy\.ndarray|Tensor)' object has no attribute '(tensor|rescale_|resize_|flip_|translate_|project_|"
+              r"rotate_|clip_|areas|widths|heights|centers|is_inside|find_inside_points|overlaps)'")
+
 
 class UserError(ValueError):
     """Something the user asked for cannot be done; the message names the value, the place and the remedy.
@@ -191,6 +195,9 @@ def _hint(error: BaseException) -> str | None:
     """What a traceback is likely to mean, where that is known."""
     if isinstance(error, MemoryError):
         return f'out of memory: {one_line(error)}'
+    if isinstance(error, AttributeError) and re.fullmatch(_BOX_CLASS, one_line(error)):
+        return (f"{one_line(error)}: boxes are plain here, arrays (n, 4) in transforms and tensors in models, none of "
+                "mmdetection's classes")
     if type(error).__name__ == 'OutOfMemoryError':
         return (f'out of GPU memory: {one_line(error).split(". ")[0]}. Use a smaller '
                 'train_dataloader.batch_size or smaller images')

@@ -24,7 +24,7 @@ from mmdet.config.data_files import SUFFIXES, check_data, check_placeholders, co
 from mmdet.config.errors import UserError, at_most, one_line, say, suggest, unknown_type_text
 from mmdet.config.legacy import is_legacy, modern_path, translate
 from mmdet.config.mmdet3 import KEYS_OF_2X, adopt
-from mmdet.config.shipped import base_path, find_config, shipped_names
+from mmdet.config.shipped import ZOO, base_path, find_config, shipped_names
 from mmdet.config.short_data import expand_data
 from mmdet.config.text import read_text
 from mmdet.config.values import walk
@@ -165,7 +165,8 @@ def _check_files(path: str, chain: tuple[str, ...] = ()) -> None:
         siblings = os.listdir(folder) if os.path.isdir(folder) else []
         hint = suggest(os.path.basename(path), [s for s in siblings if s.endswith('.py')]) or suggest(
             path.removeprefix('mmdet::').removeprefix('configs/').removesuffix('.py'), shipped_names())
-        raise UserError(f'config file {path} not found{named_in}.{hint}')
+        zoo = f' Of mmdetection\'s model zoo there are {", ".join(ZOO)} here.' if path.endswith('_coco') else ''
+        raise UserError(f'config file {path} not found{named_in}.{zoo or hint}')
     resolved = os.path.abspath(path)
     if resolved in chain:
         raise UserError(f'{path}: the _base_ files form a circle: {" -> ".join((*chain, resolved))}')
@@ -201,7 +202,7 @@ def _bases(tree: ast.Module, path: str) -> list[str]:
             return bases
         if isinstance(node, ast.With) and 'read_base' in ast.dump(node.items[0]):
             raise UserError(f'{path} line {node.lineno}: `with read_base()` configs are not supported; '
-                            "use _base_ = ['relative/path.py']")
+                            "use _base_ = ['relative/path.py'] or ['mmdet::folder/recipe.py']")
     return []
 
 

@@ -11,6 +11,8 @@ from pathlib import Path
 from mmengine.config import Config
 
 _PREFIX = 'mmdet::'
+# Folders of recipes that mmdetection has too.
+ZOO = ('faster_rcnn', 'mask_rcnn', 'cascade_rcnn', 'retinanet', 'rpn', 'fast_rcnn', 'ssd')
 _PACKAGE = Path(__file__).resolve().parent.parent
 
 
@@ -31,7 +33,7 @@ def find_config(name: str) -> str:
     """Path of a config: `name` itself where there is such a file, else the recipe of that name; else `name`.
 
     'configs/' may stand before the name, '.py' may be left out, and mmdetection's spelling
-    ('faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py') will do.
+    ('faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py') will do. So will a name of its model zoo, see `zoo_config`.
     """
     if os.path.exists(name) or os.path.isabs(name):
         return name
@@ -41,7 +43,19 @@ def find_config(name: str) -> str:
         path = shipped_folder() / spelling
         if path.is_file():
             return str(path)
-    return name
+    return zoo_config(name) or name
+
+
+def zoo_config(name: str) -> str | None:
+    """Path of the recipe that a name of mmdetection's model zoo means, 'mask-rcnn_r50_fpn_1x_coco'; None for none."""
+    wanted = name.removesuffix('.py').replace('-', '_')
+    if wanted.endswith('_coco') and '/' not in name:
+        folder = shipped_folder()
+        for stem in (wanted.removesuffix('_coco'), wanted):
+            found = [path for family in ZOO for path in (folder / family).glob(f'{stem}.py')]
+            if found:
+                return str(found[0])
+    return None
 
 
 def base_path(base: str, config: str) -> str:

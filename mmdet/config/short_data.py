@@ -6,7 +6,7 @@ It is expanded when the config is loaded, and gone then: `mmdet config` shows wh
     root        data_root of every data set; the folder that the others are below
     train       ann_file of the training set, COCO's format
     val, test   those of validation and of testing (default: val); with val=None training goes without validation
-    images      folder of the images, or dict(train=..., val=..., test=...) (default: root)
+    images      folder of the images, or dict(train=..., val=..., test=...) (default: root; test's is val's, as above)
     classes     metainfo.classes, and num_classes of every head (default: the categories of the training file)
     scale       scale of every Resize
     batch_size, num_workers     of the training set's loader
@@ -62,7 +62,9 @@ def expand_data(cfg: Config, options: dict[str, Any] | None = None) -> dict[str,
             cfg.update(dict.fromkeys(_PARTS[name]))
             continue
         images = data.get('images') or ''
-        images = images.get(name, '') if isinstance(images, dict) else images
+        if isinstance(images, dict):
+            like = 'val' if name == 'test' and 'test' not in data else name
+            images = images.get(name, images.get(like, ''))
         loader = cfg.get(f'{name}_dataloader')
         if loader is None:
             raise UserError(f'data.{name}={ann_file!r}: the config has no {name}_dataloader to put it in')

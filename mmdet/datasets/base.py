@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from mmengine.dataset import BaseDataset
 
+from mmdet.datasets.common import with_class_names
 from mmdet.datasets.pipeline import build_steps, check_order
 from mmdet.registry import DATASETS
 
@@ -28,6 +29,10 @@ class BaseDetDataset(BaseDataset):
         if not kwargs.get('test_mode', False):
             check_order(steps)
         super().__init__(*args, pipeline=steps, **kwargs)
+
+    @classmethod
+    def _load_metainfo(cls, metainfo: dict | None = None) -> dict:
+        return with_class_names(cls, super()._load_metainfo, metainfo)
 
     def get_cat_ids(self, idx: int) -> list[int]:
         """The labels on an image, for `ClassBalancedDataset`."""

@@ -126,7 +126,7 @@ class CocoDataset(BaseDataset):
 
     @classmethod
     def _load_metainfo(cls, metainfo=None) -> dict:
-        return with_class_names(super()._load_metainfo, metainfo)
+        return with_class_names(cls, super()._load_metainfo, metainfo)
 
     def load_data_list(self) -> Sequence[dict]:
         file = load_coco_arrays(self.ann_file, self.backend_args, need_annotations=not self.test_mode)
@@ -151,18 +151,19 @@ class CocoDataset(BaseDataset):
         annotations = defaultdict(list)
         for annotation in content.get('annotations', ()):
             annotations[annotation['image_id']].append(annotation)
-        return [self.parse_data_info(dict(img=x, anns=annotations[x['id']])) for x in content['images']]
+        entries = ((dict(image, img_id=image['id']), annotations[image['id']]) for image in content['images'])
+        return [self.parse_data_info(dict(raw_img_info=image, raw_ann_info=objects)) for image, objects in entries]
 
     def parse_data_info(self, raw_data_info: dict) -> dict:
-        """One image from its COCO ``img`` entry and the ``anns`` on it."""
-        img = raw_data_info['img']
+        """One image from its COCO entry, ``raw_img_info``, and those of the objects on it, ``raw_ann_info``."""
+        img = raw_data_info['raw_img_info']
         info = dict(
             img_id=img['id'],
             img_path=fileio.join_path(self.data_prefix.get('img', ''), img['file_name']),
             height=img['height'],
             width=img['width'],
         )
-        instances = (self._parse_annotation(a, img) for a in raw_data_info['anns'])
+        instances = (self._parse_annotation(a, img) for a in raw_data_info['raw_ann_info'])
         info['instances'] = [x for x in instances if x is not None]
         return info
 

@@ -30,8 +30,17 @@ def _cannot_pack(step: dict | Callable) -> bool:
     return isinstance(kind, type) and kind.__module__.startswith(('mmdet.', 'mmcv.')) and kind is not PackDetInputs
 
 
-def with_class_names(load: Callable[[dict | None], dict], metainfo: dict | None) -> dict:
-    """What mmengine's `load` makes of a config's metainfo, with `classes` a tuple where there are any."""
+def with_class_names(cls: type, load: Callable[[dict | None], dict], metainfo: dict | None) -> dict:
+    """What mmengine's `load` makes of a config's metainfo, with `classes` a tuple where there are any.
+
+    Raises:
+        UserError: names as mmdetection 2 and early versions of 3 wrote them, which nothing reads.
+    """
+    for place, given in (('metainfo', metainfo), (f'{cls.__name__}.METAINFO', cls.METAINFO), (cls.__name__, vars(cls))):
+        for old in ('CLASSES', 'PALETTE'):
+            if old in (given or {}):
+                raise UserError(f'{place} has {old}, which nothing reads: write '
+                                f"{'METAINFO = ' * (place == cls.__name__)}dict({old.lower()}=...)")
     if metainfo and isinstance(metainfo.get('classes'), str) and not os.path.isfile(metainfo['classes']):
         metainfo = dict(metainfo, classes=(metainfo['classes'],))  # mmengine would warn that it is not a file
     metainfo = load(metainfo)

@@ -96,7 +96,7 @@ class XMLDataset(BaseDataset):
 
     @classmethod
     def _load_metainfo(cls, metainfo=None) -> dict:
-        return with_class_names(super()._load_metainfo, metainfo)
+        return with_class_names(cls, super()._load_metainfo, metainfo)
 
     def load_data_list(self) -> list[dict]:
         root = self.data_prefix['sub_data_root']

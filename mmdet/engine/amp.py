@@ -1,13 +1,17 @@
 """Mixed precision: float16 on GPUs, bfloat16 and channels-last maps on CPUs that have instructions for it."""
 
 import platform
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
+import torch.nn.functional as F
 from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.optim import OptimWrapper
-from torch import nn
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn.modules.utils import _pair
+from torch.overrides import TorchFunctionMode
 
 from mmdet.config.errors import UserError
 from mmdet.registry import OPTIM_WRAPPERS
@@ -20,10 +24,53 @@ class CpuAmpOptimWrapper(OptimWrapper):
     mmengine 0.10.7's AmpOptimWrapper refuses to run without a GPU; can go when it does.
     """
 
+    groups: bool | None = None  # whether the model has convolutions in groups; None: not yet asked
+
     @contextmanager
     def optim_context(self, model: nn.Module):
-        with super().optim_context(model), torch.autocast('cpu', dtype=torch.bfloat16):
+        if self.groups is None:
+            self.groups = any(getattr(module, 'groups', 1) != 1 for module in model.modules())
+        thin = _ThinGroups() if self.groups else nullcontext()  # each call of torch costs some microseconds there
+        with super().optim_context(model), torch.autocast('cpu', dtype=torch.bfloat16), thin:
             yield
+
+
+class _ThinGroups(TorchFunctionMode):
+    """Convolutions whose groups are thin, such as depthwise ones, with gradients computed in float32.
+
+    oneDNN's bfloat16 gradients of these take 3 to 15 times as long (torch 2.14: docs/benchmarks.md). Can go when they
+    do not.
+    """
+
+    channels = 16  # of a group; from here on bfloat16 is as fast
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is F.conv2d and not kwargs and len(args) == 7:  # as nn.Conv2d calls it
+            x, weight, *_, padding, _, groups = args
+            if groups > 1 and weight.shape[1] < self.channels and type(padding) is not str and x.dim() == 4:
+                return _ConvOfThinGroups.apply(*args)
+        return func(*args, **(kwargs or {}))
+
+
+class _ConvOfThinGroups(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, *geometry) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.geometry = geometry
+        dtype = torch.get_autocast_dtype('cpu')
+        return F.conv2d(x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype), *geometry)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple:
+        x, weight = ctx.saved_tensors
+        stride, padding, dilation, groups = ctx.geometry
+        gradients = torch.ops.aten.convolution_backward(
+            grad.float(), x.float(), weight.float(), [len(weight)], _pair(stride), _pair(padding), _pair(dilation),
+            False, [0, 0], groups, ctx.needs_input_grad[:3],
+        )  # fmt: skip
+        gradients = [g if g is None else g.to(like.dtype) for g, like in zip(gradients, (x, weight, weight))]
+        return *gradients, *[None] * 4
 
 
 def bfloat16_instructions() -> str:

@@ -213,6 +213,9 @@ class _Runner(Runner):
                 signal.signal(signum, handler)
             self.call_hook('leave_terminal')
 
+    def _log_env(self, env_cfg: dict) -> None:
+        """Nothing: mmengine imports torchvision and asks the C compiler, 1.5 s, for lines that this log leaves out."""
+
     def build_message_hub(self, message_hub: dict | None = None) -> DeferredMessageHub:
         return DeferredMessageHub.get_instance(**(message_hub or dict(name=self._experiment_name)))
 

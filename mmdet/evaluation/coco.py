@@ -191,6 +191,9 @@ class CocoMetric(GatheredMetric):
 
     def evaluate(self, size: int) -> dict:
         """Metrics over all processes; `size`, the length of the data set, is not needed."""
+        if self.results and not self._seen:
+            raise UserError(f'{type(self).__name__}.process keeps results of its own, which nothing counts: call '
+                            "CocoMetric's too, or subclass mmengine.evaluator.BaseMetric (docs/extend/metric.md)")
         self.results = [(self._seen, self.results, self._streams)]
         self._restart()
         return super().evaluate(get_world_size())

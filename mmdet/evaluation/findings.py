@@ -273,7 +273,7 @@ def _aim(case: _Case, positions: np.ndarray, objects: np.ndarray, which: np.ndar
     if gain < least:
         return False
     case.add('shifted boxes' if 'shifted' in sayings[0] else 'stretched boxes', gain,
-             f'The {case.what}{whose} are {" and ".join(sayings)}{case.at_50_and_75()}.')
+             f'The {case.what}{whose} are {" and ".join(sayings)}{"" if whose else case.at_50_and_75()}.')
     case.set(repaired)
     return True
 

@@ -39,12 +39,19 @@ def process_group(wanted: bool):
     return None
 
 
-def compiled_for(y: Tensor) -> bool:
-    """Whether the compiled operators serve for y (N, C, ...)."""
+def compiled_for(y: Tensor, dense: bool = False) -> bool:
+    """Whether the compiled operators serve for y (N, C, ...); `dense` says that its channels lie together."""
     return (
-        ENABLED and not y.is_cuda and y.device.type == 'cpu' and channels_last(y) and y.numel() > 0
+        ENABLED and not y.is_cuda and y.device.type == 'cpu' and (dense or channels_last(y)) and y.numel() > 0
         and y.dtype in (torch.float32, torch.float64, torch.bfloat16) and not torch.compiler.is_compiling()
     )  # fmt: skip
+
+
+def channel_sums(y: Tensor, dtype: torch.dtype) -> Tensor:
+    """Of y (N, C, ...), (C,) in `dtype`, without a copy of y in that type where the compiled operators serve."""
+    if y.dtype != dtype and compiled_for(y, dense=y.dim() == 2 and y.is_contiguous()):
+        return (torch.ops.mmdet.batch_moments(y)[0] * (y.numel() // y.shape[1])).to(dtype)
+    return y.sum([0, *range(2, y.dim())], dtype=dtype)
 
 
 def batch_moments(y: Tensor, group=None) -> Moments:

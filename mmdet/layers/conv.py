@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from mmdet.config.errors import UserError
+from mmdet.layers.batch_stats import channel_sums
 from mmdet.layers.build import build_layer, layer_class
 from mmdet.layers.cbn import CrossIterBatchNorm2d
 from mmdet.layers.norm import BatchNorm2d, SyncBN, build_norm_layer
@@ -87,9 +88,16 @@ def init_conv(conv: nn.Module, init: Callable[[Tensor], object] = kaiming_normal
 
 
 def conv_norm(
-    conv: nn.Module, norm: nn.Module | None, x: Tensor, added: Tensor | None = None, relu: bool = False
+    conv: nn.Module,
+    norm: nn.Module | None,
+    x: Tensor,
+    added: Tensor | None = None,
+    relu: bool = False,
+    spare: bool = False,
 ) -> Tensor:
     """``norm(conv(x))``, x (N, C_in, H, W); then, if asked for, the sum with `added`, and ReLU.
+
+    `spare` says that nothing else holds `added`: the result may take its memory.
 
     Cross-Iteration Batch Normalization also gets the convolution: a plain one for its closed forms, any other for
     derivatives through autograd. A norm in eval mode is folded into the weight of a plain convolution that learns, as
@@ -100,7 +108,7 @@ def conv_norm(
     """
     learns = torch.is_grad_enabled()
     if not learns and type(conv) is PackedConv2d and isinstance(x, Tensor) and conv.serves(x) and _folds(conv, norm):
-        return conv.fused(x, norm, added, relu)
+        return conv.fused(x, norm, added, relu, spare)
     if norm is None:
         out = conv(x)
     elif learns and isinstance(x, Tensor) and _folds(conv, norm):  # torch.fx has to see the modules
@@ -122,7 +130,7 @@ def conv_norm(
             )
         out = norm(conv(x), weight)
     if added is not None:
-        out = out + added
+        out = out.add_(added)
     return out.relu_() if relu else out
 
 
@@ -152,13 +160,13 @@ class _ScaledConv(torch.autograd.Function):
             [0, 0], groups, [of_x, True, of_shift and not half],
         )  # fmt: skip
         if of_shift and half:  # a sum over all positions, too large for float16 when the loss is scaled
-            shift_grad = grad.sum((0, 2, 3), dtype=weight.dtype)
+            shift_grad = channel_sums(grad, weight.dtype)
         scaled_grad = scaled_grad.to(weight.dtype)
         scale_grad = (scaled_grad * weight).sum((1, 2, 3))
         return x_grad.to(x.dtype) if of_x else None, scaled_grad * scale, scale_grad, shift_grad, *[None] * 4
 
 
-_FOLDED_NORMS = BatchNorm2d, nn.BatchNorm2d, SyncBN, CrossIterBatchNorm2d
+FOLDED_NORMS = BatchNorm2d, nn.BatchNorm2d, SyncBN, CrossIterBatchNorm2d
 
 
 def _folds(conv: nn.Module, norm: nn.Module | None) -> bool:
@@ -173,7 +181,7 @@ def _folds(conv: nn.Module, norm: nn.Module | None) -> bool:
         return False
     if norm is None:
         return True
-    if norm.training or type(norm) not in _FOLDED_NORMS or (
+    if norm.training or type(norm) not in FOLDED_NORMS or (
         norm._forward_pre_hooks or norm._forward_hooks or norm._backward_pre_hooks or norm._backward_hooks
     ):  # fmt: skip
         return False
@@ -244,15 +252,18 @@ class ConvModule(nn.Module):
     def norm(self) -> nn.Module | None:
         return getattr(self, self.norm_name) if self.norm_name else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, in_channels, H, W) -> (N, out_channels, H', W')."""
+    def forward(self, x: Tensor, added: Tensor | None = None) -> Tensor:
+        """(N, in_channels, H, W) -> (N, out_channels, H', W'), to which `added` is summed: it may be overwritten."""
         norm, activate = self.norm, self.activate
+        if activate is None:
+            return self.conv(x) if norm is added is None else conv_norm(self.conv, norm, x, added, spare=True)
         if type(self.conv) is PackedConv2d and type(activate) is nn.ReLU and not (
             activate._forward_hooks or activate._forward_pre_hooks
         ):  # fmt: skip
-            return conv_norm(self.conv, norm, x, relu=True)
-        x = self.conv(x) if norm is None else conv_norm(self.conv, norm, x)
-        return x if activate is None else activate(x)
+            x = conv_norm(self.conv, norm, x, relu=True)
+        else:
+            x = activate(self.conv(x) if norm is None else conv_norm(self.conv, norm, x))
+        return x if added is None else x + added
 
 
 def conv_stack(count: int, in_channels: int, out_channels: int, kernel_size: int = 3, **options) -> nn.ModuleList:

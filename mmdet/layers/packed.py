@@ -32,13 +32,13 @@ class _Packed:
             with torch.no_grad():
                 weight, bias = own['weight'], own['bias']
                 if norm is not None:
-                    weight, bias = _folded(weight, bias, behind, norm.eps)
+                    weight, bias = folded(weight, bias, behind, norm.eps)
                 bias = None if bias is None else bias.to(dtype)
                 self.key, self.arrays = key, (layer.reordered(weight.to(dtype).contiguous(), size), bias)
         return self.arrays
 
 
-def _folded(weight: Tensor, bias: Tensor | None, norm: dict[str, Tensor], eps: float) -> tuple[Tensor, Tensor]:
+def folded(weight: Tensor, bias: Tensor | None, norm: dict[str, Tensor], eps: float) -> tuple[Tensor, Tensor]:
     """Weight and bias of one convolution that does what it and a norm in eval mode do."""
     scale = norm['weight'] * (norm['running_var'] + eps).rsqrt()
     mean = norm['running_mean'] if bias is None else norm['running_mean'] - bias
@@ -68,8 +68,14 @@ class PackedConv2d(nn.Conv2d):
         """(N, C_in, H, W) -> (N, C_out, H', W')."""
         return self.fused(x) if self.serves(x) else super().forward(x)
 
-    def fused(self, x: Tensor, norm: nn.Module | None = None, added: Tensor | None = None, relu: bool = False):
-        """``relu(norm(self(x)) + added)``, each of the three if asked for; a channels_last map."""
+    def fused(
+        self, x: Tensor, norm: nn.Module | None = None, added: Tensor | None = None, relu: bool = False,
+        spare: bool = False,
+    ) -> Tensor:  # fmt: skip
+        """``relu(norm(self(x)) + added)``, each of the three if asked for; a channels_last map.
+
+        Where `added` is `spare` the result may take its memory: filling fresh memory costs as much as the convolution.
+        """
         dtype = _dtype(x)
         x = x.to(dtype).contiguous(memory_format=torch.channels_last)
         weight, bias = self.packed.of(self, norm, dtype, x.shape)
@@ -79,6 +85,8 @@ class PackedConv2d(nn.Conv2d):
         x, *layer = layer
         added = added.to(dtype).contiguous(memory_format=torch.channels_last)
         last = ('relu', [], '') if relu else (None, [], None)
+        if spare:
+            return _ONEDNN._convolution_pointwise_.binary(added, x, *layer, 'add', 1.0, *last)
         return _ONEDNN._convolution_pointwise.binary(x, added, *layer, 'add', 1.0, *last)
 
     def reordered(self, weight: Tensor, size: list[int]) -> Tensor:

@@ -20,7 +20,7 @@ _NEEDED = ('img_shape', 'ori_shape', 'scale_factor')  # to give detections in pi
 
 
 @MODELS.register_module()
-@refuse_overrides(_get_pad_shape='forward', pad_gt_masks='forward', pad_gt_sem_seg='forward')
+@refuse_overrides('compatibility.md', _get_pad_shape='forward', pad_gt_masks='forward', pad_gt_sem_seg='forward')
 class DetDataPreprocessor(BaseDataPreprocessor):
     """Normalise uint8 images and pad them right and bottom to one batch (N, C, H, W).
 
@@ -90,6 +90,13 @@ class DetDataPreprocessor(BaseDataPreprocessor):
             batch, samples = augment(batch, samples)
         return dict(inputs=batch, data_samples=samples)
 
+    def prepared(self, image: Tensor) -> Tensor:
+        """One image (C, h, w) -> (1, C, H, W) as `forward` makes it, writing nothing in place: for torch.export."""
+        if self.flip_channels and len(image) >= 3:
+            image = torch.cat([image[:3].flip(0), image[3:]])
+        bottom, right = (-side % self.pad_size_divisor for side in image.shape[-2:])
+        return F.pad((image.float() - self.mean) / self.std, (0, right, 0, bottom), value=self.pad_value)[None]
+
     def _normalise(self, image: Tensor, out: Tensor) -> None:
         if len(image) != len(out):
             raise UserError(f'a batch has images of {len(out)} and of {len(image)} channels; leave LoadImageFromFile '
@@ -144,8 +151,11 @@ class BatchFixedSizePad(nn.Module):
 def to_target(sample: DetDataSample, device: torch.device) -> Target:
     """The plain tensors of one data sample, sent to `device` without a wait; masks stay on the host."""
     gt = sample.gt_instances
+    if not isinstance(gt.bboxes, Tensor):
+        raise UserError(f'gt_instances.bboxes is {described(gt.bboxes)}; a tensor (G, 4) is needed')
     ignored = sample.get('ignored_instances')
-    ignored_boxes = gt.bboxes.new_zeros((0, 4)) if ignored is None else ignored.bboxes
+    nothing = ignored is None or 'bboxes' not in ignored
+    ignored_boxes = gt.bboxes.new_zeros((0, 4)) if nothing else ignored.bboxes
     pad_shape = sample.get('pad_shape')
     return Target(
         boxes=gt.bboxes.to(device, non_blocking=True),

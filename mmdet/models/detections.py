@@ -5,6 +5,7 @@ B candidates and D detections of an image; boxes are xyxy in pixels.
 
 from typing import NamedTuple
 
+import torch
 from mmengine.structures import InstanceData
 from torch import Tensor
 
@@ -29,10 +30,10 @@ def keep_best(boxes: Tensor, scores: Tensor, groups: Tensor, cfg: dict) -> tuple
     NMS (``cfg['nms']``) acts within each group (B,), a class or a level; the best ``cfg['max_per_img']`` remain.
     """
     keep, kept_scores = apply_nms(boxes, scores, groups, cfg['nms'])
-    count = number_kept(cfg['max_per_img'], len(keep))
+    count = number_kept(cfg['max_per_img'], keep.shape[0])
     return keep[:count], kept_scores[:count]
 
 
 def number_kept(limit: int, count: int) -> int:
     """How many of `count` to keep for ``nms_pre`` or ``max_per_img``: all where `limit` is 0 or negative."""
-    return min(limit, count) if limit > 0 else count
+    return torch.sym_min(limit, count) if limit > 0 else count

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from functools import partial
 
+import numpy as np
 from mmengine.structures import InstanceData
 
 from mmdet.config.absent import absent
@@ -30,6 +31,27 @@ def empty_instances(metas: Sequence[dict], device: str) -> list[InstanceData]:
     shapes = dict(bboxes=((0, 4), torch.float32), scores=((0,), torch.float32), labels=((0,), torch.int64))
     zeros = {name: torch.zeros(shape, dtype=dtype, device=device) for name, (shape, dtype) in shapes.items()}
     return [InstanceData(**zeros) for _ in metas]
+
+
+def mask2ndarray(mask: object) -> np.ndarray:
+    """Masks of any form as an array (n, h, w)."""
+    if hasattr(mask, 'to_ndarray'):
+        return mask.to_ndarray()
+    return np.asarray(mask.detach().cpu() if hasattr(mask, 'detach') else mask)
+
+
+def rename_loss_dict(prefix: str, losses: dict) -> dict:
+    """The losses, under names that begin so."""
+    return {f'{prefix}{name}': loss for name, loss in losses.items()}
+
+
+def reweight_loss_dict(losses: dict, weight: float) -> dict:
+    """The values with 'loss' in their name, or each of their list, times `weight`; the others as they are."""
+
+    def times(loss):
+        return [part * weight for part in loss] if isinstance(loss, (list, tuple)) else loss * weight
+
+    return {name: times(loss) if 'loss' in name else loss for name, loss in losses.items()}
 
 
 _FLAT = 'the levels are flattened once, see mmdet.models.dense_heads.common'

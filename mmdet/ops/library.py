@@ -51,6 +51,13 @@ def describe() -> str:
     ])
 
 
+def exporting() -> bool:
+    """Whether torch.export is looking: the operators of torch and torchvision then serve, which other runtimes know."""
+    return getattr(torch.compiler, 'is_exporting', lambda: False)()  # torch before 2.7 has none
+
+
 def serves(tensor: torch.Tensor) -> bool:
     """Whether the compiled kernels take this tensor's device (else the fallback does)."""
-    return COMPILED and (tensor.device.type in ('cpu', 'meta') or (tensor.is_cuda and BUILD['cuda'] == '1'))
+    if not COMPILED or exporting():
+        return False
+    return tensor.device.type in ('cpu', 'meta') or (tensor.is_cuda and BUILD['cuda'] == '1')

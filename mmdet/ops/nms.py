@@ -5,13 +5,14 @@ threshold. Boxes of equal score count in the order of their rows, lower row firs
 overlap nothing. `offset=1` takes sides as x2 - x1 + 1 (checkpoints of mmdetection 0.x).
 """
 
+import functools
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from mmdet.config.errors import UserError
-from mmdet.ops.library import COMPILED, serves
+from mmdet.ops.library import COMPILED, exporting, serves
 
 _METHODS = {'naive': 0, 'linear': 1, 'gaussian': 2}
 
@@ -55,6 +56,9 @@ def soft_nms(boxes: Tensor, scores: Tensor, iou_threshold: float = 0.3, sigma: f
         raise ValueError(f'soft_nms: method must be one of {", ".join(_METHODS)}, got {method!r}')
     if not sigma > 0:
         raise ValueError(f'soft_nms: sigma must be above 0, got {sigma}')
+    if exporting():
+        raise UserError("soft_nms has no counterpart in other runtimes; export with test_cfg's "
+                        'nms=dict(type="nms", iou_threshold=0.5)')
     op = torch.ops.mmdet.soft_nms if serves(boxes) else _plain_soft_nms
     return op(boxes, scores, idxs, iou_threshold, sigma, min_score, _METHODS[method], offset)
 
@@ -122,6 +126,10 @@ def _nms(boxes, scores, idxs, iou_threshold, offset) -> Tensor:
 
     boxes = boxes if boxes.dtype == torch.float64 else boxes.float()
     grown = boxes + boxes.new_tensor([0, 0, offset, offset])
+    if exporting():
+        _let_none_remain()
+        grown = grown if idxs is None else _apart(grown, idxs)
+        return torchvision.ops.nms(grown, scores.to(boxes.dtype), iou_threshold)
     groups = [None] if idxs is None else idxs.unique()
     keep = torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
     for group in groups:
@@ -129,6 +137,29 @@ def _nms(boxes, scores, idxs, iou_threshold, offset) -> Tensor:
         keep[rows[torchvision.ops.nms(grown[rows], scores[rows].to(boxes.dtype), iou_threshold)]] = True
     order = scores.argsort(stable=True, descending=True)
     return order[keep[order]]
+
+
+@functools.cache
+def _let_none_remain() -> None:
+    """torchvision tells torch.export that at least two boxes remain, and the graph would refuse an image with fewer.
+
+    Can go when torchvision's kernel for shapes asks for `new_dynamic_size`; 0.29 does not.
+    """
+
+    @torch.library.register_fake('torchvision::nms', allow_override=True)
+    def _(dets, scores, iou_threshold):
+        return dets.new_empty(torch.library.get_ctx().new_dynamic_size(), dtype=torch.long)
+
+
+_COLUMNS = 16
+
+
+def _apart(boxes: Tensor, idxs: Tensor) -> Tensor:
+    """The boxes of each group in a field of its own, on a grid: of 80 classes rounding moves none by 0.001 pixels."""
+    corners = torch.cat([boxes.flatten(), boxes.new_zeros(1)])  # there may be none
+    side = corners.max() - corners.min() + 1
+    place = torch.stack([idxs % _COLUMNS, idxs // _COLUMNS], dim=1).to(boxes.dtype)
+    return boxes + (place * side).repeat(1, 2)
 
 
 def _plain_soft_nms(boxes, scores, idxs, iou_threshold, sigma, min_score, method, offset):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.utils import _pair
 
-from mmdet.ops.library import COMPILED, serves
+from mmdet.ops.library import COMPILED, exporting, serves
 
 
 def roi_align(input: Tensor, boxes: Tensor | Sequence[Tensor], output_size: int | tuple[int, int],
@@ -119,12 +119,12 @@ def _plain_roi_align(features, rois, spatial_scales, height, width, sampling_rat
     dtype = torch.float64 if features[0].dtype == torch.float64 else torch.float32
     rows = rois.to(dtype)
     known = (rows[:, 0] >= 0) & (rows[:, 0] < features[0].shape[0])
-    if rows.device.type == 'cpu' and not known.all():
+    if rows.device.type == 'cpu' and not exporting() and not known.all():
         raise ValueError(f'roi_align: a box names an image outside a batch of {features[0].shape[0]}')
     valid = known & rows.isfinite().all(1)
     rows = torch.where(valid[:, None], rows, rows.new_tensor([0, 0, 0, 1, 1]))
     levels = map_levels(rows, len(features), finest_scale, legacy) if len(features) > 1 else None
-    output = features[0].new_zeros(len(rows), features[0].shape[1], height, width)
+    output = features[0].new_zeros(rows.shape[0], features[0].shape[1], height, width)
     for i, (feature, scale) in enumerate(zip(features, spatial_scales)):
         chosen = rows
         if legacy:  # the half-cell shift of `aligned` undone; also right for boxes thinner than a cell
@@ -138,7 +138,7 @@ def _plain_roi_align(features, rois, spatial_scales, height, width, sampling_rat
         else:
             output = output.index_put((inds,), pooled.to(output.dtype))
     output = output * valid[:, None, None, None].to(output.dtype)
-    return output.contiguous(memory_format=_memory_format(features[0]))
+    return output if exporting() else output.contiguous(memory_format=_memory_format(features[0]))
 
 
 _SAMPLES = 256  # along a side of a bin: 7,000 pixels of a box at stride 4
@@ -153,7 +153,7 @@ def _torchvision(feature: Tensor, rows: Tensor, size: tuple[int, int], scale: fl
     if feature.numel() == 0:
         return feature.new_zeros(len(rows), feature.shape[1], *size) + feature.sum()
     pool = functools.partial(torchvision.ops.roi_align, feature, output_size=size, spatial_scale=scale, aligned=aligned)
-    if sampling_ratio > 0:
+    if sampling_ratio > 0 or exporting():
         return pool(boxes=rows, sampling_ratio=sampling_ratio)
     bins = (rows[:, 3:] - rows[:, 1:3]) * scale / rows.new_tensor([size[1], size[0]])
     wide = bins.amax(1) > _SAMPLES

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mmdet.config.absent import absent
+from mmdet.config.contracts import described
 from mmdet.config.errors import UserError
 from mmdet.structures.boxes import box_area, box_iof, box_iou
 from mmdet.structures.boxes import scale_boxes as _scale
@@ -19,8 +20,16 @@ __all__ = [
 ]  # fmt: skip
 
 
+def _tensors(name: str, *boxes: Tensor) -> None:
+    """Arrays are of mmdetection's functions for evaluation, which are not here."""
+    for some in boxes:
+        if not isinstance(some, Tensor):
+            raise UserError(f'{name} is given {described(some)} and takes tensors: torch.as_tensor(boxes)')
+
+
 def bbox2roi(bbox_list: Sequence[Tensor]) -> Tensor:
     """Boxes (n_i, 4) of each image -> (sum n_i, 5), the image's index first."""
+    _tensors('bbox2roi', *bbox_list)
     return torch.cat([torch.cat([b.new_full((len(b), 1), i), b[:, :4]], dim=1) for i, b in enumerate(bbox_list)])
 
 
@@ -39,6 +48,7 @@ def bbox_overlaps(
     (tensor([[1.0000, 0.5000],
             [0.5000, 1.0000]]), tensor([0.5000, 0.5000]))
     """
+    _tensors('bbox_overlaps', bboxes1, bboxes2)
     measures = dict(iou=box_iou, iof=box_iof, giou=_giou)
     if mode not in measures:
         raise UserError(f"bbox_overlaps: mode={mode!r} is none of 'iou', 'iof', 'giou'")
@@ -60,12 +70,14 @@ def bbox_overlaps(
 
 def bbox_xyxy_to_cxcywh(bbox: Tensor) -> Tensor:
     """(..., 4) corners -> centre, width and height."""
+    _tensors('bbox_xyxy_to_cxcywh', bbox)
     low, high = bbox[..., :2], bbox[..., 2:]
     return torch.cat([(low + high) / 2, high - low], dim=-1)
 
 
 def bbox_cxcywh_to_xyxy(bbox: Tensor) -> Tensor:
     """(..., 4) centre, width and height -> corners."""
+    _tensors('bbox_cxcywh_to_xyxy', bbox)
     centre, half = bbox[..., :2], bbox[..., 2:] / 2
     return torch.cat([centre - half, centre + half], dim=-1)
 
@@ -89,10 +101,19 @@ def get_box_wh(boxes: Tensor) -> tuple[Tensor, Tensor]:
 
 
 _PLAIN = 'boxes are plain tensors (n, 4), xyxy in pixels, in data samples, targets and heads; use the tensor itself'
+
+
+class BaseBoxes:
+    """For ``isinstance(boxes, BaseBoxes)`` alone: nothing is one."""
+
+    def __init__(self, *args, **kwargs) -> None:
+        raise UserError(_PLAIN)
+
+
 __path__: list[str] = []  # modules below it: see mmdet.moved
 __getattr__ = absent(
     __name__,
-    **dict.fromkeys(('BaseBoxes', 'HorizontalBoxes', 'autocast_box_type', 'convert_box_type', 'get_box_type',
+    **dict.fromkeys(('HorizontalBoxes', 'autocast_box_type', 'convert_box_type', 'get_box_type',
                      'register_box', 'register_box_converter'), _PLAIN),
     bbox2distance='encode with a box coder; see mmdet.models.task_modules',
     distance2bbox='decode with a box coder; see mmdet.models.task_modules',

@@ -47,7 +47,7 @@ def box_iof(boxes: Tensor, others: Tensor, offset: float = 0.0) -> Tensor:
 def clip_boxes(boxes: Tensor, shape: tuple[int, int], offset: float = 0.0) -> Tensor:
     """Clip (..., 4) boxes into an image of `shape` (h, w); largest corner is (w - offset, h - offset)."""
     height, width = shape
-    x, y = boxes[..., 0::2].clamp(0, width - offset), boxes[..., 1::2].clamp(0, height - offset)
+    x, y = boxes[..., 0::2].clamp(0.0, width - offset), boxes[..., 1::2].clamp(0.0, height - offset)
     return torch.stack([x, y], dim=-1).flatten(-2)
 
 

@@ -84,7 +84,7 @@ class CocoArrays:
         return None if position < 0 else self.file_name(int(np.searchsorted(self.name_ends, position, side='right')))
 
     def entry(self, index: int) -> dict:
-        """``dict(img=..., anns=[...])``: image `index` and the objects on it, as the file has them."""
+        """``dict(raw_img_info=..., raw_ann_info=[...])``: image `index` and the objects on it, as the file has them."""
         height, width = self.shapes[index].tolist()
         image_id = self.image_ids[index]
         image_id = int(image_id) if isinstance(image_id, np.integer) else image_id
@@ -106,7 +106,7 @@ class CocoArrays:
             annotations.append(annotation)
             position = end
         img = dict(id=image_id, file_name=self.file_name(index), height=height, width=width)
-        return dict(img=img, anns=annotations)
+        return dict(raw_img_info=img, raw_ann_info=annotations)
 
     def used_categories(self) -> set:
         """Ids of the categories that have an object."""

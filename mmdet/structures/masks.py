@@ -9,7 +9,7 @@ method returns new masks, which may share memory with the old.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import cv2
 import mmcv
@@ -57,9 +57,29 @@ class _Masks:
         """(n, h, w) of 0 and 1."""
         return torch.tensor(self.to_ndarray(), dtype=dtype, device=device)
 
-    def get_bboxes(self) -> Tensor:
+    def get_bboxes(self, dst_type: str = 'hbox') -> Tensor:
         """(n, 4) float32 boxes xyxy in pixels, see `boxes`."""
+        if dst_type != 'hbox':
+            raise UserError(f"get_bboxes(dst_type={dst_type!r}): boxes are upright here, 'hbox'")
         return torch.from_numpy(self.boxes())
+
+    def translate(
+        self, out_shape: tuple[int, int], offset: float, direction: str = 'horizontal', border_value: int = 0,
+        interpolation: str = 'nearest',
+    ):
+        """Moved by `offset` pixels, 'horizontal' or 'vertical', on an image of `out_shape` (h, w)."""
+        if border_value != 0 or direction not in ('horizontal', 'vertical'):
+            raise UserError(f'translate(direction={direction!r}, border_value={border_value}): masks are moved '
+                            "'horizontal' or 'vertical', and what comes in is empty")
+        shift = [[1, 0, offset if direction == 'horizontal' else 0], [0, 1, offset if direction == 'vertical' else 0]]
+        return self.warp(np.array(shift, dtype=np.float64), tuple(out_shape))
+
+
+def _checked(indices: Tensor | np.ndarray, size: int) -> Tensor:
+    if isinstance(indices, tuple) or not isinstance(size, (int, np.integer)):
+        raise UserError('crop_and_resize takes (boxes, indices, size) and gives targets (R, size, size); mmdetection '
+                        'takes the size, a pair, before the indices')
+    return torch.as_tensor(indices)
 
 
 class PolygonMasks(_Masks):
@@ -94,6 +114,9 @@ class PolygonMasks(_Masks):
 
     def __repr__(self) -> str:
         return f'PolygonMasks(n={len(self)}, height={self.height}, width={self.width})'
+
+    def __iter__(self) -> Iterator[list[Polygon]]:
+        return iter(self.polygons)
 
     def __getitem__(self, index) -> PolygonMasks:
         return self._like([self.polygons[i] for i in _positions(index, len(self))])
@@ -182,7 +205,7 @@ class PolygonMasks(_Masks):
         return BitmapMasks(masks, self.height, self.width)
 
     def crop_and_resize(
-        self, boxes: Tensor, indices: Tensor, size: int, device: torch.device | None = None
+        self, boxes: Tensor | np.ndarray, indices: Tensor | np.ndarray, size: int, device: torch.device | None = None
     ) -> Tensor:
         """Mask targets: instance ``indices[r]`` seen through ``boxes[r]``, rasterised at size x size.
 
@@ -195,7 +218,8 @@ class PolygonMasks(_Masks):
         Returns:
             (R, size, size) float32 of 0 and 1.
         """
-        return _send(mask_targets(self.polygons, boxes, size, indices), boxes.device if device is None else device)
+        boxes, indices = torch.as_tensor(boxes), _checked(indices, size)
+        return _send(mask_targets(self.polygons, boxes, size, indices), torch.device(device or boxes.device))
 
 
 class BitmapMasks(_Masks):
@@ -217,6 +241,9 @@ class BitmapMasks(_Masks):
 
     def __repr__(self) -> str:
         return f'BitmapMasks(n={len(self)}, height={self.height}, width={self.width})'
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return iter(self.masks)
 
     def __getitem__(self, index) -> BitmapMasks:
         return BitmapMasks(self.masks[_positions(index, len(self))], self.height, self.width)
@@ -285,14 +312,15 @@ class BitmapMasks(_Masks):
         return self
 
     def crop_and_resize(
-        self, boxes: Tensor, indices: Tensor, size: int, device: torch.device | None = None
+        self, boxes: Tensor | np.ndarray, indices: Tensor | np.ndarray, size: int, device: torch.device | None = None
     ) -> Tensor:
         """Mask targets: instance ``indices[r]`` seen through ``boxes[r]``, averaged by RoIAlign over
         size x size cells and cut at 0.5.
 
         Args and result as in `PolygonMasks.crop_and_resize`.
         """
-        device = boxes.device if device is None else device
+        boxes, indices = torch.as_tensor(boxes), _checked(indices, size)
+        device = torch.device(device or boxes.device)
         if len(boxes) == 0:
             return torch.zeros(0, size, size, device=device)
         used, indices = np.unique(indices.cpu().numpy(), return_inverse=True)

@@ -29,6 +29,12 @@ class _Pixels:
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
         return self.numpy() if dtype is None else self.numpy().astype(dtype)
 
+    def __getattr__(self, name: str):
+        """Of a tensor of bitmaps, `sum`, `any`, `float`, `dtype`, `nonzero`, ...: it is decoded to be asked."""
+        if name.startswith('_') or not hasattr(torch.Tensor, name):  # copying and pickling ask, too
+            raise AttributeError(f'{type(self).__name__!r} object has no attribute {name!r}')
+        return getattr(self.to_tensor(), name)
+
     def to_tensor(self, dtype: torch.dtype = torch.bool, device: torch.device | str = 'cpu') -> torch.Tensor:
         return torch.from_numpy(self.numpy()).to(device, dtype)
 

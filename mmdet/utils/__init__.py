@@ -4,8 +4,10 @@ import os
 from collections.abc import Sequence
 
 from mmengine.config import Config, ConfigDict
+from mmengine.dist import all_reduce, get_world_size
 from mmengine.registry import init_default_scope as _use_scope
 from mmengine.structures import InstanceData
+from torch import Tensor
 
 import mmdet.config.shipped  # noqa: F401  a script that reads its own config finds ``mmdet::`` bases
 from mmdet.config.absent import absent
@@ -21,8 +23,8 @@ RangeType = Sequence[tuple[int, int]]
 
 __all__ = [
     'ConfigType', 'InstanceList', 'MultiConfig', 'OptConfigType', 'OptInstanceList', 'OptMultiConfig', 'OptSampleList',
-    'RangeType', 'SampleList', 'collect_env', 'get_test_pipeline_cfg', 'register_all_modules',
-    'setup_cache_size_limit_of_dynamo',
+    'RangeType', 'SampleList', 'collect_env', 'get_test_pipeline_cfg', 'reduce_mean',
+    'register_all_modules', 'setup_cache_size_limit_of_dynamo',
 ]  # fmt: skip
 
 
@@ -48,6 +50,15 @@ def get_test_pipeline_cfg(cfg: str | ConfigDict) -> list:
     return dataset.pipeline
 
 
+def reduce_mean(tensor: Tensor) -> Tensor:
+    """The mean over all processes, as a new tensor."""
+    if get_world_size() == 1:
+        return tensor
+    tensor = tensor.clone()
+    all_reduce(tensor, 'mean')
+    return tensor
+
+
 def collect_env() -> dict:
     """Versions of what is installed, and of this package."""
     from mmengine.utils.dl_utils import collect_env as collect
@@ -64,6 +75,5 @@ __getattr__ = absent(
     setup_multi_processes='the tools set env_cfg.mp_cfg themselves',
     get_root_logger='use mmengine.logging.MMLogger.get_current_instance()',
     AvoidCUDAOOM='lower train_dataloader.batch_size, or set activation_checkpointing',
-    reduce_mean='use mmengine.dist.all_reduce(tensor, "mean")',
     split_batch='semi-supervised training is not here',
 )

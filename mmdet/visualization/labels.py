@@ -66,8 +66,11 @@ def write_labels(
     names: Sequence[str],
     scores: Sequence[float] | None,
     colours: Sequence[tuple[int, int, int]],
+    letters: Sequence[tuple[int, int, int]] | None = None,
 ) -> np.ndarray:
     """Write 'name 0.87' on a tag at each box (D, 4), inside the image (H, W, 3) uint8 RGB.
+
+    The tags have the `colours`, D of them, and what is written there the colours `letters`; None for black or white.
 
     Where a label finds no free place its score is left out. Of a crowd the best of each class come first, and a label
     that finds no place, is much wider than its object, or would hide too much of the image is left out.
@@ -90,7 +93,7 @@ def write_labels(
         tag, x, y, _ = free[0] if free else places[0]
         taken.append((x, y, x + tag.width, y + tag.height))
         left -= tag.width * tag.height
-        tag.write(pen, x, y, colours[i])
+        tag.write(pen, x, y, colours[i], None if letters is None else letters[i])
     return np.asarray(drawing)
 
 
@@ -134,11 +137,14 @@ class _Tag:
         best = int(np.argmin(overlaps))
         return x, rows[best], overlaps[best]
 
-    def write(self, pen: ImageDraw.ImageDraw, x: float, y: float, colour: tuple[int, int, int]) -> None:
+    def write(
+        self, pen: ImageDraw.ImageDraw, x: float, y: float, colour: tuple[int, int, int],
+        letters: tuple[int, int, int] | None = None,
+    ) -> None:
         pen.rectangle((x, y, x + self.width, y + self.height), fill=colour)
         dark = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] > 140
         pen.text((x + self.pad - self.left, y + self.pad - self.top), self.text, font=self.font,
-                 fill=(0, 0, 0) if dark else (255, 255, 255))  # fmt: skip
+                 fill=letters or ((0, 0, 0) if dark else (255, 255, 255)))  # fmt: skip
 
 
 def write_caption(image: np.ndarray, text: str) -> np.ndarray:

@@ -84,6 +84,8 @@ def draw_instances(
     colour_by: str = 'class',
     line_width: int | None = None,
     alpha: float = 0.45,
+    mask_palette: str | Sequence | None = None,
+    text_palette: str | Sequence | None = None,
 ) -> np.ndarray:
     """Draw boxes, labels and masks on a copy of an image. Of more than 30 objects not all are labelled.
 
@@ -98,6 +100,7 @@ def draw_instances(
         colour_by: 'class', or 'instance': neighbours in the list differ, whatever they are.
         line_width: of boxes, pixels; None fits the image.
         alpha: how much masks hide, from 0 to 1.
+        mask_palette, text_palette: of the masks, None for that of the boxes; of the letters, None for black or white.
 
     Returns:
         (zoom * H, zoom * W, 3) uint8 RGB.
@@ -107,10 +110,13 @@ def draw_instances(
         zoom = max(1, min(_LEAST_SIDE // min(height, width), _LONGEST_SIDE // max(height, width)))
     height, width = zoom * height, zoom * width
     scores = instances.get('scores')
-    keep = torch.arange(len(instances)) if scores is None else torch.where(scores.cpu() >= score_thr)[0]
+    scores = None if scores is None else torch.as_tensor(scores).cpu()
+    keep = torch.arange(len(instances)) if scores is None else torch.where(scores >= score_thr)[0]
     boxes = zoom * np.asarray(torch.as_tensor(instances.bboxes).cpu().detach().float())
     labels = torch.as_tensor(instances.labels).cpu().tolist()
-    colours = [palette_colour(palette, i if colour_by == 'instance' else label) for i, label in enumerate(labels)]
+    numbers = range(len(labels)) if colour_by == 'instance' else labels
+    colours, of_masks, of_texts = ([palette_colour(colour, number) for number in numbers]
+                                   for colour in (palette, mask_palette or palette, text_palette))
     masks = _bitmaps(instances.masks) if 'masks' in instances else None
     sizes = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     order = sorted(keep.tolist(), key=lambda i: -sizes[i])  # small objects on top of large ones
@@ -121,14 +127,14 @@ def draw_instances(
     line = float(np.clip(min(height, width) / 350, 1, 6))
     if masks is not None:
         for i in order:
-            _paint_mask(canvas, masks[i], zoom, colours[i], max(1, round(line)), alpha)
+            _paint_mask(canvas, masks[i], zoom, of_masks[i], max(1, round(line)), alpha)
     for i in order:
         (x1, y1, x2, y2), side = np.rint(boxes[i]).astype(int).tolist(), np.sqrt(max(sizes[i], 1))
         thickness = line_width or max(1, round(min(line, side / 12)))  # a small object is not hidden by its frame
         cv2.rectangle(canvas, (x1, y1), (x2 - 1, y2 - 1), colours[i], thickness)
     kept = None if scores is None else [float(scores[i]) for i in order]
     return write_labels(canvas, boxes[order].reshape(-1, 4), [class_name(labels[i], classes) for i in order], kept,
-                        [colours[i] for i in order])
+                        [colours[i] for i in order], [of_texts[i] for i in order] if text_palette else None)
 
 
 def _paint_mask(
@@ -154,14 +160,15 @@ _nameless = itertools.count()
 
 
 @VISUALIZERS.register_module(name=['DetVisualizer', 'DetLocalVisualizer'])
-@refuse_overrides(_draw_instances='add_datasample', _draw_panoptic_seg='add_datasample')
+@refuse_overrides('compatibility.md', _draw_instances='add_datasample', _draw_panoptic_seg='add_datasample')
 class DetVisualizer(Visualizer):
     """mmengine's Visualizer, drawing data samples. Without a display it draws all the same.
 
     Colours are those of ``dataset_meta['palette']``, see `palette_colour`.
 
     Args:
-        bbox_color: a palette that takes its place.
+        bbox_color, mask_color: a palette that takes its place, of masks too or of them alone.
+        text_color: palette of the letters; by default they are black or white.
         line_width, alpha: see `draw_instances`.
         options: mmengine's.
     """
@@ -173,12 +180,15 @@ class DetVisualizer(Visualizer):
         name: str = 'visualizer',
         *args,
         bbox_color: str | Sequence | None = None,
+        text_color: str | Sequence | None = None,
+        mask_color: str | Sequence | None = None,
         line_width: int | None = None,
         alpha: float = 0.45,
         **options,
     ) -> None:
         super().__init__(name, *args, **options)
-        self.palette, self.line_width, self.alpha = bbox_color, line_width, alpha
+        self.palette, self.text_palette, self.mask_palette = bbox_color, text_color, mask_color
+        self.line_width, self.alpha = line_width, alpha
 
     @classmethod
     def get_instance(cls, name: str | None = None, **options) -> 'DetVisualizer':
@@ -190,7 +200,8 @@ class DetVisualizer(Visualizer):
         meta = self.dataset_meta or {}
         instances = sample.gt_instances if draw_gt else sample.pred_instances
         palette = meta.get('palette') if self.palette is None else self.palette
-        options = dict(zoom=1, palette=palette, line_width=self.line_width, alpha=self.alpha)
+        options = dict(zoom=1, palette=palette, line_width=self.line_width, alpha=self.alpha,
+                       mask_palette=self.mask_palette, text_palette=self.text_palette)  # fmt: skip
         return draw_instances(image, instances, meta.get('classes') or (), score_thr, **options)
 
     def show(self, *args, backend: str = 'matplotlib', **kwargs) -> None:

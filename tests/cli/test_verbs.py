@@ -11,7 +11,7 @@ from mmdet.cli.command import call, verbs
 from mmdet.config.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
-VERBS = ('convert', 'init', 'check', 'browse', 'train', 'test', 'predict', 'benchmark', 'config')
+VERBS = ('convert', 'init', 'check', 'browse', 'train', 'curves', 'test', 'predict', 'benchmark', 'config')
 
 
 def python(*words, cwd: Path = ROOT, **environment) -> subprocess.CompletedProcess:
@@ -83,3 +83,15 @@ launch.spawn(2)
     package = ROOT / 'mmdet' / '__main__.py'
     assert python('-c', code, str(package)).stderr == '-m mmdet train x.py --gpus 2\n'
     assert python('-c', code, '/usr/bin/mmdet').stderr == '/usr/bin/mmdet train x.py --gpus 2\n'
+
+
+def test_what_cpus_run_fast_with_is_set_unless_it_is(monkeypatch):
+    from argparse import Namespace
+
+    from mmdet.cli.parser import start_processes
+
+    monkeypatch.setenv('OMP_WAIT_POLICY', 'ACTIVE')
+    monkeypatch.setenv('THP_MEM_ALLOC_ENABLE', '')
+    monkeypatch.delenv('THP_MEM_ALLOC_ENABLE')
+    start_processes(Namespace(local_rank=None, gpus=1, launcher='none'), lambda: None)
+    assert (os.environ['OMP_WAIT_POLICY'], os.environ['THP_MEM_ALLOC_ENABLE']) == ('ACTIVE', '1')

@@ -1,9 +1,11 @@
 """Names that code written for mmdetection 3 imports: they do what is expected of them there, or say what to do here."""
 
 import ast
+import copy
 import importlib
 import math
 import os
+import pickle
 import re
 import subprocess
 import sys
@@ -30,15 +32,23 @@ from mmdet.structures.bbox import (
 from mmdet.structures.mask import BitmapMasks, PolygonMasks, encode_mask_results, mask2bbox
 
 ROOT = Path(__file__).resolve().parents[2]
+# Modules that stand here for attributes of mmdetection; the `__init__` beside each imports it, and nothing else.
+ATTRIBUTES = ('models/mmdet3.py', 'datasets/mmdet3.py')
 # Modules that stand here for the names alone.
 FOR_NAMES = ('utils/__init__.py', 'utils/large_image.py', 'structures/bbox.py', 'structures/mask.py',
-             'models/losses.py', 'models/utils.py', 'models/layers.py', 'evaluation/metrics.py')  # fmt: skip
+             'models/losses.py', 'models/utils.py', 'models/layers.py', 'evaluation/metrics.py',
+             'datasets/api_wrappers.py')  # fmt: skip
 
 
 @pytest.mark.parametrize('line', [
     'from mmdet.utils import register_all_modules, setup_cache_size_limit_of_dynamo, collect_env',
     'from mmdet.utils import ConfigType, OptConfigType, MultiConfig, OptMultiConfig, InstanceList, OptInstanceList',
     'from mmdet.utils import SampleList, OptSampleList, RangeType, get_test_pipeline_cfg',
+    'from mmdet.utils import reduce_mean',
+    'from mmdet.datasets.api_wrappers import COCO, COCOeval',
+    'from mmdet.models.utils import rename_loss_dict, reweight_loss_dict',
+    'from mmdet.models.utils.misc import multi_apply',
+    'from mmdet.models.losses.utils import weighted_loss',
     'from mmdet.utils.large_image import merge_results_by_nms, shift_predictions',
     'from mmdet.structures import DetDataSample',
     'from mmdet.structures.bbox import bbox2roi, bbox_overlaps, get_box_tensor, cat_boxes, scale_boxes, get_box_wh',
@@ -68,7 +78,6 @@ def test_names_can_be_imported(line):
 
 @pytest.mark.parametrize('module, name, says', [
     ('mmdet.structures.bbox', 'HorizontalBoxes', 'boxes are plain tensors (n, 4)'),
-    ('mmdet.structures.bbox', 'BaseBoxes', 'use the tensor itself'),
     ('mmdet.structures.mask', 'mask_target', 'masks.crop_and_resize'),
     ('mmdet.models.task_modules', 'AssignResult', 'assign(boxes, gt_boxes, ignored_boxes)'),
     ('mmdet.models.task_modules', 'BaseAssigner', 'task_modules/protocols.py'),
@@ -88,10 +97,89 @@ def test_a_name_that_stands_for_something_else_says_what(module, name, says):
         getattr(importlib.import_module(module), 'of_no_project')  # noqa: B009
 
 
+@pytest.mark.parametrize('module, name, says', [
+    ('mmdet.models.detectors', 'BaseDetector', 'subclass TwoStageDetector, SingleStageDetector, or '),
+    ('mmdet.models.dense_heads', 'AnchorHead', 'subclass RPNHead or RetinaHead (docs/extend/head.md)'),
+    ('mmdet.models.dense_heads.anchor_head', 'AnchorHead', 'subclass RPNHead or RetinaHead (docs/extend/head.md)'),
+    ('mmdet.models.dense_heads', 'FCOSHead', 'it has RPNHead, RetinaHead, SSDHead; write one (docs/extend/head.md)'),
+    ('mmdet.models.necks', 'PAFPN', 'it has BFP, FPN, L2Norm, SSDNeck; a neck is an nn.Module'),
+    ('mmdet.models.backbones', 'SwinTransformer', 'swin_tiny_patch4_window7_224'),
+    ('mmdet.models.backbones', 'ResNext', 'Did you mean ResNeXt?'),
+    ('mmdet.models', 'build_detector', 'use mmdet.registry.MODELS.build(cfg.model)'),
+    ('mmdet.models', 'DETECTORS', 'use mmdet.registry.MODELS'),
+    ('mmdet.models.roi_heads.bbox_heads', 'DIIHead', 'mmdet.models.roi_heads has BBoxHead, '),
+    ('mmdet.models.losses', 'SeesawLoss', 'a loss is an nn.Module in MODELS'),
+    ('mmdet.models.layers.transformer', 'inverse_sigmoid', 'use torch.logit(x, eps)'),
+    ('mmdet.evaluation', 'get_classes', "CocoDataset.METAINFO['classes']"),
+    ('mmdet.visualization', 'get_palette', "metainfo['palette']"),
+    ('mmdet.engine.hooks', 'PipelineSwitchHook', 'load_from=CHECKPOINT'),
+    ('mmdet.engine.hooks', 'YOLOXModeSwitchHook', 'YOLOX and RTMDet are not here'),
+    ('mmdet.engine.schedulers', 'QuadraticWarmupLR', 'LinearLR'),
+    ('mmdet.apis', 'show_result_pyplot', 'DetInferencer'),
+    ('mmdet.datasets', 'LVISDataset', 'docs/extend/dataset.md'),
+    ('mmdet.datasets.transforms', 'LoadAnotations', 'Did you mean LoadAnnotations?'),
+    ('mmdet.structures', 'TrackDataSample', 'tracking is not here'),
+])  # fmt: skip
+def test_any_other_class_of_mmdetection_is_answered_by_its_room(module, name, says):
+    with pytest.raises(ImportError) as error:
+        exec(f'from {module} import {name}', {})
+    text = str(error.value)
+    assert isinstance(error.value, UserError) and '\n' not in text
+    assert text.startswith(f'{module} has no {name} here') and says in text
+    for guide in re.findall(r'docs/[\w/]+\.md', text):
+        assert (ROOT / guide).is_file(), guide
+
+
+def test_a_module_that_is_not_here_says_what_its_package_has():
+    with pytest.raises(ModuleNotFoundError, match='there is no mmdet.models.dense_heads.atss_head here: ') as error:
+        exec('from mmdet.models.dense_heads.atss_head import ATSSHead', {})
+    assert 'mmdet.models.dense_heads has RPNHead, RetinaHead, SSDHead' in str(error.value)
+    assert error.value.name == 'mmdet.models.dense_heads.atss_head'
+    with pytest.raises(ImportError, match=r"_base_ = \['mmdet::"):
+        exec('from mmdet.configs._base_.models import x', {})
+
+
+def test_a_function_that_is_not_here_says_so_when_it_is_called():
+    """It might have been a module."""
+    from mmdet.models.utils import sigmoid_geometric_mean
+
+    with pytest.raises(UserError, match='mmdet.models.utils has no sigmoid_geometric_mean here: '):
+        sigmoid_geometric_mean(1, 2)
+
+
+def module_of(path: str) -> str:
+    return 'mmdet.' + path.removesuffix('.py').removesuffix('/__init__').replace('/', '.')
+
+
+@pytest.mark.slow
+def test_without_these_modules_a_model_trains_and_predicts(tmp_path):
+    """Each is replaced by an empty one."""
+    names = ['mmdet.moved', *map(module_of, (*FOR_NAMES, *ATTRIBUTES))]
+    (tmp_path / 'program.py').write_text(
+        'import sys, types\n'
+        f'for name in {names}:\n'
+        '    sys.modules[name] = types.ModuleType(name)\n'
+        'import factories\n'
+        'from mmengine.config import Config\n'
+        'from mmengine.runner import Runner\n'
+        'from mmdet.apis import DetInferencer\n'
+        'from pathlib import Path\n'
+        'factories.write_detector(Path())\n'
+        "cfg = Config.fromfile('config.py')\n"
+        "cfg.work_dir = 'work'\n"
+        'Runner.from_cfg(cfg).train()\n'
+        "found = DetInferencer('config.py', 'weights.pth', device='cpu')('shapes/val')['predictions']\n"
+        'print(len(found), sorted(found[0]))\n'
+    )
+    result = subprocess.run([sys.executable, 'program.py'], cwd=tmp_path, text=True, capture_output=True,
+                            env=dict(os.environ, PYTHONPATH=f'{ROOT}{os.pathsep}{ROOT / "tests"}'))  # fmt: skip
+    assert result.stdout.splitlines()[-1:] == ["2 ['bboxes', 'labels', 'masks', 'scores']"], result.stderr[-2000:]
+
+
 def test_nothing_of_the_package_needs_these_modules():
-    modules = {'mmdet.' + path.removesuffix('.py').removesuffix('/__init__').replace('/', '.') for path in FOR_NAMES}
+    modules = {module_of(path) for path in FOR_NAMES}
     for path in (ROOT / 'mmdet').rglob('*.py'):
-        if str(path.relative_to(ROOT / 'mmdet')) in FOR_NAMES:
+        if str(path.relative_to(ROOT / 'mmdet')) in (*FOR_NAMES, *ATTRIBUTES):
             continue
         for node in ast.walk(ast.parse(path.read_text())):
             names = [f'{node.module}.{a.name}' for a in node.names] if isinstance(node, ast.ImportFrom) else (
@@ -142,6 +230,42 @@ def test_masks():
     assert mask2bbox(bitmaps.to_tensor(torch.bool)).tolist() == [[1, 1, 5, 4], [0, 0, 0, 0]]
 
 
+def test_masks_are_walked_over_moved_and_cut_from_arrays():
+    polygons = PolygonMasks([[[1, 1, 5, 1, 5, 4, 1, 4]], []], height=6, width=8)
+    bitmaps = polygons.to_bitmap()
+    assert [len(parts) for parts in polygons] == [1, 0] and [mask.sum() for mask in bitmaps] == [12, 0]
+    for masks in (polygons, bitmaps):
+        moved = masks.translate((6, 9), 3).to_ndarray()
+        expected = np.zeros((2, 6, 9), np.uint8)
+        expected[:, :, 3:] = masks.to_ndarray()[:, :, :6]
+        assert np.array_equal(moved, expected)
+        assert masks.translate((6, 8), -2, 'vertical').to_ndarray()[0].sum() == 8
+        boxes, indices = np.array([[1.0, 1, 5, 4], [0, 0, 8, 6]]), np.array([0, 0])
+        cut = masks.crop_and_resize(boxes, indices, 4)
+        assert torch.equal(cut, masks.crop_and_resize(torch.from_numpy(boxes), torch.from_numpy(indices), 4))
+        assert cut[0].all() and not cut[1].all()
+        with pytest.raises(UserError, match='before the indices'):
+            masks.crop_and_resize(boxes, (4, 4), indices)
+        with pytest.raises(UserError, match='border_value=1'):
+            masks.translate((6, 8), 1, border_value=1)
+
+
+def test_nothing_is_one_of_mmdetections_boxes():
+    from mmdet.structures.bbox import BaseBoxes
+
+    assert not isinstance(boxes(2), BaseBoxes)
+    with pytest.raises(UserError, match='use the tensor itself'):
+        BaseBoxes(boxes(2))
+
+
+def test_arrays_are_refused_where_boxes_are_tensors():
+    array = boxes(2).numpy()
+    for call in (lambda: bbox_overlaps(array, boxes(2)), lambda: bbox2roi([array]), lambda: bbox_xyxy_to_cxcywh(array),
+                 lambda: bbox_cxcywh_to_xyxy(array)):  # fmt: skip
+        with pytest.raises(UserError, match=r'is given float32 ndarray \(2, 4\) and takes tensors: torch.as_tensor'):
+            call()
+
+
 def test_predicted_masks_answer_as_a_tensor_does():
     bitmaps = np.random.default_rng(0).random((4, 5, 7)) > 0.5
     masks = RLEMasks.of(bitmaps, 5, 7)
@@ -159,6 +283,12 @@ def test_predicted_masks_answer_as_a_tensor_does():
     assert np.array_equal(instances[instances.scores > 2].masks.numpy(), bitmaps[:0])
     moved = instances.to('cpu')
     assert np.array_equal(moved.masks.numpy(), bitmaps)
+    assert masks.dtype == torch.bool and masks.any() and masks.float().dtype == torch.float32
+    assert torch.equal(masks.sum((1, 2)), torch.from_numpy(bitmaps.sum((1, 2)))) and masks[1].sum() == bitmaps[1].sum()
+    with pytest.raises(AttributeError, match="'RLEMasks' object has no attribute 'to_bitmap'"):
+        masks.to_bitmap()
+    for copied in (pickle.loads(pickle.dumps(masks)), copy.deepcopy(masks)):
+        assert isinstance(copied, RLEMasks) and copied == masks and copied.shape == masks.shape
 
 
 def test_losses_of_ones_own():
@@ -179,9 +309,24 @@ def test_losses_of_ones_own():
 
 
 def test_helpers_of_heads():
-    from mmdet.models.utils import empty_instances, multi_apply, unpack_gt_instances
+    from mmdet.models.utils import (
+        empty_instances,
+        mask2ndarray,
+        multi_apply,
+        rename_loss_dict,
+        reweight_loss_dict,
+        unpack_gt_instances,
+    )
+    from mmdet.utils import reduce_mean
 
     assert multi_apply(lambda a, b, c: (a + b, a * c), [1, 2], [3, 4], c=10) == ([4, 6], [10, 20])
+    bitmaps = BitmapMasks(np.eye(3), 3, 3)
+    for masks in (bitmaps, bitmaps.to_tensor(), bitmaps.to_ndarray(), RLEMasks.of(bitmaps.masks, 3, 3)):
+        assert np.array_equal(mask2ndarray(masks), np.eye(3)[None])
+    losses = dict(loss_a=torch.tensor(2.0), loss_b=[torch.tensor(1.0)], acc=torch.tensor(50.0))
+    assert reweight_loss_dict(losses, 3) == dict(loss_a=6, loss_b=[3], acc=50)
+    assert list(rename_loss_dict('rpn_', losses)) == ['rpn_loss_a', 'rpn_loss_b', 'rpn_acc']
+    assert reduce_mean(torch.tensor(2.0)) == 2
     samples = [DetDataSample(metainfo=dict(img_id=i), gt_instances=InstanceData(bboxes=boxes(i))) for i in range(2)]
     gt, ignored, metas = unpack_gt_instances(samples)
     assert [len(g) for g in gt] == [0, 1] and ignored == [None, None] and metas[1]['img_id'] == 1

@@ -3,6 +3,7 @@
 import ast
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -31,6 +32,15 @@ def test_a_users_mistake_is_one_line(capsys):
     assert ended(raising(MissingFile('no file a.json')), capsys) == (2, 'error: no file a.json\n')
     with pytest.raises(FileNotFoundError):  # what a caller in Python expects
         raise MissingFile('no file a.json')
+
+
+@pytest.mark.parametrize('asks', [lambda: torch.zeros(2, 4).tensor, lambda: np.zeros((2, 4)).flip_([4, 4])])
+def test_who_asks_boxes_for_what_mmdetections_have_is_told_that_they_are_plain(asks, capsys):
+    status, text = ended(asks, capsys)
+    last = text.splitlines()[-1]
+    assert status == 1 and last.startswith('error: ') and ': boxes are plain here, arrays (n, 4) in transforms' in last
+    status, text = ended(lambda: torch.zeros(2, 4).of_no_project, capsys)
+    assert text.splitlines()[-1].endswith("object has no attribute 'of_no_project'")
 
 
 def test_what_the_machine_refuses_is_one_line(capsys):

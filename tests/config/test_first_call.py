@@ -63,6 +63,15 @@ def test_what_is_given_comes_before_the_call():
         part(None)
 
 
+def test_other_arguments_than_its_caller_has_are_said():
+    part = Scaled(2.0)
+    on_first_call(part, 'forward')
+    with pytest.raises(UserError) as error:
+        part(torch.zeros(2), rescale=True)
+    assert str(error.value) == ('Scaled.forward takes (number), and is called with float32 Tensor (2,), rescale=a bool '
+                                '(docs/compatibility.md)')
+
+
 def test_an_error_inside_keeps_its_kind_and_says_what_was_given():
     outer = nn.Sequential(Scaled(2.0))
     for part in (outer, outer[0]):

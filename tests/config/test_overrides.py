@@ -9,13 +9,13 @@ from mmdet.config.errors import UserError
 from mmdet.config.overrides import refuse_overrides
 
 
-@refuse_overrides(get_targets='sample')
+@refuse_overrides('extend/head.md', get_targets='sample')
 class Base:
     def sample(self):
         return 1
 
 
-@refuse_overrides(get_anchors='grid_priors')
+@refuse_overrides('extend/head.md', get_anchors='grid_priors')
 class Child(Base):
     pass
 

@@ -55,6 +55,14 @@ def test_scale_reaches_every_resize():
         assert [step['scale'] for step in pipeline if step['type'] == 'Resize'] == [(320, 240)]
 
 
+def test_images_of_the_test_set_are_those_of_validation_where_it_is_that():
+    cfg = load(SHORT.replace("images='images'", "images=dict(train='a', val='b')"))
+    parts = [cfg[f'{name}_dataloader']['dataset'] for name in ('train', 'val', 'test')]
+    assert [part['data_prefix']['img'] for part in parts] == ['a', 'b', 'b']
+    cfg = load(SHORT.replace("images='images'", "test='other.json', images=dict(train='a', val='b')"))
+    assert cfg['test_dataloader']['dataset']['data_prefix']['img'] == ''  # another set: the root, as said
+
+
 def test_folders_of_their_own_and_a_test_set():
     text = SHORT.replace("images='images'", "test='test.json', images=dict(train='a', val='b', test='c')")
     cfg = load(text)

@@ -156,8 +156,8 @@ class WholeEntries(CocoDataset):
 
     def parse_data_info(self, raw_data_info):
         info = super().parse_data_info(raw_data_info)
-        info['camera'] = raw_data_info['img'].get('camera')
-        info['scores'] = [annotation['score'] for annotation in raw_data_info['anns']]
+        info['camera'] = raw_data_info['raw_img_info'].get('camera')
+        info['scores'] = [annotation['score'] for annotation in raw_data_info['raw_ann_info']]
         return info
 
 

@@ -9,6 +9,7 @@ from pycocotools import mask as coco_mask
 from mmdet.config.errors import UserError
 from mmdet.datasets import (
     FilterAnnotations,
+    FixShapeResize,
     LoadAnnotations,
     LoadImageFromFile,
     PackDetInputs,
@@ -70,6 +71,13 @@ transforms = st.one_of(
         keep_ratio=st.booleans(),
         interpolation=st.just('nearest'),
     ),
+    st.builds(
+        FixShapeResize,
+        st.integers(60, 200),
+        st.integers(60, 200),
+        keep_ratio=st.booleans(),
+        interpolation=st.just('nearest'),
+    ),
     st.builds(Pad, size_divisor=st.sampled_from([16, 32])),
     st.builds(Pad, pad_to_square=st.just(True)),
 )
@@ -118,6 +126,18 @@ def test_resize_by_a_factor_and_to_a_fixed_size():
     assert Resize(scale_factor=(0.5, 2.0))(dict(img=img))['img_shape'] == (80, 30)
     assert Resize(scale=(10, 20))(dict(img=img))['img_shape'] == (20, 10)
     assert Resize(scale=32)(dict(img=img))['img_shape'] == (32, 32)
+
+
+@pytest.mark.parametrize('size, inside', [((480, 640), (120, 160)), ((640, 480), (120, 90)), ((30, 300), (20, 200))])
+def test_every_image_is_fitted_into_one_size(size, inside):
+    step = FixShapeResize(width=200, height=120, keep_ratio=True, pad_val=(7, 8, 9))
+    results = step(dict(img=np.full((*size, 3), 50, np.uint8)))
+    assert results['img_shape'] == results['img'].shape[:2] == (120, 200)
+    assert (results['img'] == 50).all(-1).sum() == inside[0] * inside[1]
+    assert results['img'][-1, -1].tolist() == [7, 8, 9]
+    assert results['scale_factor'] == (inside[1] / size[1], inside[0] / size[0])
+    results = FixShapeResize(200, 120)(dict(img=np.full((*size, 3), 50, np.uint8)))
+    assert (results['img'] == 50).all() and results['scale_factor'] == (200 / size[1], 120 / size[0])
 
 
 def test_an_image_without_objects_passes_everything():

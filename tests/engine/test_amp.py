@@ -6,6 +6,8 @@ import pytest
 import torch
 from factories import batch, small_cfg
 from mmengine.config import Config
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmdet.config.errors import UserError
 from mmdet.engine import amp
@@ -107,3 +109,37 @@ def test_a_trained_model_finds_the_same(kind):
         same.append((~far).any(1)[exact.scores > 0.5])
     same = torch.cat(same)
     assert len(same) >= 8 and same.float().mean() >= 0.95
+
+
+class Gradients(TorchDispatchMode):
+    """Notes groups and precision of convolutions' gradients."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.convolution_backward.default:
+            self.seen.append((args[9], args[0].dtype))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize('groups, precision', [(1, torch.bfloat16), (2, torch.bfloat16), (8, torch.float32),
+                                               (48, torch.float32)])  # fmt: skip
+@pytest.mark.parametrize('bias', [False, True])
+def test_thin_groups_have_float32_gradients(groups, precision, bias):
+    torch.manual_seed(0)
+    conv = nn.Conv2d(48, 96, 5, stride=2, padding=2, groups=groups, bias=bias).to(memory_format=torch.channels_last)
+    image = torch.randn(2, 48, 37, 41, requires_grad=True)
+    wrapper = amp.CpuAmpOptimWrapper(torch.optim.SGD(conv.parameters(), lr=0.1))
+    with wrapper.optim_context(conv):
+        out = conv(image)
+    assert out.dtype == torch.bfloat16
+    seed, learned = torch.randn_like(out), [image, *conv.parameters()]
+    with Gradients() as gradients:
+        found = torch.autograd.grad(out, learned, seed)
+    assert gradients.seen == [(groups, precision)]
+    expected = torch.autograd.grad(conv(image), learned, seed.float())
+    for ours, exact in zip(found, expected):
+        assert ours.dtype == torch.float32
+        torch.testing.assert_close(ours, exact, rtol=0, atol=0.01 * exact.abs().max().item())

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from toy_task import CONFIG, ToyDataset, write_config
 
+from mmdet.cli.curves import read_log
+
 ITERATIONS = CONFIG.replace('by_epoch=True, max_epochs=2, val_interval=1',
                              'by_epoch=False, max_iters=14, val_interval=5')
 SCHEDULE = "dict(type='MultiStepLR', by_epoch=False, milestones=[4, 9], gamma=0.5)"
@@ -31,7 +33,7 @@ def scalars() -> list[dict]:
     return [json.loads(line) for line in next(Path('run').glob('*/vis_data/scalars.json')).read_text().splitlines()]
 
 
-def test_iterations_count_everywhere(train, run_tool):
+def test_iterations_count_everywhere(train):
     """The schedule, the log, checkpoints and evaluations of 14 iterations of 4 an epoch."""
     status, out = train(RIGHT + "log_processor = dict(type='LogProcessor', by_epoch=True)\n")
     assert status == 0 and 'images a step (CPU), 14 iterations, seed' in out and 'Iter(train) [14/14]' in out
@@ -41,8 +43,7 @@ def test_iterations_count_everywhere(train, run_tool):
     lr = {entry['iter']: entry['lr'] for entry in logged if 'lr' in entry}
     assert [lr[i] for i in (4, 5, 9, 10, 14)] == pytest.approx([0.1, 0.05, 0.05, 0.025, 0.025])
     assert [entry['step'] for entry in logged if 'mAP' in entry] == [5, 10, 14]
-    status, out, err = run_tool('dev/plot_curves.py', 'run')
-    assert status == 0 and '14 logged iterations, 3 evaluations' in out, out + err
+    assert [len(part) for part in read_log(Path('run'))] == [14, 3]  # of mmdet curves
 
 
 def test_checkpoints_that_the_config_does_not_speak_of(train):

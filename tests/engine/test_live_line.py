@@ -174,7 +174,7 @@ def test_the_summary_names_what_is_there(tmp_path, capsys, train):
     assert words['best'] == [f'run/best_mAP_epoch_{epoch}.pth'] and words['last'] == ['run/epoch_2.pth']
     for path in (*words['best'], *words['last'], *words['log'], lines[5].split()[3]):
         assert Path(path).is_file(), path
-    assert words['curves'] == ['python', 'tools/dev/plot_curves.py', 'run']
+    assert words['curves'] == ['mmdet', 'curves', 'run']
     assert lines[5].split() == ['next', 'mmdet', 'test', 'run/toy.py', *words['best'], '--out', 'run/found.pkl']
     assert lines[6].split() == ['mmdet', 'analyze', 'run/toy.py', 'run/found.pkl']
 

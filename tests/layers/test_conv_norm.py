@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from mmdet.layers import build_norm_layer, conv_norm, plan_cbn
+from mmdet.layers.batch_stats import channel_sums
 from mmdet.models import ResNet
 
 CONVOLUTIONS = [dict(), dict(stride=2, padding=1), dict(groups=2), dict(dilation=2, padding=2)]
@@ -67,6 +68,15 @@ def test_autocast_computes_in_half_precision_and_gives_float32_gradients():
     for folded, plain, full in zip(*gradients):
         assert folded.dtype == torch.float32
         assert (folded - full).abs().max() < 2 * (plain - full).abs().max()
+
+
+@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last, None])
+def test_half_precision_gradients_are_summed_in_float32(layout):
+    torch.manual_seed(0)
+    grad = torch.randn(2, 24, 61, 67).bfloat16()
+    grad = grad.movedim(1, -1).flatten(0, 2).contiguous() if layout is None else grad.to(memory_format=layout)
+    exact = grad.double().sum([0, *range(2, grad.dim())])
+    assert (channel_sums(grad, torch.float32) - exact).abs().max() < 1e-3  # bfloat16's own sum is off by 0.5 and more
 
 
 def test_a_float16_gradient_of_a_scaled_loss_does_not_overflow():

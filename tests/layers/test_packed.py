@@ -47,6 +47,37 @@ def test_one_call_is_convolution_norm_sum_and_relu(kind, conv):
 
 
 @torch.no_grad()
+def test_a_spare_sum_lends_its_memory():
+    (conv, norm), x = pair(padding=1)
+    pack(conv)
+    plain = norm(nn.Conv2d.forward(conv, x))
+    added = torch.randn_like(plain).to(memory_format=torch.channels_last)
+    kept = added.clone()
+    out = conv_norm(conv, norm, x, added, relu=True)
+    assert out.data_ptr() != added.data_ptr() and torch.equal(added, kept)
+    out = conv_norm(conv, norm, x, added, relu=True, spare=True)
+    assert out.data_ptr() == added.data_ptr()
+    near(out, (plain + kept).relu())
+    near(conv_norm(conv, norm, x, kept.contiguous(), spare=True), plain + kept)
+
+
+@torch.no_grad()
+def test_what_a_hook_keeps_of_a_residual_block_is_not_overwritten():
+    torch.manual_seed(0)
+    model = MODELS.build(small_cfg('mask_rcnn')).eval().backbone
+    block, seen = model.layer2[0], []
+    x = torch.randn(1, 3, 64, 64)
+    block.downsample[-1].register_forward_hook(lambda module, inputs, output: seen.append((output, output.clone())))
+    plain = model(x)
+    pack(model)
+    for got, expected in zip(model(x), plain):
+        near(got, expected)
+    (_, shortcut), (kept, then) = seen
+    assert torch.equal(kept, then)
+    near(kept, shortcut)
+
+
+@torch.no_grad()
 def test_weights_that_change_are_packed_anew():
     (conv, norm), x = pair()
     pack(conv)

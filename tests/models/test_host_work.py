@@ -36,5 +36,5 @@ def test_faster_rcnn_enters_few_frames_from_batch_to_losses():
     data = model.data_preprocessor(batch([2, 3]), True)
     model(**data, mode='loss')  # fills caches
     entered = frames_entered(lambda: model(**data, mode='loss'))
-    assert entered['conv.py', 'conv_norm'] == 53 + 5  # the backbone's, and the RPN's on five levels
+    assert entered['conv.py', 'conv_norm'] == 53 + 3 + 5  # the backbone's, FPN's with a sum, the RPN's on five levels
     assert entered.total() <= 450, entered.most_common(20)

@@ -1,12 +1,17 @@
 """A subclass that overrides a method of mmdetection is obeyed, or refused when it is defined: never ignored."""
 
+import inspect
+from pathlib import Path
+
 import pytest
 import torch
 
 from mmdet import models
 from mmdet.config.errors import UserError
 from mmdet.registry import MODELS
+from mmdet.structures import DetDataSample
 
+ROOT = Path(__file__).resolve().parents[2]
 DENSE = 'get_anchors get_targets loss_by_feat loss_by_feat_single predict_by_feat loss_and_predict'.split()
 DENSE += ['_init_layers', 'forward_single', 'get_bboxes', 'forward_train']
 ROI = '_bbox_forward bbox_loss predict_bbox _mask_forward mask_loss predict_mask init_bbox_head'.split()
@@ -54,8 +59,8 @@ def test_what_nothing_calls_is_refused_and_says_what_is_called(owner, name):
     with pytest.raises(UserError) as error:
         type('Mine', (base,), {name: lambda self: None})
     text = str(error.value)
-    assert f'Mine.{name} would never be called' in text and 'docs/extend/' in text and '\n' not in text
-    *_, instead = text.removesuffix(' instead (docs/extend/)').split(' override ')
+    assert f'Mine.{name} would never be called' in text and '\n' not in text and (ROOT / guide_of(text)).is_file()
+    *_, instead = text.split(' instead (docs/')[0].split(' override ')
     for method in instead.removeprefix("the RoI head's ").split(' and '):
         classes = (*base.__mro__, models.StandardRoIHead, models.CascadeRoIHead)
         assert any(method in vars(cls) for cls in classes if cls.__module__.startswith('mmdet.'))
@@ -97,15 +102,53 @@ def vars_of(cls: type, name: str):
     return next(vars(base)[name] for base in cls.__mro__ if name in vars(base))
 
 
-def test_a_box_heads_loss_written_for_mmdetection_does_not_get_other_arguments(small_cfg, make_data):
-    """It has as many as ours, in another meaning: they come by name."""
+@pytest.mark.parametrize('owner, name, theirs', [
+    ('Shared4Conv1FCBBoxHead', 'loss', 'cls_score, bbox_pred, rois, labels, label_weights, bbox_targets, bbox_weights'),
+    ('StandardRoIHead', 'loss', 'x, rpn_results_list, batch_data_samples'),
+    ('CascadeRoIHead', 'predict', 'x, rpn_results_list, batch_data_samples, rescale=False'),
+    ('RPNHead', 'loss', 'x, batch_data_samples'),
+    ('RetinaHead', 'predict', 'x, batch_data_samples, rescale=False'),
+    ('MaxIoUAssigner', 'assign', 'pred_instances, gt_instances, gt_instances_ignore=None, **kwargs'),
+    ('RandomSampler', 'sample', 'assign_result, pred_instances, gt_instances'),
+])  # fmt: skip
+def test_a_method_with_mmdetections_arguments_is_refused_and_says_what_comes(owner, name, theirs):
+    base = getattr(models, owner)
+    names = [argument.split('=')[0].strip('* ') for argument in theirs.split(',')]
+    with pytest.raises(UserError) as error:
+        type('Mine', (base,), {name: eval(f'lambda self, {theirs}: None')})
+    text = str(error.value)
+    assert text.startswith(f'Mine.{name}({", ".join(names)}) would be given something else: {owner}.') or (
+        text.startswith(f'Mine.{name}({", ".join(names)}) would be given something else: ConvFCBBoxHead.'))
+    ours = [*inspect.signature(inspect.unwrap(getattr(base, name))).parameters][1:]
+    assert f'takes ({", ".join(ours)}) here' in text and (ROOT / guide_of(text)).is_file()
 
-    class Mine(models.Shared4Conv1FCBBoxHead):
-        def loss(self, cls_score, bbox_pred, rois, labels, label_weights, bbox_targets, bbox_weights):
-            return {}
 
-    cfg = small_cfg('mask')
-    cfg.roi_head.bbox_head.type = Mine
-    model = MODELS.build(cfg).train()
-    with pytest.raises(TypeError, match='unexpected keyword argument'):
-        model(**model.data_preprocessor(make_data([2]), True), mode='loss')
+def test_a_detectors_arguments_may_have_mmdetections_names():
+    """They are the same."""
+
+    class Mine(models.MaskRCNN):
+        def loss(self, batch_inputs, batch_data_samples):
+            return super().loss(batch_inputs, batch_data_samples)
+
+    assert Mine.loss is not models.MaskRCNN.loss
+
+
+@pytest.mark.parametrize('owner, name', [(owner, name) for owner, names in REFUSED.items() for name in names[:2]])
+def test_who_calls_such_a_method_is_told_what_to_call(owner, name):
+    with pytest.raises(UserError, match=f' has no {name} here, use '):
+        getattr(getattr(models, owner), name)(None, batch_data_samples=[])
+
+
+@pytest.mark.parametrize('name', ['loss', 'predict'])
+@pytest.mark.parametrize('owner', ['RPNHead', 'RetinaHead', 'SSDHead', 'StandardRoIHead', 'CascadeRoIHead'])
+def test_who_calls_a_head_with_data_samples_is_told_what_gives_the_same(owner, name):
+    """As mmdetection's detectors do, at any time."""
+    head = object.__new__(getattr(models, owner))
+    with pytest.raises(UserError, match=f'{owner}.{name} is given a list of DetDataSample, as in mmdetection') as error:
+        getattr(head, name)((torch.zeros(1, 8, 4, 4),), [DetDataSample()], rescale=False)
+    assert (ROOT / guide_of(str(error.value))).is_file()
+
+
+def guide_of(text: str) -> str:
+    """'docs/extend/head.md', at the end of a message in parentheses."""
+    return text.rpartition('(')[2].removesuffix(')')

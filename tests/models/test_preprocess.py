@@ -26,6 +26,8 @@ def test_one_batch_equals_padded_images_to_the_bit(options, dtype, device):
         expected.append(F.pad(image, padding, value=options.get('pad_value', 0.0)))
     assert torch.equal(batch, torch.stack(expected)) and batch.is_contiguous()
     assert all(sample.batch_input_shape == (64, 96) for sample in samples)
+    one = preprocess(dict(inputs=images[:1]))['inputs']  # padded to a size of its own
+    assert torch.equal(preprocess.prepared(images[0].to(device)), one)
 
 
 @pytest.mark.parametrize('cast, dtype', [('double', torch.float64), ('half', torch.float32)])

@@ -108,6 +108,21 @@ def test_classes_are_separate_however_large_the_coordinates(device):
     assert batched_nms(boxes, scores, idxs, 0.5).tolist() == [0, 1, 2]
 
 
+def test_the_same_for_torch_export(monkeypatch):
+    """Classes stand in fields of one image there: with 80 of them, negative corners, or no box at all."""
+    cases = [random_case(seed) for seed in range(0, 40, 2)]
+    for boxes, scores, _, threshold in cases:
+        idxs = torch.randint(0, 80, (len(boxes),))
+        expected = batched_nms(10 * boxes - 300, scores, idxs, threshold)
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.compiler, 'is_exporting', lambda: True, raising=False)
+            assert batched_nms(10 * boxes - 300, scores, idxs, threshold).tolist() == expected.tolist()
+    assert min(len(boxes) for boxes, *_ in cases) < 20 < max(len(boxes) for boxes, *_ in cases)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.compiler, 'is_exporting', lambda: True, raising=False)
+        assert batched_nms(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.long), 0.5).shape == (0,)
+
+
 def test_legacy_widths(device):
     boxes = torch.tensor([[0.0, 0, 9, 9], [0, 0, 9, 4], [5, 0, 14, 9]], device=device)
     scores = torch.tensor([0.9, 0.8, 0.7], device=device)

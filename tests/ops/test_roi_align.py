@@ -387,6 +387,15 @@ def test_fallback_gives_the_same(aligned, legacy):
     torch.testing.assert_close(output, expected, atol=1e-5, rtol=1e-5)
 
 
+def test_the_same_for_torch_export(monkeypatch):
+    torch.manual_seed(0)
+    features = [torch.randn(2, 5, 64 // 2**level, 60 // 2**level) for level in range(4)]
+    rois = random_rois(50)
+    expected = multiscale_roi_align(features, rois, 7, SCALES)
+    monkeypatch.setattr(torch.compiler, 'is_exporting', lambda: True, raising=False)
+    torch.testing.assert_close(multiscale_roi_align(features, rois, 7, SCALES), expected, **BESIDE_TORCHVISION['cpu'])
+
+
 @pytest.mark.slow
 @compiled
 def test_more_than_two_to_the_31_elements():

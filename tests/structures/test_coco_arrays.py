@@ -51,8 +51,8 @@ def expected_entries(path: str) -> list[dict]:
         found = [a for a in plain['annotations'] if a['image_id'] == image['id']]
         keys = ('image_id', 'bbox', 'area', 'segmentation')
         entries.append(dict(
-            img=image,
-            anns=[{k: a[k] for k in keys if a.get(k) not in (None, [])} | dict(
+            raw_img_info=image,
+            raw_ann_info=[{k: a[k] for k in keys if a.get(k) not in (None, [])} | dict(
                 category_id=a['category_id'] if a['category_id'] in known else None,
                 iscrowd=a.get('iscrowd', 0), ignore=a.get('ignore', 0)) for a in found],
         ))  # fmt: skip
@@ -118,7 +118,7 @@ def test_ids_that_are_no_numbers(tmp_path, cache):
     path = write(tmp_path / 'a.json', new)
     for _ in range(2):
         arrays = load_coco_arrays(path)
-        assert entries(arrays) == expected_entries(path) and arrays.entry(0)['img']['id'] == 'x0'
+        assert entries(arrays) == expected_entries(path) and arrays.entry(0)['raw_img_info']['id'] == 'x0'
 
 
 def test_the_cache_follows_the_file(tmp_path, cache, monkeypatch):

@@ -7,7 +7,7 @@ matplotlib.use('Agg')
 
 import matplotlib.pyplot as plt  # noqa: E402
 
-from tools.dev.plot_curves import draw_ap, draw_losses, metric_of  # noqa: E402
+from mmdet.cli.curves import draw_ap, draw_losses, metric_of  # noqa: E402
 
 STAGES = {f's{i}.{name}': 0.1 for i in range(3) for name in ('loss_cls', 'loss_bbox', 'loss_mask')}
 TRAIN = {i: dict(STAGES, loss=3.0 / i, loss_rpn_cls=0.2, lr=0.02, epoch=1, iter=i) for i in range(1, 20)}

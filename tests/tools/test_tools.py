@@ -204,10 +204,10 @@ def test_curves_of_a_run(tmp_path):
              '{"lr": 0.02, "loss": 1.0, "loss_cls": 0.5, "iter": 20, "step": 20}',
              '{"coco/bbox_mAP": 0.5, "coco/bbox_mAP_50": 0.7, "step": 1}', '{"lr": 0.02, "lo']  # fmt: skip
     (data / 'scalars.json').write_text('\n'.join(lines))
-    out, _ = run(sys.executable, ROOT / 'tools' / 'dev' / 'plot_curves.py', tmp_path / 'run')
+    out, _ = run(sys.executable, '-m', 'mmdet', 'curves', tmp_path / 'run')
     assert out.startswith('2 logged iterations, 1 evaluations')
     assert (tmp_path / 'run' / 'curves.png').stat().st_size > 10_000
-    _, err = run(sys.executable, ROOT / 'tools' / 'dev' / 'plot_curves.py', tmp_path, status=2)
+    _, err = run(sys.executable, '-m', 'mmdet', 'curves', tmp_path, status=2)
     assert 'holds no log of a training' in err
 
 

@@ -179,9 +179,9 @@ def written(monkeypatch) -> list[tuple[str, int, tuple]]:
     tags = []
     write = labels._Tag.write
 
-    def recorded(tag, pen, x, y, colour):
+    def recorded(tag, pen, x, y, colour, *letters):
         tags.append((tag.text, tag.font.size, (x, y, x + tag.width, y + tag.height)))
-        write(tag, pen, x, y, colour)
+        write(tag, pen, x, y, colour, *letters)
 
     monkeypatch.setattr(labels._Tag, 'write', recorded)
     return tags
@@ -239,6 +239,24 @@ def test_colours_by_instance_and_by_palette():
     assert left_sides(palette='random') == left_sides(palette='random') != left_sides()
     with pytest.raises(UserError, match="palette 'cuda:0' is no colour"):
         draw_instances(GREY, same, palette='cuda:0')
+
+
+def test_masks_and_letters_have_colours_of_their_own():
+    """mmdetection's options; a mask's pixel away from box and label."""
+    image, mask = np.zeros((400, 400, 3), np.uint8), np.zeros((400, 400), bool)
+    mask[100:300, 100:300] = True
+    sample = DetDataSample(pred_instances=InstanceData(
+        bboxes=np.array([[50.0, 50, 350, 350]]), labels=np.array([0]), scores=np.array([0.9]), masks=mask[None]))
+
+    def drawn(**options):
+        visualizer = DetVisualizer(bbox_color=(9, 200, 9), alpha=1.0, **options)
+        visualizer.dataset_meta = dict(classes=('cat',))
+        return visualizer.draw(image, sample)
+
+    plain, other = drawn(), drawn(mask_color=(1, 2, 3), text_color=(250, 0, 250))
+    assert tuple(plain[200, 200]) == (9, 200, 9) == tuple(other[200, 50]) and tuple(other[200, 200]) == (1, 2, 3)
+    letters = (other == (250, 0, 250)).all(-1)
+    assert letters.any() and not (plain == (250, 0, 250)).all(-1).any()
 
 
 def test_lines_of_small_objects_are_thin():

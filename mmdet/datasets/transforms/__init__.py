@@ -33,7 +33,7 @@ from mmdet.datasets.transforms.loading import (
 )
 from mmdet.datasets.transforms.mixing import CopyPaste, Mosaic
 from mmdet.datasets.transforms.pad import Expand, Pad
-from mmdet.datasets.transforms.resize import RandomChoiceResize, RandomResize, Resize
+from mmdet.datasets.transforms.resize import FixShapeResize, RandomChoiceResize, RandomResize, Resize
 from mmdet.datasets.transforms.test_time_aug import TestTimeAug
 
 __all__ = [
@@ -41,6 +41,7 @@ __all__ = [
     'CopyPaste',
     'Expand',
     'FilterAnnotations',
+    'FixShapeResize',
     'InferencerLoader',
     'LoadAnnotations',
     'LoadImageFromFile',

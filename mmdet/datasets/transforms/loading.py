@@ -109,7 +109,9 @@ class InferencerLoader(BaseTransform):
 
 
 @TRANSFORMS.register_module()
-@refuse_overrides(_process_masks='_load_masks', _poly2mask='_load_masks', _load_seg_map='transform')
+@refuse_overrides(
+    'extend/transform.md', _process_masks='_load_masks', _poly2mask='_load_masks', _load_seg_map='transform',
+)  # fmt: skip
 class LoadAnnotations(BaseTransform):
     """Turn ``instances`` (see `CocoDataset.parse_data_info`) into arrays and masks.
 

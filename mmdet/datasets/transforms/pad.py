@@ -15,7 +15,7 @@ from mmdet.registry import TRANSFORMS
 
 
 @TRANSFORMS.register_module()
-@refuse_overrides(_pad_img='transform', _pad_masks='transform', _pad_seg='transform')
+@refuse_overrides('extend/transform.md', _pad_img='transform', _pad_masks='transform', _pad_seg='transform')
 class Pad(BaseTransform):
     """Extend image and masks at the right and bottom.
 

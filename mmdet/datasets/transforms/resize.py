@@ -11,11 +11,14 @@ from mmcv.transforms import BaseTransform
 from mmdet.config.errors import UserError
 from mmdet.config.overrides import refuse_overrides
 from mmdet.datasets.transforms.objects import BOXES, clip_boxes
+from mmdet.datasets.transforms.pad import Pad
 from mmdet.registry import TRANSFORMS
 
 
 @TRANSFORMS.register_module()
-@refuse_overrides(_resize_img='resize', _resize_bboxes='resize', _resize_masks='resize', _resize_seg='resize')
+@refuse_overrides(
+    'extend/transform.md', _resize_img='resize', _resize_bboxes='resize', _resize_masks='resize', _resize_seg='resize',
+)  # fmt: skip
 class Resize(BaseTransform):
     """Resize the image, its boxes and masks.
 
@@ -90,6 +93,41 @@ class Resize(BaseTransform):
         return results
 
 
+@TRANSFORMS.register_module()
+class FixShapeResize(BaseTransform):
+    """Resize to one size, whatever the image's.
+
+    Args:
+        width, height: pixels.
+        keep_ratio: the image fills them as far as its ratio allows, and is padded at the right and bottom.
+        pad_val: value of the padding, see `Pad`.
+        clip_object_border, backend, interpolation: see `Resize`.
+    """
+
+    changes_geometry = True
+
+    def __init__(
+        self,
+        width: int,
+        height: int,
+        pad_val: float | Sequence[float] | dict = 0,
+        keep_ratio: bool = False,
+        **resize_kwargs,
+    ) -> None:
+        self.size = width, height
+        self.keep_ratio = keep_ratio
+        self.resize = Resize(scale=self.size, **resize_kwargs)
+        self.pad = Pad(size=self.size, pad_val=pad_val)
+
+    def transform(self, results: dict) -> dict:
+        size = self.size
+        if self.keep_ratio:
+            height, width = results['img'].shape[:2]
+            factor = min(size[0] / width, size[1] / height)
+            size = int(width * factor + 0.5), int(height * factor + 0.5)
+        return self.pad.transform(self.resize.resize(results, size))
+
+
 def _resize_from(resize_type: str, keep_ratio: bool, resize_kwargs: dict) -> Resize:
     if resize_type not in ('Resize', 'mmdet.Resize'):
         raise UserError(f"resize_type={resize_type!r}; only 'Resize' moves boxes and masks along")
@@ -97,7 +135,9 @@ def _resize_from(resize_type: str, keep_ratio: bool, resize_kwargs: dict) -> Res
 
 
 @TRANSFORMS.register_module()
-@refuse_overrides(_random_scale='transform', _random_sample='transform', _random_sample_ratio='transform')
+@refuse_overrides(
+    'extend/transform.md', _random_scale='transform', _random_sample='transform', _random_sample_ratio='transform',
+)  # fmt: skip
 class RandomResize(BaseTransform):
     """Resize to a random scale.
 
@@ -139,7 +179,7 @@ class RandomResize(BaseTransform):
 
 
 @TRANSFORMS.register_module()
-@refuse_overrides(_random_select='transform')
+@refuse_overrides('extend/transform.md', _random_select='transform')
 class RandomChoiceResize(BaseTransform):
     """Resize to one of `scales`, each a (w, h), drawn with equal chances.
 

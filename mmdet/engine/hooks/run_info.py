@@ -68,7 +68,7 @@ def _summary(runner: Runner) -> list[str]:
     lines = [f'Finished. Best {score[0]}: {percent(*score[:2])} ({score[2]})' if score else 'Finished.']
     for name, path in {'best': best, 'last': last, 'log': f'{runner.log_dir}/{runner.timestamp}.log'}.items():
         lines += [f'{name:7}{_short(path)}'] if path else []
-    lines.append(f'curves python tools/dev/plot_curves.py {_short(folder)}')
+    lines.append(f'curves mmdet curves {_short(folder)}')
     config = folder / Path(runner.cfg.filename or '').name
     if config.is_file() and (best or last) and runner.cfg.get('test_dataloader'):
         config, found = _short(config), _short(folder / 'found.pkl')

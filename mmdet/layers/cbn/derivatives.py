@@ -17,7 +17,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..batch_stats import Moments, channels_last, per_channel
+from ..batch_stats import Moments, channel_sums, channels_last, per_channel
 
 
 class Geometry(NamedTuple):
@@ -137,7 +137,7 @@ def from_patches(x: Tensor, y: Tensor, batch: Moments, geometry: Geometry, grid:
     work = mean.dtype if y.dtype == torch.float16 else y.dtype
     y_hat = ((y - mean) * torch.rsqrt(var + 1e-12)).to(work)
     dvar = (y_hat.t() @ patches.to(work)).to(mean.dtype) * (torch.sqrt(var + 1e-12) * (2 / len(y)))[:, None]
-    found = torch.cat([dvar, patches.sum(0, dtype=mean.dtype)[None] / len(y)])
+    found = torch.cat([dvar, channel_sums(patches, mean.dtype)[None] / len(y)])
     return found.unflatten(1, (-1, x.shape[3])).transpose(1, 2).flatten(1)[None]  # weights go channels first
 
 

@@ -56,7 +56,7 @@ def check_reduction(loss: nn.Module, reduction: str) -> None:
 
 
 @MODELS.register_module()
-@refuse_overrides(get_activation='forward', get_accuracy='forward', get_cls_channels='forward')
+@refuse_overrides('extend/head.md', get_activation='forward', get_accuracy='forward', get_cls_channels='forward')
 class CrossEntropyLoss(nn.Module):
     """Softmax, sigmoid or mask cross entropy.
 

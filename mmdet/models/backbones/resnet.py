@@ -28,8 +28,8 @@ class Block(nn.Module):
         self,
         chain: list[tuple[int, ...]],
         conv_cfgs: list[dict | None],
-        downsample: nn.Sequential | None,
-        norm_cfg: dict,
+        downsample: nn.Sequential | None = None,
+        norm_cfg: dict = dict(type='BN'),
     ):
         super().__init__()
         self.norm_names = []
@@ -49,9 +49,10 @@ class Block(nn.Module):
         """(N, C, H, W) -> (N, C', H', W')."""
         shortcut = x if self.downsample is None else conv_norm(*self.downsample, x)
         last = len(self.norm_names)
+        own = self.downsample is not None and not self.downsample[-1]._forward_hooks  # which may have kept it
         for i, name in enumerate(self.norm_names, start=1):  # not `pairs`: two Python frames a block
             added = shortcut if i == last else None
-            x = conv_norm(getattr(self, f'conv{i}'), getattr(self, name), x, added, relu=True)
+            x = conv_norm(getattr(self, f'conv{i}'), getattr(self, name), x, added, relu=True, spare=own)
         return x
 
 
@@ -60,7 +61,9 @@ class BasicBlock(Block):
 
     expansion = 1
 
-    def __init__(self, in_channels, channels, stride, dilation, style, groups, group_width, conv_cfg, dcn, **common):
+    def __init__(
+        self, in_channels, channels, stride=1, dilation=1, style='pytorch', conv_cfg=None, dcn=None, **common
+    ):
         first = in_channels, channels, 3, stride, dilation, dilation
         super().__init__([first, (channels, channels, 3, 1, 1)], [conv_cfg] * 2, **common)
 
@@ -73,7 +76,10 @@ class Bottleneck(Block):
 
     expansion = 4
 
-    def __init__(self, in_channels, channels, stride, dilation, style, groups, group_width, conv_cfg, dcn, **common):
+    def __init__(
+        self, in_channels, channels, stride=1, dilation=1, style='pytorch', conv_cfg=None, dcn=None,
+        groups=1, group_width=None, **common,
+    ):  # fmt: skip
         width = channels if groups == 1 else groups * group_width
         first_stride, stride = (1, stride) if style == 'pytorch' else (stride, 1)
         first, last = (in_channels, width, 1, first_stride), (width, channels * self.expansion, 1)
@@ -109,7 +115,7 @@ def res_layer(
                 build_norm_layer(norm_cfg, out_channels)[1],
             )
         layer = block(
-            in_channels, channels, stride if index == 0 else 1,
+            in_channels, channels, stride=stride if index == 0 else 1,
             downsample=downsample, conv_cfg=conv_cfg, norm_cfg=norm_cfg, **options,
         )  # fmt: skip
         for conv, _ in layer.pairs + ([] if downsample is None else [downsample]):
@@ -123,7 +129,9 @@ def res_layer(
 
 
 @MODELS.register_module()
-@refuse_overrides(make_res_layer='__init__', _make_stem_layer='__init__', make_stage_plugins='__init__')
+@refuse_overrides(
+    'extend/backbone.md', make_res_layer='__init__', _make_stem_layer='__init__', make_stage_plugins='__init__',
+)  # fmt: skip
 class ResNet(BaseModule):
     """ResNet (He et al. 2015), returning the maps of `out_indices`: (N, C_s, H / stride_s, W / stride_s).
 
@@ -212,9 +220,9 @@ class ResNet(BaseModule):
             width = base_channels * 2**stage
             layer = res_layer(
                 block, blocks[stage], channels, width, strides[stage],
-                dilation=dilations[stage], style=style, groups=groups, group_width=base_width * 2**stage,
-                conv_cfg=conv_cfg, dcn=dcn if stage_with_dcn[stage] else None, norm_cfg=norm_cfg,
-                zero_init_residual=zero_init_residual,
+                dilation=dilations[stage], style=style, conv_cfg=conv_cfg, dcn=dcn if stage_with_dcn[stage] else None,
+                norm_cfg=norm_cfg, zero_init_residual=zero_init_residual,
+                **(dict(groups=groups, group_width=base_width * 2**stage) if groups > 1 else {}),
             )  # fmt: skip
             channels = width * block.expansion
             self.stages.append(f'layer{stage + 1}')
@@ -245,11 +253,12 @@ class ResNet(BaseModule):
         x = nn.functional.max_pool2d(x, 3, 2, 1)
         outputs = []
         for index, name in enumerate(self.stages):
-            for block in getattr(self, name):
-                if self.with_cp and torch.is_grad_enabled() and x.requires_grad:
-                    x = checkpoint(block, x, use_reentrant=False)
-                else:
-                    x = block(x)
+            stage = getattr(self, name)
+            if self.with_cp and torch.is_grad_enabled():
+                for block in stage:
+                    x = checkpoint(block, x, use_reentrant=False) if x.requires_grad else block(x)
+            else:
+                x = stage(x)  # as a module: hooks of a user's hear it
             if index in self.out_indices:
                 outputs.append(x)
         return tuple(outputs)

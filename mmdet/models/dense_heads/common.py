@@ -124,7 +124,7 @@ def best_pairs(
     for size in sizes:
         level = values[start : start + size].flatten()
         candidates = (level > threshold).nonzero().squeeze(1)
-        level_best, order = level[candidates].topk(number_kept(nms_pre, len(candidates)))
+        level_best, order = level[candidates].topk(number_kept(nms_pre, candidates.shape[0]))
         best.append(level_best)
         index.append(candidates[order] + start * values.shape[1])
         start += size

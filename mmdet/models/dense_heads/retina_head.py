@@ -32,7 +32,7 @@ from mmdet.structures import Target
 
 
 @MODELS.register_module()
-@refuse_overrides(**ELSEWHERE)
+@refuse_overrides('extend/head.md', **ELSEWHERE)
 class RetinaHead(BaseModule):
     """Two towers of convolutions, shared by the levels, for class scores and box deltas (arXiv 1708.02002).
 
@@ -159,7 +159,7 @@ class RetinaHead(BaseModule):
     @torch.no_grad()
     def predict(self, logits: Tensor, deltas: Tensor, anchors: list[Tensor], metas: list[dict]) -> list[Detections]:
         """Detections of each image in its original pixels."""
-        sizes = [len(level) for level in anchors]
+        sizes = [level.shape[0] for level in anchors]
         anchors = torch.cat(anchors)
         return [self._predict_image(*outputs, anchors, sizes, meta) for *outputs, meta in zip(logits, deltas, metas)]
 

@@ -30,7 +30,7 @@ from mmdet.structures import Target
 
 
 @MODELS.register_module()
-@refuse_overrides(**ELSEWHERE)
+@refuse_overrides('extend/head.md', **ELSEWHERE)
 class RPNHead(BaseModule):
     """Objectness and box deltas for every anchor (Faster R-CNN, section 3.1).
 
@@ -161,7 +161,7 @@ class RPNHead(BaseModule):
         # The nms_pre best of each level, for the whole batch at once.
         best, levels, start = [], [], 0
         for level, level_anchors in enumerate(anchors):
-            end = start + len(level_anchors)
+            end = start + level_anchors.shape[0]
             count = number_kept(cfg.get('nms_pre', -1), end - start)
             best.append(logits[:, start:end].topk(count, dim=1).indices + start)
             levels.append(torch.full((count,), level, device=logits.device))

@@ -30,7 +30,7 @@ from mmdet.structures import Target
 
 
 @MODELS.register_module()
-@refuse_overrides(**ELSEWHERE)
+@refuse_overrides('extend/head.md', **ELSEWHERE)
 class SSDHead(BaseModule):
     """One convolution of each level for class scores and one for box deltas (arXiv 1512.02325).
 
@@ -136,7 +136,7 @@ class SSDHead(BaseModule):
     @torch.no_grad()
     def predict(self, logits: Tensor, deltas: Tensor, anchors: list[Tensor], metas: list[dict]) -> list[Detections]:
         """Detections of each image in its original pixels."""
-        sizes = [len(level) for level in anchors]
+        sizes = [level.shape[0] for level in anchors]
         anchors, cfg = torch.cat(anchors), self.test_cfg
         detections = []
         for image_scores, image_deltas, meta in zip(logits.float().softmax(-1)[..., :-1], deltas, metas):

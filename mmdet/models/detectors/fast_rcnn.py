@@ -27,6 +27,11 @@ class FastRCNN(TwoStageDetector):
     ) -> tuple[list[Tensor], dict[str, Tensor]]:
         return self.proposals(features, data_samples), {}
 
+    def find(self, inputs: Tensor, image_shape: tuple[int, int]) -> dict[str, Tensor]:
+        raise UserError(
+            'FastRCNN looks at proposals that come with each image; only a detector that makes its own can be exported'
+        )
+
     def proposals(self, features: tuple[Tensor, ...], data_samples: list[DetDataSample]) -> list[Tensor]:
         for sample in data_samples:
             if 'proposals' not in sample:

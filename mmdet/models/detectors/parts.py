@@ -81,7 +81,12 @@ def channels_of(backbone: nn.Module) -> list[int]:
         ) from error
 
 
+def frame_of_input(image_shape: tuple[int, int]) -> dict:
+    """The meta of an image of that (h, w) whose detections stay in pixels of the input."""
+    return dict(img_shape=image_shape, ori_shape=image_shape, scale_factor=(1.0, 1.0))
+
+
 def metas_of(data_samples: list[DetDataSample], rescale: bool) -> list[dict]:
     """What the heads read to bring detections back to the original images; or not to, as mmdetection's `rescale`."""
     metas = [sample.metainfo for sample in data_samples]
-    return metas if rescale else [dict(meta, scale_factor=(1.0, 1.0), ori_shape=meta['img_shape']) for meta in metas]
+    return metas if rescale else [{**meta, **frame_of_input(meta['img_shape'])} for meta in metas]

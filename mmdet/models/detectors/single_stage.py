@@ -8,7 +8,7 @@ from mmengine.config import ConfigDict
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
-from mmdet.config.contracts import on_first_call
+from mmdet.config.contracts import on_first_call, takes_ours
 from mmdet.config.overrides import refuse_overrides
 from mmdet.models import contracts
 from mmdet.models.data_preprocessor import to_target
@@ -17,6 +17,7 @@ from mmdet.models.detectors.parts import (
     build_backbone,
     build_neck,
     build_preprocessor,
+    frame_of_input,
     look_at_maps,
     look_at_training,
     metas_of,
@@ -29,6 +30,7 @@ from mmdet.structures import DetDataSample
 
 @MODELS.register_module()
 @refuse_overrides(
+    'extend/head.md', foreign=(),
     _forward='forward', add_pred_to_datasample='predict',
     forward_train='loss', simple_test='predict', aug_test='predict',
 )  # fmt: skip
@@ -74,6 +76,7 @@ class SingleStageDetector(BaseModel):
         self.with_neck, self.with_bbox, self.with_mask = self.neck is not None, True, False
         look_at_maps(self.backbone, self.neck, self.head)
         look_at_training(self, SingleStageDetector)
+        takes_ours(self.head, loss='loss(*head(features), targets)', predict='predict(*head(features), metas)')
         on_first_call(self.head, 'loss', contracts.losses)
         on_first_call(self.head, 'predict', self.head_predicts)
 
@@ -117,6 +120,19 @@ class SingleStageDetector(BaseModel):
         for sample, found in zip(data_samples, self.detections(outputs, metas_of(data_samples, rescale))):
             sample.pred_instances = found.to_instances()
         return data_samples
+
+    def find(self, inputs: Tensor, image_shape: tuple[int, int]) -> dict[str, Tensor]:
+        """The detections of one image, for torch.export.
+
+        Args:
+            inputs: (1, C, H, W).
+            image_shape: (h, w) of the image without padding.
+
+        Returns:
+            boxes (D, 4) in pixels of the input, scores (D,) and labels (D,).
+        """
+        (found,) = self.detections(self.head(self.extract_feat(inputs)), [frame_of_input(image_shape)])
+        return found._asdict()
 
     def detections(self, outputs: tuple, metas: list[dict]) -> list[Detections]:
         """Detections of each image, from what the head's `forward` gives."""

@@ -8,7 +8,7 @@ from mmengine.config import ConfigDict
 from mmengine.model import BaseModel
 from torch import Tensor
 
-from mmdet.config.contracts import on_first_call
+from mmdet.config.contracts import on_first_call, takes_ours
 from mmdet.config.overrides import refuse_overrides
 from mmdet.models import contracts
 from mmdet.models.data_preprocessor import to_target
@@ -18,6 +18,7 @@ from mmdet.models.detectors.parts import (
     build_backbone,
     build_neck,
     build_preprocessor,
+    frame_of_input,
     look_at_maps,
     look_at_training,
     metas_of,
@@ -29,6 +30,7 @@ from mmdet.structures import DetDataSample, RLEMasks, Target
 
 
 @refuse_overrides(
+    'extend/head.md', foreign=(),
     _forward='forward', add_pred_to_datasample='predict',
     forward_train='loss', simple_test='predict', aug_test='predict',
 )  # fmt: skip
@@ -87,9 +89,13 @@ class TwoStageDetector(BaseModel):
         look_at_maps(self.backbone, self.neck, getattr(self, 'rpn_head', None))
         look_at_training(self, TwoStageDetector)
         if self.with_rpn:
+            takes_ours(self.rpn_head, loss='loss(*rpn_head(features), targets)',
+                       predict='predict(*rpn_head(features), image_shapes)')  # fmt: skip
             on_first_call(self.rpn_head, 'forward', contracts.proposed)
             on_first_call(self.rpn_head, 'loss', contracts.losses)
             on_first_call(self.rpn_head, 'predict', contracts.proposals)
+        takes_ours(self.roi_head, loss='loss(features, proposals, targets)',
+                   predict='predict(features, proposals, metas)')  # fmt: skip
         on_first_call(self.roi_head, 'loss', contracts.losses)
         on_first_call(self.roi_head, 'predict', contracts.detections)
 
@@ -139,6 +145,25 @@ class TwoStageDetector(BaseModel):
             ):
                 sample.pred_instances.masks = RLEMasks(masks, *meta['ori_shape'][:2])
         return data_samples
+
+    def find(self, inputs: Tensor, image_shape: tuple[int, int]) -> dict[str, Tensor]:
+        """The detections of one image, for torch.export.
+
+        Args:
+            inputs: (1, C, H, W).
+            image_shape: (h, w) of the image without padding.
+
+        Returns:
+            boxes (D, 4) in pixels of the input, scores (D,), labels (D,) and, with a mask head, the probabilities of
+            the masks in their boxes (D, h, w).
+        """
+        features = self.extract_feat(inputs)
+        ((proposals, _),) = self.rpn_head.predict(*self.rpn_head(features), [image_shape])
+        (found,) = self.roi_head.predict(features, [proposals], [frame_of_input(image_shape)])
+        outputs = found._asdict()
+        if self.roi_head.mask_head is not None:
+            outputs['masks'] = self.roi_head.mask_probabilities(features, [found.boxes], found.labels)
+        return outputs
 
     def detect(
         self,

@@ -48,16 +48,17 @@ class FPN(BaseModule):
         init_cfg: dict | list[dict] | None = None,
     ):
         super().__init__(init_cfg)
-        self.num_inputs = len(in_channels)
-        last = self.num_inputs - 1 if end_level == -1 else end_level
-        if not 0 <= start_level <= last < self.num_inputs:
+        last = len(in_channels) - 1 if end_level == -1 else end_level
+        if not 0 <= start_level <= last < len(in_channels):
             raise UserError(
-                f'FPN: start_level={start_level}, end_level={end_level} are not among the {self.num_inputs} inputs of '
+                f'FPN: start_level={start_level}, end_level={end_level} are not among the {len(in_channels)} inputs of '
                 'in_channels, counted from 0'
             )
+        self.in_channels = in_channels
+        self.out_channels = out_channels
         self.start_level = start_level
-        self.end_level = last + 1
-        self.in_channels = used = in_channels[self.start_level : self.end_level]
+        self.backbone_end_level = last + 1
+        used = in_channels[self.start_level : self.backbone_end_level]
         if num_outs < len(used):
             raise UserError(f'FPN: num_outs={num_outs} is less than the {len(used)} levels it is built on')
         self.add_extra_convs = 'on_input' if add_extra_convs is True else add_extra_convs
@@ -69,7 +70,7 @@ class FPN(BaseModule):
         self.num_outs = num_outs
         if set(upsample_cfg) != {'mode'}:
             raise UserError(f"FPN: upsample_cfg={upsample_cfg} has one key here, such as dict(mode='nearest')")
-        self.upsample_mode = upsample_cfg['mode']
+        self.upsample_cfg = upsample_cfg
 
         lateral_norm = None if no_norm_on_lateral else norm_cfg
         common = dict(conv_cfg=conv_cfg, act_cfg=act_cfg)
@@ -90,21 +91,23 @@ class FPN(BaseModule):
 
     def forward(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """L maps (N, C_l, H_l, W_l) -> `num_outs` maps (N, out_channels, H_l, W_l), fine to coarse."""
-        if len(inputs) != self.num_inputs:
-            raise UserError(f'FPN: {self.num_inputs} entries of in_channels for {len(inputs)} maps of the backbone')
-        used = inputs[self.start_level : self.end_level]
-        check_channels(self, used, self.in_channels)
-        laterals = [conv(x) for conv, x in zip(self.lateral_convs, used)]
-        for level in range(len(laterals) - 1, 0, -1):
-            finer = laterals[level - 1]
-            laterals[level - 1] = finer + F.interpolate(laterals[level], size=finer.shape[-2:], mode=self.upsample_mode)
+        count = len(self.in_channels)
+        if len(inputs) != count:
+            raise UserError(f'FPN: {count} entries of in_channels for {len(inputs)} maps of the backbone')
+        levels = slice(self.start_level, self.backbone_end_level)
+        used = inputs[levels]
+        check_channels(self, used, self.in_channels[levels])
+        laterals = [self.lateral_convs[-1](used[-1])]
+        for conv, x in zip(self.lateral_convs[-2::-1], used[-2::-1]):
+            coarser = F.interpolate(laterals[0], size=x.shape[-2:], **self.upsample_cfg)
+            laterals.insert(0, conv(x, coarser))
         outputs = [conv(x) for conv, x in zip(self.fpn_convs, laterals)]
         if not self.add_extra_convs:
             while len(outputs) < self.num_outs:
                 outputs.append(F.max_pool2d(outputs[-1], 1, stride=2))
             return tuple(outputs)
         source = {
-            'on_input': inputs[self.end_level - 1],
+            'on_input': inputs[self.backbone_end_level - 1],
             'on_lateral': laterals[-1],
             'on_output': outputs[-1],
         }

@@ -38,7 +38,7 @@ from mmdet.structures.boxes import scale_boxes
 
 
 @MODELS.register_module()
-@refuse_overrides(**ELSEWHERE)
+@refuse_overrides('extend/head.md', **ELSEWHERE)
 class CascadeRoIHead(BaseModule):
     """`num_stages` box heads, each with its own IoU threshold, and as many mask heads if given (arXiv 1712.00726).
 
@@ -158,7 +158,7 @@ class CascadeRoIHead(BaseModule):
         self, features: tuple[Tensor, ...], proposals: list[Tensor], metas: list[dict]
     ) -> list[list[Detections]]:
         """`predict`'s detections, and before them, with ``keep_all_stages``, those of each stage by itself."""
-        counts = [len(boxes) for boxes in proposals]
+        counts = [boxes.shape[0] for boxes in proposals]
         found, total = [], 0
         for stage in range(self.num_stages):
             logits, deltas = self(features, proposals, stage)
@@ -168,7 +168,7 @@ class CascadeRoIHead(BaseModule):
             if self.test_cfg.get('keep_all_stages', False):
                 found.append(self._detect(scores, *rois, metas, stage))
             if stage + 1 < self.num_stages:
-                labels = logits[:, :-1].argmax(1).split(counts)
+                labels = split_or_none(logits[:, :-1].argmax(1), counts)
                 outputs = zip(proposals, labels, rois[1], metas)
                 proposals = [self.refine(*roi, meta['img_shape'][:2], stage) for *roi, meta in outputs]
         return [*found, self._detect(total / self.num_stages, *rois, metas, self.num_stages - 1)]
@@ -178,7 +178,7 @@ class CascadeRoIHead(BaseModule):
     ) -> list[Detections]:
         """From scores (R, C + 1) as `average` says, boxes [(n_i, 4)] and their deltas of a stage."""
         scores = (scores.softmax(-1) if self.average == 'logits' else scores)[:, :-1]
-        outputs = zip(boxes, scores.split([len(b) for b in boxes]), deltas, metas)
+        outputs = zip(boxes, split_or_none(scores, [b.shape[0] for b in boxes]), deltas, metas)
         return [detect(self.bbox_head[stage].bbox_coder, *rois, meta, self.test_cfg) for *rois, meta in outputs]
 
     def predict_masks(
@@ -186,12 +186,16 @@ class CascadeRoIHead(BaseModule):
     ) -> list[list[dict]]:
         """One RLE of the original image's size for each detection, from the mean of the stages' probabilities."""
         boxes = [scale_boxes(d.boxes, m['scale_factor']) for d, m in zip(detections, metas)]
-        labels = torch.cat([d.labels for d in detections])
+        probabilities = self.mask_probabilities(features, boxes, torch.cat([d.labels for d in detections]))
+        return masks_of(probabilities, detections, metas, self.test_cfg)
+
+    def mask_probabilities(self, features: tuple[Tensor, ...], boxes: list[Tensor], labels: Tensor) -> Tensor:
+        """The stages' mean (D, h, w) in the boxes [(n_i, 4)] of each image, of the classes `labels` (D,)."""
         probabilities = [
             head.predict(head(self._pool_masks(features, boxes, stage)), labels)
             for stage, head in enumerate(self.mask_head)
         ]
-        return masks_of(torch.stack(probabilities).mean(0), detections, metas, self.test_cfg)
+        return torch.stack(probabilities).mean(0)
 
     def _pool_masks(self, features: tuple[Tensor, ...], boxes: list[Tensor], stage: int) -> Tensor:
         """RoI features of the boxes [(n_i, 4)] of each image for a stage's mask head."""
@@ -208,7 +212,7 @@ class CascadeRoIHead(BaseModule):
             return boxes
         head = self.bbox_head[stage]
         column = torch.zeros_like(labels) if head.reg_class_agnostic else labels
-        chosen = deltas[torch.arange(len(labels), device=labels.device), column].float()
+        chosen = deltas[torch.arange(labels.shape[0], device=labels.device), column].float()
         return head.bbox_coder.decode(boxes, chosen, image_shape)
 
     @torch.no_grad()

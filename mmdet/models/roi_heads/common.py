@@ -153,7 +153,9 @@ def bbox_loss(
 
 def split_or_none(rows: Tensor | None, counts: list[int]) -> list[Tensor | None]:
     """The rows (R, ...) of each image; None of each where a head does not have the output."""
-    return [None] * len(counts) if rows is None else list(rows.split(counts))
+    if rows is None:
+        return [None] * len(counts)
+    return [rows] if len(counts) == 1 else list(rows.split(counts))
 
 
 def positives_on_host(sampled: list[Sampled]) -> tuple[Tensor, ...]:

@@ -19,6 +19,7 @@ from mmdet.registry import MODELS, TASK_UTILS
 
 @MODELS.register_module()
 @refuse_overrides(
+    'extend/head.md',
     _add_conv_fc_branch='__init__',
     get_targets="the RoI head's sample",
     _get_targets_single="the RoI head's sample",
@@ -147,7 +148,7 @@ class ConvFCBBoxHead(BaseModule):
             logits = self.fc_cls(self._branch(x, self.cls_convs, self.cls_fcs))
         if self.with_reg:
             deltas = self.fc_reg(self._branch(x, self.reg_convs, self.reg_fcs))
-            deltas = deltas.reshape(len(deltas), deltas.shape[1] // 4, 4)
+            deltas = deltas.unflatten(1, (-1, 4))
         return logits, deltas
 
     def _branch(self, x: Tensor, convs: nn.ModuleList, fcs: nn.ModuleList) -> Tensor:

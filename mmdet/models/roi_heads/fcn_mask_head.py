@@ -17,6 +17,7 @@ from mmdet.registry import MODELS
 
 @MODELS.register_module()
 @refuse_overrides(
+    'extend/head.md',
     get_targets="the RoI head's loss",
     loss_and_target='loss',
     predict_by_feat='predict',
@@ -81,4 +82,4 @@ class FCNMaskHead(BaseModule):
 
     def _own_class(self, logits: Tensor, labels: Tensor) -> Tensor:
         column = torch.zeros_like(labels) if self.class_agnostic else labels
-        return logits[torch.arange(len(labels), device=labels.device), column]
+        return logits[torch.arange(labels.shape[0], device=labels.device), column]

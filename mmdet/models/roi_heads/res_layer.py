@@ -47,8 +47,7 @@ class ResLayer(BaseModule):
         in_channels = 64 if stage == 0 else width // 2 * block.expansion
         layer = res_layer(
             block, blocks[stage], in_channels, width, stride,
-            dilation=dilation, style=style, groups=1, group_width=width, conv_cfg=conv_cfg, dcn=None,
-            norm_cfg=norm_cfg, zero_init_residual=False,
+            dilation=dilation, style=style, conv_cfg=conv_cfg, dcn=None, norm_cfg=norm_cfg, zero_init_residual=False,
         )  # fmt: skip
         self.add_module(self.name, layer)
 

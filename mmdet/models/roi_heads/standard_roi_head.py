@@ -38,7 +38,7 @@ from mmdet.structures.boxes import scale_boxes
 
 
 @MODELS.register_module()
-@refuse_overrides(**ELSEWHERE)
+@refuse_overrides('extend/head.md', **ELSEWHERE)
 class StandardRoIHead(BaseModule):
     """One box head and, if given, one mask head on sampled proposals.
 
@@ -125,8 +125,8 @@ class StandardRoIHead(BaseModule):
         """Detections of each image, without masks."""
         logits, deltas = self(features, proposals)
         scores = logits.float().softmax(-1)[:, :-1]
-        counts = [len(boxes) for boxes in proposals]
-        outputs = zip(proposals, scores.split(counts), split_or_none(deltas, counts), metas)
+        counts = [boxes.shape[0] for boxes in proposals]
+        outputs = zip(proposals, split_or_none(scores, counts), split_or_none(deltas, counts), metas)
         return [detect(self.bbox_head.bbox_coder, *rois, meta, self.test_cfg) for *rois, meta in outputs]
 
     def predict_masks(
@@ -134,6 +134,9 @@ class StandardRoIHead(BaseModule):
     ) -> list[list[dict]]:
         """One RLE of the original image's size for each detection."""
         boxes = [scale_boxes(d.boxes, m['scale_factor']) for d, m in zip(detections, metas)]
-        labels = torch.cat([d.labels for d in detections])
-        logits = self.mask_head(self._pool(self.mask_roi_extractor, features, boxes))
-        return masks_of(self.mask_head.predict(logits, labels), detections, metas, self.test_cfg)
+        probabilities = self.mask_probabilities(features, boxes, torch.cat([d.labels for d in detections]))
+        return masks_of(probabilities, detections, metas, self.test_cfg)
+
+    def mask_probabilities(self, features: tuple[Tensor, ...], boxes: list[Tensor], labels: Tensor) -> Tensor:
+        """(D, h, w) in the boxes [(n_i, 4)] of each image, of the classes `labels` (D,)."""
+        return self.mask_head.predict(self.mask_head(self._pool(self.mask_roi_extractor, features, boxes)), labels)

@@ -9,11 +9,13 @@ from torch import Tensor
 from mmdet.config.errors import UserError
 from mmdet.config.overrides import refuse_overrides
 from mmdet.config.values import check_options, some_numbers
+from mmdet.ops.library import exporting
 from mmdet.registry import TASK_UTILS
 
 
 @TASK_UTILS.register_module()
 @refuse_overrides(
+    'extend/head.md',
     gen_base_anchors='__init__',
     gen_single_level_base_anchors='__init__',
     single_level_grid_priors='grid_priors',
@@ -103,15 +105,20 @@ class AnchorGenerator:
         """Anchors of each level, [(H_l * W_l * A, 4)], ordered by row, column, anchor."""
         if len(map_sizes) != len(self.strides):
             raise UserError(f'AnchorGenerator: {len(map_sizes)} maps for {len(self.strides)} strides')
+        if exporting():  # sizes may be symbols, and what is made here belongs to the graph
+            return self._grids(map_sizes, device)
         key = (tuple(map_sizes), str(device))
         if key not in self._cache:
             if len(self._cache) > 16:  # multi-scale training: few sizes recur
                 self._cache.clear()
-            self._cache[key] = [
-                self._grid(base, self._stride(level, map_sizes), map_sizes[level]).to(device)
-                for level, base in enumerate(self.base_anchors)
-            ]
+            self._cache[key] = self._grids(map_sizes, device)
         return self._cache[key]
+
+    def _grids(self, map_sizes: list[tuple[int, int]], device: torch.device | str) -> list[Tensor]:
+        return [
+            self._grid(base, self._stride(level, map_sizes), map_sizes[level]).to(device)
+            for level, base in enumerate(self.base_anchors)
+        ]
 
     def _stride(self, level: int, map_sizes: list[tuple[int, int]]) -> tuple[int, int]:
         """Pixels between rows and between columns."""

@@ -13,7 +13,7 @@ from mmdet.structures.boxes import box_iof, box_iou
 
 
 @TASK_UTILS.register_module()
-@refuse_overrides(assign_wrt_overlaps='assign')
+@refuse_overrides('extend/head.md', assign_wrt_overlaps='assign')
 class MaxIoUAssigner:
     """A box is positive for its best ground truth from `pos_iou_thr` on and negative below `neg_iou_thr`.
 

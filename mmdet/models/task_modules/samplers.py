@@ -15,7 +15,7 @@ from mmdet.registry import TASK_UTILS
 
 
 @TASK_UTILS.register_module()
-@refuse_overrides(_sample_pos='choose_positives', _sample_neg='choose_negatives')
+@refuse_overrides('extend/head.md', _sample_pos='choose_positives', _sample_neg='choose_negatives')
 class RandomSampler:
     """Up to `num` boxes at random, at most `pos_fraction` of them positive.
 

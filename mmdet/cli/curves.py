@@ -1,13 +1,11 @@
-"""Draw a run's losses, learning rate and AP over time: python tools/dev/plot_curves.py WORK_DIR [-o PNG]"""
+"""Draw a run's losses, learning rate and AP over time."""
 
 import json
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
 from mmdet.cli.parser import Parser
-from mmdet.config.errors import UserError, run_main
+from mmdet.config.errors import UserError
 
 
 def read_log(work_dir: Path) -> tuple[dict[int, dict], dict[int, dict]]:
@@ -116,16 +114,13 @@ def above(axes, columns: int) -> None:
     axes.legend(fontsize=8, frameon=False, loc='lower left', bbox_to_anchor=(0, 1), ncols=columns, borderaxespad=0.2)
 
 
-def main() -> None:
-    parser = Parser("Draw a run's losses, learning rate and AP over time.")
-    parser.add_argument('work_dir', type=Path)
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = Parser("Draw a run's losses, learning rate and AP over time.",
+                    ['work_dirs/my_run', 'work_dirs/my_run --out curves.png'])  # fmt: skip
+    parser.add_argument('work_dir', type=Path, help='the folder of a run; all its resumed parts are drawn')
     parser.add_argument('-o', '--out', type=Path, help='image to write (default: WORK_DIR/curves.png)')
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     train, val = read_log(args.work_dir)
     out = args.out or args.work_dir / 'curves.png'
     draw(train, val, out, args.work_dir.resolve().name)
     print(f'{len(train)} logged iterations, {len(val)} evaluations: {out}')
-
-
-if __name__ == '__main__':
-    run_main(main)
