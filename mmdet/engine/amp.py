@@ -10,10 +10,10 @@ from mmengine.dist import is_main_process
 from mmengine.optim import OptimWrapper
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn.modules.utils import _pair
 from torch.overrides import TorchFunctionMode
 
 from mmdet.config.errors import UserError
+from mmdet.layers.conv import conv2d_gradients
 from mmdet.registry import OPTIM_WRAPPERS
 
 
@@ -64,11 +64,9 @@ class _ConvOfThinGroups(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple:
         x, weight = ctx.saved_tensors
-        stride, padding, dilation, groups = ctx.geometry
-        gradients = torch.ops.aten.convolution_backward(
-            grad.float(), x.float(), weight.float(), [len(weight)], _pair(stride), _pair(padding), _pair(dilation),
-            False, [0, 0], groups, ctx.needs_input_grad[:3],
-        )  # fmt: skip
+        gradients = conv2d_gradients(
+            grad.float(), x.float(), weight.float(), ctx.geometry, ctx.needs_input_grad[:3]
+        )
         gradients = [g if g is None else g.to(like.dtype) for g, like in zip(gradients, (x, weight, weight))]
         return *gradients, *[None] * 4
 

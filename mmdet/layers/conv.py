@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn.modules.utils import _pair
 
 from mmdet.config.errors import UserError
 from mmdet.layers.batch_stats import channel_sums
@@ -134,6 +135,19 @@ def conv_norm(
     return out.relu_() if relu else out
 
 
+def conv2d_gradients(
+    grad: Tensor, x: Tensor, weight: Tensor, geometry: tuple, wanted: tuple[bool, bool, bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of x (N, C_in, H, W), weight and bias of ``F.conv2d(x, weight, bias, *geometry)``, where `wanted`.
+
+    `geometry` is (stride, padding, dilation, groups), `grad` (N, C_out, H', W') that of the result; one dtype for all.
+    """
+    *spatial, groups = geometry
+    return torch.ops.aten.convolution_backward(
+        grad, x, weight, [len(weight)], *map(_pair, spatial), False, [0, 0], groups, wanted
+    )
+
+
 class _ScaledConv(torch.autograd.Function):
     """Convolution of x with ``weight * scale``, scale (C,), and with the bias ``shift`` (C,).
 
@@ -151,14 +165,12 @@ class _ScaledConv(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple:
         x, weight, scale = ctx.saved_tensors
-        stride, padding, dilation, groups = ctx.geometry
         scale = scale[:, None, None, None]
         of_x, _, _, of_shift, *_ = ctx.needs_input_grad
         half = grad.dtype != weight.dtype  # under autocast, where the convolution was computed in half precision
-        x_grad, scaled_grad, shift_grad = torch.ops.aten.convolution_backward(
-            grad, x.to(grad.dtype), (weight * scale).to(grad.dtype), [len(weight)], stride, padding, dilation, False,
-            [0, 0], groups, [of_x, True, of_shift and not half],
-        )  # fmt: skip
+        scaled = (weight * scale).to(grad.dtype)
+        wanted = of_x, True, of_shift and not half
+        x_grad, scaled_grad, shift_grad = conv2d_gradients(grad, x.to(grad.dtype), scaled, ctx.geometry, wanted)
         if of_shift and half:  # a sum over all positions, too large for float16 when the loss is scaled
             shift_grad = channel_sums(grad, weight.dtype)
         scaled_grad = scaled_grad.to(weight.dtype)

@@ -121,7 +121,7 @@ def same(a, b) -> bool:
 
 def stop_and_resume(campaign: Campaign, number: int, processes: int, reference: dict, lines: list[str]) -> None:
     """One run, stopped at a line of a phase drawn by chance, with a delay of up to an iteration; then resumed."""
-    name = campaign.random.choice(['SIGKILL', 'SIGKILL', 'SIGTERM', 'SIGINT'])
+    name = campaign.random.choice(['SIGKILL'] * 5 + ['SIGTERM', 'SIGINT'])
     phase = campaign.random.choice(['start', 'train', 'saving', 'evaluation'])
     at = campaign.random.choice([i for i, line in enumerate(lines) if phase_of(line) == phase] or [0])
     delay, folder, seen = campaign.random.random() * 0.5, f'run{number}', 0
