@@ -66,6 +66,15 @@ class Parser(argparse.ArgumentParser):
         return dict(nargs='+', action=_KeyValues, default={}, metavar='KEY=VALUE',
                     help=f'change the config, e.g. {example}')
 
+    def add_inference_arguments(self) -> None:
+        """--amp, --tta and --compile."""
+        self.add_argument('--amp', action='store_true',
+                          help='mixed precision: float16 on GPU, bfloat16 on a CPU that has instructions for it')
+        self.add_argument('--tta', action='store_true',
+                          help="test-time augmentation by the config's tta_model and tta_pipeline (default: each image "
+                          'also mirrored)')
+        self.add_argument('--compile', action='store_true', help='torch.compile: a slow first image, then faster ones')
+
     def add_process_arguments(self) -> None:
         """How many processes, and who starts them; `start_processes` reads these."""
         self.add_argument('--gpus', type=int, default=1, metavar='N',

@@ -22,12 +22,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument('checkpoint', nargs='?',
                         help='weights to evaluate (a checkpoint that holds its config may stand alone)')
     parser.add_argument('--work-dir', help='folder of the log (default: work_dirs/CONFIG_NAME/test)')
-    parser.add_argument('--amp', action='store_true',
-                        help='mixed precision: float16 on GPU, bfloat16 on a CPU that has instructions for it')
-    parser.add_argument('--tta', action='store_true',
-                        help="test-time augmentation by the config's tta_model and tta_pipeline (default: each image "
-                        'also mirrored)')
-    parser.add_argument('--compile', action='store_true', help='torch.compile: a slow first image, then faster ones')
+    parser.add_inference_arguments()
     parser.add_argument('--out', metavar='FILE.pkl', help='save the detections, one dict an image')
     parser.add_argument('--eval', nargs='+', metavar='METRIC',
                         help="what the config's metrics shall compute, such as bbox, segm, proposal (default: as they "

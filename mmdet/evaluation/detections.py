@@ -256,14 +256,11 @@ class Overlaps:
         return ious, objects
 
 
-ERRORS = ('class', 'location', 'both', 'duplicate', 'background')
-
-
 @dataclass(frozen=True)
 class Errors:
     """TIDE's kind of error of each wrong detection, at IoU 0.5."""
 
-    kinds: np.ndarray  # (D,) one of ERRORS; '' for what is right or not counted
+    kinds: np.ndarray  # (D,) one of `errors`' kinds; '' for what is right or not counted
     right: np.ndarray  # (D,) bool
     objects: np.ndarray  # (D,) id of the object that was found, or meant; 0: none
     ious: np.ndarray  # (D,) IoU with it
