@@ -18,7 +18,7 @@ UNSOUND = 3  # exit status
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(
         'Check the data of a config, or of a folder with COCO files: images that are missing, damaged or of another '
-        'size; boxes and masks that are none; the same image in two sets; classes and objects that cannot be learned.',
+        'size; invalid boxes and masks; the same image in two sets; classes and objects that cannot be learned.',
         ['my_config.py', 'data/photos --json report.json --examples 10'],
         EXIT_STATUSES.replace('0 done;', f'0 sound, remarks at most; {UNSOUND} something is refused or wrong;'),
     )

@@ -31,7 +31,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument('--batch-size', type=int, default=1, metavar='N',
                         help='images, frames or slices that go through the model at a time (default: 1)')
     parser.add_argument('--slice', type=int, metavar='PIXELS',
-                        help='look at large images part by part, each of so many pixels a side, and as a whole')
+                        help='detect in slices of large images, so many pixels a side, and in the whole image')
     parser.add_argument('--overlap', type=float, default=0.2, help='of neighbouring slices (default: %(default)s)')
     parser.add_argument('--colour-by', choices=('class', 'instance'), default='class',
                         help='what has a colour of its own (default: class)')

@@ -25,8 +25,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_inference_arguments()
     parser.add_argument('--out', metavar='FILE.pkl', help='save the detections, one dict an image')
     parser.add_argument('--eval', nargs='+', metavar='METRIC',
-                        help="what the config's metrics shall compute, such as bbox, segm, proposal (default: as they "
-                        'are configured)')
+                        help='metrics to compute, such as bbox, segm, proposal (default: those of the config)')
     parser.add_argument('--show-dir', help='draw the detections into this folder')
     parser.add_argument('--show-score-thr', type=float, default=0.3, help='minimum score to draw (default: 0.3)')
     parser.add_argument('--format-only', action='store_true',
