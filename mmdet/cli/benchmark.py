@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mmdet.cli.parser import Parser
+from mmdet.cli.parser import Parser, text_table
 from mmdet.config.errors import UserError, say
 from mmdet.config.output import check_writable, write_atomically
 
@@ -138,8 +138,6 @@ def _named(device: Any) -> str:
 
 
 def table(found: dict[str, Any]) -> str:
-    from terminaltables import AsciiTable
-
     def row(name: str, part: dict[str, Any], total: float) -> list[str]:
         counted = part['multiply_adds'] or part['parameters']
         numbers = [f'{part["parameters"] / 1e6:.2f}', f'{part["multiply_adds"] / 1e9:.2f}',
@@ -150,12 +148,10 @@ def table(found: dict[str, Any]) -> str:
 
     heads = ['stage', 'parameters, M', 'multiply-adds, G', 'activations, M', 'ms', 'share']
     rows = [row(name, part, found['seconds']) for name, part in found['stages'].items()]
-    drawn = AsciiTable([heads, *rows, row('total', found, found['seconds'])])
-    drawn.inner_footing_row_border = True
-    drawn.justify_columns = dict.fromkeys(range(1, len(heads)), 'right')
+    drawn = text_table([heads, *rows, row('total', found, found['seconds'])], total=True)
     height, width = found['size']
     options = ''.join(f', {option}' for option in (found['amp'], found['compile'] and 'compiled') if option)
-    return (f'{drawn.table}\n{found["batch"]} x {height} x {width} on {found["device"]} ({found["threads"]} threads'
+    return (f'{drawn}\n{found["batch"]} x {height} x {width} on {found["device"]} ({found["threads"]} threads'
             f'{options}), torch {found["torch"]}: medians of '
             f'{found["repeats"]} batches, {found["images_per_second"]:.2f} images/s, memory {found["memory_mib"]:.0f} '
             'MiB at most\nCounts are of one image; ms of a batch')

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from mmdet.cli.parser import Parser
+from mmdet.cli.parser import Parser, text_table
 from mmdet.config.errors import UserError
 
 SIDES = {'small': 32, 'medium': 96, 'large': float('inf')}  # pixels, where COCO's metric draws the lines
@@ -24,8 +24,6 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def table_of_objects(dataset) -> str:
     """Objects of each class by size, and the images they are in."""
-    from terminaltables import AsciiTable
-
     classes = dataset.metainfo['classes']
     sizes, images, crowds, empty = Counter(), Counter(), 0, 0
     for index in range(len(dataset)):
@@ -43,10 +41,8 @@ def table_of_objects(dataset) -> str:
         for label, name in enumerate(classes)
     ]
     rows.append(['all', *(sum(row[i] for row in rows) for i in range(1, 5)), len(dataset) - empty])
-    table = AsciiTable([['class', 'objects', *(f'{n} boxes' for n in SIDES), 'images'], *rows])
-    table.inner_footing_row_border = True
-    table.justify_columns = dict.fromkeys(range(1, 6), 'right')
-    return f'{table.table}\n{len(dataset)} images, {empty} of them without objects; {crowds} ignored regions'
+    table = text_table([['class', 'objects', *(f'{n} boxes' for n in SIDES), 'images'], *rows], total=True)
+    return f'{table}\n{len(dataset)} images, {empty} of them without objects; {crowds} ignored regions'
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from mmdet.cli.parser import EXIT_STATUSES, Parser
+from mmdet.cli.parser import EXIT_STATUSES, Parser, text_table
 from mmdet.config.errors import UserError, say
 from mmdet.engine.launch import cpu_count
 
@@ -18,7 +18,7 @@ UNSOUND = 3  # exit status
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(
         'Check the data of a config, or of a folder with COCO files: images that are missing, damaged or of another '
-        'size; boxes and masks that are none; the same image in two sets; classes and objects that cannot be learned.',
+        'size; invalid boxes and masks; the same image in two sets; classes and objects that cannot be learned.',
         ['my_config.py', 'data/photos --json report.json --examples 10'],
         EXIT_STATUSES.replace('0 done;', f'0 sound, remarks at most; {UNSOUND} something is refused or wrong;'),
     )
@@ -82,12 +82,8 @@ def sets_of_folder(folder: Path) -> list:
 
 
 def table(report) -> str:
-    from terminaltables import AsciiTable
-
     rows = [[name, level, len(found), kind, _short(found[0].place)] for name, level, kind, found in report.kinds()]
-    made = AsciiTable([['set', '', 'count', 'what', 'first'], *rows])
-    made.justify_columns = {2: 'right'}
-    return made.table
+    return text_table([['set', '', 'count', 'what', 'first'], *rows], right=[2])
 
 
 def _short(text: str) -> str:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from mmdet.cli.parser import Parser
+from mmdet.cli.parser import Parser, text_table
 from mmdet.config.errors import UserError, at_most
 
 _FORMATS = ('coco', 'cvat', 'labelme', 'voc', 'yolo')
@@ -72,8 +72,6 @@ def choose_split(images: list, fraction: float | None, seed: int) -> str:
 
 def table(parts: dict) -> str:
     """Objects and images of each class in each part."""
-    from terminaltables import AsciiTable
-
     rows = []
     for number, category in enumerate(next(iter(parts.values()))['categories'], 1):
         row = [category['name']]
@@ -85,10 +83,7 @@ def table(parts: dict) -> str:
     for content in parts.values():
         total += [len(content['annotations']), len(content['images'])]
     head = ['class', *(f'{part} {what}' for part in parts for what in ('objects', 'images'))]
-    made = AsciiTable([head, *rows, total])
-    made.inner_footing_row_border = True
-    made.justify_columns = dict.fromkeys(range(1, len(total)), 'right')
-    return made.table
+    return text_table([head, *rows, total], total=True)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -152,7 +152,7 @@ class Evaluated:
         except Exception as error:
             raise UserError(f'{path} is damaged, or no pickle ({type(error).__name__}: {error})') from error
         if not isinstance(samples, list) or not all(isinstance(s, dict) and 'pred_instances' in s for s in samples):
-            raise UserError(f'{path} is no list of detections as mmdet test --out writes it')
+            raise UserError(f'{path} is not a list of detections as mmdet test --out writes it')
         self._check_ids(path, [sample.get('img_id') for sample in samples])
         for sample in samples:
             image = self.metric.truth.images[self.metric.truth.index[0, sample['img_id']]]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmdet.cli.parser import Parser
+from mmdet.cli.parser import Parser, text_table
 from mmdet.config.errors import UserError
 
 
@@ -104,8 +104,6 @@ def stepper(model: Any, cfg: Any, iterations: int) -> Callable[[Any, int], float
 
 def table(report: dict) -> str:
     """Each layer's error of the variance, and its cosine."""
-    from terminaltables import AsciiTable
-
     from mmdet.engine.norm_doctor import NORMS, POOLED
 
     head = ['layer', 'M', *(f'{norm}: var, cos' for norm in ('BN', 'naive', 'CBN', 'CBN full gradient')), POOLED]
@@ -115,20 +113,13 @@ def table(report: dict) -> str:
     summary = report['summary']
     rows.append(['median', '', *(_pair(summary[n].get('var'), summary[n]['cosine']) for n in norms),
                  _number(summary[POOLED]['cosine'])])
-    made = AsciiTable([head, *rows])
-    made.inner_footing_row_border = True
-    made.justify_columns = dict.fromkeys(range(1, len(head)), 'right')
-    return made.table
+    return text_table([head, *rows], total=True)
 
 
 def cost_table(report: dict) -> str:
-    from terminaltables import AsciiTable
-
     rows = [[norm, f'{c["seconds"]:.3f}', f'{c["saved_bytes"] / 2**20:.1f}', f'{c["stored_bytes"] / 2**20:.1f}']
             for norm, c in report['costs'].items()]
-    made = AsciiTable([['norm', 'seconds', 'kept for backward, MiB', 'stored, MiB'], *rows])
-    made.justify_columns = dict.fromkeys(range(1, 4), 'right')
-    return made.table
+    return text_table([['norm', 'seconds', 'kept for backward, MiB', 'stored, MiB'], *rows])
 
 
 def _pair(error: float | None, cosine: float | None) -> str:

@@ -7,7 +7,7 @@ import argparse
 import ast
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -65,6 +65,15 @@ class Parser(argparse.ArgumentParser):
         """How --cfg-options is read."""
         return dict(nargs='+', action=_KeyValues, default={}, metavar='KEY=VALUE',
                     help=f'change the config, e.g. {example}')
+
+    def add_inference_arguments(self) -> None:
+        """--amp, --tta and --compile."""
+        self.add_argument('--amp', action='store_true',
+                          help='mixed precision: float16 on GPU, bfloat16 on a CPU that has instructions for it')
+        self.add_argument('--tta', action='store_true',
+                          help="test-time augmentation by the config's tta_model and tta_pipeline (default: each image "
+                          'also mirrored)')
+        self.add_argument('--compile', action='store_true', help='torch.compile: a slow first image, then faster ones')
 
     def add_process_arguments(self) -> None:
         """How many processes, and who starts them; `start_processes` reads these."""
@@ -131,6 +140,21 @@ def _scalar(text: str) -> int | float | bool | str | None:
         except ValueError:
             pass
     return {'true': True, 'false': False, 'none': None if text == 'None' else text}.get(text.lower(), text)
+
+
+def text_table(rows: Sequence[Sequence], right: Iterable[int] | None = None, total: bool = False) -> str:
+    """Rows of cells, the first the heading, as text.
+
+    Args:
+        right: columns of numbers (default: all but the first).
+        total: rule off the last row.
+    """
+    from terminaltables import AsciiTable
+
+    table = AsciiTable(rows)
+    table.inner_footing_row_border = total
+    table.justify_columns = dict.fromkeys(range(1, len(rows[0])) if right is None else right, 'right')
+    return table.table
 
 
 # Read by libraries that are not imported yet.

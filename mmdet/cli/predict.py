@@ -31,18 +31,13 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument('--batch-size', type=int, default=1, metavar='N',
                         help='images, frames or slices that go through the model at a time (default: 1)')
     parser.add_argument('--slice', type=int, metavar='PIXELS',
-                        help='look at large images part by part, each of so many pixels a side, and as a whole')
+                        help='detect in slices of large images, so many pixels a side, and in the whole image')
     parser.add_argument('--overlap', type=float, default=0.2, help='of neighbouring slices (default: %(default)s)')
     parser.add_argument('--colour-by', choices=('class', 'instance'), default='class',
                         help='what has a colour of its own (default: class)')
     parser.add_argument('--no-draw', action='store_true', help='write the detections alone')
     parser.add_argument('--device', help='cpu or cuda:0 (default: a GPU where there is one)')
-    parser.add_argument('--amp', action='store_true',
-                        help='mixed precision: float16 on GPU, bfloat16 on a CPU that has instructions for it')
-    parser.add_argument('--tta', action='store_true',
-                        help="test-time augmentation by the config's tta_model and tta_pipeline (default: each image "
-                        'also mirrored)')
-    parser.add_argument('--compile', action='store_true', help='torch.compile: a slow first image, then faster ones')
+    parser.add_inference_arguments()
     args = parser.parse_args(argv)
 
     from mmdet.apis.export import is_exported

@@ -22,16 +22,10 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument('checkpoint', nargs='?',
                         help='weights to evaluate (a checkpoint that holds its config may stand alone)')
     parser.add_argument('--work-dir', help='folder of the log (default: work_dirs/CONFIG_NAME/test)')
-    parser.add_argument('--amp', action='store_true',
-                        help='mixed precision: float16 on GPU, bfloat16 on a CPU that has instructions for it')
-    parser.add_argument('--tta', action='store_true',
-                        help="test-time augmentation by the config's tta_model and tta_pipeline (default: each image "
-                        'also mirrored)')
-    parser.add_argument('--compile', action='store_true', help='torch.compile: a slow first image, then faster ones')
+    parser.add_inference_arguments()
     parser.add_argument('--out', metavar='FILE.pkl', help='save the detections, one dict an image')
     parser.add_argument('--eval', nargs='+', metavar='METRIC',
-                        help="what the config's metrics shall compute, such as bbox, segm, proposal (default: as they "
-                        'are configured)')
+                        help='metrics to compute, such as bbox, segm, proposal (default: those of the config)')
     parser.add_argument('--show-dir', help='draw the detections into this folder')
     parser.add_argument('--show-score-thr', type=float, default=0.3, help='minimum score to draw (default: 0.3)')
     parser.add_argument('--format-only', action='store_true',

@@ -1,4 +1,7 @@
-"""``num_classes='auto'``: the number of classes of the data set, written into the config in its place."""
+"""``num_classes='auto'``: the number of classes of the data set, written into the config in its place.
+
+A neck's ``in_channels='auto'`` is answered where it is built: `build_neck` of mmdet/models/detectors/parts.py.
+"""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""`BaseDetDataset`: for a data set of one's own that is no file in COCO's format."""
+"""`BaseDetDataset`: for a data set of one's own that is not a file in COCO's format."""
 
 from __future__ import annotations
 

@@ -269,7 +269,7 @@ def _check_mask(annotation: dict, image: dict, path: str) -> Iterator[Finding]:
     try:
         rle = rle_from_coco(mask, image['height'], image['width'])
     except ValueError as error:
-        yield Finding('refused', 'mask that is none', f'{path}: {one_line(error)}', path, box)
+        yield Finding('refused', 'invalid mask', f'{path}: {one_line(error)}', path, box)
         return
     if rle is None:
         yield Finding('wrong', 'polygon of fewer than three points, or half a point', path, path, box)

@@ -119,7 +119,7 @@ class XMLDataset(BaseDataset):
             except FileNotFoundError:
                 raise MissingFile(f'no list of images {self.ann_file}; check data_root and ann_file') from None
             except UnicodeDecodeError:
-                raise UserError(f'{self.ann_file} is no list of images: a text in UTF-8, one name a line') from None
+                raise UserError(f'{self.ann_file} is not a list of images: a text in UTF-8, one name a line') from None
         names = list(dict.fromkeys(_without_ending(line.strip()) for line in lines if line.strip()))
         if not names:
             raise UserError(f'{self.ann_file or xml_folder} lists no image')

@@ -21,7 +21,7 @@ def compile_for_inference(model: nn.Module) -> nn.Module:
 
     Where sizes make PyTorch choose another way, as for small maps, a part is compiled once more.
     On a CPU the weights of the first call become constants: a change afterwards has no effect. A line says how long
-    each part took. Where compiling fails, as without a C++ compiler, one line says so and the model goes on as it was.
+    each part took. Where compiling fails, as without a C++ compiler, one line says so and the model stays uncompiled.
     """
     state = _State()
     for name, module in model.named_modules():

@@ -21,7 +21,7 @@ def _evaluate(loop: EpochBasedTrainLoop | IterBasedTrainLoop, done: int, last: i
 def _make_up_evaluation(loop: EpochBasedTrainLoop | IterBasedTrainLoop, done: int, last: int) -> None:
     """Run the evaluation that is due where the run was stopped, unless the checkpoint has its results.
 
-    Weights alone are not enough to go on with: the best checkpoint, early stopping and ReduceOnPlateauLR need them.
+    Weights alone are not enough to continue from: the best checkpoint, early stopping and ReduceOnPlateauLR need them.
     """
     if done and loop.runner.message_hub.runtime_info.get('evaluated') != done:
         _evaluate(loop, done, last)

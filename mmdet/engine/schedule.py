@@ -68,7 +68,7 @@ def keep_new_schedule(runner: Runner, checkpoint: dict) -> None:
         checkpoint['param_schedulers'] = [scheduler.state_dict() for scheduler in schedulers]
         for group, saved in zip(groups, saved_groups):
             saved.update({key: group[key] for key in scheduled - {'params'} if key in group})
-    say(f'the schedule has changed since the checkpoint: {at_most(changes, 6)}; the new one goes on with '
+    say(f'the schedule has changed since the checkpoint: {at_most(changes, 6)}; the new one continues with '
         f'lr {saved_groups[0]["lr"]:.6g} at epoch {checkpoint["meta"]["epoch"] + 1}')
 
 

@@ -59,7 +59,7 @@ def set_seed(cfg: Config, seed: int | None, deterministic: bool, resumed: Checkp
     if resumed is not None:
         seed = resumed.meta.get('seed', asked)
         if asked is not None and asked != seed:
-            say(f'seed {seed} of {resumed} goes on; the asked seed {asked} would break its sequence')
+            say(f'seed {seed} of {resumed} is kept: the requested seed {asked} would break its sequence')
     if seed is None:
         seed = sync_random_seed()
     deterministic = deterministic or randomness.get('deterministic', False)

@@ -17,7 +17,7 @@ from mmdet.config.errors import UserError
 from mmdet.evaluation.coco import CocoMetric
 from mmdet.structures.masks import rle_areas
 
-_LEAST_OVERLAP = 0.1  # IoU under which TIDE (Bolya et al., 2020) takes a detection for background
+_MIN_OVERLAP = 0.1  # IoU under which TIDE (Bolya et al., 2020) takes a detection for background
 
 
 @dataclass(frozen=True)
@@ -200,7 +200,7 @@ class Counter:
 
 
 class Overlaps:
-    """IoU of every detection with every object that is no crowd, on each image."""
+    """IoU of every detection with every object that is not a crowd, on each image."""
 
     def __init__(self, counter: Counter, detections: Detections) -> None:
         self.counter, self.detections = counter, detections
@@ -227,14 +227,14 @@ class Overlaps:
     @cached_property
     def pairs(self) -> tuple[np.ndarray, np.ndarray]:
         """Positions of detections and ids of objects, of any class, that overlap each other more than any other, and
-        by `_LEAST_OVERLAP` at least; of equal overlaps, that of the higher score."""
+        by `_MIN_OVERLAP` at least; of equal overlaps, that of the higher score."""
         positions, objects = [], []
         for which, ids, iou in self.images:
             if not iou.size:
                 continue
             order = np.argsort(-self.detections.scores[which], kind='stable')
             best = order[iou[order].argmax(axis=0)]  # of each object
-            mutual = (iou[best].argmax(axis=1) == np.arange(len(ids))) & (iou.max(axis=0) >= _LEAST_OVERLAP)
+            mutual = (iou[best].argmax(axis=1) == np.arange(len(ids))) & (iou.max(axis=0) >= _MIN_OVERLAP)
             positions.append(which[best[mutual]])
             objects.append(ids[mutual])
         if not positions:
@@ -256,14 +256,11 @@ class Overlaps:
         return ious, objects
 
 
-ERRORS = ('class', 'location', 'both', 'duplicate', 'background')
-
-
 @dataclass(frozen=True)
 class Errors:
     """TIDE's kind of error of each wrong detection, at IoU 0.5."""
 
-    kinds: np.ndarray  # (D,) one of ERRORS; '' for what is right or not counted
+    kinds: np.ndarray  # (D,) one of `errors`' kinds; '' for what is right or not counted
     right: np.ndarray  # (D,) bool
     objects: np.ndarray  # (D,) id of the object that was found, or meant; 0: none
     ious: np.ndarray  # (D,) IoU with it
@@ -279,10 +276,10 @@ def errors(counter: Counter, detections: Detections, overlaps: Overlaps) -> Erro
     other, other_object = overlaps.best(detections.categories, same=False)
     wrong = status == 0
     tests = {
-        'location': (same >= _LEAST_OVERLAP) & (same < 0.5),
+        'location': (same >= _MIN_OVERLAP) & (same < 0.5),
         'class': other >= 0.5,
         'duplicate': same >= 0.5,
-        'background': np.maximum(same, other) <= _LEAST_OVERLAP,
+        'background': np.maximum(same, other) <= _MIN_OVERLAP,
         'both': np.ones(len(detections), bool),
     }
     kinds = np.full(len(detections), '', dtype=object)

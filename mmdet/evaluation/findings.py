@@ -16,10 +16,10 @@ import numpy as np
 from mmdet.evaluation.detections import Counter, Detections, Errors, Overlaps, errors, mean, moved
 from mmdet.structures.masks import rle_areas
 
-_LEAST_COST = 0.003  # of AP; less is not worth a sentence
-_LEAST_SHARE = 0.1  # of a class's objects that are called another class
-_LEAST_GAIN_OF_A_SHIFT = 0.03  # of the AP of the classes that it concerns; noise has a median, too
-_LEAST_PAIRS = 10  # objects that a statement on boxes needs
+_MIN_COST = 0.003  # of AP; less is not reported
+_MIN_SHARE = 0.1  # of a class's objects that are called another class
+_MIN_SHIFT_GAIN = 0.03  # of the AP of the classes that it concerns; noise has a median, too
+_MIN_PAIRS = 10  # objects that a statement on boxes needs
 
 # What to look at, or to do, by the kind of a finding.
 _REMEDIES = {
@@ -250,9 +250,9 @@ def _geometry(case: _Case) -> None:
 
 def _aim(case: _Case, positions: np.ndarray, objects: np.ndarray, which: np.ndarray, whose: str) -> bool:
     """Repair the detections `which` by one shift and one stretching, if these bring AP; says whether they do."""
-    if len(positions) < _LEAST_PAIRS:
+    if len(positions) < _MIN_PAIRS:
         return False
-    least = max(_LEAST_GAIN_OF_A_SHIFT / (len(case.of_class) if whose else 1), _LEAST_COST)
+    least = max(_MIN_SHIFT_GAIN / (len(case.of_class) if whose else 1), _MIN_COST)
     boxes = case.detections.boxes[positions]
     there = np.array([case.counter.objects[i]['bbox'] for i in objects.tolist()], float)
     sides = np.maximum(boxes[:, 2:], 1e-9)
@@ -315,7 +315,7 @@ def _class_order(case: _Case) -> None:
         back = {renamed[category]: category for category in group}
         repaired = _called_by(case.detections, back)
         gain = case.gain(repaired)
-        if gain >= _LEAST_COST:
+        if gain >= _MIN_COST:
             calls = [_calls(case, table, c, renamed[c]) for c in group]
             more = f', and so on for {len(calls) - 3} more' if len(calls) > 3 else ''
             case.add('order of classes', gain,
@@ -421,10 +421,10 @@ def _confusions(case: _Case) -> None:
     for i in np.flatnonzero(lost).tolist():
         pairs.setdefault((int(meant[i]), int(categories[i])), set()).add(int(errors.objects[i]))
     for (a, b), objects in sorted(pairs.items(), key=lambda item: -len(item[1])):
-        if len(objects) < max(3, _LEAST_SHARE * case.of_class[a]) or objects & case.accounted:
+        if len(objects) < max(3, _MIN_SHARE * case.of_class[a]) or objects & case.accounted:
             continue
         gain = case.gain(replace(case.detections, categories=np.where((meant == a) & (categories == b), a, categories)))
-        if gain >= _LEAST_COST:
+        if gain >= _MIN_COST:
             case.add('confused classes', gain, f'{_share(len(objects), case.of_class[a])} of the {case.of_class[a]} '
                      f'{case.names[a]} objects are called {case.names[b]}.')
 
@@ -434,7 +434,7 @@ def _several_classes(case: _Case) -> None:
     errors = case.errors
     second = (errors.kinds == 'class') & np.isin(errors.objects, errors.objects[errors.right])
     gain = case.gain(case.detections[~second])
-    if gain >= _LEAST_COST:
+    if gain >= _MIN_COST:
         objects = len(set(errors.objects[second].tolist()))
         case.add('several classes', gain, f'{_share(objects, len(case.objects))} of the objects are detected under '
                  f'several classes: {second.sum()} detections have the right place and a wrong class.')
@@ -443,7 +443,7 @@ def _several_classes(case: _Case) -> None:
 def _duplicates(case: _Case) -> None:
     double = case.errors.kinds == 'duplicate'
     gain = case.gain(case.detections[~double])
-    if gain >= _LEAST_COST:
+    if gain >= _MIN_COST:
         case.add('duplicates', gain, f'{_share(double.sum(), len(double))} of the detections ({double.sum()}) are '
                  'second ones, of objects that are found already.')
 
@@ -453,7 +453,7 @@ def _partial(case: _Case) -> None:
     errors = case.errors
     partial = (errors.kinds == 'location') & np.isin(errors.objects, errors.objects[errors.right])
     gain = case.gain(case.detections[~partial])
-    if gain >= _LEAST_COST:
+    if gain >= _MIN_COST:
         case.add('partial detections', gain, f'{partial.sum()} detections lie partly (IoU 0.1 to 0.5) on objects that '
                  f'are found already{case.of_them_sure(partial)}.')
 
@@ -461,7 +461,7 @@ def _partial(case: _Case) -> None:
 def _background(case: _Case) -> None:
     nothing = np.isin(case.errors.kinds, ['background', 'both'])
     gain = case.gain(case.detections[~nothing])
-    if gain >= _LEAST_COST:
+    if gain >= _MIN_COST:
         classes = _most(case, Tally(case.detections.categories[nothing & case.sure].tolist()))
         case.add('false detections', gain, f'{nothing.sum()} detections fit no object{case.of_them_sure(nothing)}'
                  f'{classes}.')
@@ -470,7 +470,7 @@ def _background(case: _Case) -> None:
 def _missed(case: _Case) -> None:
     missed = set(case.errors.missed.tolist()) - case.accounted
     gain = case.gain(case.detections, without=missed) if missed else 0
-    if gain < _LEAST_COST:
+    if gain < _MIN_COST:
         return
     total, with_objects = len(case.objects), {one['image_id'] for one in case.objects.values()}
     empty = len(with_objects - set(case.detections.images.tolist()))
@@ -518,7 +518,7 @@ def _loose(case: _Case) -> None:
         if masks is not None:
             masks[i] = one['segmentation']
     gain, median = case.gain(replace(detections, boxes=boxes, masks=masks)), float(np.median(errors.ious[better]))
-    if gain >= _LEAST_GAIN_OF_A_SHIFT and median < 0.95:
+    if gain >= _MIN_SHIFT_GAIN and median < 0.95:
         mild = 'do not fit well' if median < 0.8 else 'could fit better'
         case.add(f'loose {case.what}', gain, f'The {case.what} {mild}, their IoU with the objects being {median:.2f} '
                  f'in the median{case.at_50_and_75()}.')
@@ -556,7 +556,7 @@ def _small(case: _Case) -> None:
         found = np.isin(case.errors.objects, list(small)) & case.errors.right
         side = round(ranges[0][1] ** 0.5)
         gain = case.gain(case.detections[~found], without=small)
-        if gain >= _LEAST_COST:
+        if gain >= _MIN_COST:
             case.add('small objects', gain,
                      f'Objects under {side} x {side} pixels, {_share(len(small), len(case.objects))} of all, have AP '
                      f'{_points(values[0])}; larger ones up to {_points(max(values[1:]))}.')

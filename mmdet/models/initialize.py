@@ -1,7 +1,8 @@
 """The weights that training starts from: what the `init_cfg` of a model's parts say."""
 
 from mmengine.logging import print_log
-from mmengine.model import BaseModel, BaseModule, initialize
+from mmengine.model import BaseModel, initialize
+from mmengine.model import BaseModule as MMEngineModule
 from mmengine.model.weight_init import PretrainedInit
 from torch import nn
 
@@ -28,16 +29,26 @@ def init_weights(module: nn.Module) -> None:
     files = [c for c in cfgs if _is_file(c)]
     initialize(module, [c for c in cfgs if c not in files])
     for child in module.children():
-        # BaseModule's own method does as this function, but loads whatever happens to fit and logs every parameter
-        own = getattr(type(child), 'init_weights', BaseModule.init_weights) is not BaseModule.init_weights
+        own = getattr(type(child), 'init_weights', None) not in (None, *_PLAIN)
         if getattr(child, 'is_init', False):
             continue
-        if own and (isinstance(module, BaseModule) or isinstance(child, BaseModule)):
+        if own and (isinstance(module, MMEngineModule) or isinstance(child, MMEngineModule)):
             child.init_weights()
         else:
             init_weights(child)
     for file in files:
         WEIGHT_INITIALIZERS.build(dict(file, type='Pretrained'))(module)
+
+
+class BaseModule(MMEngineModule):
+    """mmengine's, but that its `init_weights` is this file's: mmengine's loads whatever happens to fit."""
+
+    def init_weights(self) -> None:
+        """Initialise this part as its `init_cfg` and those of its parts say."""
+        init_weights(self)
+
+
+_PLAIN = MMEngineModule.init_weights, BaseModule.init_weights
 
 
 def leave_out_files(model: nn.Module, loaded: set[str]) -> None:

@@ -1,4 +1,4 @@
-"""Annotation files in COCO's detection format, as data sets and metrics read them."""
+"""Annotation files in COCO's detection format, as data sets and metrics read them; coco_arrays.py caches large ones."""
 
 from __future__ import annotations
 

@@ -361,7 +361,7 @@ def masks_from_coco(
         bitmap: give bitmaps whatever the entries are.
 
     Raises:
-        ValueError: an entry of another form, a coordinate that is no finite number, an RLE of another size.
+        ValueError: an entry of another form, a coordinate that is not finite, an RLE of another size.
 
     Returns:
         `PolygonMasks` when every entry is a list of polygons or None, `BitmapMasks` otherwise.

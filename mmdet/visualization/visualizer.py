@@ -24,8 +24,8 @@ from mmdet.registry import VISUALIZERS
 from mmdet.structures.image_file import decode_image
 from mmdet.visualization.labels import write_caption, write_labels
 
-_LEAST_SIDE = 480  # pixels; images smaller than half of it are enlarged,
-_LONGEST_SIDE = 1920  # but not beyond this
+_MIN_SIDE = 480  # pixels; images smaller than half of it are enlarged,
+_MAX_SIDE = 1920  # but not beyond this
 
 
 def class_colour(label: int) -> tuple[int, int, int]:
@@ -57,7 +57,7 @@ def palette_colour(palette: str | Sequence | None, label: int) -> tuple[int, int
         return class_colour(label)
     if isinstance(palette, str):
         if not matplotlib.colors.is_color_like(palette):
-            raise UserError(f'palette {palette!r} is no colour; use one, a list of them, or {", ".join(PALETTES)}')
+            raise UserError(f'palette {palette!r} is not a colour; use one, a list of them, or {", ".join(PALETTES)}')
         return tuple(round(255 * c) for c in matplotlib.colors.to_rgb(palette))
     colour = palette if isinstance(palette[0], (int, np.integer)) else palette[label % len(palette)]
     return palette_colour(colour, label) if isinstance(colour, str) else tuple(int(c) for c in colour)
@@ -107,7 +107,7 @@ def draw_instances(
     """
     height, width = image.shape[:2]
     if zoom is None:
-        zoom = max(1, min(_LEAST_SIDE // min(height, width), _LONGEST_SIDE // max(height, width)))
+        zoom = max(1, min(_MIN_SIDE // min(height, width), _MAX_SIDE // max(height, width)))
     height, width = zoom * height, zoom * width
     scores = instances.get('scores')
     scores = None if scores is None else torch.as_tensor(scores).cpu()

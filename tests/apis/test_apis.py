@@ -87,7 +87,7 @@ def test_wrong_use(model, tmp_path):
         init_detector(CONFIG, 'nothing.pth', cfg_options=small())
     with pytest.raises(UserError, match="palette='cuda:0' is a device: write .*device='cuda:0'"):
         init_detector(CONFIG, None, 'cuda:0')
-    with pytest.raises(UserError, match="palette 'blau' is no colour"):
+    with pytest.raises(UserError, match="palette 'blau' is not a colour"):
         init_detector(CONFIG, palette='blau')
     weights = model.state_dict()
     weights.pop('roi_head.bbox_head.fc_cls.weight')

@@ -180,7 +180,7 @@ def test_what_is_no_exported_file(tmp_path):
     with pytest.raises(UserError, match='other.pt2: no such file'):
         init_detector(str(path))
     path.write_bytes(b'PK and so on')
-    with pytest.raises(UserError, match='other.pt2 is no torch.export file that can be opened'):
+    with pytest.raises(UserError, match='other.pt2 cannot be opened as torch.export'):
         init_detector(str(path))
     torch.export.save(torch.export.export(nn.ReLU(), (torch.zeros(2),)), path)
     with pytest.raises(UserError, match='nothing in it says its classes and how an image is prepared'):

@@ -207,7 +207,7 @@ def spoilt(shapes, how):
         ('size', r'size \(480, 640\) .* results of another data set'),
         ('label', 'the data set has 4 classes'),
         ('mask', 'a predicted mask on image'),
-        ('list', 'no list of detections'),
+        ('list', 'not a list of detections'),
     ],
 )
 def test_results_that_do_not_fit_are_refused(shapes, options, how, message):

@@ -27,7 +27,7 @@ HEIGHT, WIDTH = 90, 120
 
 
 def stars(seed: int, count: int) -> list[np.ndarray]:
-    """Star-shaped polygons at coordinates that are no whole numbers, (V, 2)."""
+    """Star-shaped polygons at coordinates that are not whole numbers, (V, 2)."""
     rng = np.random.default_rng(seed)
     polygons = []
     for _ in range(count):
@@ -59,9 +59,13 @@ def applied(step, seed: int, results: dict) -> dict:
 
 
 def differ_only_at_the_rim(mask: np.ndarray, other: np.ndarray, rim: int = 1) -> bool:
-    """Whether each is within the other grown by `rim` pixels; what is beyond the image counts as either."""
+    """Whether each is within the other grown by `rim` pixels; what is beyond the image counts as either.
+
+    Tips thinner than the rim do not count: interpolation keeps one where the nearest pixel of a mask misses it.
+    """
     kernel = np.ones((2 * rim + 1, 2 * rim + 1), np.uint8)
     grown, other_grown = (cv2.dilate(m.astype(np.uint8), kernel) for m in (mask, other))
+    mask, other = (cv2.morphologyEx(m.astype(np.uint8), cv2.MORPH_OPEN, kernel) for m in (mask, other))
     border = np.ones(mask.shape, bool)
     border[rim:-rim, rim:-rim] = False
     return not ((mask & ~other_grown & 1) & ~border).any() and not ((other & ~grown & 1) & ~border).any()

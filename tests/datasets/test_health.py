@@ -38,7 +38,7 @@ def test_sound_data(tmp_path, fruits):
 
 
 def test_what_training_refuses(tmp_path, fruits):
-    """An image that is not there, is cut off, is of another size; a mask that is none. Training refuses the same."""
+    """An image that is not there, is cut off, is of another size; an invalid mask. Training refuses the same."""
     images = fruits['images']
     folder = tmp_path / 'train' / 'images'
     (folder / images[1]['file_name']).unlink()
@@ -51,7 +51,7 @@ def test_what_training_refuses(tmp_path, fruits):
     report = check_sets([dataset])
     assert not report.sound and found(report) == {
         'image that is not there': 1, 'image that cannot be decoded': 1, 'image of another size than annotated': 1,
-        'mask that is none': 1,
+        'invalid mask': 1,
     }  # fmt: skip
     assert {finding.level for finding in report.findings['train'] if finding.image is None} <= {'refused', 'remark'}
     classes = tuple(category['name'] for category in fruits['categories'])

@@ -217,7 +217,7 @@ def test_mistakes(tmp_path, monkeypatch):
         (dict(metainfo=dict(classes='dog')), "no object of the classes 'dog': the files in .* have 'ca t', 'cat'"),
         (dict(ann_file='none.txt'), 'no list of images .*none.txt; check data_root and ann_file'),
         (dict(ann_file='empty.txt'), 'empty.txt lists no image'),
-        (dict(ann_file='binary.txt'), 'binary.txt is no list of images'),
+        (dict(ann_file='binary.txt'), 'binary.txt is not a list of images'),
         (dict(ann_file='missing.txt'), 'no annotation file .*c.xml'),
         (dict(ann_subdir='xml'), 'no folder .*xml; check data_root, data_prefix and ann_subdir'),
         (dict(img_subdir='images'), 'no image .*images/a.jpg, nor with another ending'),

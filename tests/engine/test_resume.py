@@ -154,7 +154,7 @@ def test_the_seed_of_the_run_goes_on(tmp_path, train, capfd):
     resumed = train(config, 'a', {'train_cfg.max_epochs': 3}, resume=True, seed=None)
     assert resumed.seed == seed
     train(config, 'a', {'train_cfg.max_epochs': 4}, resume=True, seed=seed + 1)
-    assert f'the asked seed {seed + 1} would break its sequence' in ''.join(capfd.readouterr())
+    assert f'the requested seed {seed + 1} would break its sequence' in ''.join(capfd.readouterr())
 
 
 def test_resume_with_nothing_there_begins(tmp_path, train, capsys):

@@ -61,7 +61,7 @@ def test_weights_of_timms_whole_model(name, tmp_path):
     assert torch.equal(last, found[0])
     torch.save(dict(state_dict={f'backbone.{k}': v for k, v in net.state_dict().items()}), tmp_path / 'detector.pth')
     again = TimmBackbone(name, init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'detector.pth')))
-    init_weights(again)
+    again.init_weights()  # called by hand
     assert all(torch.equal(v, again.state_dict()[k]) for k, v in net.state_dict().items())
 
 

@@ -237,7 +237,7 @@ def test_colours_by_instance_and_by_palette():
     assert left_sides(palette='blue') == left_sides(palette=(0, 0, 255)) == [(0, 0, 255)] * 2
     assert left_sides(palette='coco') == left_sides(palette='none') == left_sides()
     assert left_sides(palette='random') == left_sides(palette='random') != left_sides()
-    with pytest.raises(UserError, match="palette 'cuda:0' is no colour"):
+    with pytest.raises(UserError, match="palette 'cuda:0' is not a colour"):
         draw_instances(GREY, same, palette='cuda:0')
 
 

@@ -1,4 +1,7 @@
-"""Batch norms folded into the convolutions before them: CBN and its kin are BatchNorm in evaluation."""
+"""Batch norms of an exported graph, folded into the convolutions before them: in evaluation CBN is BatchNorm, too.
+
+In PyTorch `conv_norm` of mmdet/layers/conv.py folds them at each call, with mmdet/layers/packed.py on CPUs.
+"""
 
 from collections import defaultdict
 from collections.abc import Callable

@@ -48,7 +48,7 @@ def _opening(path: Path, kind: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f'{path} is no {kind} file that can be opened: {one_line(error)[:200]}') from error
+        raise UserError(f'{path} cannot be opened as {kind}: {one_line(error)[:200]}') from error
 
 
 def _read_meta(text: str | None, path: Path) -> Meta:

@@ -120,7 +120,7 @@ def _bitmap(label: str, shape: dict, points: np.ndarray, seen: tuple, notes: Not
         with Image.open(io.BytesIO(base64.b64decode(shape['mask']))) as image:
             part = np.array(image.convert('1'), dtype=np.uint8)
     except (KeyError, OSError, binascii.Error, TypeError, ValueError):
-        notes.add('mask that is no PNG: left out', path)
+        notes.add('mask that is not a PNG: left out', path)
         return None
     x, y = points.min(axis=0).round().astype(int).clip(0)
     whole = np.zeros(size, dtype=np.uint8)

@@ -77,7 +77,7 @@ def _annotation(item: Object, image: AnnotatedImage, notes: Notes) -> dict | Non
         try:
             rle = rle_from_coco(item.mask, image.height, image.width)
         except ValueError as error:
-            notes.add('mask that is none: the box alone is kept', f'{image.path}: {error}')
+            notes.add('invalid mask: the box alone is kept', f'{image.path}: {error}')
             return entry
         area = float(mask_utils.area(rle)) if rle is not None else 0
         if area == 0:

@@ -10,7 +10,7 @@ from mmdet.registry import HOOKS
 
 @HOOKS.register_module()
 class StepSeedHook(Hook):
-    """Seed the generators for each training iteration: a resumed run goes on with the same numbers."""
+    """Seed the generators for each training iteration: a resumed run continues with the same numbers."""
 
     priority = 'HIGHEST'
 

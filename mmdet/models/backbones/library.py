@@ -5,11 +5,11 @@ N images; map m of the network has C_m channels and stride s_m, fine to coarse.
 
 from collections.abc import Sequence
 
-from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from mmdet.config.errors import UserError
 from mmdet.layers import BATCH_NORMS, convert_cbn
+from mmdet.models.initialize import BaseModule
 
 
 class LibraryBackbone(BaseModule):

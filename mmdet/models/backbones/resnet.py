@@ -5,13 +5,13 @@ N images, C channels, H and W of the input; stage s in 0..3 has stride 4 * 2**s 
 """
 
 import torch
-from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mmdet.config.errors import UserError
 from mmdet.config.overrides import refuse_overrides
 from mmdet.layers import BATCH_NORMS, build_conv_layer, build_norm_layer, conv_norm, init_conv
+from mmdet.models.initialize import BaseModule
 from mmdet.registry import MODELS
 
 

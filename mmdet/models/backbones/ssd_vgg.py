@@ -3,11 +3,11 @@
 N images, H and W of the input.
 """
 
-from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from mmdet.config.errors import UserError
 from mmdet.layers import init_conv
+from mmdet.models.initialize import BaseModule
 from mmdet.registry import MODELS
 
 _CONVS = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}  # of each stage

@@ -8,7 +8,6 @@ import math
 from functools import partial
 
 import torch
-from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from mmdet.config.errors import UserError
@@ -26,6 +25,7 @@ from mmdet.models.dense_heads.common import (
     sample_anchors,
 )
 from mmdet.models.detections import Detections
+from mmdet.models.initialize import BaseModule
 from mmdet.models.settings import check_channels, check_keys, weight_positives
 from mmdet.registry import MODELS, TASK_UTILS
 from mmdet.structures import Target

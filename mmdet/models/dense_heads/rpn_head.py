@@ -7,7 +7,6 @@ image, G ground-truth boxes, P proposals; boxes are xyxy in pixels of the padded
 from functools import partial
 
 import torch
-from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from mmdet.config.contracts import on_first_call
@@ -24,6 +23,7 @@ from mmdet.models.dense_heads.common import (
     sample_anchors,
 )
 from mmdet.models.detections import keep_best, number_kept
+from mmdet.models.initialize import BaseModule
 from mmdet.models.settings import check_channels, check_keys, weight_positives
 from mmdet.registry import MODELS, TASK_UTILS
 from mmdet.structures import Target

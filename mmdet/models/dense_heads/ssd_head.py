@@ -7,7 +7,6 @@ ground-truth boxes; boxes are xyxy in pixels of the padded input.
 
 import torch
 import torch.nn.functional as F
-from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from mmdet.config.overrides import refuse_overrides
@@ -24,6 +23,7 @@ from mmdet.models.dense_heads.common import (
     sample_anchors,
 )
 from mmdet.models.detections import Detections
+from mmdet.models.initialize import BaseModule
 from mmdet.models.settings import check_channels, check_keys
 from mmdet.registry import MODELS, TASK_UTILS
 from mmdet.structures import Target

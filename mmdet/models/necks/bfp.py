@@ -6,11 +6,11 @@ N images; L levels, fine to coarse, (N, C, H_l, W_l) each; P = H_r * W_r positio
 from functools import partial
 
 import torch.nn.functional as F
-from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from mmdet.config.errors import UserError
 from mmdet.layers import ConvModule, init_conv
+from mmdet.models.initialize import BaseModule
 from mmdet.registry import MODELS
 
 

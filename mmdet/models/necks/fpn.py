@@ -4,11 +4,11 @@ N images; L levels in, fine to coarse, (N, C_l, H_l, W_l); `num_outs` levels out
 """
 
 import torch.nn.functional as F
-from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from mmdet.config.errors import UserError
 from mmdet.layers import ConvModule, init_conv
+from mmdet.models.initialize import BaseModule
 from mmdet.models.settings import check_channels
 from mmdet.registry import MODELS
 

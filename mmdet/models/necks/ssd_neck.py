@@ -4,11 +4,11 @@ N images; K maps in and L levels out, fine to coarse, (N, C_l, H_l, W_l).
 """
 
 import torch
-from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from mmdet.config.errors import UserError
 from mmdet.layers import ConvModule, init_conv
+from mmdet.models.initialize import BaseModule
 from mmdet.models.settings import check_channels
 from mmdet.registry import MODELS
 

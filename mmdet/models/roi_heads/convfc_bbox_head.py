@@ -5,7 +5,6 @@ pixels.
 """
 
 import torch
-from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from mmdet.config.contracts import must_have, on_first_call
@@ -13,6 +12,7 @@ from mmdet.config.errors import UserError
 from mmdet.config.overrides import refuse_overrides
 from mmdet.layers import conv_stack
 from mmdet.models import contracts
+from mmdet.models.initialize import BaseModule
 from mmdet.models.settings import check_channels
 from mmdet.registry import MODELS, TASK_UTILS
 

@@ -4,13 +4,13 @@ R RoIs, C classes, S side of the RoI features; masks are s S x s S, with the fac
 """
 
 import torch
-from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from mmdet.config.contracts import on_first_call
 from mmdet.config.overrides import refuse_overrides
 from mmdet.layers import build_upsample_layer, conv_stack, init_conv
 from mmdet.models import contracts
+from mmdet.models.initialize import BaseModule
 from mmdet.models.settings import check_channels
 from mmdet.registry import MODELS
 

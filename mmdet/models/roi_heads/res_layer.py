@@ -3,12 +3,12 @@
 R RoIs, C channels of the backbone's map, S side of the RoI features; C' = 64 * 2**stage (x 4 for bottlenecks).
 """
 
-from mmengine.model import BaseModule
 from torch import Tensor
 
 from mmdet.config.errors import UserError
 from mmdet.layers import BATCH_NORMS
 from mmdet.models.backbones.resnet import ResNet, res_layer
+from mmdet.models.initialize import BaseModule
 from mmdet.registry import MODELS
 
 

@@ -5,12 +5,12 @@ size.
 """
 
 import torch
-from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.nn.modules.utils import _pair
 
 from mmdet.config.errors import UserError
 from mmdet.config.overrides import refuse_overrides
+from mmdet.models.initialize import BaseModule
 from mmdet.ops import RoIAlign, multiscale_roi_align
 from mmdet.ops.roi_align import map_levels
 from mmdet.registry import MODELS

@@ -7,12 +7,12 @@ background); boxes are xyxy in input pixels unless said otherwise.
 from functools import partial
 
 import torch
-from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from mmdet.config.errors import UserError
 from mmdet.config.overrides import refuse_overrides
 from mmdet.models.detections import Detections
+from mmdet.models.initialize import BaseModule
 from mmdet.models.roi_heads.common import (
     ELSEWHERE,
     TEST_KEYS,
