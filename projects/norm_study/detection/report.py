@@ -77,11 +77,11 @@ class Runs:
         """Mean of paired differences and the ends of its 95 % interval, by a bootstrap of the residuals.
 
         As many are drawn as ``runs`` a seed, and the interval is as much wider as Student's t is than the normal
-        distribution, since the residuals are few. ``runs=1`` is for a setting's own mean. Of a single seed they are
-        nan.
+        distribution, since the residuals are few. ``runs=1`` is for a setting's own mean. Where all settings have
+        one seed they are nan.
         """
         mean, n = statistics.fmean(values), len(values)
-        if self.degrees <= 0 or n == 1:
+        if self.degrees <= 0:
             return mean, math.nan, math.nan
         drawn = np.random.default_rng(0).choice(self.residuals, (RESAMPLES, runs, n)).mean(-1)
         error = (drawn[:, 0] - drawn[:, 1:].sum(1)) * students(self.degrees) / students(math.inf)
@@ -91,7 +91,7 @@ class Runs:
     def shown(self, values: Sequence[float]) -> tuple[str, str]:
         """The interval, and what it says."""
         mean, low, high = self.interval(values)
-        if len(values) == 1:
+        if self.degrees <= 0:
             return f'{mean:+.1f}', 'one seed'
         says = f'no difference above {max(-low, high):.1f}'
         if low > 0 or high < 0:
@@ -210,9 +210,7 @@ def draw(folder: Path) -> None:
 def draw_ap(parts: dict[str, Sequence[dict]], path: Path) -> None:
     """AP against batch size with intervals: a row of axes for each part of the study that has runs."""
     parts = {part: found for part, found in parts.items() if found}
-    figure, axes = plt.subplots(
-        len(parts), 2, figsize=(9, 3.4 * len(parts) + 0.4), squeeze=False, layout='constrained'
-    )
+    figure, axes = plt.subplots(len(parts), 2, figsize=(9, 3.4 * len(parts) + 0.4), squeeze=False, layout='constrained')
     for line, (part, found) in zip(axes, parts.items()):
         for axis, metric in zip(line, PRIMARY):
             _draw_one(axis, Runs(found, metric))

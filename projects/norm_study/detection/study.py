@@ -31,11 +31,11 @@ HELD_OUT = 4  # every fourth training image, for both
 WHY_SEEDS = (3, 4, 0, 1, 2)  # those of the grid first that were run on the same machine and code (DESIGN.md)
 # Part 'why': the norm of the grid that each is compared with, and the one thing in which it differs.
 VARIANTS = {
+    'CBN-full-momentum0.01': ('CBN-full', dict(momentum=0.01)),
     'CBN-burnin0': ('CBN', dict(burnin=0)),
+    'CBN-full-root': ('CBN-full', dict(compensation='root')),
     'CBN-full-window2': ('CBN-full', dict(buffer_num=1)),
     'CBN-full-window8': ('CBN-full', dict(buffer_num=7)),
-    'CBN-full-root': ('CBN-full', dict(compensation='root')),
-    'CBN-full-momentum0.01': ('CBN-full', dict(momentum=0.01)),
 }
 
 
@@ -101,11 +101,9 @@ def cells(scale: Scale) -> Iterator[Cell]:
         yield Cell('pilot', norm, 2, seed, scale.rates[1])
     for part, seed, norm, batch in itertools.product(('primary', 'long'), SEEDS, NORMS, BATCHES):
         yield Cell(part, norm, batch, seed)
-    for seed, batch in itertools.product(WHY_SEEDS, BATCHES):
-        yield Cell('why', 'BN', batch, seed)
-        yield Cell('why', 'CBN', batch, seed, scale.rates[1])
-        for norm in VARIANTS:
-            yield Cell('why', norm, batch, seed)
+    for seed in WHY_SEEDS:
+        for norm, batch in itertools.product(('BN', *VARIANTS, 'CBN'), BATCHES):
+            yield Cell('why', norm, batch, seed, scale.rates[1] if norm == 'CBN' else None)
 
 
 def best_rate(norm: str, scale: Scale, out: Path) -> float:
