@@ -161,6 +161,23 @@ def precise_table(changed: Sequence[dict], markdown: Callable) -> str:
     return markdown(['norm', 'batch', *(METRICS[metric] for metric in PRIMARY), 'runs'], rows)
 
 
+PARTS_OF_MODEL = {'FPN': 'neck', 'box head': 'roi_head.bbox_head', 'mask head': 'roi_head.mask_head'}
+
+
+def statistics_table(found: Sequence[dict], markdown: Callable) -> str:
+    """Medians over the layers of a part of the model: errors of the variance and the mean that a batch gives."""
+    rows = []
+    for r, (part, prefix) in itertools.product(found, PARTS_OF_MODEL.items()):
+        layers = [layer for name, layer in r['layers'].items() if name.startswith(prefix)]
+        cells = [
+            f'{100 * statistics.median(layer["errors"][norm][what] for layer in layers):.1f}'
+            for what, norm in itertools.product(('var', 'mean'), ('BN', 'naive', 'CBN'))
+        ]
+        rows.append([r['norm'].split('-momentum')[0], str(r['batch']), part, *cells])
+    head = [f'{what}: {norm}' for what in ('variance', 'mean') for norm in ('BN', 'naive', 'CBN')]
+    return markdown(['trained with', 'batch', 'layers', *head], rows)
+
+
 def rate_table(found: Sequence[dict], markdown: Callable) -> str:
     rates = sorted({r['rate'] for r in found})
     rows = []
@@ -196,6 +213,7 @@ def tables(markdown: Callable, spread: Callable) -> dict[str, str]:
         'imagenet-long-differences': difference_table(long, markdown) if long else NOT_RUN,
         'imagenet-why': why_table(found, why, markdown),
         'imagenet-precise': precise_table(why, markdown),
+        'imagenet-statistics': statistics_table(records(RESULTS, 'statistics'), markdown),
         'imagenet-rates': rate_table(records(RESULTS, 'lr'), markdown),
         'imagenet-costs': cost_table(found, markdown),
     }

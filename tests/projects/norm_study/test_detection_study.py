@@ -146,7 +146,9 @@ def test_a_variant_differs_from_its_norm_in_one_setting_and_has_its_rate(name, t
 
 def test_the_figure_has_a_row_for_each_part_with_runs(tmp_path):
     whole = [record(norm, batch, seed) for norm in study.NORMS for batch in study.BATCHES for seed in range(2)]
-    sizes = []
+    generator, sizes = np.random.default_rng(0), []
+    for one in whole:
+        one['metrics'] = {metric: value + generator.normal() for metric, value in one['metrics'].items()}
     for parts in (dict(primary=whole, long=[]), dict(primary=whole, long=whole[:10])):
         report.draw_ap(parts, tmp_path / 'ap.png')
         sizes.append(report.plt.imread(tmp_path / 'ap.png').shape)
