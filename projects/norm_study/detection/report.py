@@ -19,7 +19,7 @@ METRICS = {'bbox_mAP': 'box AP', 'segm_mAP': 'mask AP', 'bbox_mAP_50': 'box AP50
 PRIMARY = tuple(METRICS)[:2]
 COLOURS = dict(zip(NORMS, ('tab:grey', 'tab:blue', 'tab:green', 'tab:orange', 'tab:red')))
 RESAMPLES = 20_000
-NOT_RUN = 'Not run yet.'
+NOT_RUN = 'No seed is complete.'
 # what is compared in each batch size: first minus second
 PAIRS = [
     ('CBN-full', 'BN'), ('CBN', 'BN'), ('GN', 'BN'), ('none', 'BN'),
@@ -173,7 +173,7 @@ def statistics_table(found: Sequence[dict], markdown: Callable) -> str:
             f'{100 * statistics.median(layer["errors"][norm][what] for layer in layers):.1f}'
             for what, norm in itertools.product(('var', 'mean'), ('BN', 'naive', 'CBN'))
         ]
-        rows.append([r['norm'].split('-momentum')[0], str(r['batch']), part, *cells])
+        rows.append([f'{r["norm"]}, batch {r["trained_batch"]}', str(r['batch']), part, *cells])
     head = [f'{what}: {norm}' for what in ('variance', 'mean') for norm in ('BN', 'naive', 'CBN')]
     return markdown(['trained with', 'batch', 'layers', *head], rows)
 

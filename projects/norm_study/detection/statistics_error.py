@@ -2,10 +2,10 @@
 
     python -m projects.norm_study.detection.statistics_error --data DIR --weights FILE --trained KEEP/why-*-s3.pth
 
-KEEP is the folder that the study was given as --keep. Each file's neck and heads take `ITERATIONS` steps of their
-batch size at half the run's highest rate, the mean of its schedule (at its end the rate is 0, weights stand still and
-every history is true). Then BatchNorm, naive pooling and CBN are compared with many batches, as `mmdet norm-doctor`
-does it. The record is results/statistics-NORM-bBATCH-sSEED.json, with norm-doctor's advice.
+KEEP is the folder that the study was given as --keep. Each file's neck and heads take `ITERATIONS` steps at half the
+run's highest rate, the mean of its schedule (at its end the rate is 0, weights stand still and every history is true).
+Then BatchNorm, naive pooling and CBN are compared with many batches, as `mmdet norm-doctor` does it. The records are
+results/statistics-NORM-bBATCH-sSEED.json, one for each of --batches, with norm-doctor's advice.
 """
 
 import argparse
@@ -68,6 +68,7 @@ def main() -> None:
     parser.add_argument('--data', type=Path, required=True, help='folder with facade/')
     parser.add_argument('--weights', type=Path, required=True, help="EfficientNet-Lite0's weights")
     parser.add_argument('--trained', type=Path, nargs='+', required=True, help='files of --keep, of BN or CBN')
+    parser.add_argument('--batches', type=int, nargs='+', choices=study.BATCHES, default=study.BATCHES)
     parser.add_argument('--out', type=Path, default=study.HERE / 'results')
     parser.add_argument('--cache', type=Path, default=Path('work_dirs/norm_study'))
     args = parser.parse_args()
@@ -77,9 +78,9 @@ def main() -> None:
     weights = {'model.backbone.init_cfg.checkpoint': str(args.weights)}
     cfg = load_config(study.CONFIG, {'data_root': f'{args.data / "facade"}/', **weights})
     images = None
-    for file in args.trained:
-        norm, batch, seed = re.fullmatch(r'\w+?-(.+)-b(\d)-s(\d+).*', file.stem).groups()
-        batch, seed = int(batch), int(seed)
+    for file, batch in itertools.product(args.trained, args.batches):
+        norm, trained_batch, seed, rate = re.fullmatch(r'\w+?-(.+)-b(\d)-s(\d+)(?:-lr(.+))?', file.stem).groups()
+        rate, seed = float(rate or study.best_rate(norm, scale, study.HERE / 'results')), int(seed)
         cbn = study.norm_cfg('CBN-full', cfg.model.neck.out_channels, scale.group)
         detector = train.Detector(cfg, cbn, seed)
         if images is None:
@@ -87,9 +88,9 @@ def main() -> None:
         missing, unexpected = detector.model.load_state_dict(torch.load(file, weights_only=True), strict=False)
         if unexpected or any(not key.startswith('backbone') for key in missing):
             raise SystemExit(f'{file}: not the neck and heads of a run with BN or CBN: {(unexpected or missing)[:3]}')
-        rate = study.best_rate(norm, scale, study.HERE / 'results')
         cfg.optim_wrapper.optimizer.lr = rate / 2 * (batch / 2) ** 0.5
-        record = dict(norm=norm, batch=batch, seed=seed, iterations=ITERATIONS, truth_images=TRUTH)
+        record = dict(norm=norm, trained_batch=int(trained_batch), batch=batch, seed=seed)
+        record |= dict(iterations=ITERATIONS, truth_images=TRUTH)
         record |= measure(detector, images, cfg, batch, seed)
         path = args.out / f'statistics-{norm}-b{batch}-s{seed}.json'
         write_atomically(path, (json.dumps(record) + '\n').encode())
