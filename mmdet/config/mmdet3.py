@@ -115,8 +115,8 @@ def adopt(cfg: Any, path: str = '') -> None:
 def spell_out_offsets(optim_wrapper: Any) -> None:
     """`dcn_offset_lr_mult` of `paramwise_cfg` in a wrapper's config -> one of its `custom_keys`, in place.
 
-    mmengine multiplies the learning rate of the convolutions that give offsets in mmcv's classes alone, and says nothing
-    where there are none.
+    mmengine multiplies the learning rate of `conv_offset` in mmcv's classes alone, and says nothing where there are
+    none.
     """
     paramwise = optim_wrapper.get('paramwise_cfg') if isinstance(optim_wrapper, dict) else None
     factor = paramwise.pop('dcn_offset_lr_mult', None) if isinstance(paramwise, dict) else None

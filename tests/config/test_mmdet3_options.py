@@ -109,7 +109,7 @@ def test_a_loaded_config_and_init_detector():
 
 
 def test_the_offsets_of_deformable_convolutions_learn_slower():
-    """`dcn_offset_lr_mult`, which mmengine knows for mmcv's classes alone; both parameters of `conv_offset`, no other."""
+    """`dcn_offset_lr_mult`: both parameters of `conv_offset`, no other; bias_lr_mult is not theirs, as in mmengine."""
     model = nn.Sequential(*(ConvModule(4, 4, 3, conv_cfg=dict(type=kind), bias=True) for kind in ('DCN', 'DCNv2')))
     rates = dict(bias_lr_mult=2.0, dcn_offset_lr_mult=0.1)
     for own, factor in (None, 0.1), (dict(conv_offset=dict(lr_mult=0.5)), 0.5):
