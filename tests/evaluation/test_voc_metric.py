@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.evaluator import Evaluator
+from mmengine.logging import MMLogger
 
 from mmdet.config.errors import UserError
 from mmdet.evaluation import VOCMetric
@@ -167,6 +168,28 @@ def test_recalls_are_compared_exactly():
     assert eleven_points(np.array([], dtype=int), 10) == area_under_curve(np.array([], dtype=int), 10) == 0
 
 
+def test_the_table(monkeypatch):
+    """Of two cats the first threshold finds both, the second one (7 rows of 10 overlap); a dog is missed, another made
+    up, and there is no bird."""
+    lines = []
+    monkeypatch.setattr(MMLogger.get_current_instance(), 'info', lines.append)
+    cats, dog = [(0, 1, 1, 10, 10, False), (0, 31, 1, 40, 10, False)], (1, 1, 31, 20, 40, False)
+    images = [([*cats, dog], [(0, 1, 1, 10, 10, 0.9), (0, 31, 1, 40, 7, 0.8)]), ([], [(1, 1, 1, 9, 9, 0.7)])]
+    ours(images, iou_thrs=[0.5, 0.75])
+    assert lines == [f'Pascal VOC, 2 images (recall at an IoU of 0.50):\n{TABLE}']
+
+
+TABLE = """\
++-------------------------------------------------+
+| class  objects  detections  recall   AP50  AP75 |
++-------------------------------------------------+
+| cat          2           2   100.0  100.0  50.0 |
+| dog          1           1     0.0    0.0   0.0 |
+| bird         0           0       -      -     - |
+| mean         3           3           50.0  25.0 |
++-------------------------------------------------+"""
+
+
 def test_images_without_anything():
     assert ours([([], []), ([(1, 1, 1, 9, 9, False)], [])]) == {'pascal_voc/mAP': 0, 'pascal_voc/AP50': 0}
     with pytest.raises(UserError, match='no image was evaluated'):
@@ -178,6 +201,8 @@ def test_images_without_anything():
     (dict(eval_mode='12points'), "'12points' is unknown"),
     (dict(iou_thrs=50), 'must be numbers above 0'),
     (dict(iou_thrs=[]), 'must be numbers above 0'),
+    (dict(iou_thrs=[0.5, 1.01]), 'must be numbers above 0, at most 1'),
+    (dict(iou_thrs=[0.5, 0]), 'must be numbers above 0, at most 1'),
     (dict(iou_thrs=[0.5, 0.501]), 'differ by a hundredth'),
 ])  # fmt: skip
 def test_options_that_mean_nothing(options, words):
