@@ -39,6 +39,7 @@ class DetInferencer(BaseInferencer):
         scope: of the registries; ours is 'mmdet'.
         palette: colours of the classes in drawings, see `init_detector`.
         show_progress: a progress bar, on a terminal.
+        tta: test-time augmentation, see `init_detector`.
 
     >>> DetInferencer('config.py', 'epoch_12.pth')('photo.jpg', out_dir='out')['predictions'][0]   # doctest: +SKIP
     {'labels': [0], 'scores': [0.93], 'bboxes': [[12.1, 30.0, 200.4, 311.9]]}
@@ -59,8 +60,10 @@ class DetInferencer(BaseInferencer):
         scope: str | None = 'mmdet',
         palette: str | Sequence = 'none',
         show_progress: bool = True,
+        tta: bool = False,
     ) -> None:
         self.palette = palette
+        self.tta = tta
         self.device = device
         self._written: dict[str, set[Path]] = {}  # by their endings
         if model is None:
@@ -85,9 +88,9 @@ class DetInferencer(BaseInferencer):
 
     def _init_model(self, cfg: Config, weights: str | None, device: str) -> nn.Module:
         if is_exported(weights):
-            return init_detector(weights, palette=self.palette, device=self.device)
+            return init_detector(weights, palette=self.palette, device=self.device, tta=self.tta)
         cfg = cfg if isinstance(cfg, Config) else Config(cfg)
-        return init_detector(cfg, weights, self.palette, self.device)
+        return init_detector(cfg, weights, self.palette, self.device, tta=self.tta)
 
     def _init_pipeline(self, cfg: Config) -> Callable:
         return pipeline_of(self.model.cfg)

@@ -112,6 +112,18 @@ def adopt(cfg: Any, path: str = '') -> None:
             adopt(value, f'{path}.{key}' if path else str(key))
 
 
+def spell_out_offsets(optim_wrapper: Any) -> None:
+    """`dcn_offset_lr_mult` of `paramwise_cfg` in a wrapper's config -> one of its `custom_keys`, in place.
+
+    mmengine multiplies the learning rate of `conv_offset` in mmcv's classes alone, and says nothing where there are
+    none.
+    """
+    paramwise = optim_wrapper.get('paramwise_cfg') if isinstance(optim_wrapper, dict) else None
+    factor = paramwise.pop('dcn_offset_lr_mult', None) if isinstance(paramwise, dict) else None
+    if factor is not None:
+        paramwise['custom_keys'] = {'conv_offset': dict(lr_mult=factor), **(paramwise.get('custom_keys') or {})}
+
+
 def _rules(kind: Any) -> Iterator[tuple[str, str, Rule]]:
     """(class, option, rule) for the class that a ``type`` names and those that it is based on."""
     from mmdet.registry import registered_class
