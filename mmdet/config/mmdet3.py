@@ -4,6 +4,7 @@ A constructor shows what its class can do. An option of mmdetection's class that
 config is loaded it is dropped where its value changes nothing, and refused with any other.
 """
 
+import functools
 import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -110,6 +111,19 @@ def adopt(cfg: Any, path: str = '') -> None:
     if isinstance(cfg, (dict, list, tuple)):
         for key, value in list(cfg.items() if isinstance(cfg, dict) else enumerate(cfg)):
             adopt(value, f'{path}.{key}' if path else str(key))
+
+
+def adopt_when_built(cls: type) -> None:
+    """Let a constructor drop and refuse the options of `OPTIONS`, too: a script may build what no tool has loaded."""
+    build = cls.__init__
+
+    @functools.wraps(build)
+    def __init__(self, *args, **kwargs) -> None:
+        for base, option, rule in _rules(cls):
+            _adopt_option(kwargs, option, rule, base, '')
+        build(self, *args, **kwargs)
+
+    cls.__init__ = __init__
 
 
 def _rules(kind: Any) -> Iterator[tuple[str, str, Rule]]:
