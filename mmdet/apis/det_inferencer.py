@@ -28,7 +28,9 @@ from mmdet.visualization.visualizer import DetVisualizer, read_image, write_imag
 
 
 @INFERENCERS.register_module(name=['det-object-detection', 'DetInferencer'])
-@refuse_overrides('inference.md', pred2dict='postprocess')
+@refuse_overrides(
+    'inference.md', pred2dict='postprocess', _get_chunk_data='preprocess', _load_weights_to_model='_init_model',
+)  # fmt: skip
 class DetInferencer(BaseInferencer):
     """Detect in anything `mmdet.apis.images.to_input` knows, and save drawings and JSON files.
 
