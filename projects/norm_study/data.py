@@ -4,9 +4,10 @@ n    images; C, H, W as usual
 """
 
 import json
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -48,8 +49,15 @@ def _standardised(train: Images, test: Images, classes: int) -> Split:
     return Split(*(part._replace(images=(part.images - mean) / std) for part in (train, test)), classes)
 
 
-def _crops(annotations: Path, folder: Path, label_of) -> Images:
-    """Every object of at least 16 px, not a crowd, with a tenth of its size around it."""
+def object_crops(annotations: Path, folder: Path, label_of: Callable) -> Iterator[tuple[np.ndarray, Any, int]]:
+    """Every object of at least 16 px, not a crowd, with a tenth of its size around it.
+
+    Args:
+        label_of: of a category; objects whose label is None are left out.
+
+    Returns:
+        of each object the crop (H, W, 3) in BGR, its label, and the id of its photograph.
+    """
     data = json.loads(annotations.read_text())
     categories = {category['id']: category for category in data['categories']}
     objects = {}
@@ -57,7 +65,6 @@ def _crops(annotations: Path, folder: Path, label_of) -> Images:
         label = label_of(categories[a['category_id']])
         if label is not None and not a.get('iscrowd') and min(a['bbox'][2:]) >= 16:
             objects.setdefault(a['image_id'], []).append((a['bbox'], label))
-    images, labels, photos = [], [], []
     for info in data['images']:
         if info['id'] not in objects:
             continue
@@ -66,10 +73,12 @@ def _crops(annotations: Path, folder: Path, label_of) -> Images:
             raise ValueError(f'{folder / info["file_name"]} is not an image that OpenCV can read')
         for (x, y, w, h), label in objects[info['id']]:
             left, top = max(int(x - w / 10), 0), max(int(y - h / 10), 0)
-            crop = photo[top : int(y + h * 1.1) + 1, left : int(x + w * 1.1) + 1]
-            images.append(cv2.resize(crop, (CROP, CROP), interpolation=cv2.INTER_AREA).transpose(2, 0, 1))
-            labels.append(label)
-            photos.append(info['id'])
+            yield photo[top : int(y + h * 1.1) + 1, left : int(x + w * 1.1) + 1], label, info['id']
+
+
+def _crops(annotations: Path, folder: Path, label_of: Callable) -> Images:
+    crops, labels, photos = zip(*object_crops(annotations, folder, label_of))
+    images = [cv2.resize(crop, (CROP, CROP), interpolation=cv2.INTER_AREA).transpose(2, 0, 1) for crop in crops]
     return Images(torch.from_numpy(np.stack(images)).float(), torch.tensor(labels), torch.tensor(photos))
 
 
@@ -86,13 +95,15 @@ def _cells(root: Path) -> Split:
     return _standardised(*parts, len(names))
 
 
-def _coco(root: Path) -> Split:
-    def label(category):
-        name = category['supercategory']
-        return COCO_CLASSES.index(name) if name in COCO_CLASSES else None
+def coco_label(category: dict) -> int | None:
+    """The place of a category's supercategory in COCO_CLASSES."""
+    name = category['supercategory']
+    return COCO_CLASSES.index(name) if name in COCO_CLASSES else None
 
+
+def _coco(root: Path) -> Split:
     parts = [
-        _crops(root / 'coco_dev' / 'annotations' / f'instances_{part}.json', root / 'coco_dev' / part, label)
+        _crops(root / 'coco_dev' / 'annotations' / f'instances_{part}.json', root / 'coco_dev' / part, coco_label)
         for part in ('train2017', 'val2017')
     ]
     return _standardised(*parts, len(COCO_CLASSES))

@@ -4,13 +4,14 @@ import itertools
 import json
 import math
 import statistics
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 
-from .study import BATCHES, HERE, NORMS
+from .study import BATCHES, HERE, NORMS, SCALES, VARIANTS
 
 RESULTS = HERE / 'results'
 
@@ -18,6 +19,7 @@ METRICS = {'bbox_mAP': 'box AP', 'segm_mAP': 'mask AP', 'bbox_mAP_50': 'box AP50
 PRIMARY = tuple(METRICS)[:2]
 COLOURS = dict(zip(NORMS, ('tab:grey', 'tab:blue', 'tab:green', 'tab:orange', 'tab:red')))
 RESAMPLES = 20_000
+NOT_RUN = 'Not run yet.'
 # what is compared in each batch size: first minus second
 PAIRS = [
     ('CBN-full', 'BN'), ('CBN', 'BN'), ('GN', 'BN'), ('none', 'BN'),
@@ -27,6 +29,12 @@ PAIRS = [
 
 def records(folder: Path, part: str) -> list[dict]:
     return [json.loads(file.read_text()) for file in sorted(folder.glob(f'{part}-*.json'))]
+
+
+def whole_seeds(found: Sequence[dict]) -> list[dict]:
+    """The records of seeds whose every setting is there: a half-run seed would favour what was run first."""
+    counts = Counter(r['seed'] for r in found)
+    return [r for r in found if counts[r['seed']] == len(NORMS) * len(BATCHES)]
 
 
 class Runs:
@@ -69,11 +77,11 @@ class Runs:
         """Mean of paired differences and the ends of its 95 % interval, by a bootstrap of the residuals.
 
         As many are drawn as ``runs`` a seed, and the interval is as much wider as Student's t is than the normal
-        distribution, since the residuals are few. ``runs=1`` is for a setting's own mean. Of a single seed they are
-        nan.
+        distribution, since the residuals are few. ``runs=1`` is for a setting's own mean. Where all settings have
+        one seed they are nan.
         """
         mean, n = statistics.fmean(values), len(values)
-        if self.degrees <= 0 or n == 1:
+        if self.degrees <= 0:
             return mean, math.nan, math.nan
         drawn = np.random.default_rng(0).choice(self.residuals, (RESAMPLES, runs, n)).mean(-1)
         error = (drawn[:, 0] - drawn[:, 1:].sum(1)) * students(self.degrees) / students(math.inf)
@@ -83,7 +91,7 @@ class Runs:
     def shown(self, values: Sequence[float]) -> tuple[str, str]:
         """The interval, and what it says."""
         mean, low, high = self.interval(values)
-        if len(values) == 1:
+        if self.degrees <= 0:
             return f'{mean:+.1f}', 'one seed'
         says = f'no difference above {max(-low, high):.1f}'
         if low > 0 or high < 0:
@@ -118,6 +126,58 @@ def difference_table(found: Sequence[dict], markdown: Callable) -> str:
     return markdown(['', 'batch', 'box AP', '', 'mask AP', '', 'seeds'], rows)
 
 
+def changed_from(record: dict) -> str:
+    """The norm of the grid that a record of part 'why' is compared with."""
+    return VARIANTS.get(record['norm'], (record['norm'],))[0]
+
+
+def why_table(found: Sequence[dict], changed: Sequence[dict], markdown: Callable) -> str:
+    """What one changed setting brings, against the grid's run of the same seed and batch."""
+    named = [dict(r, norm=_name(r)) for r in changed]
+    by_metric = [Runs([*found, *named], metric) for metric in PRIMARY]
+    rows = []
+    for (name, norm), batch in itertools.product(sorted({(_name(r), changed_from(r)) for r in changed}), BATCHES):
+        differences = [runs.pairs((name, batch), (norm, batch)) for runs in by_metric]
+        if differences[0]:
+            cells = [text for runs, values in zip(by_metric, differences) for text in runs.shown(values)]
+            rows.append([f'{name} - {norm}', str(batch), *cells, str(len(differences[0]))])
+    return markdown(['', 'batch', 'box AP', '', 'mask AP', '', 'seeds'], rows)
+
+
+def _name(record: dict) -> str:
+    changed = record['norm'] in VARIANTS
+    return record['norm'] if changed else f'{record["norm"]} at {record["rate"]:g}'
+
+
+def precise_table(changed: Sequence[dict], markdown: Callable) -> str:
+    """AP with PreciseBN less AP with running averages, of the same weights: mean, lowest and highest of the runs."""
+    rows = []
+    for norm, batch in itertools.product(sorted({r['norm'] for r in changed}), BATCHES):
+        own = [r for r in changed if (r['norm'], r['batch']) == (norm, batch)]
+        if own:
+            gains = [[r['precise'][metric] - r['metrics'][metric] for r in own] for metric in PRIMARY]
+            cells = [f'{statistics.fmean(g):+.2f} ({min(g):+.2f} to {max(g):+.2f})' for g in gains]
+            rows.append([norm, str(batch), *cells, str(len(own))])
+    return markdown(['norm', 'batch', *(METRICS[metric] for metric in PRIMARY), 'runs'], rows)
+
+
+PARTS_OF_MODEL = {'FPN': 'neck', 'box head': 'roi_head.bbox_head', 'mask head': 'roi_head.mask_head'}
+
+
+def statistics_table(found: Sequence[dict], markdown: Callable) -> str:
+    """Medians over the layers of a part of the model: errors of the variance and the mean that a batch gives."""
+    rows = []
+    for r, (part, prefix) in itertools.product(found, PARTS_OF_MODEL.items()):
+        layers = [layer for name, layer in r['layers'].items() if name.startswith(prefix)]
+        cells = [
+            f'{100 * statistics.median(layer["errors"][norm][what] for layer in layers):.1f}'
+            for what, norm in itertools.product(('var', 'mean'), ('BN', 'naive', 'CBN'))
+        ]
+        rows.append([r['norm'].split('-momentum')[0], str(r['batch']), part, *cells])
+    head = [f'{what}: {norm}' for what in ('variance', 'mean') for norm in ('BN', 'naive', 'CBN')]
+    return markdown(['trained with', 'batch', 'layers', *head], rows)
+
+
 def rate_table(found: Sequence[dict], markdown: Callable) -> str:
     rates = sorted({r['rate'] for r in found})
     rows = []
@@ -144,41 +204,56 @@ def cost_table(found: Sequence[dict], markdown: Callable) -> str:
 
 def tables(markdown: Callable, spread: Callable) -> dict[str, str]:
     """By the names of their places in the pages; `markdown` and `spread` are those of projects/norm_study/report.py."""
-    found, chosen = records(RESULTS, 'primary'), records(RESULTS, 'lr')
+    found, long = records(RESULTS, 'primary'), whole_seeds(records(RESULTS, 'long'))
+    why = records(RESULTS, 'why')
     return {
         'imagenet-ap': ap_table(found, markdown, spread),
         'imagenet-differences': difference_table(found, markdown),
-        'imagenet-rates': rate_table(chosen, markdown),
+        'imagenet-long-ap': ap_table(long, markdown, spread) if long else NOT_RUN,
+        'imagenet-long-differences': difference_table(long, markdown) if long else NOT_RUN,
+        'imagenet-why': why_table(found, why, markdown),
+        'imagenet-precise': precise_table(why, markdown),
+        'imagenet-statistics': statistics_table(records(RESULTS, 'statistics'), markdown),
+        'imagenet-rates': rate_table(records(RESULTS, 'lr'), markdown),
         'imagenet-costs': cost_table(found, markdown),
     }
 
 
 def draw(folder: Path) -> None:
     found = records(RESULTS, 'primary')
-    draw_ap(found, folder / 'imagenet_ap.png')
+    draw_ap({part: whole_seeds(records(RESULTS, part)) for part in ('primary', 'long')}, folder / 'imagenet_ap.png')
     draw_differences(found, folder / 'imagenet_differences.png')
 
 
-def draw_ap(found: Sequence[dict], path: Path) -> None:
-    """AP against batch size with intervals."""
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.8), layout='constrained')
-    for axis, metric in zip(axes, PRIMARY):
-        runs = Runs(found, metric)
-        for place, norm in enumerate(NORMS):
-            values = {b: list(of.values()) for b in BATCHES if (of := runs.values.get((norm, b)))}
-            if values:
-                mean, low, high = zip(*(runs.interval(v, runs=1) for v in values.values()))
-                axis.errorbar(
-                    [BATCHES.index(b) + (place - (len(NORMS) - 1) / 2) * 0.07 for b in values], mean,
-                    [[m - a for m, a in zip(mean, low)], [b - m for m, b in zip(mean, high)]],
-                    marker='o', capsize=3, label=norm, color=COLOURS[norm],
-                )  # fmt: skip
-        axis.set_xticks(range(len(BATCHES)), BATCHES)
-        axis.set(xlabel='images per step', ylabel=f'{METRICS[metric]}, %', xlim=(-0.4, len(BATCHES) - 0.6))
-        axis.grid(axis='y', alpha=0.3)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc='outside right center')
+def draw_ap(parts: dict[str, Sequence[dict]], path: Path) -> None:
+    """AP against batch size with intervals: a row of axes for each part of the study that has runs."""
+    parts = {part: found for part, found in parts.items() if found}
+    figure, axes = plt.subplots(len(parts), 2, figsize=(9, 3.4 * len(parts) + 0.4), squeeze=False, layout='constrained')
+    for line, (part, found) in zip(axes, parts.items()):
+        for axis, metric in zip(line, PRIMARY):
+            _draw_one(axis, Runs(found, metric))
+            epochs, seeds = SCALES[False].epochs[part], len({r['seed'] for r in found})
+            axis.set(ylabel=f'{METRICS[metric]}, %', title=f'{epochs} epochs, {seeds} seed{"s" * (seeds > 1)}')
+    for axis in axes[-1]:
+        axis.set_xlabel('images per step')
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc='outside right center')
     figure.savefig(path, dpi=90)
     plt.close(figure)
+
+
+def _draw_one(axis: plt.Axes, runs: Runs) -> None:
+    for place, norm in enumerate(NORMS):
+        values = {b: list(of.values()) for b in BATCHES if (of := runs.values.get((norm, b)))}
+        if values:
+            mean, low, high = zip(*(runs.interval(v, runs=1) for v in values.values()))
+            axis.errorbar(
+                [BATCHES.index(b) + (place - (len(NORMS) - 1) / 2) * 0.07 for b in values], mean,
+                [[m - a for m, a in zip(mean, low)], [b - m for m, b in zip(mean, high)]],
+                marker='o', capsize=3, label=norm, color=COLOURS[norm],
+            )  # fmt: skip
+    axis.set_xticks(range(len(BATCHES)), BATCHES)
+    axis.set_xlim(-0.4, len(BATCHES) - 0.6)
+    axis.grid(axis='y', alpha=0.3)
 
 
 def draw_differences(found: Sequence[dict], path: Path) -> None:

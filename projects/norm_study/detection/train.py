@@ -16,6 +16,7 @@ import statistics
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,6 +26,7 @@ from mmengine.config import Config
 from mmengine.optim import OptimWrapper, build_optim_wrapper
 from torch import Tensor, nn
 
+from mmdet.engine.hooks.precise_bn import precise_statistics
 from mmdet.engine.runner import fast_layout
 from mmdet.engine.seeding import derived_seed, seed_generators
 from mmdet.layers.cbn import set_cbn_epoch
@@ -34,6 +36,7 @@ from mmdet.registry import DATASETS, METRICS, MODELS, PARAM_SCHEDULERS, TRANSFOR
 from mmdet.structures import DetDataSample
 
 STEP_LOOKED_AT = 5  # for what it keeps in memory
+BATCHES_MEASURED = 200  # for the statistics under the final weights
 
 
 # -- the model ----------------------------------------------------------------------------------------
@@ -242,6 +245,20 @@ def keeping(kept: dict[int, int], model: nn.Module) -> torch.autograd.graph.save
         return tensor
 
     return torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
+
+
+def measure_statistics(detector: Detector, data: Data, batch: int, seed: int) -> None:
+    """Replace the running averages by the statistics of training batches under the final weights (PreciseBN)."""
+
+    def forward(step: tuple[int, list]) -> None:
+        seed_generators(derived_seed(seed, 4, step[0]))
+        maps, samples = collate([data.views[index][mirrored] for index, mirrored in step[1]], detector.device)
+        with detector.autocast():
+            detector.model.loss(maps, samples)
+
+    detector.model.train()
+    steps = islice(enumerate(batches(len(data), batch, 1, seed)), BATCHES_MEASURED)
+    precise_statistics(detector.model, forward, steps)
 
 
 @torch.no_grad()

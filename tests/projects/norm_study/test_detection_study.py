@@ -109,3 +109,47 @@ def test_an_interval_with_0_says_what_can_be_excluded():
     assert found.shown(found.pairs(('a', 1), ('b', 1)))[1].startswith('no difference above 0.')
     assert found.shown(found.pairs(('c', 1), ('a', 1)))[1] == '**higher**'
     assert found.shown(found.pairs(('a', 1), ('c', 1)))[1] == '**lower**'
+
+
+def record(norm, batch, seed, **more):
+    metrics = {metric: 10.0 + seed + batch for metric in report.METRICS}
+    return dict(norm=norm, batch=batch, seed=seed, rate=0.003, metrics=metrics, **more)
+
+
+def test_only_whole_seeds_of_a_part_are_reported():
+    whole = [record(norm, batch, 0) for norm in study.NORMS for batch in study.BATCHES]
+    assert report.whole_seeds([*whole, record('none', 1, 1)]) == whole
+    assert report.whole_seeds(whole[1:]) == []
+
+
+def test_a_changed_setting_is_compared_with_its_norm_at_the_same_seed_and_batch():
+    grid = [record(norm, batch, seed) for norm in study.NORMS for batch in study.BATCHES for seed in range(3)]
+    changed = record('CBN-full-root', 1, 2)
+    changed['metrics'] = {metric: value + 0.5 for metric, value in changed['metrics'].items()}
+    changed['precise'] = {metric: value - 0.25 for metric, value in changed['metrics'].items()}
+    (row,) = report.why_table(grid, [changed], lambda head, rows: rows)
+    assert row[:2] == ['CBN-full-root - CBN-full', '1'] and row[2].startswith('+0.5 (') and row[-1] == '1'
+    (row,) = report.precise_table([changed], lambda head, rows: rows)
+    assert row == ['CBN-full-root', '1', '-0.25 (-0.25 to -0.25)', '-0.25 (-0.25 to -0.25)', '1']
+
+
+@pytest.mark.parametrize('name', study.VARIANTS)
+def test_a_variant_differs_from_its_norm_in_one_setting_and_has_its_rate(name, tmp_path):
+    norm, changed = study.VARIANTS[name]
+    own, others = (study.norm_cfg(which, 64, SCALE.group) for which in (name, norm))
+    assert len(changed) == 1 and own != others and own == others | changed
+    for rate in SCALE.rates:
+        score = dict(bbox_mAP=rate, segm_mAP=0.0)
+        study.Cell('lr', norm, 2, study.LR_SEED, rate).file(tmp_path).write_text(json.dumps(dict(metrics=score)))
+    assert study.best_rate(name, SCALE, tmp_path) == max(SCALE.rates)
+
+
+def test_the_figure_has_a_row_for_each_part_with_runs(tmp_path):
+    whole = [record(norm, batch, seed) for norm in study.NORMS for batch in study.BATCHES for seed in range(2)]
+    generator, sizes = np.random.default_rng(0), []
+    for one in whole:
+        one['metrics'] = {metric: value + generator.normal() for metric, value in one['metrics'].items()}
+    for parts in (dict(primary=whole, long=[]), dict(primary=whole, long=whole[:10])):
+        report.draw_ap(parts, tmp_path / 'ap.png')
+        sizes.append(report.plt.imread(tmp_path / 'ap.png').shape)
+    assert sizes[1][0] > 1.5 * sizes[0][0] and sizes[0][1] == sizes[1][1]
