@@ -21,6 +21,7 @@ _PLACES = {
     'mmdet.datasets.base_det_dataset': 'mmdet.datasets',
     'mmdet.datasets.dataset_wrappers': 'mmdet.datasets',
     'mmdet.datasets.transforms.transforms': 'mmdet.datasets.transforms',
+    'mmdet.datasets.xml_style': 'mmdet.datasets',
     'mmdet.engine.optimizers': 'mmdet.engine',
     'mmdet.engine.schedulers': 'mmdet.engine',
     'mmdet.engine.hooks.num_class_check_hook': 'mmdet.engine.hooks',
@@ -42,6 +43,7 @@ _PLACES = {
     'mmdet.models.task_modules.coders': 'mmdet.models.task_modules',
     'mmdet.models.task_modules.prior_generators': 'mmdet.models.task_modules',
     'mmdet.models.task_modules.samplers': 'mmdet.models.task_modules',
+    'mmdet.models.test_time_augs': 'mmdet.models',
     'mmdet.models.utils': 'mmdet.models.utils',
     'mmdet.structures.bbox': 'mmdet.structures.bbox',
     'mmdet.structures.det_data_sample': 'mmdet.structures',
@@ -49,6 +51,8 @@ _PLACES = {
     'mmdet.utils': 'mmdet.utils',
     'mmdet.visualization.local_visualizer': 'mmdet.visualization',
 }
+_TRACKING = 'tracking is not here'
+_DATA = 'use CocoDataset with metainfo=dict(classes=(...)), or write one on BaseDetDataset (docs/extend/dataset.md)'
 # The module, with all below it, and what to use instead.
 _SENTENCES = {
     'mmdet.configs': "configs are files, found by name: _base_ = ['mmdet::faster_rcnn/faster_rcnn_r50_fpn_1x.py'] "
@@ -60,6 +64,14 @@ _SENTENCES = {
                                    'metainfo["classes"] of a data set',
     'mmdet.models.builder': 'it is of mmdetection 2; use mmdet.registry.MODELS.build(cfg)',
     'mmdet.datasets.builder': 'it is of mmdetection 2; use mmdet.registry.DATASETS and mmengine.runner.Runner',
+    **dict.fromkeys(('mmdet.datasets.base_video_dataset', 'mmdet.models.mot', 'mmdet.models.reid',
+                     'mmdet.models.trackers', 'mmdet.models.tracking_heads', 'mmdet.models.vis',
+                     'mmdet.structures.reid_data_sample', 'mmdet.structures.track_data_sample'), _TRACKING),
+    **dict.fromkeys(('mmdet.models.language_models', 'mmdet.models.seg_heads'),
+                    'the models here find boxes and masks; bring it as a module of yours (docs/extend)'),
+    **dict.fromkeys((f'mmdet.datasets.{name}' for name in (
+        'cityscapes', 'coco_panoptic', 'crowdhuman', 'deepfashion', 'isaid', 'lvis', 'objects365', 'openimages',
+        'refcoco', 'wider_face')), _DATA),
     'mmdet.testing': 'build a model by mmdet.registry.MODELS.build(cfg.model)',
     'mmdet.visualization.palette': 'the colours are metainfo["palette"] of a data set',
 }  # fmt: skip
@@ -91,7 +103,7 @@ _NAMES = {
     **dict.fromkeys(('show_result_pyplot', 'show_result'), _OLD.format('use DetInferencer(...)(image, out_dir=FOLDER), '
                     'or mmdet.visualization.DetLocalVisualizer')),
     'async_inference_detector': 'use inference_detector, in a thread of yours',
-    **dict.fromkeys(('inference_mot', 'init_track_model'), 'tracking is not here'),
+    **dict.fromkeys(('inference_mot', 'init_track_model'), _TRACKING),
     **dict.fromkeys(('get_classes', 'coco_classes', 'voc_classes'),
                     "classes are names of a data set: CocoDataset.METAINFO['classes'], model.dataset_meta['classes']"),
     **dict.fromkeys(('get_palette', 'palette_val', 'jitter_color'),
@@ -115,14 +127,17 @@ _NAMES = {
     'find_latest_checkpoint': 'use mmengine.runner.find_latest_checkpoint',
     'get_loading_pipeline': 'mmdet browse draws what a pipeline gives',
     'PanopticSegmentor': 'panoptic segmentation is not here',
-    'ReIDDataSample': 'tracking is not here',
-    'TrackDataSample': 'tracking is not here',
+    'ReIDDataSample': _TRACKING,
+    'TrackDataSample': _TRACKING,
+    'iSAIDDataset': _DATA,
 }
 # What is said of any other name that a package does not have.
 _ROOMS = {
     'mmdet': 'see docs/compatibility.md',
     'mmdet.apis': 'see docs/inference.md',
     'mmdet.datasets': 'write one on BaseDetDataset (docs/extend/dataset.md)',
+    'mmdet.datasets.samplers': 'mmengine.dataset has DefaultSampler and InfiniteSampler; or register one of torch\'s '
+                               'kind in DATA_SAMPLERS',
     'mmdet.datasets.transforms': 'Albu and TorchvisionTransform reach those of two libraries; or write one '
                                  '(docs/extend/transform.md)',
     'mmdet.engine.hooks': 'mmengine.hooks has more; or write one (docs/extend/hook.md)',

@@ -14,6 +14,8 @@ from collections.abc import Iterable, Sequence
 from mmengine import registry as _root
 from mmengine.registry import Registry
 
+import mmdet.config.shipped  # noqa: F401  a script that reads its own config finds ``mmdet::`` bases
+
 _from_data: set[str] = set()
 _import_or_get = Registry.get
 

@@ -4,8 +4,11 @@ import os
 import runpy
 import sys
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 import torch
@@ -85,3 +88,30 @@ def recorded() -> Path:
     if not _FIXTURES.is_dir():
         pytest.skip(f'no recorded numbers in {_FIXTURES}; set MMDET_TEST_DATA to the data folder beside it')
     return _FIXTURES
+
+
+@pytest.fixture
+def serve(monkeypatch) -> Iterator[Callable]:
+    """``serve(folder)``: the http address of a folder, served by this process, and the paths asked for so far."""
+    servers = []
+    monkeypatch.setenv('no_proxy', '127.0.0.1')
+
+    def start(folder: Path) -> tuple[str, list[str]]:
+        asked: list[str] = []
+
+        class Handler(SimpleHTTPRequestHandler):
+            def log_request(self, *args) -> None:
+                asked.append(self.path)
+
+            def log_message(self, *args) -> None:
+                """To nobody."""
+
+        server = ThreadingHTTPServer(('127.0.0.1', 0), partial(Handler, directory=str(folder)))
+        Thread(target=server.serve_forever, daemon=True).start()
+        servers.append(server)
+        return f'http://127.0.0.1:{server.server_port}', asked
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()

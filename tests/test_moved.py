@@ -60,6 +60,9 @@ def test_a_deep_path_is_found(line):
     ('from mmdet.models.task_modules.assigners import HungarianAssigner',
      'mmdet.models.task_modules.assigners has no HungarianAssigner here: mmdet.models.task_modules has Anchor'),
     ('from mmdet.models.task_modules.samplers import SamplingResult', 'has no SamplingResult here: a sampler is any'),
+    ('from mmdet.datasets.lvis import LVISV1Dataset', 'mmdet.datasets.lvis is not here: use CocoDataset with'),
+    ('from mmdet.models.seg_heads.panoptic_fusion_heads import HeuristicFusionHead', 'mmdet.models.seg_heads is not'),
+    ('from mmdet.models.mot import ByteTrack', 'mmdet.models.mot is not here: tracking is not here'),
     ('from mmdet.structures.bbox.horizontal_boxes import HorizontalBoxes', 'has no HorizontalBoxes here: boxes are'),
 ])  # fmt: skip
 def test_what_is_elsewhere_ends_in_a_sentence(line, says):

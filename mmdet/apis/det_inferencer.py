@@ -28,7 +28,9 @@ from mmdet.visualization.visualizer import DetVisualizer, read_image, write_imag
 
 
 @INFERENCERS.register_module(name=['det-object-detection', 'DetInferencer'])
-@refuse_overrides('inference.md', pred2dict='postprocess')
+@refuse_overrides(
+    'inference.md', pred2dict='postprocess', _get_chunk_data='preprocess', _load_weights_to_model='_init_model',
+)  # fmt: skip
 class DetInferencer(BaseInferencer):
     """Detect in anything `mmdet.apis.images.to_input` knows, and save drawings and JSON files.
 
@@ -39,6 +41,7 @@ class DetInferencer(BaseInferencer):
         scope: of the registries; ours is 'mmdet'.
         palette: colours of the classes in drawings, see `init_detector`.
         show_progress: a progress bar, on a terminal.
+        tta: test-time augmentation, see `init_detector`.
 
     >>> DetInferencer('config.py', 'epoch_12.pth')('photo.jpg', out_dir='out')['predictions'][0]   # doctest: +SKIP
     {'labels': [0], 'scores': [0.93], 'bboxes': [[12.1, 30.0, 200.4, 311.9]]}
@@ -59,8 +62,10 @@ class DetInferencer(BaseInferencer):
         scope: str | None = 'mmdet',
         palette: str | Sequence = 'none',
         show_progress: bool = True,
+        tta: bool = False,
     ) -> None:
         self.palette = palette
+        self.tta = tta
         self.device = device
         self._written: dict[str, set[Path]] = {}  # by their endings
         if model is None:
@@ -85,9 +90,9 @@ class DetInferencer(BaseInferencer):
 
     def _init_model(self, cfg: Config, weights: str | None, device: str) -> nn.Module:
         if is_exported(weights):
-            return init_detector(weights, palette=self.palette, device=self.device)
+            return init_detector(weights, palette=self.palette, device=self.device, tta=self.tta)
         cfg = cfg if isinstance(cfg, Config) else Config(cfg)
-        return init_detector(cfg, weights, self.palette, self.device)
+        return init_detector(cfg, weights, self.palette, self.device, tta=self.tta)
 
     def _init_pipeline(self, cfg: Config) -> Callable:
         return pipeline_of(self.model.cfg)

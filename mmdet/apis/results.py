@@ -19,7 +19,7 @@ from PIL import Image
 
 from mmdet.apis.images import to_input
 from mmdet.config.errors import UserError
-from mmdet.structures import DetDataSample, RLEMasks
+from mmdet.structures import DetDataSample, DetectedInstances, RLEMasks
 from mmdet.visualization.visualizer import class_name, draw_instances, read_image, write_image
 
 
@@ -40,7 +40,9 @@ class DetResult(DetDataSample):
         for name, value in sample.items():
             result.set_field(value, name)
         if 'masks' in result.get('pred_instances', ()):  # of a model of one's own
-            result.pred_instances.masks = RLEMasks.of(result.pred_instances.masks, *result.ori_shape[:2])
+            found = dict(result.pred_instances.items())
+            found['masks'] = RLEMasks.of(found['masks'], *result.ori_shape[:2])
+            result.pred_instances = DetectedInstances(**found)
         object.__setattr__(result, '_palette', dataset_meta.get('palette'))
         result.remember(source)
         return result

@@ -18,7 +18,7 @@ from mmdet.apis.inference import detect, pipeline_of
 from mmdet.apis.results import DetResult
 from mmdet.config.errors import UserError
 from mmdet.ops import apply_nms
-from mmdet.structures import DetDataSample, RLEMasks
+from mmdet.structures import DetDataSample, DetectedInstances, RLEMasks
 from mmdet.visualization.visualizer import read_image
 
 NMS = dict(type='nms', iou_threshold=0.5)
@@ -94,7 +94,7 @@ def shift_predictions(
     shifted = []
     for sample, (x, y) in zip(det_data_samples, offsets, strict=True):
         found = sample.pred_instances
-        part = InstanceData(
+        part = DetectedInstances(
             bboxes=found.bboxes + found.bboxes.new_tensor([x, y, x, y]), scores=found.scores, labels=found.labels
         )
         if 'masks' in found:

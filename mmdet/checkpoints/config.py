@@ -4,6 +4,7 @@ mmdetection 0.x to 3.x and this toolbox write the config's text into it. It is r
 """
 
 from typing import Any
+from urllib.parse import urlsplit
 
 from mmengine.config import Config
 
@@ -13,8 +14,9 @@ from mmdet.config.load import load_text
 
 
 def is_checkpoint(name: Any) -> bool:
-    """Whether what stands in the place of a config names a checkpoint, by its ending."""
-    return str(name).endswith(('.pth', '.pt', '.ckpt', '.pkl'))
+    """Whether what stands in the place of a config names a checkpoint, by its ending; an address may have a query."""
+    name = str(name)
+    return (urlsplit(name).path if '://' in name else name).endswith(('.pth', '.pt', '.ckpt', '.pkl'))
 
 
 def config_of(checkpoint: Checkpoint, cfg_options: dict[str, Any] | None = None) -> Config:

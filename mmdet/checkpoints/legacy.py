@@ -38,6 +38,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     'soft_nms': dict(offset=1.0),
     'Resize': dict(common_factor=True),
     'CocoMetric': dict(offset=1.0),
+    'VOCMetric': dict(offset=1.0),
 }
 TEST_RPN = dict(nms_pre=2000, max_per_img=2000)
 TEST_RCNN = dict(mask_paste='resize')

@@ -1,6 +1,9 @@
 """Addresses of weights: ``torchvision://resnet50``, ``open-mmlab://NAME``, http(s), and local files."""
 
 import os
+import re
+from hashlib import sha256
+from urllib.parse import urlsplit
 
 import torch
 
@@ -11,8 +14,11 @@ from mmdet.config.errors import UserError, at_most, one_line, suggest
 def load_pretrained(uri: str) -> Checkpoint:
     """Open the weights at an address; what is not on this machine is downloaded once, by one process for all.
 
-    ``torchvision://NAME`` looks for torchvision's file in TORCH_HOME (default ~/.cache/torch). NAME may carry the
-    weights' version: ``resnet50.imagenet1k_v2``; without one it means the first version, as in mmdetection's configs.
+    A download is kept in TORCH_HOME (default ~/.cache/torch) under its own name, if that ends with a checksum as those
+    of model zoos do; 'epoch_12.pth' of one address is not that of another, and gets a mark of its address.
+
+    ``torchvision://NAME`` is torchvision's file. NAME may carry the weights' version, ``resnet50.imagenet1k_v2``;
+    without one it means the first version, as in mmdetection's configs.
 
     Raises:
         UserError: names the file and the ways out.
@@ -20,7 +26,7 @@ def load_pretrained(uri: str) -> Checkpoint:
     url = _url(uri)
     if not url.startswith(('http://', 'https://')):
         return read_checkpoint(url.removeprefix('file://'))
-    name = os.path.basename(url)
+    name = _kept_name(url)
     cached = os.path.join(torch.hub.get_dir(), 'checkpoints', name)
     try:
         _download_where_missing(url, cached)
@@ -59,6 +65,11 @@ def _download_where_missing(url: str, path: str) -> None:
         failure = next((f for f in failures if f), None)
     if failure:
         raise OSError(failure)
+
+
+def _kept_name(url: str) -> str:
+    name = os.path.basename(urlsplit(url).path)
+    return name if re.search(r'-[0-9a-f]{8,}\.', name) else f'{sha256(url.encode()).hexdigest()[:8]}-{name}'
 
 
 def _url(uri: str) -> str:

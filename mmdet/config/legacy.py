@@ -76,8 +76,9 @@ def translate(cfg: dict, origin: str) -> dict:
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise UserError(f'{origin}: a config of mmdetection {version_of(cfg)} that cannot be translated: '
                         f'{type(error).__name__}: {error}') from error
-    without = f'; without counterpart, and left out: {at_most(lost, 12)}' if lost else ''
-    say(f'{origin} is of mmdetection {version_of(cfg)}; it is translated (tools/print_config.py shows it){without}')
+    more = '; --tta tests in all its scales and flips' if 'tta_pipeline' in new else ''
+    more += f'; without counterpart, and left out: {at_most(lost, 12)}' if lost else ''
+    say(f'{origin} is of mmdetection {version_of(cfg)}; it is translated (tools/print_config.py shows it){more}')
     return new
 
 
@@ -325,6 +326,10 @@ def _data(data: dict, model: dict, evaluation: dict, lost: list[str]) -> dict:
         else:
             new[f'{split}_evaluator'] = _evaluator(loader['dataset'], model, evaluation, lost)
         lost += [f'data.{split}_dataloader.{key}' for key in own]
+        parts = [part for _, part in walk(loader) if isinstance(part, dict)]
+        views = [part.pop('tta_pipeline') for part in parts if 'tta_pipeline' in part]
+        if split == 'test' and views:
+            new['tta_pipeline'] = views[0]
         new[f'{split}_dataloader'], found[split] = loader, preprocessor
     lost += [f'data.{key}' for key in data]
     if found and model:
@@ -361,10 +366,15 @@ def _dataset(cfg: Any, training: bool, preprocessor: dict, path: str, lost: list
     if training:
         new['filter_cfg'] = filters
     steps = cfg.pop('pipeline', None) or _steps_of_0x(cfg, training, 'proposal_file' in new, path, lost)
-    new['pipeline'] = _pipeline(steps, preprocessor, path, lost)
+    new['pipeline'], views = _plain_and_views(_pipeline(steps, preprocessor, path, lost))
     names = [step['type'] for step in new['pipeline']]
     if not training and kind['metric'] != 'CocoMetric' and 'LoadAnnotations' not in names:
-        new['pipeline'].insert(-1, dict(type='LoadAnnotations', with_bbox=True))  # the metric compares with them
+        load = dict(type='LoadAnnotations', with_bbox=True)  # the metric compares with them
+        new['pipeline'].insert(-1, load)
+        if views:
+            views[-1]['transforms'].insert(-1, [load])
+    if views:
+        new['tta_pipeline'] = views  # `_data` moves it
     lost += [f'{path}.{key}' for key, value in cfg.items() if key != 'type' and value]
     return new
 
@@ -412,13 +422,15 @@ def _steps_of_0x(cfg: dict, training: bool, proposals: bool, path: str, lost: li
         if key in extra:
             steps.append(dict(type=kind, **extra.pop(key)))
     lost += [f'{path}.extra_aug.{key}' for key in extra]
-    steps.append(dict(type='Resize', img_scale=scale, multiscale_mode=mode, keep_ratio=keep))
-    if training and flip:
-        steps.append(dict(type='RandomFlip', flip_ratio=flip))
-    if norm:
-        steps.append(dict(type='Normalize', **norm))
-    steps.append(dict(type='Pad', size_divisor=divisor or 1))
-    return [*steps, dict(type='Collect')]
+    resize, flips = dict(type='Resize', keep_ratio=keep), dict(type='RandomFlip')
+    if training:
+        resize.update(img_scale=scale, multiscale_mode=mode)
+        flips.update(flip_ratio=flip)
+    moved = [resize, flips, *([dict(type='Normalize', **norm)] if norm else []),
+             dict(type='Pad', size_divisor=divisor or 1), dict(type='Collect')]  # fmt: skip
+    if training:
+        return [*steps, *moved]
+    return [*steps, dict(type='MultiScaleFlipAug', img_scale=scale, flip=flip > 0, transforms=moved)]
 
 
 def _pipeline(steps: list[dict], preprocessor: dict, path: str, lost: list[str]) -> list[dict]:
@@ -475,19 +487,35 @@ def _flip(step: dict, preprocessor: dict, path: str, lost: list[str]) -> list[di
 
 
 def _several_tests(step: dict, preprocessor: dict, path: str, lost: list[str]) -> list[dict]:
-    """MultiScaleFlipAug: its first scale, without the flip, is how a test is done."""
-    scale, inner = step.get('img_scale'), []
-    several = isinstance(scale, (list, tuple)) and isinstance(scale[0], (list, tuple))
-    if several and len(scale) > 1:
-        lost.append(f'{path}.MultiScaleFlipAug.img_scale (several: test-time augmentation)')
-    if step.get('flip'):
-        lost.append(f'{path}.MultiScaleFlipAug.flip (test-time augmentation)')
+    """MultiScaleFlipAug: its scales and flips are views; the first of each is how a plain test is done."""
+    scale, factors = step.get('img_scale'), _listed(step.get('scale_factor'))
+    scales = scale if scale and isinstance(scale[0], (list, tuple)) else [scale] if scale else []
+    sizes = [dict(img_scale=one) for one in scales] or [dict(scale_factor=one) for one in factors] or [{}]
+    directions = _listed(step.get('flip_direction', 'horizontal')) if step.get('flip') else []
+    flips = [dict(type='RandomFlip', prob=0.0)]
+    flips += [dict(type='RandomFlip', prob=1.0, direction=one) for one in directions]
+    choices = []
     for part in step['transforms']:
-        if part['type'] == 'Resize':
-            part = dict(part, **{key: value for key, value in dict(
-                img_scale=scale[0] if several else scale, scale_factor=step.get('scale_factor')).items() if value})
-        inner += [] if part['type'] == 'RandomFlip' else [part]
-    return _pipeline(inner, preprocessor, path, lost)
+        if part['type'] == 'RandomFlip':
+            choices.append(flips)
+            continue
+        parts = [dict(part, **size) for size in sizes] if part['type'] == 'Resize' else [part]
+        choices.append([new for one in parts for new in _pipeline([one], preprocessor, path, lost)])
+    return [dict(type='TestTimeAug', transforms=[steps for steps in choices if steps])]
+
+
+def _listed(value: Any) -> list:
+    """One value, several, or None for none."""
+    return list(value) if isinstance(value, (list, tuple)) else [] if value is None else [value]
+
+
+def _plain_and_views(steps: list[dict]) -> tuple[list[dict], list[dict] | None]:
+    """A test pipeline -> with the first view alone, and with all of them where there are several."""
+    choices = steps[-1]['transforms'] if steps and steps[-1]['type'] == 'TestTimeAug' else []
+    if not choices:
+        return steps, None
+    plain = [*steps[:-1], *(first for first, *_ in choices if first['type'] != 'RandomFlip')]
+    return plain, steps if any(rest for _, *rest in choices) else None
 
 
 def _collect(step: dict, preprocessor: dict, path: str, lost: list[str]) -> list[dict]:

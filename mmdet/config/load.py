@@ -23,7 +23,7 @@ from mmdet.config.auto import fill_num_classes
 from mmdet.config.data_files import SUFFIXES, check_data, check_placeholders, configs_are_read
 from mmdet.config.errors import UserError, at_most, one_line, say, suggest, unknown_type_text
 from mmdet.config.legacy import is_legacy, modern_path, translate
-from mmdet.config.mmdet3 import KEYS_OF_2X, adopt
+from mmdet.config.mmdet3 import KEYS_OF_2X, adopt, spell_out_offsets
 from mmdet.config.shipped import ZOO, base_path, find_config, shipped_names
 from mmdet.config.short_data import expand_data
 from mmdet.config.text import read_text
@@ -86,13 +86,15 @@ def _complete(cfg: Config, path: str, cfg_options: dict[str, Any] | None) -> Con
 
 
 def adopt_vocabulary(cfg: Config) -> None:
-    """Drop what mmdetection's configs may write and has one meaning here, and fill in ``num_classes='auto'``.
+    """Drop what mmdetection's configs may write and has one meaning here, write `dcn_offset_lr_mult` as mmengine's
+    `custom_keys`, and fill in ``num_classes='auto'``.
 
     Raises:
         UserError: an option of mmdetection with another meaning, or no data set that counts its classes.
     """
     for key in cfg:
         adopt(cfg[key], key)
+    spell_out_offsets(cfg.get('optim_wrapper'))
     fill_num_classes(cfg)
 
 

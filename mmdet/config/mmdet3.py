@@ -4,6 +4,7 @@ A constructor shows what its class can do. An option of mmdetection's class that
 config is loaded it is dropped where its value changes nothing, and refused with any other.
 """
 
+import functools
 import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -110,6 +111,31 @@ def adopt(cfg: Any, path: str = '') -> None:
     if isinstance(cfg, (dict, list, tuple)):
         for key, value in list(cfg.items() if isinstance(cfg, dict) else enumerate(cfg)):
             adopt(value, f'{path}.{key}' if path else str(key))
+
+
+def spell_out_offsets(optim_wrapper: Any) -> None:
+    """`dcn_offset_lr_mult` of `paramwise_cfg` in a wrapper's config -> one of its `custom_keys`, in place.
+
+    mmengine multiplies the learning rate of `conv_offset` in mmcv's classes alone, and says nothing where there are
+    none.
+    """
+    paramwise = optim_wrapper.get('paramwise_cfg') if isinstance(optim_wrapper, dict) else None
+    factor = paramwise.pop('dcn_offset_lr_mult', None) if isinstance(paramwise, dict) else None
+    if factor is not None:
+        paramwise['custom_keys'] = {'conv_offset': dict(lr_mult=factor), **(paramwise.get('custom_keys') or {})}
+
+
+def adopt_when_built(cls: type) -> None:
+    """Let a constructor drop and refuse the options of `OPTIONS`, too: a script may build what no tool has loaded."""
+    build = cls.__init__
+
+    @functools.wraps(build)
+    def __init__(self, *args, **kwargs) -> None:
+        for base, option, rule in _rules(cls):
+            _adopt_option(kwargs, option, rule, base, '')
+        build(self, *args, **kwargs)
+
+    cls.__init__ = __init__
 
 
 def _rules(kind: Any) -> Iterator[tuple[str, str, Rule]]:

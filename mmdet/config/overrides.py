@@ -26,8 +26,9 @@ class _Elsewhere:
 def refuse_overrides(guide: str, foreign: Iterable[str] = FOREIGN, **instead: str) -> Callable[[type], type]:
     """Class decorator: a subclass that has one of these methods of mmdetection is refused when it is defined.
 
-    Nothing here calls them, so that the subclass would train and predict as if they were not there. So is one whose
-    method of the same name takes mmdetection's arguments, which are others here.
+    Nothing here calls them, so that the subclass would train and predict as if they were not there; unless it brings
+    what takes their place, too, which may call them. Refused is also a method of the same name with mmdetection's
+    arguments, which are others here.
 
     Args:
         guide: the file of docs/ that shows how it is done here.
@@ -61,9 +62,10 @@ instead (docs/extend/head.md)
             setattr(owner, name, _Elsewhere(f'{owner.__name__} has no {name} here, use {other} {guide}'))
 
         def __init_subclass__(cls: type, **options) -> None:
-            super(owner, cls).__init_subclass__(**options)
             for name, other in instead.items():
-                if not isinstance(inspect.getattr_static(cls, name), _Elsewhere):  # its own, or a mixin's
+                definer = next(base for base in cls.__mro__ if name in vars(base))  # itself, or a mixin
+                calls_it = other in own and other in vars(definer)
+                if not isinstance(vars(definer)[name], _Elsewhere) and not calls_it:
                     raise UserError(
                         f'{cls.__name__}.{name} would never be called: {owner.__name__} has no {name} here, override '
                         f'{other} instead {guide}'
@@ -75,6 +77,7 @@ instead (docs/extend/head.md)
                         f'{cls.__name__}.{name}({", ".join(_arguments(theirs))}) would be given something else: '
                         f'{owner.__name__}.{name} takes ({", ".join(_arguments(method))}) here {guide}'
                     )
+            super(owner, cls).__init_subclass__(**options)  # afterwards: what the nearest class says is the truest
 
         owner.__init_subclass__ = classmethod(__init_subclass__)
         return owner

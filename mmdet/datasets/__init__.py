@@ -1,6 +1,5 @@
 """CocoDataset, XMLDataset and VOCDataset, wrappers, the transforms of pipelines, batches of one orientation."""
 
-import mmdet.config.shipped  # noqa: F401  a script that reads its own config finds ``mmdet::`` bases
 import mmdet.datasets.mmdet3  # noqa: F401  lets attributes of mmdetection's data set be read; nothing here needs it
 from mmdet.datasets import transforms
 from mmdet.datasets.base import BaseDetDataset

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import threading
+from types import TracebackType
 from typing import Any
 
 from mmengine.dataset import worker_init_fn
@@ -18,6 +19,7 @@ from mmengine.registry import FUNCTIONS
 def start_worker(worker_id: int, *, num_workers: int, rank: int, seed: int, then: dict | None = None) -> None:
     """Called in a new worker: leave signals alone, then mmengine's seeding or the config's own `worker_init_fn`."""
     _leave_signals_to(multiprocessing.parent_process())
+    sys.excepthook = _print_but_lost_connections
     # the terminal's live line is the parent's: what a forked worker prints must not draw it
     sys.stdout, sys.stderr = (getattr(stream, 'rich_proxied_file', stream) for stream in (sys.stdout, sys.stderr))
     if then is None:
@@ -26,6 +28,12 @@ def start_worker(worker_id: int, *, num_workers: int, rank: int, seed: int, then
         options = {key: value for key, value in then.items() if key != 'type'}
         function = then['type']
         (FUNCTIONS.get(function) if isinstance(function, str) else function)(worker_id, **options)
+
+
+def _print_but_lost_connections(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """A batch's memory was asked for by a process that is gone. One that is there says itself what it has lost."""
+    if not issubclass(kind, (ConnectionError, EOFError)):
+        sys.__excepthook__(kind, error, trace)
 
 
 def _leave_signals_to(parent: Any) -> None:

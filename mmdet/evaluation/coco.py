@@ -23,6 +23,7 @@ from terminaltables import AsciiTable
 from mmdet.config.contracts import on_first_call
 from mmdet.config.errors import MissingFile, UserError, at_most, say
 from mmdet.config.output import write_atomically
+from mmdet.config.overrides import refuse_overrides
 from mmdet.config.values import predicted_fields
 from mmdet.evaluation.gathered import GatheredMetric
 from mmdet.evaluation.ground_truth import GroundTruth
@@ -33,6 +34,9 @@ _AREA_NAMES = {'': 'all', '_s': 'small', '_m': 'medium', '_l': 'large'}
 
 
 @METRICS.register_module()
+@refuse_overrides(
+    'extend/metric.md', gt_to_coco_json='process', fast_eval_recall='compute_metrics', xyxy2xywh='results2json',
+)  # fmt: skip
 class CocoMetric(GatheredMetric):
     """COCO's metrics over the images that were processed, by any number of processes.
 

@@ -35,6 +35,8 @@ class VOCMetric(GatheredMetric):
         metric: 'mAP'.
         eval_mode: '11points', the mean of the best precisions at recalls of at least 0, 0.1, ..., 1 (VOC 2007), or
             'area' under the curve of best precisions (VOC from 2010 on).
+        offset: 1 for detections that name the last pixel of an object and not its right and lower edge, as those of
+            mmdetection's models of Pascal VOC.
         collect_device, prefix, collect_dir: see mmengine's `BaseMetric` and `GatheredMetric`.
 
     Returns from `evaluate` full-precision 'pascal_voc/mAP', the mean over classes and thresholds, and 'pascal_voc/AP50'
@@ -54,6 +56,7 @@ class VOCMetric(GatheredMetric):
         iou_thrs: float | Sequence[float] = 0.5,
         metric: str | Sequence[str] = 'mAP',
         eval_mode: str = 'area',
+        offset: float = 0.0,
         collect_device: str = 'cpu',
         prefix: str | None = None,
         collect_dir: str | None = None,
@@ -64,6 +67,7 @@ class VOCMetric(GatheredMetric):
             raise UserError(f"VOCMetric: metric {metric!r} is unknown; use 'mAP'")
         if eval_mode not in ('11points', 'area'):
             raise UserError(f"VOCMetric: eval_mode {eval_mode!r} is unknown; use '11points' (VOC 2007) or 'area'")
+        self.offset = offset
         self.iou_thrs = np.atleast_1d(np.array(iou_thrs, dtype=float))
         self.names = [f'AP{round(threshold * 100):02}' for threshold in self.iou_thrs]
         if not len(self.names) or not ((self.iou_thrs > 0) & (self.iou_thrs <= 1)).all():
@@ -102,12 +106,13 @@ class VOCMetric(GatheredMetric):
         parts = [part for part in (truth, ignored) if 'bboxes' in part]
         boxes, labels = (torch.cat([part[key].cpu() for part in parts]) for key in ('bboxes', 'labels'))
         counts = torch.arange(len(labels)) < len(truth['labels'])
+        detected = found['bboxes'] + [0, 0, self.offset, self.offset]
         judgements = np.full((len(found['labels']), len(self.names)), _FALSE, dtype=np.int8)
         for label in set(found['labels'].tolist()):
             which = np.flatnonzero(found['labels'] == label)
             which = which[np.argsort(-found['scores'][which], kind='stable')]
             own = labels == label
-            overlaps = box_iou(torch.from_numpy(found['bboxes'][which]), boxes[own].double()).numpy()
+            overlaps = box_iou(torch.from_numpy(detected[which]), boxes[own].double()).numpy()
             judgements[which] = _judge(overlaps, counts[own].numpy(), self.iou_thrs)
         objects = np.bincount(labels[counts].numpy(), minlength=num_classes)
         return found['labels'], found['scores'], judgements, objects

@@ -1,6 +1,5 @@
 """The parts of a detector, one class a file where it can be, and the detectors built from them."""
 
-import mmdet.config.shipped  # noqa: F401  a script that reads its own config finds ``mmdet::`` bases
 import mmdet.models.mmdet3  # noqa: F401  lets attributes of mmdetection's parts be read; nothing here needs it
 from mmdet.models import backbones, dense_heads, detectors, necks, roi_heads, task_modules
 from mmdet.models.backbones import *  # noqa: F403

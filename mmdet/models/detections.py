@@ -6,10 +6,10 @@ B candidates and D detections of an image; boxes are xyxy in pixels.
 from typing import NamedTuple
 
 import torch
-from mmengine.structures import InstanceData
 from torch import Tensor
 
 from mmdet.ops import apply_nms
+from mmdet.structures import DetectedInstances
 
 
 class Detections(NamedTuple):
@@ -19,9 +19,9 @@ class Detections(NamedTuple):
     scores: Tensor
     labels: Tensor
 
-    def to_instances(self) -> InstanceData:
+    def to_instances(self) -> DetectedInstances:
         """As a data sample holds them."""
-        return InstanceData(bboxes=self.boxes, scores=self.scores, labels=self.labels)
+        return DetectedInstances(bboxes=self.boxes, scores=self.scores, labels=self.labels)
 
 
 def keep_best(boxes: Tensor, scores: Tensor, groups: Tensor, cfg: dict) -> tuple[Tensor, Tensor]:

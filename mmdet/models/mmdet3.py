@@ -10,13 +10,16 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from mmengine.structures import BaseDataElement
 from torch import nn
 from torch.nn.modules.utils import _pair
 
 from mmdet.config.errors import UserError
+from mmdet.config.mmdet3 import OPTIONS, adopt_when_built
 from mmdet.models import backbones, dense_heads, detectors, necks, roi_heads, task_modules
 from mmdet.models.backbones.resnet import Block
+from mmdet.registry import MODELS, TASK_UTILS
 
 Read = Callable[[Any], Any]
 
@@ -201,3 +204,37 @@ def _tell(cls: type, name: str, instead: str) -> None:
 for _cls, _calls in _INSTEAD.items():
     for _name, _text in _calls.items():
         _tell(_cls, _name, _text)
+
+
+# Keywords of mmdetection's methods that ours lack: method, keyword, what changes nothing, and what to do otherwise.
+_KEYWORDS: dict[type, tuple[str, str, tuple, str]] = {
+    task_modules.AnchorGenerator: (
+        'grid_priors', 'dtype', (None, torch.float32), 'anchors are float32; convert what it gives'),
+    task_modules.DeltaXYWHBBoxCoder: (
+        'decode', 'max_shape', (None,), 'clip the boxes by clip(boxes, image_shape) of the coder'),
+    **dict.fromkeys(
+        {cls for cls in MODELS.module_dict.values() if cls.__module__.startswith('mmdet.layers.losses')},
+        ('forward', 'reduction_override', (None,), 'a loss is the sum over avg_factor, or the mean'),
+    ),
+}  # fmt: skip
+
+
+def _take(cls: type, name: str, keyword: str, without_effect: tuple, otherwise: str) -> None:
+    ours = getattr(cls, name)
+
+    @functools.wraps(ours)
+    def method(self, *args, **kwargs):
+        if keyword in kwargs and kwargs.pop(keyword) not in without_effect:
+            raise UserError(f'{type(self).__name__}.{name} takes no {keyword} here: {otherwise} (docs/extend/head.md)')
+        return ours(self, *args, **kwargs)
+
+    setattr(cls, name, method)
+
+
+for _cls, _keyword in _KEYWORDS.items():
+    _take(_cls, *_keyword)
+
+for _name in OPTIONS:
+    for _registry in (MODELS, TASK_UTILS):
+        if _name in _registry.module_dict:
+            adopt_when_built(_registry.module_dict[_name])

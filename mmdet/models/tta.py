@@ -8,18 +8,19 @@ from collections.abc import Sequence
 
 import torch
 from mmengine.model import BaseTTAModel
-from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from mmdet.config.errors import UserError
+from mmdet.config.overrides import refuse_overrides
 from mmdet.models.detections import keep_best
 from mmdet.models.settings import check_keys
 from mmdet.registry import MODELS
-from mmdet.structures import DetDataSample, RLEMasks
+from mmdet.structures import DetDataSample, DetectedInstances, RLEMasks
 from mmdet.structures.boxes import flip_boxes
 
 
 @MODELS.register_module()
+@refuse_overrides('compatibility.md', _merge_single_sample='merge_preds', merge_aug_bboxes='merge_preds')
 class DetTTAModel(BaseTTAModel):
     """A detector that is given V views of each image (`TestTimeAug`), scaled or mirrored.
 
@@ -56,7 +57,7 @@ class DetTTAModel(BaseTTAModel):
         if len(views) > 1:
             keep, scores = keep_best(boxes, scores, labels, self.tta_cfg)
         sample = next((view for view in views if not view.get('flip')), views[0])
-        found = InstanceData(bboxes=boxes[keep], scores=scores, labels=labels[keep])
+        found = DetectedInstances(bboxes=boxes[keep], scores=scores, labels=labels[keep])
         if all('masks' in view.pred_instances for view in views):
             found.masks = _upright_masks(views, keep)
         sample.pred_instances = found

@@ -21,7 +21,7 @@ def encode_mask_results(mask_results: Sequence) -> list[dict]:
 
 def mask2bbox(masks: Tensor) -> Tensor:
     """Boxes (n, 4) float32, xyxy in pixels, around the pixels of bitmaps (n, H, W); zeros for an empty one."""
-    masks = torch.as_tensor(masks)
+    masks = masks.to_tensor() if isinstance(masks, RLEMasks) else torch.as_tensor(masks)
     return BitmapMasks(masks.cpu().numpy() > 0, *masks.shape[-2:]).get_bboxes().to(masks.device)
 
 

@@ -6,10 +6,13 @@ D detections of an image of H x W pixels.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import torch
+from mmengine.structures import InstanceData
 from pycocotools import mask as coco_mask
+from torch.utils._pytree import tree_map
 
 from mmdet.structures.masks import compressed_rle
 
@@ -30,13 +33,39 @@ class _Pixels:
         return self.numpy() if dtype is None else self.numpy().astype(dtype)
 
     def __getattr__(self, name: str):
-        """Of a tensor of bitmaps, `sum`, `any`, `float`, `dtype`, `nonzero`, ...: it is decoded to be asked."""
-        if name.startswith('_') or not hasattr(torch.Tensor, name):  # copying and pickling ask, too
-            raise AttributeError(f'{type(self).__name__!r} object has no attribute {name!r}')
-        return getattr(self.to_tensor(), name)
+        """Of a tensor of bitmaps, `sum`, `any`, `float`, `dtype`, `nonzero`, ..., of an array `astype`, ...: it is
+        decoded to be asked."""
+        if not name.startswith('_'):  # copying and pickling ask, too
+            for kind, pixels in ((torch.Tensor, self.to_tensor), (np.ndarray, self.numpy)):
+                if hasattr(kind, name):
+                    return getattr(pixels(), name)
+        raise AttributeError(f'{type(self).__name__!r} object has no attribute {name!r}')
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        """``torch.stack(masks)`` and what else takes tensors."""
+        args, kwargs = tree_map(_decoded, (args, kwargs or {}))
+        return function(*args, **kwargs)
 
     def to_tensor(self, dtype: torch.dtype = torch.bool, device: torch.device | str = 'cpu') -> torch.Tensor:
         return torch.from_numpy(self.numpy()).to(device, dtype)
+
+
+def _decoded(value: Any) -> Any:
+    return value.to_tensor() if isinstance(value, _Pixels) else value
+
+
+def _operator(name: str):
+    def operate(self, *others):
+        return getattr(self.to_tensor(), name)(*map(_decoded, others))
+
+    operate.__name__ = name
+    return operate
+
+
+# Of lists and dicts, `|` and `*` would be something else, and the others nothing.
+for _name in ('and', 'rand', 'or', 'ror', 'xor', 'rxor', 'invert', 'mul', 'rmul', 'lt', 'le', 'gt', 'ge'):
+    setattr(_Pixels, f'__{_name}__', _operator(f'__{_name}__'))
 
 
 class RLEMask(_Pixels, dict):
@@ -50,6 +79,12 @@ class RLEMask(_Pixels, dict):
     @property
     def shape(self) -> tuple[int, int]:
         return tuple(self['size'])
+
+    def __getitem__(self, index):
+        return super().__getitem__(index) if isinstance(index, str) else self.to_tensor()[index]
+
+    def __eq__(self, other):
+        return super().__eq__(other) if isinstance(other, dict) else self.to_tensor() == other
 
     def numpy(self) -> np.ndarray:
         """(H, W) bool."""
@@ -88,12 +123,17 @@ class RLEMasks(_Pixels, list):
     def __getitem__(self, index):
         if isinstance(index, slice):
             return self._like(super().__getitem__(index))
+        if index is None or index is Ellipsis or isinstance(index, tuple):
+            return self.to_tensor()[index]
         if isinstance(index, (list, torch.Tensor)):
             index = np.asarray(index, dtype=None if len(index) else int)
         positions = np.arange(len(self))[index]
         if positions.ndim == 0:
             return super().__getitem__(int(positions))
         return self._like(super(RLEMasks, self).__getitem__(i) for i in positions.tolist())
+
+    def __eq__(self, other):
+        return super().__eq__(other) if isinstance(other, list) else self.to_tensor() == other
 
     def __add__(self, others: list) -> RLEMasks:
         return self._like([*self, *others])
@@ -114,3 +154,13 @@ class RLEMasks(_Pixels, list):
         if not self:
             return np.zeros(self.shape, dtype=bool)
         return coco_mask.decode(list(self)).transpose(2, 0, 1).astype(bool)
+
+
+class DetectedInstances(InstanceData):
+    """Detections of an image, as arrays with bitmaps where they are asked for."""
+
+    def numpy(self) -> DetectedInstances:
+        arrays = super().numpy()
+        if isinstance(self.get('masks'), RLEMasks):
+            arrays.masks = self.masks.numpy()
+        return arrays

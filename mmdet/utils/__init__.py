@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from mmengine.config import Config, ConfigDict
 from mmengine.dist import all_reduce, get_world_size
 from mmengine.registry import init_default_scope as _use_scope
-from mmengine.structures import InstanceData
+from mmengine.structures import InstanceData, PixelData
 from torch import Tensor
 
 import mmdet.config.shipped  # noqa: F401  a script that reads its own config finds ``mmdet::`` bases
@@ -19,11 +19,13 @@ MultiConfig = ConfigType | list[ConfigType]
 OptMultiConfig = MultiConfig | None
 InstanceList = list[InstanceData]
 OptInstanceList = InstanceList | None
+PixelList = list[PixelData]
+OptPixelList = PixelList | None
 RangeType = Sequence[tuple[int, int]]
 
 __all__ = [
-    'ConfigType', 'InstanceList', 'MultiConfig', 'OptConfigType', 'OptInstanceList', 'OptMultiConfig', 'OptSampleList',
-    'RangeType', 'SampleList', 'collect_env', 'get_test_pipeline_cfg', 'reduce_mean',
+    'ConfigType', 'InstanceList', 'MultiConfig', 'OptConfigType', 'OptInstanceList', 'OptMultiConfig', 'OptPixelList',
+    'OptSampleList', 'PixelList', 'RangeType', 'SampleList', 'collect_env', 'get_test_pipeline_cfg', 'reduce_mean',
     'register_all_modules', 'setup_cache_size_limit_of_dynamo',
 ]  # fmt: skip
 

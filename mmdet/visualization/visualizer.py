@@ -160,7 +160,9 @@ _nameless = itertools.count()
 
 
 @VISUALIZERS.register_module(name=['DetVisualizer', 'DetLocalVisualizer'])
-@refuse_overrides('compatibility.md', _draw_instances='add_datasample', _draw_panoptic_seg='add_datasample')
+@refuse_overrides(
+    'compatibility.md', _draw_instances='draw', _draw_panoptic_seg='draw', _draw_sem_seg='draw',
+)  # fmt: skip
 class DetVisualizer(Visualizer):
     """mmengine's Visualizer, drawing data samples. Without a display it draws all the same.
 
@@ -215,12 +217,12 @@ class DetVisualizer(Visualizer):
             raise UserError('there is no display to show images on; save them instead (out_file, --show-dir)')
         super().show(*args, backend=backend, **kwargs)
 
-    def add_datasample(self, name, image, data_sample=None, draw_gt=False, draw_pred=True, show=False,
-                       wait_time=0, pred_score_thr=0.3, out_file=None, step=0) -> None:
+    def add_datasample(self, name, image, data_sample=None, draw_gt=True, draw_pred=True, show=False,
+                       wait_time=0, out_file=None, pred_score_thr=0.3, step=0) -> None:
         """Draw ground truth and predictions side by side into `out_file` or the backends; `get_image` gives it."""
         drawn = [self.draw(image, data_sample, pred_score_thr, draw_gt=kind == 'gt_instances')
                  for kind, wanted in (('gt_instances', draw_gt), ('pred_instances', draw_pred))
-                 if wanted and data_sample is not None and kind in data_sample]
+                 if wanted and data_sample is not None and 'bboxes' in data_sample.get(kind, ())]
         if len(drawn) == 2:
             drawn = [write_caption(*pair) for pair in zip(drawn, ('ground truth', 'predictions'))]
         drawing = np.concatenate(drawn, axis=1) if drawn else image
@@ -243,10 +245,11 @@ class DetVisualizer(Visualizer):
 
 
 def draw_file(
-    path: str | Path, sample, out_file: str | Path, classes: tuple[str, ...] = (), score_thr: float = 0.3
+    path: str | Path, sample, out_file: str | Path, classes: tuple[str, ...] = (), score_thr: float = 0.3,
+    palette: str | Sequence | None = None,
 ) -> None:
     """Draw the predictions of a data sample on the image at `path` into `out_file` (its folder is made)."""
-    write_image(out_file, draw_instances(read_image(path), sample.pred_instances, classes, score_thr))
+    write_image(out_file, draw_instances(read_image(path), sample.pred_instances, classes, score_thr, palette=palette))
 
 
 def read_image(path: str | Path) -> np.ndarray:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from mmdet.apis import inference_detector, init_detector
+from mmdet.apis import DetInferencer, inference_detector, init_detector
 from mmdet.checkpoints import config_of, is_checkpoint, read_checkpoint
 from mmdet.checkpoints.classes import background_first
 from mmdet.config.errors import UserError
@@ -117,6 +117,26 @@ def test_one_command_detects_with_it(old_file, run_tool, tmp_path):
     assert status == 2 and 'no images: give files' in err
 
 
+def test_an_address_is_as_good_as_a_file(old_file, run_tool, tmp_path, monkeypatch, on_the_cpu, serve):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'home'))
+    address, asked = serve(old_file)
+    model, image = f'{address}/epoch_12.pth', str(old_file / '1.png')
+    found = inference_detector(init_detector(model), image).pred_instances
+    expected = inference_detector(init_detector(str(old_file / 'epoch_12.pth')), image).pred_instances
+    assert len(found) == 20 and torch.equal(found.bboxes, expected.bboxes)
+    given = DetInferencer(weights=model, show_progress=False)(image)['predictions'][0]
+    assert given['scores'] == pytest.approx(expected.scores.tolist(), abs=1e-5)
+    options = ['test_dataloader.dataset.metainfo.classes=(person,bicycle,car)']
+    for command in [model], [str(old_file / 'config.py'), model]:
+        status, out, err = run_tool('test.py', *command, '--eval', 'bbox', '--cfg-options', *options)
+        assert status == 0, err
+        assert 'coco/bbox_mAP' in out
+    assert asked == ['/epoch_12.pth']
+    status, _, err = run_tool('test.py', f'{address}/epoch_13.pth', '--eval', 'bbox')
+    assert status == 2 and f'{address}/epoch_13.pth cannot be downloaded (HTTP Error 404' in err
+
+
 def test_what_is_written_here_holds_its_config(tmp_path):
     cfg = load_config('configs/cbn/faster_rcnn_r50_fpn_1x.py')
     torch.save(dict(meta=dict(cfg=cfg.pretty_text), state_dict=dict(x=torch.zeros(1))), tmp_path / 'a.pth')
@@ -151,4 +171,5 @@ def test_a_config_alone_cannot_be_tested(run_tool):
 
 def test_what_names_a_checkpoint():
     assert is_checkpoint('https://x.org/y/epoch_12.pth') and is_checkpoint('a/R-50.pkl')
+    assert is_checkpoint('https://x.org/y/epoch_12.pth?download=1')
     assert not any(is_checkpoint(name) for name in ('a.py', 'b.json', 'c.yaml', 'cbn/mask_rcnn_r50_fpn_1x'))

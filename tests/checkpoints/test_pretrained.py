@@ -68,3 +68,20 @@ def test_a_download_without_a_place_fails_in_all_processes(tmp_path, monkeypatch
     with pytest.raises(UserError, match='cannot be downloaded'):
         load_pretrained('torchvision://resnet50')
     assert len(told) == 1 and 'file' in told[0]
+
+
+def test_an_address_is_asked_once_and_is_not_taken_for_another(tmp_path, monkeypatch, serve):
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'home'))
+    for value, folder in enumerate('ab'):
+        (tmp_path / folder).mkdir()
+        for name in 'epoch_12.pth', 'net-12345678.pth':
+            torch.save(dict(conv1=torch.full((2,), float(value))), tmp_path / folder / name)
+    (first, asked), (second, _) = serve(tmp_path / 'a'), serve(tmp_path / 'b')
+    for _ in range(2):
+        assert load_pretrained(f'{first}/epoch_12.pth')['conv1'].tolist() == [0, 0]
+        assert load_pretrained(f'{second}/epoch_12.pth?version=2')['conv1'].tolist() == [1, 1]
+    assert load_pretrained(f'{first}/net-12345678.pth')['conv1'].tolist() == [0, 0]
+    assert load_pretrained(f'{second}/net-12345678.pth')['conv1'].tolist() == [0, 0]  # its checksum says so
+    assert asked == ['/epoch_12.pth', '/net-12345678.pth']
+    with pytest.raises(UserError, match=f'{first}/epoch_13.pth cannot be downloaded .*404'):
+        load_pretrained(f'{first}/epoch_13.pth')

@@ -97,6 +97,17 @@ def test_browsing_and_counting_by_hand(program):
     assert program('browse_and_count').splitlines()[-1] == f'{count} True True'
 
 
+def test_an_annotation_back_end(program):
+    assert program('annotation_backend', an_image()) == f'{Path(an_image()).name} True True True\n'
+
+
+@pytest.mark.slow
+def test_a_visualizer_of_ones_own_draws_a_test_run(program):
+    count = len(json.loads(Path('shapes/annotations/instances_val.json').read_text())['images'])
+    assert program('own_visualizer').splitlines()[-1] == f'{count} True'
+    assert len(list(Path('drawn').iterdir())) == count
+
+
 @pytest.mark.slow
 def test_training_by_hand(program):
     lines = program('by_hand').splitlines()

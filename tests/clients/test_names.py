@@ -20,7 +20,7 @@ from mmengine.structures import InstanceData
 from torchvision.ops import box_iou, generalized_box_iou
 
 from mmdet.config.errors import UserError
-from mmdet.structures import DetDataSample, RLEMasks
+from mmdet.structures import DetDataSample, DetectedInstances, RLEMasks
 from mmdet.structures.bbox import (
     bbox2roi,
     bbox_cxcywh_to_xyxy,
@@ -44,7 +44,9 @@ FOR_NAMES = ('utils/__init__.py', 'utils/large_image.py', 'structures/bbox.py', 
     'from mmdet.utils import register_all_modules, setup_cache_size_limit_of_dynamo, collect_env',
     'from mmdet.utils import ConfigType, OptConfigType, MultiConfig, OptMultiConfig, InstanceList, OptInstanceList',
     'from mmdet.utils import SampleList, OptSampleList, RangeType, get_test_pipeline_cfg',
-    'from mmdet.utils import reduce_mean',
+    'from mmdet.utils import OptPixelList, PixelList, reduce_mean',
+    'from mmdet.models.test_time_augs import DetTTAModel',
+    'from mmdet.datasets.samplers.batch_sampler import AspectRatioBatchSampler',
     'from mmdet.datasets.api_wrappers import COCO, COCOeval',
     'from mmdet.models.utils import rename_loss_dict, reweight_loss_dict',
     'from mmdet.models.utils.misc import multi_apply',
@@ -119,6 +121,8 @@ def test_a_name_that_stands_for_something_else_says_what(module, name, says):
     ('mmdet.datasets', 'LVISDataset', 'docs/extend/dataset.md'),
     ('mmdet.datasets.transforms', 'LoadAnotations', 'Did you mean LoadAnnotations?'),
     ('mmdet.structures', 'TrackDataSample', 'tracking is not here'),
+    ('mmdet.datasets.samplers', 'ClassAwareSampler', 'it has AspectRatioBatchSampler; mmengine.dataset has'),
+    ('mmdet.datasets', 'iSAIDDataset', 'docs/extend/dataset.md'),
 ])  # fmt: skip
 def test_any_other_class_of_mmdetection_is_answered_by_its_room(module, name, says):
     with pytest.raises(ImportError) as error:
@@ -285,6 +289,20 @@ def test_predicted_masks_answer_as_a_tensor_does():
     assert np.array_equal(moved.masks.numpy(), bitmaps)
     assert masks.dtype == torch.bool and masks.any() and masks.float().dtype == torch.float32
     assert torch.equal(masks.sum((1, 2)), torch.from_numpy(bitmaps.sum((1, 2)))) and masks[1].sum() == bitmaps[1].sum()
+    one, other, pair = masks[0], masks[1], torch.from_numpy(bitmaps[:2])
+    for found, wanted in (
+        (one & other, pair[0] & pair[1]), (one | other, pair[0] | pair[1]), (~one, ~pair[0]),
+        (one * 255, pair[0] * 255),
+        (one == 1, pair[0]), (one > 0.5, pair[0]), (one[..., None], pair[0][..., None]), (pair[0] & other, pair.all(0)),
+        (masks[:, ::2, 1:], torch.from_numpy(bitmaps)[:, ::2, 1:]), (masks * 2, torch.from_numpy(bitmaps * 2)),
+        (torch.stack(list(masks)), torch.from_numpy(bitmaps)), (torch.cat([masks, masks[:1]])[4], pair[0]),
+    ):  # fmt: skip
+        assert torch.equal(found, wanted)
+    assert np.array_equal(one.astype(np.uint8), bitmaps[0].astype(np.uint8)) and one == dict(one) and masks == [*masks]
+    assert masks.astype(np.float32).dtype == np.float32
+    arrays = DetectedInstances(scores=instances.scores, masks=masks)[instances.scores > 0.5].cpu().numpy()
+    assert type(arrays.masks) is np.ndarray and np.array_equal(arrays.masks, bitmaps[[1, 3]])
+    assert np.array_equal(np.argwhere(arrays.masks[0]), np.argwhere(bitmaps[1]))
     with pytest.raises(AttributeError, match="'RLEMasks' object has no attribute 'to_bitmap'"):
         masks.to_bitmap()
     for copied in (pickle.loads(pickle.dumps(masks)), copy.deepcopy(masks)):
@@ -391,12 +409,14 @@ def overrides() -> list[tuple[str, str, str]]:
 
 
 def test_the_table_of_overrides_is_true():
-    from mmdet import datasets, models
+    from mmdet import apis, datasets, evaluation, models, visualization
+    from mmdet.engine import hooks
 
     rows = overrides()
-    assert len(rows) > 60
+    assert len(rows) > 90
     for owner, method, instead in rows:
-        base = getattr(models, owner, None) or getattr(datasets, owner)
+        rooms = models, datasets, evaluation, hooks, visualization, apis
+        base = next(vars(room)[owner] for room in rooms if owner in vars(room))
         with pytest.raises(UserError, match='would never be called') as error:
             type('Mine', (base,), {method: lambda self: None})
         said = str(error.value).split(' override ')[1]

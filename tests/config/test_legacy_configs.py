@@ -1,16 +1,23 @@
 """Configs of mmdetection 0.x to 2.x: what they become, and that nothing of them is lost without a word."""
 
+import copy
 import json
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 import torch
+from mmengine.config import Config
+from mmengine.dataset import Compose
 
 from mmdet.config.errors import UserError
 from mmdet.config.legacy import is_legacy, modern_path, translate, version_of
 from mmdet.config.load import check_types, load_config
 from mmdet.config.values import walk
+from mmdet.datasets.pipeline import build_steps
 from mmdet.engine.runner import drop_pretrained
+from mmdet.engine.tta import use_tta
 from mmdet.registry import MODELS, registered_class
 
 NORM = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True)
@@ -306,7 +313,6 @@ def test_a_config_of_mmdetection_2x(said):
 def test_what_has_no_counterpart_is_named(said):
     old = faster_rcnn_1x()
     old['data']['val']['seg_prefix'] = 'x'
-    old['data']['test']['pipeline'][1].update(flip=True, img_scale=[(1333, 800), (1333, 600)])
     old['test_cfg']['rpn']['nms_post'] = 500
     old['lr_config']['warmup'] = 'exp'
     old['log_config']['hooks'] = [dict(type='PaviLoggerHook')]
@@ -315,7 +321,7 @@ def test_what_has_no_counterpart_is_named(said):
     assert translate(old, 'x')['model']['test_cfg']['rcnn']['keep_all_stages'] is True
     text = said[-1]
     for name in (
-        'data.val.seg_prefix', 'MultiScaleFlipAug.flip', 'MultiScaleFlipAug.img_scale', 'test_cfg.rpn.nms_post',
+        'data.val.seg_prefix', 'test_cfg.rpn.nms_post',
         "lr_config.warmup='exp'", 'PaviLoggerHook', 'workflow=',
     ):  # fmt: skip
         assert name in text
@@ -324,6 +330,65 @@ def test_what_has_no_counterpart_is_named(said):
         translate(old, 'x')
     with pytest.raises(UserError, match='cannot be translated: KeyError'):
         translate(dict(old, data=dict(train=dict(type='CocoDataset'))), 'x')
+
+
+def views_of(old: dict, image: Path) -> list[tuple]:
+    """(size, flip_direction) of what --tta looks at, and the first of them by the plain pipeline."""
+    cfg = Config(translate(old, 'x'))
+    dataset = cfg.test_dataloader.dataset
+    plain = Compose(build_steps(dataset.pipeline))(dict(img_path=str(image), img_id=0))['data_samples']
+    use_tta(cfg)
+    packed = Compose(build_steps(dataset.pipeline))(dict(img_path=str(image), img_id=0))
+    samples = packed['data_samples']
+    assert plain.img_shape == samples[0].img_shape and plain.scale_factor == samples[0].scale_factor
+    assert [tuple(view.shape[1:]) for view in packed['inputs']] == [sample.img_shape for sample in samples]
+    return [(sample.img_shape, sample.flip_direction if sample.flip else None) for sample in samples]
+
+
+@pytest.fixture
+def old_image(tmp_path) -> Path:
+    """60 x 40 pixels."""
+    cv2.imwrite(str(tmp_path / 'a.png'), np.zeros((40, 60, 3), np.uint8))
+    return tmp_path / 'a.png'
+
+
+def test_scales_and_flips_of_a_test_become_views(said, old_image):
+    """MultiScaleFlipAug of 1.x and 2.x: each scale, as it is and in each flip, in that order."""
+    old = faster_rcnn_1x()
+    steps = old['data']['test']['pipeline']
+    steps[1].update(flip=True, img_scale=[(90, 60), (1000, 20)], flip_direction=['horizontal', 'vertical'])
+    assert views_of(old, old_image) == [
+        (size, flip) for size in ((60, 90), (20, 30)) for flip in (None, 'horizontal', 'vertical')
+    ]
+    assert said[0] == ('x is of mmdetection 1.x; it is translated (tools/print_config.py shows it); --tta tests in all '
+                       'its scales and flips')  # fmt: skip
+    old = faster_rcnn_1x()
+    step = old['data']['test']['pipeline'][1]
+    del step['img_scale']
+    step.update(scale_factor=[0.5, 2.0])
+    assert views_of(old, old_image) == [((20, 30), None), ((80, 120), None)]
+    assert 'tta_pipeline' not in translate(faster_rcnn_1x(), 'x')  # a single view
+    several = faster_rcnn_2x()
+    for part in several['data']['test']:
+        part['pipeline'][1].update(flip=True)
+    use_tta(cfg := Config(translate(several, 'x')))
+    first, second = cfg.test_dataloader.dataset.datasets
+    assert first.pipeline == second.pipeline and first.pipeline[-1].type == 'TestTimeAug'
+    assert 'tta_pipeline' not in first
+
+
+def test_scales_and_flips_of_the_release_become_views(recipes, said, old_image):
+    """0.x: several img_scale of data.test, and a flip_ratio above 0."""
+    several = dict(img_scale=[(90, 90), (45, 45)], flip_ratio=0.5)
+    old = copy.deepcopy(recipes['offical_cfgs/faster_rcnn_r50_fpn_1x'])
+    old['data']['test'].update(several)
+    assert views_of(old, old_image) == [(size, flip) for size in ((60, 90), (30, 45)) for flip in (None, 'horizontal')]
+    old = copy.deepcopy(recipes['offical_cfgs/pascal_voc/ssd300_voc'])
+    old['data']['test'].update(several)
+    steps = translate(old, 'x')['tta_pipeline'][-1]['transforms']
+    assert [[step['type'] for step in choices] for choices in steps] == [
+        ['Resize'] * 2, ['RandomFlip'] * 2, ['LoadAnnotations'], ['PackDetInputs'],  # VOCMetric wants the objects
+    ]  # fmt: skip
 
 
 def test_deformable_parts_and_ssd_get_mmdetection_3s_names(recipes):

@@ -3,13 +3,16 @@
 import copy
 
 import pytest
+from mmengine.config import Config
+from mmengine.optim import build_optim_wrapper
 from torch import nn
 
 from mmdet.apis import init_detector
 from mmdet.config import mmdet3
 from mmdet.config.errors import UserError
-from mmdet.config.load import load_config
+from mmdet.config.load import adopt_vocabulary, load_config
 from mmdet.config.mmdet3 import OPTIONS, adopt
+from mmdet.layers import ConvModule
 from mmdet.registry import MODELS, registered_class
 
 FOUND = [(kind, option) for kind, options in OPTIONS.items() for option in options]
@@ -103,3 +106,20 @@ def test_a_loaded_config_and_init_detector():
     other.model.backbone.avg_down = True
     with pytest.raises(UserError, match='model.backbone.avg_down=True: ResNet supports False alone'):
         init_detector(other, device='cpu')
+
+
+def test_the_offsets_of_deformable_convolutions_learn_slower():
+    """`dcn_offset_lr_mult`: both parameters of `conv_offset`, no other; bias_lr_mult is not theirs, as in mmengine."""
+    model = nn.Sequential(*(ConvModule(4, 4, 3, conv_cfg=dict(type=kind), bias=True) for kind in ('DCN', 'DCNv2')))
+    rates = dict(bias_lr_mult=2.0, dcn_offset_lr_mult=0.1)
+    for own, factor in (None, 0.1), (dict(conv_offset=dict(lr_mult=0.5)), 0.5):
+        paramwise = dict(rates, custom_keys=own) if own else dict(rates)
+        wrapper = dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=1.0), paramwise_cfg=paramwise)
+        cfg = Config(dict(optim_wrapper=wrapper))
+        adopt_vocabulary(cfg)
+        groups = build_optim_wrapper(model, cfg.optim_wrapper).param_groups
+        learns = {id(parameter): group['lr'] for group in groups for parameter in group['params']}
+        expected = {name: factor if 'conv_offset' in name else 2.0 if 'bias' in name else 1.0
+                    for name, _ in model.named_parameters()}  # fmt: skip
+        assert sorted(expected.values()) == sorted([factor] * 4 + [1.0] * 2 + [2.0] * 2)
+        assert {name: learns[id(parameter)] for name, parameter in model.named_parameters()} == expected

@@ -40,3 +40,25 @@ def test_what_is_called_may_be_overridden():
             return super().sample() + 1
 
     assert Mine().sample() == 2
+
+
+def test_a_method_that_the_class_itself_may_call_is_its_own():
+    @refuse_overrides('extend/transform.md', _shift='transform', _build='__init__')
+    class Base:
+        def __init__(self):
+            pass
+
+        def transform(self, results): ...
+
+    class Whole(Base):
+        def transform(self, results):
+            return self._shift(results)
+
+        def _shift(self, results):
+            return results + 1
+
+    assert Whole().transform(1) == 2
+    with pytest.raises(UserError, match='Part._shift would never be called'):
+        type('Part', (Base,), dict(_shift=lambda self, results: results))
+    with pytest.raises(UserError, match='Mine._build would never be called'):
+        type('Mine', (Base,), dict(_build=lambda self: None, __init__=lambda self: None))

@@ -1,5 +1,6 @@
 """Recipes by their names."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -83,4 +84,13 @@ def test_a_script_of_ones_own_finds_them(tmp_path, room):
     (tmp_path / 'mine.py').write_text("_base_ = 'mmdet::cbn/mask_rcnn_r50_fpn_1x.py'\n")
     code = f"import {room}; from mmengine.config import Config; print(Config.fromfile('mine.py').model.type)"
     done = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout == 'MaskRCNN\n', done.stderr
+
+
+@pytest.mark.parametrize('room', ['registry', 'visualization', 'utils'])
+def test_a_script_that_imports_any_room_finds_bases(tmp_path, room):
+    (tmp_path / 'mine.py').write_text("_base_ = 'mmdet::cbn/mask_rcnn_r50_fpn_1x.py'\n")
+    code = f'import mmdet.{room}; from mmengine.config import Config; print(Config.fromfile("mine.py").model.type)'
+    done = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True,
+                          env=dict(os.environ, PYTHONPATH=str(ROOT)))  # fmt: skip
     assert done.stdout == 'MaskRCNN\n', done.stderr

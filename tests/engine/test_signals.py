@@ -102,6 +102,40 @@ def test_a_signal_to_the_workers_too(start, signum):
     assert f'stopped by {signum.name} after iteration' in err and Path('run/interrupted.pth').exists()
 
 
+ABANDONED = """
+import os, socket, sys, time
+from multiprocessing import get_context, reduction
+from mmdet.engine.workers import start_worker
+
+def worker(connection, started):
+    if started:
+        start_worker(0, num_workers=1, rank=0, seed=0)
+    connection.send(reduction.DupFd(os.open(os.devnull, os.O_RDONLY))._id[0])
+    connection.recv()
+
+if __name__ == '__main__':
+    context = get_context('fork')
+    here, there = context.Pipe()
+    process = context.Process(target=worker, args=(there, sys.argv[1] == 'started'))
+    process.start()
+    asks = socket.socket(socket.AF_UNIX)
+    asks.connect(here.recv())
+    asks.close()
+    time.sleep(1)
+    here.send(None)
+    process.join()
+"""
+
+
+@pytest.mark.parametrize('kind', ['plain', 'started'])
+def test_a_process_killed_while_it_asks_for_a_batch_leaves_no_traceback(kind, tmp_path):
+    """Its data loader's workers live a moment longer, and Python prints there what they have lost."""
+    Path(tmp_path, 'abandoned.py').write_text(ABANDONED)
+    done = subprocess.run([sys.executable, 'abandoned.py', kind], cwd=tmp_path, capture_output=True, text=True,
+                          env={**os.environ, 'PYTHONPATH': str(ROOT)}, timeout=120)  # fmt: skip
+    assert done.returncode == 0 and ('Traceback' in done.stderr) == (kind == 'plain')
+
+
 def test_a_worker_that_is_killed_while_its_batch_is_awaited():
     cause = RuntimeError('DataLoader worker (pid 7) is killed by signal: Killed. ')
     error = RuntimeError('DataLoader worker (pid(s) 7) exited unexpectedly')

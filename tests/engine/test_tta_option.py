@@ -7,7 +7,7 @@ import factories
 import pytest
 import torch
 
-from mmdet.apis import inference_detector, init_detector
+from mmdet.apis import DetInferencer, inference_detector, init_detector
 from mmdet.config.errors import UserError
 from mmdet.config.load import load_config
 from mmdet.engine.tta import use_tta, with_flip
@@ -60,6 +60,23 @@ def test_test_and_predict(folder, config, most, run_tool, monkeypatch, tmp_path,
         torch.testing.assert_close(again.bboxes, torch.as_tensor(expected['bboxes']), atol=1e-3, rtol=0)
         torch.testing.assert_close(again.scores, torch.as_tensor(expected['scores']), atol=1e-4, rtol=0)
     assert json.dumps(model.dataset_meta['classes'])
+
+
+@pytest.mark.parametrize('config', ['config.py', 'own.py'])
+def test_the_inferencer_finds_what_the_function_finds(folder, config, monkeypatch):
+    monkeypatch.chdir(folder)
+    images = sorted(str(path) for path in (folder / 'shapes/val').glob('*.*'))[:2]
+    inferencer = DetInferencer(config, 'weights.pth', 'cpu', show_progress=False, tta=True)
+    found = inferencer(images, batch_size=2, return_vis=True, return_datasamples=True)
+    model = init_detector(config, 'weights.pth', device='cpu', tta=True)
+    assert len(found['predictions']) == len(found['visualization']) == len(images) == 2
+    for sample, expected in zip(found['predictions'], inference_detector(model, images)):
+        assert 0 < len(sample.pred_instances) and sample.img_path == expected.img_path
+        torch.testing.assert_close(sample.pred_instances.bboxes, expected.pred_instances.bboxes, atol=1e-3, rtol=0)
+        torch.testing.assert_close(sample.pred_instances.scores, expected.pred_instances.scores, atol=1e-4, rtol=0)
+    plain = DetInferencer(config, 'weights.pth', 'cpu', show_progress=False)(images, return_datasamples=True)
+    assert any(str(a.pred_instances.scores) != str(b.pred_instances.scores)
+               for a, b in zip(found['predictions'], plain['predictions']))  # fmt: skip
 
 
 def test_predict_from_the_command_line(folder, monkeypatch, tmp_path):

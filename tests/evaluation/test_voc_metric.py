@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.evaluator import Evaluator
+from mmengine.logging import MMLogger
 
 from mmdet.config.errors import UserError
 from mmdet.evaluation import VOCMetric
@@ -93,10 +94,13 @@ def samples_of(images):
     return samples
 
 
-def ours(images, batch=3, **options):
+def ours(images, **options):
+    return evaluated(samples_of(images), **options)
+
+
+def evaluated(samples, batch=3, **options):
     evaluator = Evaluator(VOCMetric(**options))
     evaluator.dataset_meta = dict(classes=CLASSES)
-    samples = samples_of(images)
     for start in range(0, len(samples), batch):
         evaluator.process(samples[start : start + batch])
     return evaluator.evaluate(len(samples))
@@ -120,6 +124,17 @@ def test_the_kits_numbers(eval_mode, ties):
             assert got[f'pascal_voc/{name}'] == pytest.approx(mean, abs=1e-9)
         assert got['pascal_voc/mAP'] == pytest.approx(sum(means.values()) / 3, abs=1e-9)
         assert next(iter(got)) == 'pascal_voc/mAP'  # what save_best='auto' takes
+
+
+def test_detections_that_name_the_last_pixel():
+    """The kit's own numbers less 1, as mmdetection's models give them."""
+    images = random_images(24, seed=3)
+    samples = samples_of(images)
+    expected = evaluated(samples, iou_thrs=(0.5, 0.75))
+    for sample in samples:
+        sample['pred_instances']['bboxes'][:, 2:] -= 1
+    assert evaluated(samples, iou_thrs=(0.5, 0.75), offset=1) == pytest.approx(expected, abs=1e-9)
+    assert evaluated(samples, iou_thrs=(0.5, 0.75)) != pytest.approx(expected, abs=1e-3)
 
 
 def test_an_iou_of_exactly_the_threshold_is_enough():
@@ -153,6 +168,28 @@ def test_recalls_are_compared_exactly():
     assert eleven_points(np.array([], dtype=int), 10) == area_under_curve(np.array([], dtype=int), 10) == 0
 
 
+def test_the_table(monkeypatch):
+    """Of two cats the first threshold finds both, the second one (7 rows of 10 overlap); a dog is missed, another made
+    up, and there is no bird."""
+    lines = []
+    monkeypatch.setattr(MMLogger.get_current_instance(), 'info', lines.append)
+    cats, dog = [(0, 1, 1, 10, 10, False), (0, 31, 1, 40, 10, False)], (1, 1, 31, 20, 40, False)
+    images = [([*cats, dog], [(0, 1, 1, 10, 10, 0.9), (0, 31, 1, 40, 7, 0.8)]), ([], [(1, 1, 1, 9, 9, 0.7)])]
+    ours(images, iou_thrs=[0.5, 0.75])
+    assert lines == [f'Pascal VOC, 2 images (recall at an IoU of 0.50):\n{TABLE}']
+
+
+TABLE = """\
++-------------------------------------------------+
+| class  objects  detections  recall   AP50  AP75 |
++-------------------------------------------------+
+| cat          2           2   100.0  100.0  50.0 |
+| dog          1           1     0.0    0.0   0.0 |
+| bird         0           0       -      -     - |
+| mean         3           3           50.0  25.0 |
++-------------------------------------------------+"""
+
+
 def test_images_without_anything():
     assert ours([([], []), ([(1, 1, 1, 9, 9, False)], [])]) == {'pascal_voc/mAP': 0, 'pascal_voc/AP50': 0}
     with pytest.raises(UserError, match='no image was evaluated'):
@@ -164,6 +201,8 @@ def test_images_without_anything():
     (dict(eval_mode='12points'), "'12points' is unknown"),
     (dict(iou_thrs=50), 'must be numbers above 0'),
     (dict(iou_thrs=[]), 'must be numbers above 0'),
+    (dict(iou_thrs=[0.5, 1.01]), 'must be numbers above 0, at most 1'),
+    (dict(iou_thrs=[0.5, 0]), 'must be numbers above 0, at most 1'),
     (dict(iou_thrs=[0.5, 0.501]), 'differ by a hundredth'),
 ])  # fmt: skip
 def test_options_that_mean_nothing(options, words):

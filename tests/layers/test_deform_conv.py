@@ -9,14 +9,19 @@ from torchvision.ops import deform_conv2d
 from mmdet.config.errors import UserError
 from mmdet.layers import ConvModule, build_conv_layer, build_norm_layer, conv_norm
 from mmdet.models import ResNet
+from mmdet.registry import MODELS
 
 KINDS = ['DCN', 'DCNv2']
-GEOMETRIES = [dict(padding=1), dict(stride=2, padding=2, dilation=2, groups=2), dict(padding=1, deform_groups=2)]
+GEOMETRIES = [
+    dict(padding=1), dict(stride=2, padding=2, dilation=2, groups=2), dict(padding=1, deform_groups=2),
+    dict(kernel_size=(3, 1), padding=(1, 0)), dict(kernel_size=(2, 3), stride=(1, 2), dilation=(2, 1), deform_groups=2),
+]  # fmt: skip
 
 
 def layer(kind, lively=True, **options):
     torch.manual_seed(0)
-    conv = build_conv_layer(dict(type=kind, deform_groups=options.pop('deform_groups', 1)), 4, 6, 3, **options).double()
+    cfg = dict(type=kind, deform_groups=options.pop('deform_groups', 1))
+    conv = build_conv_layer(cfg, 4, 6, options.pop('kernel_size', 3), **options).double()
     if lively:
         torch.nn.init.normal_(conv.conv_offset.weight, std=0.3)
         torch.nn.init.normal_(conv.conv_offset.bias, std=0.3)
@@ -29,7 +34,8 @@ def inputs():
 
 def slow(x, values, conv, modulated, groups, deform_groups):
     """Tap by tap, as the papers have it: offsets (dy, dx) of every tap, then the scales."""
-    taps, per = 9, x.shape[1] // deform_groups
+    height, width = conv.kernel_size
+    taps, per = height * width, x.shape[1] // deform_groups
     out = x.new_zeros(len(x), conv.out_channels, *values.shape[2:])
     for n in range(len(x)):
         for i in range(values.shape[2]):
@@ -38,8 +44,8 @@ def slow(x, values, conv, modulated, groups, deform_groups):
                 for c in range(x.shape[1]):
                     for tap in range(taps):
                         index = (c // per) * taps + tap
-                        y = i * conv.stride[0] - conv.padding[0] + (tap // 3) * conv.dilation[0]
-                        z = j * conv.stride[1] - conv.padding[1] + (tap % 3) * conv.dilation[1]
+                        y = i * conv.stride[0] - conv.padding[0] + (tap // width) * conv.dilation[0]
+                        z = j * conv.stride[1] - conv.padding[1] + (tap % width) * conv.dilation[1]
                         y, z = y + values[n, 2 * index, i, j].item(), z + values[n, 2 * index + 1, i, j].item()
                         read = bilinear(x[n, c], y, z)
                         if modulated:
@@ -63,7 +69,8 @@ def bilinear(plane, y, x):
 @pytest.mark.parametrize('kind', KINDS)
 @pytest.mark.parametrize('geometry', GEOMETRIES, ids=str)
 def test_equals_torchvisions_operator_and_a_slow_loop(kind, geometry):
-    conv, x, taps = layer(kind, **geometry), inputs(), 9 * geometry.get('deform_groups', 1)
+    conv, x = layer(kind, **geometry), inputs()
+    taps = conv.weight[0, 0].numel() * geometry.get('deform_groups', 1)
     values, mask = conv.conv_offset(x), None
     assert values.shape[1] == taps * (2 if kind == 'DCN' else 3)
     if kind == 'DCNv2':
@@ -82,6 +89,14 @@ def test_begins_as_a_plain_convolution(kind, scale):
     conv, x = layer(kind, lively=False, stride=2, padding=1, bias=False), inputs()
     torch.testing.assert_close(conv(x), scale * torch.nn.functional.conv2d(x, conv.weight, None, 2, 1))
     assert sorted(conv.state_dict()) == ['conv_offset.bias', 'conv_offset.weight', 'weight']
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_by_default_it_has_a_bias_and_one_deformable_group(kind):
+    plain = MODELS.build(dict(type=kind, in_channels=4, out_channels=6, kernel_size=3))
+    assert plain.bias.shape == (6,) and plain.conv_offset.out_channels == 9 * (2 if kind == 'DCN' else 3)
+    assert plain.stride == plain.dilation == plain.conv_offset.stride == plain.conv_offset.dilation == (1, 1)
+    assert plain.padding == plain.conv_offset.padding == (0, 0) and plain.groups == 1
 
 
 @pytest.mark.parametrize('kind', KINDS)

@@ -8,12 +8,12 @@ import torch
 
 from mmdet import models
 from mmdet.config.errors import UserError
-from mmdet.registry import MODELS
+from mmdet.registry import MODELS, TASK_UTILS
 from mmdet.structures import DetDataSample
 
 ROOT = Path(__file__).resolve().parents[2]
 DENSE = 'get_anchors get_targets loss_by_feat loss_by_feat_single predict_by_feat loss_and_predict'.split()
-DENSE += ['_init_layers', 'forward_single', 'get_bboxes', 'forward_train']
+DENSE += ['_init_layers', 'forward_single', 'get_bboxes', 'forward_train', 'aug_test']
 ROI = '_bbox_forward bbox_loss predict_bbox _mask_forward mask_loss predict_mask init_bbox_head'.split()
 REFUSED = dict(
     StandardRoIHead=ROI,
@@ -26,7 +26,10 @@ REFUSED = dict(
     SSDHead=DENSE,
     MaxIoUAssigner=['assign_wrt_overlaps'],
     RandomSampler=['_sample_pos', '_sample_neg'],
-    OHEMSampler=['_sample_pos', '_sample_neg'],
+    OHEMSampler=['_sample_pos', '_sample_neg', 'hard_mining'],
+    IoUBalancedNegSampler=['_sample_neg', 'sample_via_interval'],
+    InstanceBalancedPosSampler=['_sample_pos'],
+    DetTTAModel=['_merge_single_sample', 'merge_aug_bboxes'],
     AnchorGenerator=['gen_base_anchors', 'single_level_grid_priors', 'valid_flags'],
     SingleRoIExtractor=['map_roi_levels'],
     ResNet=['make_res_layer', '_make_stem_layer'],
@@ -152,3 +155,33 @@ def test_who_calls_a_head_with_data_samples_is_told_what_gives_the_same(owner, n
 def guide_of(text: str) -> str:
     """'docs/extend/head.md', at the end of a message in parentheses."""
     return text.rpartition('(')[2].removesuffix(')')
+
+
+@pytest.mark.parametrize('cfg', [
+    dict(type='DetDataPreprocessor', pad_mask=True, pad_seg=False, boxtype2tensor=True),
+    dict(type='ResNet', depth=18, deep_stem=False, plugins=None),
+    dict(type='FCNMaskHead', num_classes=2, predictor_cfg=dict(type='Conv')),
+    dict(type='MaxIoUAssigner', pos_iou_thr=0.5, neg_iou_thr=0.5, iou_calculator=dict(type='BboxOverlaps2D')),
+])  # fmt: skip
+def test_a_script_may_give_what_changes_nothing(cfg):
+    registry = MODELS if cfg['type'] in MODELS.module_dict else TASK_UTILS
+    assert type(registry.build(dict(cfg))).__name__ == cfg['type']
+    *_, option = cfg
+    with pytest.raises(UserError, match=f"^{option}='other': {cfg['type']} supports "):
+        registry.build(dict(cfg, **{option: 'other'}))
+    with pytest.raises(TypeError, match="unexpected keyword argument 'of_no_project'"):
+        registry.build(dict(cfg, of_no_project=1))
+
+
+def test_keywords_of_mmdetection_are_taken_where_they_change_nothing():
+    boxes = torch.tensor([[0.0, 0, 4, 4]])
+    loss, coder = MODELS.build(dict(type='L1Loss')), TASK_UTILS.build(dict(type='DeltaXYWHBBoxCoder'))
+    anchors = TASK_UTILS.build(dict(type='AnchorGenerator', scales=[8], ratios=[1.0], strides=[4]))
+    assert loss(boxes, boxes + 1, reduction_override=None) == loss(boxes, boxes + 1) == 1
+    assert torch.equal(coder.decode(boxes, 0 * boxes, max_shape=None), boxes)
+    assert torch.equal(*(anchors.grid_priors([(2, 2)], **given)[0] for given in ({}, dict(dtype=torch.float32))))
+    for call in (lambda: loss(boxes, boxes, reduction_override='none'),
+                 lambda: anchors.grid_priors([], dtype=torch.half),
+                 lambda: coder.decode(boxes, boxes, max_shape=(4, 4))):  # fmt: skip
+        with pytest.raises(UserError, match=r' takes no \w+ here: .* \(docs/extend/head.md\)'):
+            call()

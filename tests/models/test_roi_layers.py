@@ -89,6 +89,18 @@ def test_offsets_and_scales_come_from_the_first_pooling():
     torch.testing.assert_close(plain(feature, ROIS), expected)
 
 
+@pytest.mark.parametrize('kind', [DeformRoIPoolPack, ModulatedDeformRoIPoolPack])
+def test_default_widths_and_units(kind):
+    """1024 neurons and a tenth of the RoI, as in the papers; as many samples as a bin has cells."""
+    layer = kind((2, 3), 4, 0.25)
+    assert [fc.out_features for fc in layer.offset_fc[::2]] == [1024, 1024, 2 * 6]
+    assert kind is DeformRoIPoolPack or [layer.mask_fc[i].out_features for i in (0, 2)] == [1024, 6]
+    layer.offset_fc[-1].bias.data.uniform_(-3, 3)
+    offset = layer.offset_fc[-1].bias.detach().view(1, 2, 2, 3).expand(len(ROIS), -1, -1, -1)
+    expected = deform_roi_pool(pyramid()[0], ROIS, offset, (2, 3), 0.25, 0, 0.1)
+    torch.testing.assert_close(layer(pyramid()[0], ROIS), expected * (1 if kind is DeformRoIPoolPack else 0.5))
+
+
 @pytest.mark.parametrize('kind', KINDS)
 def test_each_roi_is_pooled_on_its_level(kind):
     """Compared with one call for each RoI."""

@@ -156,6 +156,9 @@ def test_a_file_of_the_release_brings_its_conventions():
     cfg.model.backbone.init_cfg = None
     with torch.device('meta'):
         MODELS.build(cfg.model)
+    voc = load_config('configs/pascal_voc/ssd300_voc.py')
+    adapt_config(voc, file)
+    assert voc.test_evaluator.type == 'VOCMetric' and voc.test_evaluator.offset == 1
 
 
 def test_ssd512_has_no_place_in_torchvision():

@@ -1,5 +1,7 @@
 """Test-time augmentation: several views of an image give what they should, exactly where that can be said."""
 
+import inspect
+
 import factories
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from torch import nn
 from mmdet.config.errors import UserError
 from mmdet.datasets.transforms import TestTimeAug as Views
 from mmdet.models import DetTTAModel
+from mmdet.ops import soft_nms
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample, RLEMasks
 from mmdet.structures.boxes import flip_boxes
@@ -183,3 +186,6 @@ def test_settings_are_the_detectors_own():
     cfg.nms, cfg.max_per_img = dict(type='soft_nms', iou_threshold=0.4, min_score=0.05), 7
     assert DetTTAModel(model).tta_cfg == dict(nms=dict(type='nms', iou_threshold=0.4), max_per_img=7)
     assert DetTTAModel(model, dict(max_per_img=9)).tta_cfg['max_per_img'] == 9
+    cfg.nms = dict(type='soft_nms')
+    threshold = inspect.signature(soft_nms).parameters['iou_threshold'].default
+    assert DetTTAModel(model).tta_cfg['nms'] == dict(type='nms', iou_threshold=threshold)

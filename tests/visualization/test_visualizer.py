@@ -298,3 +298,17 @@ def test_ground_truth_and_predictions_are_told_apart(written):
     drawing.add_datasample('a', GREY, sample, draw_gt=True)
     assert [text for text, *_ in written if text in ('ground truth', 'predictions')] == ['ground truth', 'predictions']
     assert drawing.get_image().shape == (600, 1600, 3)
+
+
+def test_ground_truth_is_drawn_without_being_asked_for():
+    """As in mmdetection, and beside predictions."""
+    boxes, drawing = torch.tensor([[8.0, 8, 40, 30]]), DetVisualizer('ground_truth')
+    truth = InstanceData(bboxes=boxes, labels=torch.zeros(1, dtype=torch.long))
+    found = InstanceData(**dict(truth.items()), scores=torch.ones(1))
+    black = np.zeros((48, 64, 3), np.uint8)
+    drawing.add_datasample('a', black, DetDataSample(gt_instances=truth))
+    assert drawing.get_image().shape == black.shape and drawing.get_image().any()
+    drawing.add_datasample('a', black, DetDataSample(gt_instances=truth, pred_instances=found))
+    assert drawing.get_image().shape[1] == 2 * black.shape[1]
+    drawing.add_datasample('a', black, DetDataSample(gt_instances=InstanceData(), pred_instances=found))
+    assert drawing.get_image().shape == black.shape

@@ -144,16 +144,13 @@ def stop_and_resume(campaign: Campaign, number: int, processes: int, reference: 
     elif status not in expected or trace_in(said):
         campaign.find(f'status {status}: {how}: {trace_in(said) or said[-1:]}')
     deadline = time.monotonic() + 20  # of a killed launcher the processes end by themselves
-    while (status := finish(folder, processes)) == 2 and time.monotonic() < deadline:
+    while (resumed := finished(start(folder, processes, '--resume')))[0] == 2 and time.monotonic() < deadline:
         time.sleep(1)
+    status, said = resumed
     if status != 0:
-        campaign.find(f'resumed with status {status}: {how}')
+        campaign.find(f'resumed with status {status}: {how}: {trace_in(said) or said[-5:]}')
     elif not same(final_state(folder), reference):
         campaign.find(f'other weights after the resume: {how}')
-
-
-def finish(folder: str, processes: int) -> int | None:
-    return finished(start(folder, processes, '--resume'))[0]
 
 
 def kills(campaign: Campaign, left: Callable[[], bool], references: dict) -> None:
@@ -174,7 +171,7 @@ def full_disk(campaign: Campaign, left: Callable[[], bool], references: dict) ->
         campaign.counts['disk full'] += 1
         if status not in (0, 1) or trace_in(said):
             campaign.find(f'disk full at file {at}: status {status}: {trace_in(said) or said[-1:]}')
-        if finish(f'full{at}', 1) != 0 or not same(final_state(f'full{at}'), references[1][0]):
+        if finished(start(f'full{at}', 1, '--resume'))[0] != 0 or not same(final_state(f'full{at}'), references[1][0]):
             campaign.find(f'disk full at file {at}: not resumed to the bit')
 
 

@@ -28,7 +28,9 @@ def cut(results: dict, window: tuple[int, int, int, int]) -> None:
 
 
 @TRANSFORMS.register_module()
-@refuse_overrides('extend/transform.md', _crop_data='transform', _rand_offset='transform')
+@refuse_overrides(
+    'extend/transform.md', _crop_data='transform', _rand_offset='transform', _record_homography_matrix='transform',
+)  # fmt: skip
 class RandomCrop(BaseTransform):
     """Cut a random window out of the image; objects outside it are dropped.
 

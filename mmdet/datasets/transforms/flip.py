@@ -17,6 +17,7 @@ from mmdet.registry import TRANSFORMS
 @TRANSFORMS.register_module()
 @refuse_overrides(
     'extend/transform.md', _flip_bbox='_flip', _flip_on_direction='transform', _record_homography_matrix='_flip',
+    _flip_keypoints='_flip', _flip_seg_map='_flip',
 )  # fmt: skip
 class RandomFlip(BaseTransform):
     """Mirror the image, its boxes and masks.

@@ -18,6 +18,7 @@ from mmdet.registry import TRANSFORMS
 @TRANSFORMS.register_module()
 @refuse_overrides(
     'extend/transform.md', _resize_img='resize', _resize_bboxes='resize', _resize_masks='resize', _resize_seg='resize',
+    _resize_keypoints='resize', _record_homography_matrix='resize',
 )  # fmt: skip
 class Resize(BaseTransform):
     """Resize the image, its boxes and masks.

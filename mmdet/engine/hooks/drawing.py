@@ -5,11 +5,12 @@ from pathlib import Path
 from mmengine.dist import master_only
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
+from mmengine.visualization import Visualizer
 
 from mmdet.config.errors import UserError
 from mmdet.config.output import output_files
 from mmdet.registry import HOOKS
-from mmdet.visualization.visualizer import draw_file, read_image
+from mmdet.visualization.visualizer import DetVisualizer, draw_file, read_image
 
 
 def _identity(image) -> tuple:
@@ -48,10 +49,18 @@ class DetVisualizationHook(Hook):
     def after_test_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs=None) -> None:
         if self.out_dir is None:
             return
-        # not the visualizer's: mmengine gives its meta to rank 0 alone
-        classes = runner.test_dataloader.dataset.metainfo.get('classes') or ()
+        meta, visualizer = runner.test_dataloader.dataset.metainfo, runner.visualizer
+        visualizer.dataset_meta = meta  # mmengine gives it to rank 0 alone
         for sample in outputs:
-            draw_file(sample.img_path, sample, self.places[_identity(sample)], classes, self.score_thr)
+            place = self.places[_identity(sample)]
+            if type(visualizer) in (Visualizer, DetVisualizer):
+                classes, palette = meta.get('classes') or (), meta.get('palette')
+                draw_file(sample.img_path, sample, place, classes, self.score_thr, palette)
+            else:  # one of the user's
+                visualizer.add_datasample(
+                    place.name, read_image(sample.img_path), sample, draw_gt='bboxes' in sample.get('gt_instances', ()),
+                    pred_score_thr=self.score_thr, out_file=str(place), step=batch_idx,
+                )  # fmt: skip
 
     @master_only
     def after_val_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs=None) -> None:

@@ -3,11 +3,13 @@
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
+from mmdet.config.overrides import refuse_overrides
 from mmdet.engine.data_checks import check_classes
 from mmdet.registry import HOOKS
 
 
 @HOOKS.register_module()
+@refuse_overrides('extend/hook.md', _check_head='before_train_epoch and before_val_epoch')
 class NumClassCheckHook(Hook):
     """Refuse a head that counts other classes than the data set has. The tools check it themselves, before training;
     this is for a Runner that is built by hand, and for configs of mmdetection that list it."""

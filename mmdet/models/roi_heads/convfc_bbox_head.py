@@ -25,6 +25,7 @@ from mmdet.registry import MODELS, TASK_UTILS
     _get_targets_single="the RoI head's sample",
     loss_and_target='loss',
     predict_by_feat="the RoI head's predict",
+    get_bboxes="the RoI head's predict",
     _predict_by_feat_single="the RoI head's predict",
     refine_bboxes="the RoI head's refine",
     regress_by_class="the RoI head's refine",

@@ -21,6 +21,7 @@ from mmdet.registry import MODELS
     get_targets="the RoI head's loss",
     loss_and_target='loss',
     predict_by_feat='predict',
+    get_seg_masks='predict',
     _predict_by_feat_single='predict',
 )
 class FCNMaskHead(BaseModule):

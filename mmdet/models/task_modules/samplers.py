@@ -67,6 +67,7 @@ class RandomSampler:
 
 
 @TASK_UTILS.register_module()
+@refuse_overrides('extend/head.md', _sample_pos='sample', _sample_neg='sample')
 class PseudoSampler:
     """Every box that the assigner calls positive or negative (one-stage detectors with focal loss)."""
 
@@ -78,6 +79,7 @@ class PseudoSampler:
 
 
 @TASK_UTILS.register_module()
+@refuse_overrides('extend/head.md', _sample_pos='sample', _sample_neg='sample', hard_mining='sample')
 class OHEMSampler(RandomSampler):
     """The boxes with the highest classification loss (online hard example mining, arXiv 1604.03540).
 
@@ -104,6 +106,7 @@ class OHEMSampler(RandomSampler):
 
 
 @TASK_UTILS.register_module()
+@refuse_overrides('extend/head.md', sample_via_interval='choose_negatives')
 class IoUBalancedNegSampler(RandomSampler):
     """Negatives spread evenly over their IoU with the ground truth (Libra R-CNN, arXiv 1904.02701, section 3.1).
 

@@ -1,0 +1,5 @@
+"""Batch samplers."""
+
+from mmdet.datasets.samplers.batch_sampler import AspectRatioBatchSampler
+
+__all__ = ['AspectRatioBatchSampler']
