@@ -171,7 +171,7 @@ def test_ones_own_data(shapes, here, monkeypatch, capsys):
         shutil.copytree(shapes / split, folder / 'images', dirs_exist_ok=True)
         (folder / f'{split}.json').write_text(relabelled(shapes, split, ('apple', 'pear')))
     Path('my_data.py').write_text(block("classes=('apple', 'pear')"))
-    coco = load_config(ROOT / 'configs/cbn/mask_rcnn_r50_fpn_cbn_buffer3_burnin8_1x.py', factories.RESNET18)
+    coco = load_config(ROOT / 'configs/cbn/mask_rcnn_r50_fpn_gn_1x.py', factories.RESNET18)
     torch.save(dict(state_dict=MODELS.build(coco.model).state_dict()), 'mask_rcnn_trained_on_coco.pth')
     tool('train.py', 'my_data.py', '--work-dir', 'run', '--cfg-options', *SMALL, monkeypatch=monkeypatch)
     printed = capsys.readouterr()

@@ -59,6 +59,9 @@ test_cfg = dict(type='TestLoop')
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=0.001, weight_decay=0.05),
+    # The backbone's norms keep ImageNet's statistics: at the full rate its features grow without bound, faster than the
+    # running averages behind it follow.
+    paramwise_cfg=dict(custom_keys=dict(backbone=dict(lr_mult=0.05))),
     clip_grad=dict(max_norm=35, norm_type=2),
 )
 param_scheduler = [

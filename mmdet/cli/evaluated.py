@@ -78,8 +78,7 @@ class Evaluated:
         if name == 'segm':
             there['masks'] = [one['segmentation'] for one in objects]
         missed = {key for _, judged in list(shown.values())[:1] for key in judged.missed}
-        title = f'ground truth, {Path(self.paths[img_id]).name}'
-        drawings = [(title, self._image(img_id, there, [one['id'] not in missed for one in objects]))]
+        drawings = [('ground truth', self._image(img_id, there, [one['id'] not in missed for one in objects]))]
         for title, (result, judged) in shown.items():
             right = {i: True for i in judged.right} | {i: False for i in judged.wrong}
             best = sorted(right, key=lambda i: -result['scores'][i])[:_MOST_DRAWN]
@@ -106,8 +105,9 @@ class Evaluated:
 
     def _drawn(self, how: Callable[..., str], img_id: Any, *arguments: Any) -> str:
         """'' for an image that cannot be read: the numbers are worth a report all the same."""
+        path = self.paths[img_id]
         try:
-            return how(self.paths[img_id], *arguments)
+            return how(path, *arguments)
         except (OSError, UserError) as error:
             say(f'not drawn: {one_line(error)}')
             return ''

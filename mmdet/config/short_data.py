@@ -37,7 +37,8 @@ def expand_data(cfg: Config, options: dict[str, Any] | None = None) -> dict[str,
     """Expand the config's `data`, in place.
 
     Args:
-        options: --cfg-options; ``data.root=...`` and the like change `data` before it is expanded.
+        options: --cfg-options; ``data.root=...`` and the like change `data` before it is expanded, or with
+            ``data.train=...`` stand for it in a config that has none.
 
     Returns:
         The other options.
@@ -46,11 +47,12 @@ def expand_data(cfg: Config, options: dict[str, Any] | None = None) -> dict[str,
         UserError: an unknown key, a wrong value, or a part of the config to which it could not apply.
     """
     options = dict(options or {})
-    if not is_short(cfg.get('data')):
+    short = cfg.get('data')
+    given = {key.removeprefix('data.'): options[key] for key in options if key.startswith('data.')}
+    if not is_short(given if short is None else short):
         return options
-    data = cfg.pop('data').to_dict()
-    for key in [key for key in options if key.startswith('data.')]:
-        data[key.removeprefix('data.')] = options.pop(key)
+    data = ({} if short is None else cfg.pop('data').to_dict()) | given
+    options = {key: value for key, value in options.items() if not key.startswith('data.')}
     _check(data)
     splits = dict(train=data['train'], val=data.get('val'), test=data.get('test', data.get('val')))
     root = data.get('root') or ''

@@ -64,6 +64,7 @@ class ImageNumbers:
     """One image, with detections from the analysis's threshold on."""
 
     img_id: Any
+    file_name: str
     f1: float
     judged: Judged
 
@@ -73,6 +74,7 @@ class LabelError:
     """A confident detection that the ground truth contradicts: 'missing', or of another class ('class')."""
 
     img_id: Any
+    file_name: str
     kind: str
     score: float
     box: list[float]  # xyxy pixels
@@ -274,7 +276,7 @@ def _label_errors(counter: Counter, detections: Detections, in_crowd: np.ndarray
             x, y, w, h = detections.boxes[i].tolist()
             missing = one['type'] == 'missing_annotation'
             errors.append(LabelError(
-                counter.img_ids[one['image_id']], 'missing' if missing else 'class', one['dt_score'],
+                *counter.image(one['image_id']), 'missing' if missing else 'class', one['dt_score'],
                 [x, y, x + w, y + h], names[one['dt_category_id']],
                 None if missing else names[one['gt_category_id']]))
     return errors
@@ -283,7 +285,7 @@ def _label_errors(counter: Counter, detections: Detections, in_crowd: np.ndarray
 def _images(counter: Counter, detections: Detections, threshold: float, worst: int, best: int) -> tuple[list, list]:
     """The images with the lowest F1, of equal ones those with more errors first, and those with the highest."""
     judged = {number: one for number, one in counter.by_image(detections, threshold).items() if one.right or one.errors}
-    rows = [ImageNumbers(counter.img_ids[number], one.f1, one) for number, one in judged.items()]
+    rows = [ImageNumbers(*counter.image(number), one.f1, one) for number, one in judged.items()]
     bad = sorted((row for row in rows if row.judged.errors), key=lambda row: (row.f1, -row.judged.errors))[:worst]
     good = sorted((row for row in rows if row.judged.right), key=lambda row: (-row.f1, -len(row.judged.right)))
     return bad, [row for row in good if row not in bad][:best]

@@ -34,6 +34,7 @@ class ImageChange:
     """What changed on one image at IoU 0.5, with detections from each one's threshold on."""
 
     img_id: Any
+    file_name: str
     a: Judged
     b: Judged
     f1: float  # of B less that of A
@@ -109,7 +110,7 @@ def _differences(counter: Counter, both: Sequence[Detections], samples: int, see
 def _changes(counter: Counter, both: Sequence[Detections], thresholds: Sequence[float]) -> list[ImageChange]:
     """All images, the one that lost most first."""
     of_a, of_b = (counter.by_image(found, least) for found, least in zip(both, thresholds))
-    rows = [ImageChange(counter.img_ids[number], of_a[number], of_b[number], of_b[number].f1 - of_a[number].f1)
+    rows = [ImageChange(*counter.image(number), of_a[number], of_b[number], of_b[number].f1 - of_a[number].f1)
             for number in counter.images]  # fmt: skip
     return sorted(rows, key=lambda one: (one.f1, one.a.errors - one.b.errors))
 

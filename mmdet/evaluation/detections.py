@@ -97,6 +97,10 @@ class Counter:
         self.objects = {one['id']: one for one in metric.truth.of(self.images, name == 'segm')}
         self._coco = self._ground_truth(self.objects.values())
 
+    def image(self, number: int) -> tuple[Any, str]:
+        """Id and file name of an image in the annotation file."""
+        return self.img_ids[number], self.truth.images[number]['file_name']
+
     def _ground_truth(self, objects: Collection[dict]) -> Any:
         objects = [dict(one, category_id=one['category_id'] if self.by_class else 1) for one in objects]
         categories = self.truth.categories if self.by_class else [dict(id=1, name='object')]

@@ -8,11 +8,12 @@ repaired while the rest is looked for, so that their consequences are not named 
 from __future__ import annotations
 
 from collections import Counter as Tally
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from mmdet.config.errors import at_most
 from mmdet.evaluation.detections import Counter, Detections, Errors, Overlaps, errors, mean, moved
 from mmdet.structures.masks import rle_areas
 
@@ -20,6 +21,7 @@ _MIN_COST = 0.003  # of AP; less is not reported
 _MIN_SHARE = 0.1  # of a class's objects that are called another class
 _MIN_SHIFT_GAIN = 0.03  # of the AP of the classes that it concerns; noise has a median, too
 _MIN_PAIRS = 10  # objects that a statement on boxes needs
+_LOST = 0.2  # a class with a smaller share of its AP after a repair is lost without the repair
 
 # What to look at, or to do, by the kind of a finding.
 _REMEDIES = {
@@ -93,6 +95,8 @@ class Finding:
     kind: str  # such as 'swapped classes'
     text: str  # what is the case
     cost: float | None  # AP that is gained when it is repaired; None: it costs no AP, or it cannot be counted
+    classes: list[str] = field(default_factory=list)  # that it names, or takes nearly all AP from
+    severe: bool = False  # whether it takes nearly all AP from a class
     remedy: str = ''  # what to look at, or to do
 
     def __post_init__(self) -> None:
@@ -100,7 +104,8 @@ class Finding:
 
 
 def find(counter: Counter, detections: Detections, threshold: float) -> tuple[list[Finding], Detections]:
-    """Findings, the costliest first, and the detections with their systematic faults repaired.
+    """Findings, and the detections with their systematic faults repaired. Faults that take nearly all AP from a class
+    come first, and of these and of the others the costliest.
 
     Args:
         threshold: score from which on detections are the model's answer.
@@ -120,7 +125,15 @@ def find(counter: Counter, detections: Detections, threshold: float) -> tuple[li
     for single in (_never_predicted, _confusions, _several_classes, _duplicates, _partial, _background, _missed, _loose,
                    _masks, _small, _scores):  # fmt: skip
         single(case)
-    return sorted(case.findings, key=lambda finding: -(finding.cost or 0)), repaired
+    return sorted(case.findings, key=lambda finding: (not finding.severe, -(finding.cost or 0))), repaired
+
+
+@dataclass(frozen=True)
+class _Gain:
+    """What a repair brings."""
+
+    ap: float
+    lost: set[int]  # categories that have hardly any AP without it
 
 
 class _Case:
@@ -141,15 +154,25 @@ class _Case:
         self.detections = detections
         self.overlaps = Overlaps(self.counter, detections)
         self.errors: Errors = errors(self.counter, detections, self.overlaps)
-        self.ap = self.counter.ap(detections)
+        self.values = self.counter.class_ap(detections)  # (K,)
+        self.ap = mean(self.values)
         self.sure = detections.scores >= self.threshold
 
-    def gain(self, detections: Detections, **options) -> float:
-        """AP that a repair brings."""
-        return self.counter.ap(detections, **options) - self.ap
+    def gain(self, detections: Detections, **options) -> _Gain:
+        return self.gain_to(self.counter.class_ap(detections, **options))
 
-    def add(self, kind: str, cost: float | None, text: str) -> None:
-        self.findings.append(Finding(kind, text, cost))
+    def gain_to(self, values: np.ndarray) -> _Gain:
+        """`values`: (K,) AP of each category after a repair, NaN where it takes all objects away."""
+        lost = np.flatnonzero(self.values < np.where(np.isnan(values), 0.01, _LOST * values)) + 1
+        return _Gain(mean(values) - self.ap, {c for c in lost.tolist() if self.of_class[c] > 2})
+
+    def add(self, kind: str, gain: _Gain | None, text: str, named: Collection[int] = ()) -> None:
+        """`named`: categories that the text names."""
+        lost = gain.lost if gain else set()
+        if lost - set(named) and len(lost) < len(self.of_class):
+            text += f' It takes nearly all AP from {at_most([self.names[c] for c in sorted(lost)], 5)}.'
+        classes = [self.names[c] for c in sorted(lost.union(named))]
+        self.findings.append(Finding(kind, text, gain and max(gain.ap, 0.0), classes, bool(lost)))
 
     def classes(self, objects: np.ndarray) -> np.ndarray:
         """Category of each object, given by its id."""
@@ -181,11 +204,10 @@ def _limit(case: _Case) -> None:
     counts = Tally((one['image_id'], one['category_id']) for one in case.objects.values())
     over, most = {image for (image, _), count in counts.items() if count > limit}, max(counts.values())
     if over:
-        before = case.ap
         case.counter = Counter(case.counter.metric, case.counter.name, case.counter.images, most)
-        case.set(case.detections)
-        case.add('limit of detections', max(case.ap - before, 0.0), f'{len(over)} images have more than {limit} '
+        case.add('limit of detections', case.gain(case.detections), f'{len(over)} images have more than {limit} '
                  f'objects of a class, up to {most}, but of a class and image only {limit} detections count.')
+        case.set(case.detections)
 
 
 def _coordinates(case: _Case) -> None:
@@ -197,7 +219,7 @@ def _coordinates(case: _Case) -> None:
     values = {what: case.counter.ap(one, any_class=True, ious=[0.5]) for what, one in tries.items()}
     what = max(values, key=values.get)
     if values[what] > case.counter.ap(case.detections, any_class=True, ious=[0.5]) + 0.1:
-        case.add('coordinates', max(case.gain(tries[what]), 0.0),
+        case.add('coordinates', case.gain(tries[what]),
                  f'The boxes are {what}: detections touch {_share(touched, len(case.objects))} of the objects as they '
                  'stand.')
         case.set(tries[what])
@@ -245,10 +267,11 @@ def _geometry(case: _Case) -> None:
     for category, name in case.names.items() if len(case.of_class) > 1 else ():
         mine = meant == category
         usual = np.bincount(called[positions[mine]]).argmax() if mine.any() else 0  # the classes may be swapped
-        _aim(case, positions[mine], objects[mine], called == usual, f' of class {name}')
+        _aim(case, positions[mine], objects[mine], called == usual, f' of class {name}', {category})
 
 
-def _aim(case: _Case, positions: np.ndarray, objects: np.ndarray, which: np.ndarray, whose: str) -> bool:
+def _aim(case: _Case, positions: np.ndarray, objects: np.ndarray, which: np.ndarray, whose: str,
+         named: Collection[int] = ()) -> bool:
     """Repair the detections `which` by one shift and one stretching, if these bring AP; says whether they do."""
     if len(positions) < _MIN_PAIRS:
         return False
@@ -269,11 +292,12 @@ def _aim(case: _Case, positions: np.ndarray, objects: np.ndarray, which: np.ndar
                 by = -shift * (case.detections.boxes[:, 2:] if relative else 1) * which[:, None]
                 repaired = moved(case.detections, by, np.where(which[:, None], scale, 1.0))
                 tries.append((case.gain(repaired), sayings, repaired))
-    gain, sayings, repaired = max(tries, key=lambda one: one[0], default=(0.0, [], None))  # of equal gains the simplest
-    if gain < least:
+    none = (_Gain(0.0, set()), [], None)
+    gain, sayings, repaired = max(tries, key=lambda one: one[0].ap, default=none)  # of equal gains the simplest
+    if gain.ap < least:
         return False
     case.add('shifted boxes' if 'shifted' in sayings[0] else 'stretched boxes', gain,
-             f'The {case.what}{whose} are {" and ".join(sayings)}{"" if whose else case.at_50_and_75()}.')
+             f'The {case.what}{whose} are {" and ".join(sayings)}{"" if whose else case.at_50_and_75()}.', named)
     case.set(repaired)
     return True
 
@@ -315,11 +339,12 @@ def _class_order(case: _Case) -> None:
         back = {renamed[category]: category for category in group}
         repaired = _called_by(case.detections, back)
         gain = case.gain(repaired)
-        if gain >= _MIN_COST:
+        if gain.ap >= _MIN_COST:
             calls = [_calls(case, table, c, renamed[c]) for c in group]
             more = f', and so on for {len(calls) - 3} more' if len(calls) > 3 else ''
             case.add('order of classes', gain,
-                     f'{len(group)} classes bear other names, as in another order: {", ".join(calls[:3])}{more}.')
+                     f'{len(group)} classes bear other names, as in another order: {", ".join(calls[:3])}{more}.',
+                     group)
             case.set(repaired)
 
 
@@ -329,7 +354,7 @@ def _one_off(case: _Case) -> bool:
     for step, word, neighbour in ((1, 'low', 'before'), (-1, 'high', 'after')):
         repaired = replace(case.detections, categories=numbers[(label + step) % len(numbers)])
         gain = case.gain(repaired)
-        if gain > 0.1:
+        if gain.ap > 0.1:
             case.add('order of classes', gain, f'All labels are one too {word}: each class is called by the name of '
                      f'the one {neighbour} it.')
             case.set(repaired)
@@ -346,11 +371,12 @@ def _swaps(case: _Case, table: np.ndarray) -> set[int]:
         if not often or {a, b} & swapped or not case.of_class[a] or not case.of_class[b]:
             continue
         repaired = _called_by(case.detections, {a: b, b: a})
-        before, after = (case.counter.class_ap(found)[[a - 1, b - 1]] for found in (case.detections, repaired))
-        if (after < before).any() or (after - before).mean() < 0.05:
+        values = case.counter.class_ap(repaired)
+        gains = (values - case.values)[[a - 1, b - 1]]
+        if (gains < 0).any() or gains.mean() < 0.05:
             continue
-        case.add('swapped classes', case.gain(repaired), f'Classes {case.names[a]} and {case.names[b]} are swapped: '
-                 f'{_calls(case, table, a, b)}, {_calls(case, table, b, a)}.')
+        case.add('swapped classes', case.gain_to(values), f'Classes {case.names[a]} and {case.names[b]} are swapped: '
+                 f'{_calls(case, table, a, b)}, {_calls(case, table, b, a)}.', (a, b))
         case.set(repaired)
         swapped |= {a, b}
     return swapped
@@ -392,10 +418,10 @@ def _never_predicted(case: _Case) -> None:
     mistaken = mistaken[np.isin(case.classes(case.errors.objects[mistaken]), absent)]
     categories = case.detections.categories.copy()
     categories[mistaken] = case.classes(case.errors.objects[mistaken])
-    values = case.counter.class_ap(case.detections)  # by the number of the category, from 1
-    others = [values[category - 1] for category in case.of_class if category not in absent]
-    cost = max(mean(np.array(others or [1.0])) * len(absent) / len(case.of_class),
-               case.gain(replace(case.detections, categories=categories)))  # fmt: skip
+    others = [case.values[category - 1] for category in case.of_class if category not in absent]
+    assumed = case.values.copy()
+    assumed[np.array(absent) - 1] = mean(np.array(others or [1.0]))
+    renamed = case.counter.class_ap(replace(case.detections, categories=categories))
     count = sum(case.of_class[category] for category in absent)
     called = Tally(case.detections.categories[mistaken[case.sure[mistaken]]].tolist()).most_common(1)
     if len(absent) > 1:
@@ -406,7 +432,7 @@ def _never_predicted(case: _Case) -> None:
         text = f'Class {case.names[absent[0]]} is never predicted: its {count} objects are lost'
     if called and called[0][1] > 0.3 * count:
         text += f', {_share(called[0][1], count)} of them called {case.names[called[0][0]]}'
-    case.add('class never predicted', cost, text + '.')
+    case.add('class never predicted', case.gain_to(max(assumed, renamed, key=mean)), text + '.', absent)
     case.accounted |= {key for key, one in case.objects.items() if one['category_id'] in absent}
 
 
@@ -424,9 +450,9 @@ def _confusions(case: _Case) -> None:
         if len(objects) < max(3, _MIN_SHARE * case.of_class[a]) or objects & case.accounted:
             continue
         gain = case.gain(replace(case.detections, categories=np.where((meant == a) & (categories == b), a, categories)))
-        if gain >= _MIN_COST:
+        if gain.ap >= _MIN_COST:
             case.add('confused classes', gain, f'{_share(len(objects), case.of_class[a])} of the {case.of_class[a]} '
-                     f'{case.names[a]} objects are called {case.names[b]}.')
+                     f'{case.names[a]} objects are called {case.names[b]}.', (a, b))
 
 
 def _several_classes(case: _Case) -> None:
@@ -434,7 +460,7 @@ def _several_classes(case: _Case) -> None:
     errors = case.errors
     second = (errors.kinds == 'class') & np.isin(errors.objects, errors.objects[errors.right])
     gain = case.gain(case.detections[~second])
-    if gain >= _MIN_COST:
+    if gain.ap >= _MIN_COST:
         objects = len(set(errors.objects[second].tolist()))
         case.add('several classes', gain, f'{_share(objects, len(case.objects))} of the objects are detected under '
                  f'several classes: {second.sum()} detections have the right place and a wrong class.')
@@ -443,7 +469,7 @@ def _several_classes(case: _Case) -> None:
 def _duplicates(case: _Case) -> None:
     double = case.errors.kinds == 'duplicate'
     gain = case.gain(case.detections[~double])
-    if gain >= _MIN_COST:
+    if gain.ap >= _MIN_COST:
         case.add('duplicates', gain, f'{_share(double.sum(), len(double))} of the detections ({double.sum()}) are '
                  'second ones, of objects that are found already.')
 
@@ -453,7 +479,7 @@ def _partial(case: _Case) -> None:
     errors = case.errors
     partial = (errors.kinds == 'location') & np.isin(errors.objects, errors.objects[errors.right])
     gain = case.gain(case.detections[~partial])
-    if gain >= _MIN_COST:
+    if gain.ap >= _MIN_COST:
         case.add('partial detections', gain, f'{partial.sum()} detections lie partly (IoU 0.1 to 0.5) on objects that '
                  f'are found already{case.of_them_sure(partial)}.')
 
@@ -461,7 +487,7 @@ def _partial(case: _Case) -> None:
 def _background(case: _Case) -> None:
     nothing = np.isin(case.errors.kinds, ['background', 'both'])
     gain = case.gain(case.detections[~nothing])
-    if gain >= _MIN_COST:
+    if gain.ap >= _MIN_COST:
         classes = _most(case, Tally(case.detections.categories[nothing & case.sure].tolist()))
         case.add('false detections', gain, f'{nothing.sum()} detections fit no object{case.of_them_sure(nothing)}'
                  f'{classes}.')
@@ -469,8 +495,10 @@ def _background(case: _Case) -> None:
 
 def _missed(case: _Case) -> None:
     missed = set(case.errors.missed.tolist()) - case.accounted
-    gain = case.gain(case.detections, without=missed) if missed else 0
-    if gain < _MIN_COST:
+    if not missed:
+        return
+    gain = case.gain(case.detections, without=missed)
+    if gain.ap < _MIN_COST:
         return
     total, with_objects = len(case.objects), {one['image_id'] for one in case.objects.values()}
     empty = len(with_objects - set(case.detections.images.tolist()))
@@ -518,7 +546,7 @@ def _loose(case: _Case) -> None:
         if masks is not None:
             masks[i] = one['segmentation']
     gain, median = case.gain(replace(detections, boxes=boxes, masks=masks)), float(np.median(errors.ious[better]))
-    if gain >= _MIN_SHIFT_GAIN and median < 0.95:
+    if gain.ap >= _MIN_SHIFT_GAIN and median < 0.95:
         mild = 'do not fit well' if median < 0.8 else 'could fit better'
         case.add(f'loose {case.what}', gain, f'The {case.what} {mild}, their IoU with the objects being {median:.2f} '
                  f'in the median{case.at_50_and_75()}.')
@@ -529,16 +557,16 @@ def _masks(case: _Case) -> None:
     right = np.flatnonzero(case.errors.right)
     if case.detections.masks is None or not len(right):
         return
-    cost = Counter(case.counter.metric, 'bbox', case.counter.images, case.counter.limit).ap(
-        replace(case.detections, masks=None)) - case.ap
-    if cost < 0.03:
+    boxes = Counter(case.counter.metric, 'bbox', case.counter.images, case.counter.limit)
+    gain = case.gain_to(boxes.class_ap(replace(case.detections, masks=None)))
+    if gain.ap < 0.03:
         return
     areas = rle_areas([case.detections.masks[i] for i in right])
     there = rle_areas([case.counter.objects[i]['segmentation'] for i in case.errors.objects[right].tolist()])
     ratio = float(np.median(areas / np.maximum(there, 1)))
     area = f' The masks have {100 * ratio:.0f} % of the area of their objects in the median.'
-    case.add('masks worse than boxes', cost, f'The masks score {_points(cost)} points less than the boxes of the same '
-             f'detections.{area if abs(1 - ratio) > 0.1 else ""}')
+    case.add('masks worse than boxes', gain, f'The masks score {_points(gain.ap)} points less than the boxes of the '
+             f'same detections.{area if abs(1 - ratio) > 0.1 else ""}')
 
 
 def _small(case: _Case) -> None:
@@ -556,7 +584,7 @@ def _small(case: _Case) -> None:
         found = np.isin(case.errors.objects, list(small)) & case.errors.right
         side = round(ranges[0][1] ** 0.5)
         gain = case.gain(case.detections[~found], without=small)
-        if gain >= _MIN_COST:
+        if gain.ap >= _MIN_COST:
             case.add('small objects', gain,
                      f'Objects under {side} x {side} pixels, {_share(len(small), len(case.objects))} of all, have AP '
                      f'{_points(values[0])}; larger ones up to {_points(max(values[1:]))}.')

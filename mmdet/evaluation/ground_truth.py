@@ -54,7 +54,8 @@ class GroundTruth:
         index = {img_id: before + n for img_id, n in _numbered([image['id'] for image in content['images']]).items()}
         self.index |= {(source, img_id): number for img_id, number in index.items()}
         self.images |= {index[image['id']]: dict(
-            id=index[image['id']], height=int(image['height']), width=int(image['width'])
+            id=index[image['id']], height=int(image['height']), width=int(image['width']),
+            file_name=str(image.get('file_name', ''))
         ) for image in content['images']}
         for annotation in content.get('annotations', ()):
             if annotation['category_id'] not in categories or annotation['image_id'] not in index:

@@ -27,6 +27,8 @@ _METRICS = dict(bbox='Boxes', segm='Masks', proposal='Proposals')
 _ERRORS = dict(Cls='wrong class', Loc='wrong place', Both='wrong class and place', Dupe='second detection',
                Bkg='on no object', Miss='missed object')  # fmt: skip
 
+_AS_THEY_ARE = 'Counted in the detections as they are; the costs of findings, with systematic faults repaired.'
+
 _GOOD, _BAD = (40, 190, 90), (235, 70, 60)
 _LEGEND = ('<span class="key"><i style="background:rgb(40,190,90)"></i>right, or found</span> <span class="key"><i '
            'style="background:rgb(235,70,60)"></i>wrong, or missed</span>')
@@ -34,7 +36,7 @@ _LEGEND = ('<span class="key"><i style="background:rgb(40,190,90)"></i>right, or
 _STYLE = """
 :root{color-scheme:light}*{box-sizing:border-box}
 body{margin:0;background:#fff;color:#1b1f24;font:16px/1.5 system-ui,sans-serif}
-main{max-width:1120px;margin:0 auto;padding:16px}
+main{max-width:1240px;margin:0 auto;padding:16px}
 h1{font-size:1.6rem;line-height:1.25;margin:.4em 0;overflow-wrap:anywhere}
 h2{font-size:1.35rem;margin:1.6em 0 .4em;border-bottom:2px solid #1f5fa8}h3{font-size:1.08rem;margin:1.4em 0 .4em}
 p{margin:.4em 0}.quiet{color:#57606a;font-size:.9rem;overflow-wrap:anywhere}
@@ -46,14 +48,17 @@ ol.findings li{display:flex;gap:12px;padding:10px 0;border-bottom:1px solid #e3e
 ol.findings .cost{flex:0 0 52px;font-weight:700;color:#b3380e;text-align:right;font-variant-numeric:tabular-nums}
 ol.findings .cost small{display:block;font-weight:400;color:#57606a}
 ol.findings p:first-child{font-weight:600;margin:0}
-.scroll{overflow-x:auto;-webkit-overflow-scrolling:touch}
+.scroll{overflow-x:auto;background:linear-gradient(90deg,#fff0,#fff 70%) right/48px 110% no-repeat local,
+linear-gradient(90deg,#0000,#0004) right/14px 100% no-repeat scroll}
 table{border-collapse:collapse;font-size:.92rem;font-variant-numeric:tabular-nums}
 summary{cursor:pointer;color:#1f5fa8;padding:8px 0}
 th,td{padding:4px 8px;text-align:right;white-space:nowrap;border-bottom:1px solid #e3e3e3}
-th{font-weight:600;background:#f3f6fa}th:first-child,td:first-child{text-align:left}
+th{font-weight:600;background:#f3f6fa;white-space:normal;vertical-align:bottom}th:first-child,td:first-child{text-align:left;white-space:normal;min-width:76px}
+@media(max-width:480px){th,td{padding:4px 6px}}
 tr>:first-child{position:sticky;left:0;background:#fff;max-width:40vw;overflow:hidden;text-overflow:ellipsis}
 tr>th:first-child{background:#f3f6fa}
 table.confusion td{min-width:42px;text-align:center}
+table.confusion tr>:last-child{position:sticky;right:0;box-shadow:-5px 0 5px -3px #0004}
 table.confusion th.turned{vertical-align:bottom;text-align:center;font-weight:400}
 table.confusion th.turned span{writing-mode:vertical-rl;transform:rotate(180deg);max-height:130px;overflow:hidden}
 table.bars{width:100%}table.bars td:nth-child(2){width:70%;min-width:150px}
@@ -64,11 +69,13 @@ table.bars td:first-child{white-space:normal}
 svg.plot{width:100%;max-width:480px;height:auto}svg.plot text{font:11px system-ui,sans-serif;fill:#424a53}
 svg.spark polygon{fill:#dce8f5}svg.spark polyline{fill:none;stroke:#1f5fa8;stroke-width:1.5}
 svg.spark,svg.interval{vertical-align:middle}
+a.mark{background:#b3380e;color:#fff;border-radius:8px;padding:0 6px;font-size:.8rem;text-decoration:none}
 .key{white-space:nowrap;margin-right:12px;font-size:.9rem}
 .key i{display:inline-block;width:14px;height:4px;margin-right:5px;vertical-align:middle}
 figure{margin:14px 0}figcaption{font-size:.92rem;overflow-wrap:anywhere}
 .side{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(260px,100%),1fr));gap:8px}
 .side img,.crops img{width:100%;height:auto;display:block;border-radius:4px}
+.crops img{aspect-ratio:1;object-fit:contain;background:#f3f6fa}
 .side div{font-size:.8rem;color:#57606a}
 .crops{display:grid;grid-template-columns:repeat(auto-fill,minmax(150px,1fr));gap:14px}.crops figure{margin:0}
 nav a{margin-right:14px}a{color:#1f5fa8}
@@ -116,14 +123,14 @@ def _page(title: str, body: Sequence[str]) -> str:
 def _analysis(a: Mapping[str, Any], drawings: Mapping[str, Sequence]) -> list[str]:
     counts = f'{a["images"]} images, {a["objects"]} objects, {a["detections"]} detections'
     body = [f'<h2 id="{a["metric"]}">{_METRICS[a["metric"]]}</h2>', f'<p class="quiet">{counts}</p>',
-            _cards(a['summary']), _findings(a['findings'])]  # fmt: skip
+            _cards(a['summary']), _findings(a['findings'], a['metric'])]  # fmt: skip
     body += [f'<p class="quiet">{escape(note)}</p>' for note in a['notes']]
     if a['curves']:
         body.append('<div class="two"><div><h3>Precision and recall</h3>' + plots.curves(_named(a['curves']), 'recall',
                     'precision') + f'</div><div>{_tide(a["tide"])}</div></div>')  # fmt: skip
     else:
         body.append('<h3>Recall by IoU</h3>' + _bars({f'IoU {t}': r for t, r in a['recall_by_iou'].items()}, 1.0))
-    body += [_classes(a['classes'], a['metric'] == 'proposal'), _confusion(a['confusion'], a['threshold']),
+    body += [_classes(a), _confusion(a['confusion'], a['threshold']),
              f'<div class="two"><div>{_calibration(a["calibration"])}</div><div>{_sizes(a["sizes"])}</div></div>']
     body += [_label_errors(a['label_errors'], drawings.get('label_errors', ())),
              _images('Worst images', a['worst'], drawings.get('worst', ()), a['threshold']),
@@ -146,18 +153,20 @@ def _short(name: str) -> str:
     return name.replace('_', ' ')
 
 
-def _findings(findings: Sequence[Mapping]) -> str:
+def _findings(findings: Sequence[Mapping], metric: str) -> str:
     if not findings:
         return '<h3>Findings</h3><p>Nothing stands out: no cause was found that costs 0.3 points of AP or more.</p>'
     rows, said = [], set()
-    for one in findings:
+    for number, one in enumerate(findings, start=1):
         cost = '' if one['cost'] is None else f'{100 * one["cost"]:.1f}<small>AP</small>'
         remedy = '' if one['remedy'] in said else f'<p class="quiet">{escape(one["remedy"])}</p>'
         said.add(one['remedy'])
-        rows.append(f'<li><div class="cost">{cost}</div><div><p>{escape(one["text"])}</p>{remedy}</div></li>')
+        rows.append(f'<li id="{metric}-{number}"><div class="cost">{cost}</div><div><p>{number}. '
+                    f'{escape(one["text"])}</p>{remedy}</div></li>')
     return ('<h3>Findings</h3><p class="quiet">Points of AP gained when one is repaired, measured by repairing it '
             'in these detections. Systematic faults are repaired first, the others each on its own: '
-            f'the numbers need not add up.</p><ol class="findings">{"".join(rows)}</ol>')
+            'the numbers need not add up. What takes nearly all AP from a class comes first, then what costs most.</p>'
+            f'<ol class="findings">{"".join(rows)}</ol>')
 
 
 def _named(curves: Mapping[str, Sequence[float]]) -> dict[str, Sequence[float]]:
@@ -169,7 +178,7 @@ def _tide(tide: Mapping[str, Mapping[str, float]] | None) -> str:
         return ''
     rows = {f'{_ERRORS[kind]} ({tide["count"].get(kind, 0)})': tide['cost'][kind] for kind in _ERRORS}
     return ('<h3>Kinds of error (TIDE)</h3><p class="quiet">Points of AP50 that each kind costs, and how many there '
-            f'are.</p>{_bars(rows, max(*rows.values(), 1e-9))}')
+            f'are. {_AS_THEY_ARE}</p>{_bars(rows, max(*rows.values(), 1e-9))}')
 
 
 def _bars(values: Mapping[str, float], longest: float) -> str:
@@ -182,33 +191,41 @@ def _sizes(sizes: Sequence[Mapping]) -> str:
     rows = []
     for one in sizes:
         least, most = (round(limit**0.5) for limit in one['limits'])
-        span = f'from {least} x {least} px'
+        span = f'from {least}² px'
         if one['limits'][1] < 1e9:
-            span = f'{least} x {least} to {most} x {most} px' if least else f'up to {most} x {most} px'
+            span = f'{least}² to {most}² px' if least else f'up to {most}² px'
         rows.append([one['name'], span, one['objects'], _points(one['ap']), _points(one['ar'])])
     return '<h3>Sizes</h3>' + _table(['objects', 'area', 'number', 'AP', 'AR'], rows)
 
 
-def _classes(classes: Sequence[Mapping], proposals: bool) -> str:
-    """The classes with objects, the worst first."""
-    present = [one for one in classes if one['objects']]
-    if proposals or all(one['ap'] is None for one in present):
+def _classes(a: Mapping[str, Any]) -> str:
+    """The classes with objects, the worst first; of each the numbers of the findings about it."""
+    present = [one for one in a['classes'] if one['objects']]
+    if a['metric'] == 'proposal' or all(one['ap'] is None for one in present):
         rows = [[one['name'], one['objects'], _points(one['recall_all'])]
                 for one in sorted(present, key=lambda one: one['recall_all'])]  # fmt: skip
         return '<h3>Classes</h3>' + _table(['class', 'objects', 'recall at IoU 0.5'], rows)
     sizes = list(present[0]['ap_by_size'])
-    head = ['class', 'objects', 'AP', 'AP50', 'AP75', *(f'AP {size}' for size in sizes), 'PR curve', 'threshold',
-            'precision', 'recall', 'F1']  # fmt: skip
+    head = ['class', 'finding', 'objects', 'AP', 'AP50', 'AP75', *(f'AP {size}' for size in sizes), 'PR curve',
+            'threshold', 'precision', 'recall', 'F1']  # fmt: skip
     rows = []
     for one in sorted(present, key=lambda one: one['ap'] or 0):
         best = [_two(one['threshold']), *(_points(one[key]) for key in ('precision', 'recall', 'f1'))]
-        rows.append([one['name'], one['objects'], *(_points(one[key]) for key in ('ap', 'ap_50', 'ap_75')),
+        rows.append([one['name'], _findings_of(one['name'], a), one['objects'],
+                     *(_points(one[key]) for key in ('ap', 'ap_50', 'ap_75')),
                      *(_points(one['ap_by_size'][size]) for size in sizes), _Markup(plots.spark(one['curve'])), *best])
     table = _table(head, rows[:_MOST_CLASSES])
     if len(rows) > _MOST_CLASSES:
         table += f'<details><summary>all {len(rows)} classes</summary>{_table(head, rows)}</details>'
     return ('<h3>Classes</h3><p class="quiet">The worst first. Threshold: the score from which on F1 is highest, at '
-            f'IoU 0.5; precision, recall and F1 are those from there on.</p>{table}')
+            'IoU 0.5; precision, recall and F1 are those from there on. Do not use the '
+            f'threshold of a class that a finding is about before that is repaired.</p>{table}')
+
+
+def _findings_of(name: str, a: Mapping[str, Any]) -> '_Markup':
+    links = [f'<a class="mark" href="#{a["metric"]}-{number}">{number}</a>'
+             for number, finding in enumerate(a['findings'], start=1) if name in finding['classes']]  # fmt: skip
+    return _Markup(' '.join(links))
 
 
 def _confusion(confusion: Mapping[str, Any] | None, threshold: float) -> str:
@@ -225,16 +242,21 @@ def _confusion(confusion: Mapping[str, Any] | None, threshold: float) -> str:
         for j in kept:
             value = int(matrix[i, j])
             share = value / (matrix[-1].max() if i == len(names) - 1 else total) if value else 0
-            colour = '46,125,79' if i == j else '196,80,27'
+            colour = (46, 125, 79) if i == j else (196, 80, 27)
             ink = '#fff' if share > 0.55 else '#1b1f24'
-            cells.append(f'<td style="background:rgba({colour},{share:.2f});color:{ink}" title="{escape(names[i])} '
+            cells.append(f'<td style="background:{_mixed(colour, share)};color:{ink}" title="{escape(names[i])} '
                          f'called {escape(names[j])}: {value}">{value or ""}</td>')  # fmt: skip
         rows.append(f'<tr><th>{escape(names[i])}</th>{"".join(cells)}</tr>')
     some = f' The {_MOST_CLASSES} classes with most errors; the JSON file has all.' if len(kept) < len(names) else ''
     return (f'<h3>Confusion</h3><p class="quiet">Rows: what the objects are; columns: what they are called, from score '
-            f'{threshold:.2f} on and at IoU 0.5. Last column: not found; last row: on nothing, or a second detection.'
-            f'{some}</p>'
+            f'{threshold:.2f} on and at IoU 0.5. Last column: not found; last row: on nothing, or a second detection. '
+            f'{_AS_THEY_ARE}{some}</p>'
             f'<div class="scroll"><table class="confusion"><tr><th></th>{heads}</tr>{"".join(rows)}</table></div>')
+
+
+def _mixed(colour: tuple[int, ...], share: float) -> str:
+    """A colour on white; opaque, as columns that stay in place cover others."""
+    return f'rgb({",".join(str(round(255 + share * (part - 255))) for part in colour)})'
 
 
 def _calibration(calibration: Mapping[str, Any] | None) -> str:
@@ -249,15 +271,16 @@ def _label_errors(errors: Sequence[Mapping], crops: Sequence[str]) -> str:
     if not errors:
         return ''
     kinds = {kind: sum(one['kind'] == kind for one in errors) for kind in ('missing', 'class')}
+    some = f', the first {len(crops)} of {len(errors)} shown' if 0 < len(crops) < len(errors) else ''
     figures = []
     for one, crop in zip(errors, crops):
         annotated = 'no annotation' if one['annotated'] is None else f'annotated as {one["annotated"]}'
         figures.append(f'<figure>{_img(crop)}<figcaption>{escape(one["detected"])} '
-                       f'{one["score"]:.2f}, {escape(annotated)}<br><span class="quiet">image '
-                       f'{escape(str(one["img_id"]))}</span></figcaption></figure>')
+                       f'{one["score"]:.2f}, {escape(annotated)}<br><span class="quiet">'
+                       f'{escape(_image_name(one))}</span></figcaption></figure>')
     return ('<h3>Likely label errors</h3><p class="quiet">The most confident detections that the ground truth '
-            f'contradicts: {kinds["missing"]} where nothing is annotated, {kinds["class"]} where another class is. '
-            f'Some are errors of the model: look.</p><div class="crops">{"".join(figures)}</div>')
+            f'contradicts{some}: {kinds["missing"]} where nothing is annotated, {kinds["class"]} where another class '
+            f'is. Some are errors of the model: look.</p><div class="crops">{"".join(figures)}</div>')
 
 
 def _images(title: str, images: Sequence[Mapping], columns: Sequence, threshold: float) -> str:
@@ -265,11 +288,15 @@ def _images(title: str, images: Sequence[Mapping], columns: Sequence, threshold:
         return ''
     figures = []
     for one, drawn in zip(images, columns):
-        caption = f'image {one["img_id"]}: {_counts(one["judged"])}, F1 {_points(one["f1"])}'
+        caption = f'{_image_name(one)}: {_counts(one["judged"])}, F1 {_points(one["f1"])}'
         figures.append(_figure(caption, drawn))
     return (f'<h3>{title}</h3><p class="quiet">By F1, of detections from score {threshold:.2f} on, at IoU 0.5. '
             f'{_LEGEND}</p>'
             + ''.join(figures))
+
+
+def _image_name(one: Mapping[str, Any]) -> str:
+    return f'image {one["img_id"]}' + (f' ({Path(one["file_name"]).name})' if one['file_name'] else '')
 
 
 def _counts(judged: Mapping[str, Sequence]) -> str:
@@ -298,7 +325,7 @@ def _comparison(c: Mapping[str, Any], drawings: Mapping[str, Sequence]) -> list[
     for key in ('worse', 'better'):
         rows = []
         for one, drawn in zip(c[key], drawings.get(key, ())):
-            rows.append(_figure(f'image {one["img_id"]}, F1 {100 * one["f1"]:+.1f}. A: {_counts(one["a"])}. B: '
+            rows.append(_figure(f'{_image_name(one)}, F1 {100 * one["f1"]:+.1f}. A: {_counts(one["a"])}. B: '
                                 f'{_counts(one["b"])}.', drawn))
         if rows:
             body.append(f'<h3>Images on which B is {key}</h3><p class="quiet">{_LEGEND}</p>{"".join(rows)}')

@@ -105,6 +105,12 @@ def test_report_of_dumped_detections(shapes, options, capsys):
         assert finding['text'] in page.text and finding['text'] in printed
     assert f'{100 * boxes["summary"]["mAP"]:.1f}AP' in page.text and 'circle' in page.text
     assert Path('analysis/report.html').stat().st_size < 1.5e6
+    links = set(re.findall('href="#(bbox-[0-9]+)"', Path('analysis/report.html').read_text()))
+    assert links and all(f'id="{link}"' in Path('analysis/report.html').read_text() for link in links)
+    images = json.loads((shapes / 'annotations' / 'instances_val.json').read_text())['images']
+    names = {image['id']: image['file_name'] for image in images}
+    for one in [*boxes['worst'], *boxes['best']]:
+        assert f'image {one["img_id"]} ({names[one["img_id"]]}): ' in page.text
     assert not re.search(r'https?://', re.sub(r'base64,[^"]*', '', Path('analysis/report.html').read_text()))
 
 

@@ -84,6 +84,13 @@ def test_options_of_the_command_line():
     assert cfg['val_evaluator']['ann_file'] == 'elsewhere/val.json'
 
 
+def test_a_recipe_without_data_takes_all_of_it_from_the_command_line():
+    options = {'data.root': 'data/mine', 'data.train': 'train.json', 'data.val': 'val.json', 'data.images': 'images',
+               'data.batch_size': 3, 'data.num_workers': 0}  # fmt: skip
+    expected = load(SHORT)
+    assert load(SHORT.splitlines()[1], **options) == expected
+
+
 def test_heads_in_a_list_and_wrapped_data():
     text = """
 _base_ = 'mmdet::cascade_rcnn/cascade_rcnn_r50_fpn_1x.py'

@@ -242,7 +242,7 @@ def test_labelme_of_supervision(some, tmp_path):
 
 
 def test_shapes_of_labelme(some, tmp_path):
-    """A circle, a bitmap, a line, two parts of one object, and an image that lies in the JSON alone."""
+    """A circle, a bitmap, a line, two parts of one object, a reserved label, and an image in the JSON alone."""
     import base64
 
     folder, file, _ = some('fruits_nuts', 1)
@@ -259,6 +259,7 @@ def test_shapes_of_labelme(some, tmp_path):
         dict(label='two', shape_type='polygon', points=[[10, 10], [20, 10], [20, 20]], group_id=1),
         dict(label='two', shape_type='polygon', points=[[30, 10], [40, 10], [40, 20]], group_id=1),
         dict(label='none', shape_type='polygon', points=[[1, 1]]),
+        dict(label='__ignore__', shape_type='polygon', points=[[5, 5], [9, 5], [9, 9]]),
     ]
     content['imageData'] = base64.b64encode(image.read_bytes()).decode()
     path.write_text(json.dumps(content))
@@ -268,7 +269,7 @@ def test_shapes_of_labelme(some, tmp_path):
     assert disc.box == pytest.approx([80, 80, 120, 120], abs=0.2) and blob.box == [50, 60, 80, 80]
     assert two.box == [10, 10, 40, 20] and len(two.mask) == 2
     assert mask_utils.area(rle_from_coco(disc.mask, 600, 800)) == pytest.approx(np.pi * 400, rel=0.02)
-    assert found.content is not None and len(notes) == 3
+    assert found.content is not None and len(notes) == 4
 
 
 def test_cvat_of_hotcoco(some, tmp_path):

@@ -414,6 +414,30 @@ def test_three_faults_at_once_are_all_named(ann_file):
     assert set(named[:3]) == {'shifted boxes', 'swapped classes', 'class never predicted'}
 
 
+def test_a_lost_class_comes_before_what_costs_more(ann_file):
+    metric, rng = evaluator(ann_file), np.random.default_rng(1)
+    results = answers(metric, noise=0.05)
+    for found in results:
+        loosen(found, rng)
+        drop_cups(found, rng)
+    first, *others = analyse(metric, 'bbox', results).findings
+    assert first.kind == 'class never predicted' and first.severe and first.classes == ['cup']
+    assert others[0].kind == 'loose boxes' and others[0].cost > first.cost
+    assert not any(one.severe or one.classes for one in others)
+
+
+def test_a_class_without_a_fitting_detection_is_said_to_be_lost(ann_file):
+    """It has detections, all of them elsewhere."""
+    metric, rng = evaluator(ann_file), np.random.default_rng(1)
+    results = answers(metric, noise=0.05)
+    for found in results:
+        loosen(found, rng)
+        found['bboxes'] = np.where((found['labels'] == 1)[:, None], (310.0, 230, 318, 238), found['bboxes'])
+    first = analyse(metric, 'bbox', results).findings[0]
+    assert first.kind == 'missed objects' and first.severe and first.classes == ['spoon']
+    assert first.text.endswith('It takes nearly all AP from spoon.')
+
+
 def test_scores_that_promise_too_much_cost_nothing_and_come_last(ann_file):
     metric, rng = evaluator(ann_file), np.random.default_rng(1)
     results = answers(metric)

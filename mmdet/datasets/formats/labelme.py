@@ -29,6 +29,8 @@ from mmdet.datasets.formats.annotated import (
     seen_size,
 )
 
+_RESERVED = ('__ignore__', '_background_')  # labels that LabelMe's own converters make no class of
+
 
 def recognises(source: Path) -> bool:
     return any(b'"shapes"' in path.read_bytes() and b'"imagePath"' in path.read_bytes()
@@ -101,6 +103,9 @@ def _object(shape: dict, declared: tuple, seen: tuple, notes: Notes, path: Path)
         return None
     if not label or len(points) < needed or not np.isfinite(points).all():
         notes.add('shape without a label, or of too few points: left out', path)
+        return None
+    if label in _RESERVED:
+        notes.add(f'shape with the label {label}, which is no class: left out', path)
         return None
     if kind == 'mask':
         return _bitmap(label, shape, points, seen, notes, path)
