@@ -10,7 +10,7 @@ from torch import nn
 from mmdet.config.errors import UserError
 from mmdet.layers import build_upsample_layer
 from mmdet.models import BBoxHead, ConvFCBBoxHead, FCNMaskHead, ResNet, RPNHead
-from mmdet.registry import TASK_UTILS
+from mmdet.registry import MODELS, TASK_UTILS
 from mmdet.structures import Target
 
 SIZES = [(8, 8), (4, 4), (2, 2), (1, 1), (1, 1)]
@@ -185,6 +185,15 @@ def test_a_mask_head_upsamples_as_told(kind, factor):
         inside = F.interpolate(inside, scale_factor=factor, mode=kind)
     torch.testing.assert_close(head(x), head.conv_logits(inside))
     assert not [key for key in head.state_dict() if 'upsample' in key]
+
+
+@pytest.mark.parametrize('kind', ['deconv', 'nearest', 'bilinear'])
+def test_upsampling_doubles_unless_it_is_told_otherwise(kind):
+    x = torch.rand(2, 4, 5, 6)
+    own = MODELS.build(dict(type=kind, in_channels=4, out_channels=4))
+    assert own(x).shape == build_upsample_layer(dict(type=kind), 4, 4)(x).shape == (2, 4, 10, 12)
+    assert build_upsample_layer(dict(type=kind, scale_factor=3), 4, 4)(x).shape == (2, 4, 15, 18)
+    assert build_upsample_layer(dict(type=None), 4, 4)(x) is x
 
 
 def test_no_upsampling_changes_no_channels():
