@@ -109,6 +109,21 @@ def test_mosaic_fits_images_with_their_shape_and_may_leave_one_alone():
     assert Mosaic()(dict(alone, mix_results=[scene([], 10, 10) for _ in range(3)]))['img_shape'] == (1280, 1280)
 
 
+def test_mosaic_at_the_borders():
+    """Of each image at least a pixel is left; a box may reach over its own image, and is cut at the new one."""
+    def mosaic(**options):
+        tiles = [scene([rectangle(0, 0, 40, 30)], 30, 40, grey=g) for g in (50, 100, 150, 200)]
+        tiles[0]['gt_bboxes'][0] = -4, 0, 44, 30
+        return Mosaic(img_scale=(40, 30), **options)(dict(tiles[0], mix_results=tiles[1:]))
+
+    for ratio, corner in (0, (1, 1)), (2, (79, 59)):
+        ys, xs = np.nonzero(mosaic(center_ratio_range=(ratio, ratio))['img'][..., 0] == 200)
+        assert (xs.min(), ys.min()) == corner
+    middle = dict(center_ratio_range=(1, 1))
+    assert mosaic(**middle)['gt_bboxes'][0].tolist() == [0, 0, 44, 30]
+    assert mosaic(**middle, bbox_clip_border=False)['gt_bboxes'][0].tolist() == [-4, 0, 44, 30]
+
+
 @pytest.mark.parametrize('bitmap', [False, True])
 def test_copy_paste_puts_objects_over_others(bitmap):
     below = [rectangle(10, 10, 50, 40), rectangle(60, 10, 80, 30), rectangle(5, 45, 25, 58), rectangle(0, 0, 90, 60)]
@@ -158,8 +173,9 @@ def test_refusals():
         Mosaic()(scene([], 9, 9))
     with pytest.raises(UserError, match='paste_by_box'):
         CopyPaste()(dict(scene([], 9, 9, mask=False), mix_results=[scene([], 9, 9, mask=False)]))
-    with pytest.raises(UserError, match='center_ratio_range'):
-        Mosaic(center_ratio_range=(0.5, 3))
+    for wrong in (0.5, 2.01), (-0.01, 1), (1.5, 0.5):
+        with pytest.raises(UserError, match='center_ratio_range'):
+            Mosaic(center_ratio_range=wrong)
 
 
 # The data set around another

@@ -9,8 +9,8 @@ from torch import nn
 
 from mmdet.config.errors import UserError
 from mmdet.layers import build_upsample_layer
-from mmdet.models import BBoxHead, ConvFCBBoxHead, FCNMaskHead, ResNet
-from mmdet.registry import TASK_UTILS
+from mmdet.models import BBoxHead, ConvFCBBoxHead, FCNMaskHead, ResNet, RPNHead
+from mmdet.registry import MODELS, TASK_UTILS
 from mmdet.structures import Target
 
 SIZES = [(8, 8), (4, 4), (2, 2), (1, 1), (1, 1)]
@@ -51,6 +51,28 @@ def test_an_rpn_with_softmax_compares_object_and_background():
     torch.testing.assert_close(loss, reference)
     proposals, scores = head.predict(logits, deltas, anchors, [(64, 64)])[0]
     assert len(proposals) and scores.max() <= pairs.softmax(-1)[:, 0].max() + 1e-6
+
+
+def test_an_rpn_head_without_options():
+    """Three scales and ratios at five levels, SmoothL1 that is linear from 1/9 on, deltas as they are."""
+    torch.manual_seed(0)
+    head = RPNHead(8)
+    shapes = [tuple(conv.weight.shape) for conv in (head.rpn_conv, head.rpn_cls, head.rpn_reg)]
+    assert shapes == [(256, 8, 3, 3), (9, 256, 1, 1), (36, 256, 1, 1)]
+    assert head.rpn_conv.weight.std().item() == pytest.approx(0.01, rel=0.05) and not head.rpn_conv.bias.any()
+    anchors = [level.reshape(-1, 9, 4)[0] for level in head.anchor_generator.grid_priors(SIZES)]
+    for level, stride in zip(anchors, (4, 8, 16, 32, 64)):
+        sides = level[:, 2:] - level[:, :2]
+        areas = [(stride * scale) ** 2 for scale in (8, 16, 32)] * 3
+        assert sides.prod(1).tolist() == pytest.approx(areas) and not (level[:, 2:] + level[:, :2]).any()
+        ratios = [ratio for ratio in (0.5, 1, 2) for _ in range(3)]
+        assert (sides[:, 1] / sides[:, 0]).tolist() == pytest.approx(ratios)
+    box, moved = torch.tensor([[0.0, 0, 10, 20]]), torch.tensor([[3.0, 4, 13, 24]])
+    torch.testing.assert_close(head.bbox_coder.encode(box, moved), torch.tensor([[0.3, 0.2, 0, 0]]))
+    errors = torch.tensor([[0.05, 0.1, 0.12, 2.0]])
+    expected = 0.05**2 * 4.5 + 0.1**2 * 4.5 + 0.12 + 2 - 2 / 18
+    torch.testing.assert_close(head.loss_bbox(errors, torch.zeros(1, 4), avg_factor=1), torch.tensor(expected))
+    assert not head.softmax and not head.reg_decoded_bbox
 
 
 def test_class_weights_of_an_rpn_with_softmax_are_object_then_background():
@@ -163,6 +185,15 @@ def test_a_mask_head_upsamples_as_told(kind, factor):
         inside = F.interpolate(inside, scale_factor=factor, mode=kind)
     torch.testing.assert_close(head(x), head.conv_logits(inside))
     assert not [key for key in head.state_dict() if 'upsample' in key]
+
+
+@pytest.mark.parametrize('kind', ['deconv', 'nearest', 'bilinear'])
+def test_upsampling_doubles_unless_it_is_told_otherwise(kind):
+    x = torch.rand(2, 4, 5, 6)
+    own = MODELS.build(dict(type=kind, in_channels=4, out_channels=4))
+    assert own(x).shape == build_upsample_layer(dict(type=kind), 4, 4)(x).shape == (2, 4, 10, 12)
+    assert build_upsample_layer(dict(type=kind, scale_factor=3), 4, 4)(x).shape == (2, 4, 15, 18)
+    assert build_upsample_layer(dict(type=None), 4, 4)(x) is x
 
 
 def test_no_upsampling_changes_no_channels():

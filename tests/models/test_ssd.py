@@ -3,6 +3,7 @@
 import cv2
 import pytest
 import torch
+import torchvision
 from lively import spread_outputs
 from mmengine.config import Config
 from torch.nn import functional as F
@@ -16,7 +17,7 @@ from mmdet.config.errors import UserError
 from mmdet.config.load import load_config
 from mmdet.models.backbones import SSDVGG
 from mmdet.models.dense_heads import SSDHead
-from mmdet.models.necks import SSDNeck
+from mmdet.models.necks import L2Norm, SSDNeck
 from mmdet.models.task_modules import SSDAnchorGenerator
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample, Target
@@ -243,7 +244,7 @@ def test_what_does_not_go_together_is_refused():
         SSDNeck([4, 8], [4, 8, 8], [1, 1], [0])
 
 
-def small_head() -> SSDHead:
+def small_head(**train_cfg) -> SSDHead:
     return SSDHead(
         num_classes=3,
         in_channels=(4, 4),
@@ -252,8 +253,7 @@ def small_head() -> SSDHead:
         ),
         train_cfg=dict(
             assigner=dict(type='MaxIoUAssigner', pos_iou_thr=0.5, neg_iou_thr=0.5, gt_max_assign_all=False),
-            neg_pos_ratio=2,
-            smoothl1_beta=0.5,
+            **train_cfg,
         ),
     )
 
@@ -263,26 +263,36 @@ def small_maps() -> list[torch.Tensor]:
     return [torch.randn(2, 4, 4, 4, requires_grad=True), torch.randn(2, 4, 2, 2, requires_grad=True)]
 
 
-def test_hardest_negatives_train_and_nothing_else():
-    """Against a loop over images; smoothl1_beta and neg_pos_ratio as configured."""
+@pytest.mark.parametrize(
+    'options, ratio, beta, weight',
+    [
+        (dict(), 3, 1.0, 1.0),
+        (dict(neg_pos_ratio=2, smoothl1_beta=2.0), 2, 2.0, 1.0),
+        (dict(pos_weight=2.5), 3, 1.0, 2.5),
+    ],
+)
+def test_hardest_negatives_train_and_nothing_else(options, ratio, beta, weight):
+    """Against a loop over images."""
     torch.manual_seed(0)
-    head, maps = small_head(), small_maps()
+    head, maps = small_head(**options), small_maps()
     boxes = [torch.tensor([[2.0, 3, 13, 12], [10, 10, 30, 31]]), torch.tensor([[20.0, 1, 31, 12]])]
     labels = [torch.tensor([0, 2]), torch.tensor([1])]
     targets = [Target(b, label, None, torch.zeros(0, 4), (32, 32)) for b, label in zip(boxes, labels)]
     logits, deltas, anchors = head(maps)
     losses = head.loss(logits, deltas, anchors, targets)
-    total_cls, total_box, count = 0, 0, 0
+    total_cls, total_box, count, errors = 0, 0, 0, []
     for image in range(2):
         positive, negative, index = head.sample(torch.cat(anchors), targets[image])
         count += len(positive)
         scores = logits[image].log_softmax(-1)
-        total_cls -= scores[positive, labels[image][index]].sum()
-        total_cls -= scores[negative, 3].sort().values[: 2 * len(positive)].sum()
+        total_cls -= weight * scores[positive, labels[image][index]].sum()
+        total_cls -= scores[negative, 3].sort().values[: ratio * len(positive)].sum()
         wanted = head.bbox_coder.encode(torch.cat(anchors)[positive], boxes[image][index])
         error = (deltas[image][positive] - wanted).abs()
-        total_box += torch.where(error < 0.5, error**2, error - 0.25).sum()
-    assert count >= 3
+        total_box += torch.where(error < beta, error**2 / (2 * beta), error - beta / 2).sum()
+        errors.append(error)
+        assert 0 < ratio * len(positive) < len(negative)
+    assert count >= 3 and 0 < (torch.cat(errors) > beta).float().mean() < 1
     torch.testing.assert_close(losses['loss_cls'], total_cls / count)
     torch.testing.assert_close(losses['loss_bbox'], total_box / count)
 
@@ -294,6 +304,76 @@ def test_images_without_objects_give_zero_losses_that_are_connected():
     assert all(value.item() == 0 for value in losses.values())
     sum(losses.values()).backward()
     assert all(parameter.grad is not None for parameter in head.parameters())
+
+
+def test_a_head_without_options_is_that_of_ssd300():
+    head, channels, anchors = SSDHead(), [512, 1024, 512, 256, 256, 256], [4, 6, 6, 6, 4, 4]
+    for convs, values in (head.cls_convs, 81), (head.reg_convs, 4):
+        shapes = [tuple(conv[0].weight.shape) for conv in convs]
+        assert shapes == [(values * count, before, 3, 3) for count, before in zip(anchors, channels)]
+    sizes, strides = [21, 45, 99, 153, 207, 261, 315], [8, 16, 32, 64, 100, 300]
+    ratios = [[2, 3] if count == 6 else [2] for count in anchors]
+    expected = SSDAnchorGenerator(strides, ratios, min_sizes=sizes[:-1], max_sizes=sizes[1:])
+    maps = [(2, 2)] * 6
+    for level, reference in zip(head.anchor_generator.grid_priors(maps), expected.grid_priors(maps)):
+        assert level.equal(reference)
+    same = SSDAnchorGenerator(strides, ratios).grid_priors(maps)
+    assert all(level.equal(reference) for level, reference in zip(same, expected.grid_priors(maps)))
+    boxes = torch.tensor([[10.0, 10, 30, 50]]), torch.tensor([[14.0, 18, 34, 58]])
+    torch.testing.assert_close(head.bbox_coder.encode(*boxes), torch.tensor([[0.2 / 0.1, 0.2 / 0.1, 0, 0]]))
+    wider = torch.tensor([[10.0, 10, 30, 50]]), torch.tensor([[0.0, -10, 40, 70]])
+    torch.testing.assert_close(head.bbox_coder.encode(*wider)[0, 2:], torch.tensor([2.0, 2]).log() / 0.2)
+
+
+def test_no_candidate_is_left_out_before_nms_unless_it_is_asked_for():
+    head = small_head()
+    head.test_cfg = dict(score_thr=0.0, nms=dict(type='nms', iou_threshold=1.0), max_per_img=1000, min_bbox_size=-1)
+    meta = dict(img_shape=(32, 32), ori_shape=(32, 32), scale_factor=(1.0, 1.0))
+    with torch.no_grad():
+        outputs = head(small_maps())
+        assert [len(found.scores) for found in head.predict(*outputs, [meta] * 2)] == [3 * (4 * 4 * 4 + 4 * 2 * 2)] * 2
+        head.test_cfg['nms_pre'] = 5  # of each level
+        assert [len(found.scores) for found in head.predict(*outputs, [meta] * 2)] == [10] * 2
+
+
+@pytest.mark.parametrize('depth', [11, 13, 16, 19])
+def test_the_five_stages_are_torchvisions(depth):
+    with torch.device('meta'):
+        ours = SSDVGG(depth, with_last_pool=True, out_feature_indices=(0,))
+        theirs = getattr(torchvision.models, f'vgg{depth}')().features
+    assert len(theirs) == ours.num_vgg_layers == len(ours.features) - 5
+    for layer, expected in zip(ours.features, theirs):
+        assert type(layer) is type(expected)
+        for name in ('in_channels', 'out_channels', 'kernel_size', 'stride', 'padding', 'dilation'):
+            assert getattr(layer, name, None) == getattr(expected, name, None)
+        assert SSDVGG(depth, out_feature_indices=(0,)).num_vgg_layers == len(theirs) - 1
+
+
+def test_maps_of_the_backbone():
+    """Of conv4_3 and of the last layer; 75 pixels are pooled to 38."""
+    with torch.device('meta'):
+        images = torch.zeros(1, 3, 300, 300)
+        assert [tuple(x.shape) for x in SSDVGG()(images)] == [(1, 512, 38, 38), (1, 1024, 19, 19)]
+        assert [x.shape[-1] for x in SSDVGG(ceil_mode=False)(images)] == [37, 18]
+        assert SSDVGG().out_channels == [512, 1024] and SSDVGG(16, out_feature_indices=(0, 9)).out_channels == [64, 128]
+
+
+def test_kernels_of_the_neck():
+    sizes = []
+    for options in {}, dict(last_kernel_size=4):
+        neck = SSDNeck([4, 8], [4, 8, 6, 10], [2, 1], [1, 0], **options)
+        assert neck.l2_norm.weight.tolist() == [20] * 4
+        sizes.append([conv.kernel_size[0] for conv in neck.modules() if isinstance(conv, torch.nn.Conv2d)])
+    assert sizes == [[1, 3, 1, 3], [1, 3, 1, 4]]
+    assert neck.extra_layers[1][0].conv.out_channels == 5
+
+
+def test_l2_norm_of_short_vectors():
+    """A ten-billionth is added to their length, so that zeros stay zeros."""
+    norm = L2Norm(2)
+    assert norm(torch.zeros(1, 2, 1, 1)).tolist() == [[[[0]], [[0]]]]
+    short = torch.tensor([3e-10, 4e-10]).view(1, 2, 1, 1)
+    torch.testing.assert_close(norm(short).flatten(), 20 * torch.tensor([3.0, 4]) / 6)
 
 
 def test_l2_norm_of_the_neck():

@@ -50,7 +50,7 @@ def slow(features, rois, offset, size, scale, ratio, gamma):
     return out
 
 
-@pytest.mark.parametrize('ratio', [0, 3])
+@pytest.mark.parametrize('ratio', [0, 1, 3])
 @pytest.mark.parametrize('gamma', [0.1, 0.4])
 def test_equals_a_slow_loop(ratio, gamma):
     features, offset = maps(), torch.randn(len(ROIS), 2, 2, 3, dtype=torch.float64)
