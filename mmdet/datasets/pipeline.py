@@ -101,8 +101,8 @@ def check_order(steps: Sequence[Any]) -> None:
         masks = masks or getattr(step, 'with_mask', False)
         if masks and type(step) in _MMCV_MOVING:
             name = type(step).__name__
-            raise UserError(f'mmcv.{name} in the pipeline leaves masks where they are; write dict(type={name!r}), which '
-                            'is of mmdet')
+            raise UserError(f'mmcv.{name} in the pipeline leaves masks where they are; write dict(type={name!r}), '
+                            'which is of mmdet')
         if moves_pixels(step):
             moving = moving or type(step).__name__
         elif moving and getattr(step, 'loads_annotations', False):
