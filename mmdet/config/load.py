@@ -344,13 +344,16 @@ def _check_part(value: Any, path: str, name: str) -> None:
     from mmdet import registry
 
     if isinstance(value, (str, int, float)):
-        kind = repr(value) if isinstance(value, str) else '...'
-        raise UserError(f'{path}={value!r}: write it as dict(type={kind})')
+        name = repr(value) if isinstance(value, str) else '...'
+        raise UserError(f'{path}={value!r}: write it as dict(type={name})')
     if not isinstance(value, dict):
         return
     if name == 'METRICS' and 'metrics' in value:
         name, value = 'EVALUATOR', dict(dict(type='Evaluator'), **value)
-    if isinstance(value.get('type'), str):
+    kind = value.get('type')
+    if 'type' in value and not isinstance(kind, str) and not callable(kind):
+        raise UserError(f'{path}.type={kind!r}: the name of a type is needed')
+    if isinstance(kind, str):
         _check_type(getattr(registry, name), value['type'], f'{path}.type')
     elif 'type' not in value and path not in _NEED_NO_TYPE:
         raise UserError(f'{path} has no type; its keys are {at_most(map(str, value))}')

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from mmcv import transforms as of_mmcv
 from mmcv.transforms import BaseTransform
 from mmengine.registry import DefaultScope
 
@@ -21,6 +22,11 @@ _ARRAYS = dict(
     gt_ignore_flags=('b', (), 'a numpy array of bools (G,)'),
     proposals=('f', (4,), 'a numpy array of floats (P, 4)'),
 )
+# These move pixels and boxes, no masks.
+_MMCV_MOVING = (
+    of_mmcv.CenterCrop, of_mmcv.Pad, of_mmcv.RandomChoiceResize, of_mmcv.RandomFlip, of_mmcv.RandomResize,
+    of_mmcv.Resize,
+)  # fmt: skip
 
 
 def build_steps(steps: Sequence[dict | Any]) -> list[Any]:
@@ -80,14 +86,24 @@ def pipelines_of(dataset: Any) -> Iterator[Any]:
             yield from pipelines_of(part)
 
 
+def moves_pixels(step: Any) -> bool:
+    """What a transform says by its class attribute `changes_geometry`; mmcv's say nothing of themselves."""
+    return getattr(step, 'changes_geometry', isinstance(step, _MMCV_MOVING))
+
+
 def check_order(steps: Sequence[Any]) -> None:
-    """Raise UserError where a step moves pixels before the boxes and masks on them are loaded.
+    """Raise UserError where a step moves pixels before the boxes and masks on them are loaded, or without the masks.
 
     A transform says of itself what it does: class attributes `changes_geometry` and `loads_annotations`.
     """
-    moving = None
+    moving, masks = None, False
     for step in steps_of(steps):
-        if getattr(step, 'changes_geometry', False):
+        masks = masks or getattr(step, 'with_mask', False)
+        if masks and type(step) in _MMCV_MOVING:
+            name = type(step).__name__
+            raise UserError(f'mmcv.{name} in the pipeline leaves masks where they are; write dict(type={name!r}), '
+                            'which is of mmdet')
+        if moves_pixels(step):
             moving = moving or type(step).__name__
         elif moving and getattr(step, 'loads_annotations', False):
             loading = type(step).__name__
@@ -102,6 +118,12 @@ def loaded_boxes(pipeline: Any) -> str | None:
     for step in steps_of(pipeline):
         if getattr(step, 'loads_annotations', False):
             frame = 'original'
-        elif frame and getattr(step, 'changes_geometry', False):
+        elif frame and moves_pixels(step):
             frame = 'input'
     return frame
+
+
+def loads_no_masks(pipeline: Any) -> bool:
+    """Whether a pipeline loads annotations and says that it leaves masks out."""
+    loading = [step for step in steps_of(pipeline) if getattr(step, 'loads_annotations', False)]
+    return bool(loading) and not any(getattr(step, 'with_mask', True) for step in loading)

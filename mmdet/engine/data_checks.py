@@ -12,7 +12,8 @@ from torch.utils.data import DataLoader
 
 from mmdet.config.contracts import on_first_call
 from mmdet.config.errors import UserError, at_most, say
-from mmdet.datasets.pipeline import loaded_boxes, steps_of
+from mmdet.config.values import predicted_fields
+from mmdet.datasets.pipeline import loaded_boxes, loads_no_masks, steps_of
 
 
 def check_data(runner: Runner, model: nn.Module) -> None:
@@ -26,6 +27,9 @@ def check_data(runner: Runner, model: nn.Module) -> None:
     for name, dataset in dict(train=train, val=val, test=test).items():
         for part in parts_of(dataset):
             check_normalisation(model, part, f'{name}_dataloader')
+    if 'masks' in (predicted_fields(runner.cfg.get('model') or {}) or ()):
+        for part in parts_of(train):
+            check_masks(part)
     if train is not None and val is not None:
         check_class_order(tuple(classes_of(train) or ()), tuple(classes_of(val) or ()))
     for loop, dataset in ((runner._val_loop, val), (runner._test_loop, test)):
@@ -88,6 +92,13 @@ def check_normalisation(model: nn.Module, dataset: Any, place: str) -> None:
     if normalises and any(isinstance(step, Normalize) for step in steps_of(getattr(dataset, 'pipeline', None))):
         raise UserError(f'Normalize in the pipeline of {place}, and mean and std in model.data_preprocessor: images '
                         'would be normalised twice; drop Normalize from the pipeline')
+
+
+def check_masks(dataset: Any) -> None:
+    """Raise UserError where the pipeline of a training set leaves out the masks that a model learns."""
+    if loads_no_masks(getattr(dataset, 'pipeline', None)):
+        raise UserError('the model learns masks, which the pipeline of train_dataloader does not load; set '
+                        'with_mask=True of its LoadAnnotations')
 
 
 def check_class_order(trained: tuple[str, ...], evaluated: tuple[str, ...]) -> None:

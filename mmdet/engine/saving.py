@@ -87,11 +87,12 @@ def _states(schedulers: list | dict | None) -> list[dict]:
 
 # ---------------------------------------------------------------------- resuming
 
-# What mmengine's Runner reads of a file when it resumes.
+# What is read of a file when a run resumes, and what it has to be.
 _RUN = {
     'state_dict': dict, 'optimizer': dict, 'message_hub.log_scalars': dict, 'message_hub.runtime_info': dict,
     'message_hub.resumed_keys': dict, 'meta.epoch': int, 'meta.iter': int,
 }  # fmt: skip
+_MAY_BE_THERE = {'param_schedulers': (list, dict), 'cbn': dict, 'rank_cbn': (list, tuple)}
 
 
 def lacks_to_resume(checkpoint: dict) -> list[str]:
@@ -101,7 +102,10 @@ def lacks_to_resume(checkpoint: dict) -> list[str]:
         return functools.reduce(lambda part, key: part.get(key) if isinstance(part, dict) else None, place.split('.'),
                                 checkpoint)
 
-    return [place for place, kind in _RUN.items() if not isinstance(held(place), kind)]
+    lacks = [place for place, kind in _RUN.items() if not isinstance(held(place), kind)]
+    lacks += [place for place in ('meta.epoch', 'meta.iter') if place not in lacks and held(place) < 0]
+    return lacks + [place for place, kind in _MAY_BE_THERE.items()
+                    if place in checkpoint and not isinstance(checkpoint[place], kind)]
 
 
 def newest_resumable(work_dir: str) -> Checkpoint | None:

@@ -15,6 +15,7 @@ import mmengine.fileio as fileio
 
 from mmdet.config.errors import MissingFile, UserError, at_most, say
 
+MAX_SIDE = 2**31 - 1  # pixels
 _FIELDS = dict(
     images=('id', 'file_name', 'width', 'height'),
     categories=('id', 'name'),
@@ -134,8 +135,8 @@ def _normalise(entry: Any, fields: Sequence[str]) -> str | None:
             side = _number(entry[field])
             if side is None or side <= 0:
                 return 'has a width or height that is not a positive number'
-            if side != int(side):
-                return f'has {field}={side}, which is not a whole number of pixels'
+            if side != int(side) or side > MAX_SIDE:
+                return f'has {field}={_short(side)}, which is not a whole number of pixels up to {MAX_SIDE}'
             entry[field] = int(side)
     return None
 

@@ -66,8 +66,8 @@ def decode_image(
 def image_size(data: bytes) -> tuple[int, int] | None:
     """(height, width) in pixels from the header of an image file, before any orientation is applied.
 
-    PNG, JPEG, WebP, TIFF, BMP and GIF are read here, JPEG 2000, AVIF, PNM and Sun raster by Pillow; None for another
-    format or a broken header.
+    PNG, JPEG, WebP, TIFF, BMP, GIF and Radiance HDR are read here, JPEG 2000, AVIF, PNM and Sun raster by Pillow; None
+    for another format or a broken header.
     """
     try:
         for magic, read in _HEADERS.items():
@@ -150,9 +150,14 @@ def _gif(data: bytes) -> tuple[int, int]:
     return height, width
 
 
+def _hdr(data: bytes) -> tuple[int, int] | None:
+    sides = re.search(rb'\n-Y +(\d+) +\+X +(\d+)', data[:65536])
+    return sides and (int(sides[1]), int(sides[2]))
+
+
 _HEADERS = {
     b'\x89PNG': _png, b'\xff\xd8': _jpeg, b'RIFF': _webp, b'II*\0': _tiff, b'MM\0*': _tiff, b'II+\0': _tiff,
-    b'MM\0+': _tiff, b'BM': _bmp, b'GIF8': _gif,
+    b'MM\0+': _tiff, b'BM': _bmp, b'GIF8': _gif, b'#?RADIANCE': _hdr, b'#?RGBE': _hdr,
 }  # fmt: skip
 
 

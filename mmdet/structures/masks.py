@@ -389,7 +389,7 @@ def _whole_polygons(polygons: Sequence) -> list[Polygon]:
     try:
         arrays = [np.asarray(p, dtype=np.float64) for p in polygons]
         known = all(p.ndim == 1 and np.isfinite(p).all() for p in arrays)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         known = False
     if not known:
         text = str(polygons)

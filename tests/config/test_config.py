@@ -3,6 +3,7 @@
 import sys
 
 import pytest
+from mmengine.config import Config
 from toy_task import CONFIG, write_config
 
 from mmdet.config.errors import UserError
@@ -159,6 +160,12 @@ def test_parts_without_a_type(tmp_path):
     assert message(check_types, cfg) == "custom_hooks.0='EMAHook': write it as dict(type='EMAHook')"
     cfg = load_config(write_config(tmp_path), dict(param_scheduler=3))
     assert message(check_types, cfg) == 'param_scheduler=3: write it as dict(type=...)'
+
+
+@pytest.mark.parametrize('kind', [b'CBNHook', ['CBNHook'], 1, None, dict(type='CBNHook')])
+def test_a_type_that_is_no_name(kind):
+    cfg = Config(dict(custom_hooks=[dict(type=kind)]))
+    assert message(check_types, cfg) == f'custom_hooks.0.type={kind!r}: the name of a type is needed'
 
 
 @pytest.mark.parametrize(

@@ -88,12 +88,16 @@ def test_the_dropped_category_is_named(call):
     (changed('annotations', bbox=lambda _: [True, 2, 3, 4]), 'not four numbers x, y, width, height'),
     (changed('images', height=lambda _: float('inf')), 'not a positive number'),
     (changed('images', height=lambda _: 80.5), 'has height=80.5, which is not a whole number of pixels'),
+    (changed('images', height=lambda _: 2**63), 'which is not a whole number of pixels up to 2147483647'),
+    (changed('images', width=lambda _: 1e30), 'has width=1e+30, which is not a whole number of pixels'),
+    (changed('annotations', iscrowd=lambda _: 2**70), 'which is neither 0 nor 1'),
     (changed('images', file_name='http://example.com/{}'.format), 'is a URL; fetch the images'),
     (changed('images', file_name=lambda _: 's3://bucket/1.png'), "file_name 's3://bucket/1.png' is a URL"),
     (changed('images', file_name=lambda _: 'a\0b.png'), 'not the name of a file'),
     (changed('images', file_name=lambda _: '\ud800.png'), 'not the name of a file'),
     (json.dumps(content()).replace('"area": 720', '"area": 1e999'), 'has area=inf, which is not a number'),
     ('[' * 100_000, 'is not JSON'),
+    (json.dumps(content())[:-1] + ', "x": ' + '[' * 3000 + ']' * 3000 + '}', 'is not JSON'),
     ('{"images": ' + '9' * 5000 + '}', 'is not JSON'),
 ])  # fmt: skip
 def test_what_cannot_be_read_is_refused_at_the_start(refused, new, message):
@@ -153,3 +157,22 @@ def test_polygons_that_are_none(refused, call, none):
     write_set(changed('annotations', segmentation=lambda _: none))
     assert 'no object of set/instances.json has a segmentation of three points or more' in refused(
         'train.py', 'config.py', '--work-dir', 'all')
+
+
+@pytest.mark.parametrize('none', ['null', '[]', '[ ]', '[\n          ]', '{ }', '""'])
+def test_no_mask_however_it_is_written(call, none):
+    """Writers put white space, or an empty text, where an object has no mask."""
+    write_set(changed('annotations', segmentation=lambda polygons: polygons if polygons[0][0] == 8 else 'none'))
+    path = Path('set/instances.json')
+    path.write_text(path.read_text().replace('"none"', none))
+    out, _ = call('train.py', 'config.py')
+    assert '3 of 6 objects have no mask, or polygons of fewer than three points' in out and ap(out) == 1
+
+
+@pytest.mark.parametrize('number', ['NaN', '-Infinity', '1e400', '1' + '0' * 400])
+def test_polygons_beyond_any_image_in_training_alone(refused, number):
+    write_set(content())
+    text = Path('set/instances.json').read_text()
+    Path('set/train.json').write_text(text.replace('[[8, 8,', f'[[8, {number},'))
+    error = refused('train.py', 'config.py', '--cfg-options', 'train_dataloader.dataset.ann_file=train.json')
+    assert 'a segmentation is a list of polygons' in error

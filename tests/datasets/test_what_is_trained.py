@@ -6,11 +6,12 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from small_set import CLASSES, CONFIG, content, write_set
+from small_set import CLASSES, CONFIG, TinyDetector, content, write_set
 
 from mmdet.config.errors import UserError
 from mmdet.datasets import Pad
 from mmdet.models.data_preprocessor import DetDataPreprocessor
+from mmdet.registry import MODELS
 
 NORMALIZE = dict(type='Normalize', mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375])
 LOAD, ANNOTATIONS, PACK = dict(type='LoadImageFromFile'), dict(type='LoadAnnotations'), dict(type='PackDetInputs')
@@ -58,6 +59,8 @@ def test_normalising_twice_without_a_data_loader(call, weights):
     dict(type='Resize', scale=(40, 40)),
     dict(type='RandomFlip', prob=0.5),
     dict(type='RandomChoice', transforms=[[dict(type='Pad', size_divisor=32)], [PACK]]),
+    dict(type='mmcv.RandomFlip', prob=0.5),
+    dict(type='mmengine.Resize', scale=(40, 40)),
     dict(type='ProposalBroadcaster', transforms=[dict(type='RandomCrop', crop_size=(40, 40))]),
 ])  # fmt: skip
 def test_annotations_loaded_after_a_geometric_step(refused, early):
@@ -65,6 +68,33 @@ def test_annotations_loaded_after_a_geometric_step(refused, early):
     steps = [LOAD, early, ANNOTATIONS, PACK]
     message = refused('train.py', config(f'train_dataloader = dict(dataset=dict(pipeline={steps}))'))
     assert 'stands before LoadAnnotations in the pipeline: boxes and masks would be those of the original' in message
+
+
+@pytest.mark.parametrize('step', [
+    dict(type='mmcv.RandomFlip', prob=0.5),
+    dict(type='mmengine.CenterCrop', crop_size=9),
+])
+def test_mmcvs_geometric_steps_where_masks_are_loaded(refused, call, step):
+    write_set(content())
+    name = step['type'].partition('.')[2]
+    steps = [LOAD, dict(ANNOTATIONS, with_mask=True), dict(type='RandomApply', transforms=[step]), PACK]
+    message = refused('train.py', config(f'train_dataloader = dict(dataset=dict(pipeline={steps}))'))
+    assert f"mmcv.{name} in the pipeline leaves masks where they are; write dict(type='{name}')" in message
+
+
+@MODELS.register_module()
+class TinyMaskDetector(TinyDetector):
+    @staticmethod
+    def predicts(cfg: dict) -> set[str]:
+        return {'bboxes', 'scores', 'labels', 'masks'}
+
+
+def test_masks_that_are_learned_and_not_loaded(refused, call):
+    write_set(content())
+    text = "model = dict(type='TinyMaskDetector')\ntrain_dataloader = dict(dataset=dict(pipeline={}))"
+    message = refused('train.py', config(text.format([LOAD, ANNOTATIONS, PACK])))
+    assert 'the model learns masks, which the pipeline of train_dataloader does not load; set with_mask=T' in message
+    assert ap(call('train.py', config(text.format([LOAD, dict(ANNOTATIONS, with_mask=True), PACK])))[0]) == 1
 
 
 def test_annotations_after_a_resize_are_right_in_evaluation(call, weights):

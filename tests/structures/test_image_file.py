@@ -3,6 +3,7 @@
 import io
 import struct
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -49,6 +50,16 @@ def test_sizes_as_other_writers_put_them():
     jpeg = encoded('JPEG')
     second = 4 + int.from_bytes(jpeg[4:6], 'big')
     assert image_size(jpeg[:second] + b'\1\2\xff\0\xff\xff' + jpeg[second:]) == (37, 53)
+
+
+@pytest.mark.parametrize('program', [b'#?RADIANCE', b'#?RGBE'])
+def test_radiance(program):
+    """OpenCV reads it; its runs of equal pixels make an image of hundreds of megapixels a small file."""
+    pixels = np.random.default_rng(0).random((37, 53, 3), dtype=np.float32)
+    data = program + cv2.imencode('.hdr', pixels)[1].tobytes().partition(b'\n')[2].join([b'\n', b''])
+    assert image_size(data) == decode_image(data, 'a').shape[:2] == (37, 53)
+    with pytest.raises(UserError, match='a.hdr has 53 x 37 = 0 megapixels, more than max_megapixels=0.001 of'):
+        decode_image(data, 'a.hdr', max_megapixels=0.001)
 
 
 def test_real_images(real_data):

@@ -13,7 +13,7 @@ from mmengine.runner import Runner
 
 from mmdet.config.errors import UserError
 from mmdet.config.values import predicted_fields
-from mmdet.datasets.pipeline import loaded_boxes, steps_of
+from mmdet.datasets.pipeline import loaded_boxes, loads_no_masks, moves_pixels, steps_of
 from mmdet.datasets.transforms import Pad, RandomChoiceResize, RandomResize, Resize
 from mmdet.engine.data_checks import parts_of
 from mmdet.engine.runner import model_of
@@ -97,10 +97,10 @@ def _check_pipeline(pipeline, with_masks: bool) -> str | None:
     if steps and not loading:
         raise UserError("ValLossHook: the validation pipeline loads no objects; put dict(type='LoadAnnotations', "
                         'with_bbox=True) before Resize in it')
-    if loading and with_masks and not any(getattr(step, 'with_mask', True) for step in loading):
+    if with_masks and loads_no_masks(pipeline):
         raise UserError('ValLossHook: the model learns masks, which the validation pipeline does not load; set '
                         'with_mask=True of its LoadAnnotations')
-    moving = [step for step in steps if getattr(step, 'changes_geometry', False) and not isinstance(step, _SCALING)]
+    moving = [step for step in steps if moves_pixels(step) and not isinstance(step, _SCALING)]
     if frame == 'original' and moving:
         raise UserError(f'ValLossHook: {type(moving[0]).__name__} of the validation pipeline stands before '
                         'LoadAnnotations and moves the image otherwise than by a scale; put LoadAnnotations first')
