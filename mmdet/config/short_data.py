@@ -51,7 +51,10 @@ def expand_data(cfg: Config, options: dict[str, Any] | None = None) -> dict[str,
     given = {key.removeprefix('data.'): options[key] for key in options if key.startswith('data.')}
     if not is_short(given if short is None else short):
         return options
-    data = ({} if short is None else cfg.pop('data').to_dict()) | given
+    data = {} if short is None else cfg.pop('data').to_dict()
+    for key, value in given.items():
+        head, _, name = key.partition('.')
+        data[head] = (data[head] if isinstance(data.get(head), dict) else {}) | {name: value} if name else value
     options = {key: value for key, value in options.items() if not key.startswith('data.')}
     _check(data)
     splits = dict(train=data['train'], val=data.get('val'), test=data.get('test', data.get('val')))

@@ -89,6 +89,9 @@ def test_a_recipe_without_data_takes_all_of_it_from_the_command_line():
                'data.batch_size': 3, 'data.num_workers': 0}  # fmt: skip
     expected = load(SHORT)
     assert load(SHORT.splitlines()[1], **options) == expected
+    options.pop('data.images')
+    options |= {'data.images.train': 'images', 'data.images.val': 'images'}
+    assert load(SHORT.splitlines()[1], **options) == expected
 
 
 def test_heads_in_a_list_and_wrapped_data():
