@@ -79,15 +79,18 @@ def _train(norm: _BatchNorm, x: Tensor, group=None) -> Tensor:
 
 
 class GroupNorm(nn.GroupNorm):
-    """nn.GroupNorm that computes bfloat16 channels-last maps on the CPU in float32.
+    """nn.GroupNorm that computes small bfloat16 channels-last maps, such as RoIs, on the CPU in float32.
 
-    PyTorch's kernels of that case take up to 5 times as long (torch 2.14: docs/benchmarks.md). Can go when they do not.
+    PyTorch's kernels take 1.6 to 5 times as long there (torch 2.14: docs/benchmarks.md). Can go when they do not.
     """
+
+    positions = 4096  # of a map; larger ones are as fast in bfloat16
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> the same shape."""
-        slow = x.dtype == torch.bfloat16 and x.device.type == 'cpu' and channels_last(x) and x.numel() > 0
-        if slow and self.affine and not torch.compiler.is_compiling():
+        slow = x.dtype == torch.bfloat16 and x.device.type == 'cpu' and channels_last(x)
+        small = slow and 0 < x.numel() and x.shape[2] * x.shape[3] <= self.positions
+        if small and self.affine and not torch.compiler.is_compiling():
             return _WideGroupNorm.apply(x, self.weight, self.bias, self.num_groups, self.eps)
         return super().forward(x)
 
