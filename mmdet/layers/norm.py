@@ -88,9 +88,8 @@ class GroupNorm(nn.GroupNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> the same shape."""
-        slow = x.dtype == torch.bfloat16 and x.device.type == 'cpu' and channels_last(x)
-        small = slow and 0 < x.numel() and x.shape[2] * x.shape[3] <= self.positions
-        if small and self.affine and not torch.compiler.is_compiling():
+        slow = not torch.compiler.is_compiling() and x.dtype == torch.bfloat16 and x.device.type == 'cpu'
+        if slow and channels_last(x) and 0 < x.numel() and x.shape[2] * x.shape[3] <= self.positions and self.affine:
             return _WideGroupNorm.apply(x, self.weight, self.bias, self.num_groups, self.eps)
         return super().forward(x)
 
