@@ -3,6 +3,8 @@
     python benchmarks/inference.py [--model mask_rcnn] [--size 800 1216] [--clock cpu] [--sizes 10]
     python benchmarks/inference.py --job training
 
+Among the ways to infer are the files that `mmdet export` writes, where onnxruntime and OpenVINO are installed.
+
 All have the same weights and image (see detectors.py) and take turns in each round. Printed are medians, medians of the
 ratios to the first way within a round, what the first call takes longer than a later one, and how many of the
 detections of our plain float32 model are found again: same label, box within a pixel, score within 0.02. `--sizes N`
@@ -11,8 +13,10 @@ also times each way on N image sizes that it has not seen, one call each.
 
 import argparse
 import copy
+import importlib.util
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,9 +25,12 @@ sys.path.insert(1, str(Path(__file__).resolve().parent.parent))
 
 import torch
 from common import Clock, add_options, machine, parser_of, table
-from detectors import MODELS, build_sides
+from detectors import MODELS, ROOT, build_sides
+from mmengine.config import Config
 from torch import nn
 
+from mmdet.apis.export import ExportedDetector, export_detector
+from mmdet.apis.export.formats import FORMATS
 from mmdet.engine.amp import bfloat16_instructions
 from mmdet.engine.compiled import compile_for_inference
 from mmdet.layers import pack
@@ -38,6 +45,29 @@ def compiled_torchvision(net: nn.Module) -> nn.Module:
     return net
 
 
+class Exported(nn.Module):
+    """In a detector's place, the file that `mmdet export --dynamic` writes of it."""
+
+    def __init__(self, net: nn.Module, format: str, options: dict | None = None):
+        super().__init__()
+        (net.final_test_cfg or {}).pop('min_bbox_size', None)  # graphs have none; torchvision's is 0.01 pixels
+        with tempfile.TemporaryDirectory() as folder:
+            path = (Path(folder) / 'net').with_suffix(FORMATS[format].suffix)
+            export_detector(net, path, format, dynamic=True)
+            self.detector = ExportedDetector(path)
+            if options:
+                import openvino
+
+                options = dict(INFERENCE_NUM_THREADS=torch.get_num_threads(), **options)
+                self.detector.run.model = openvino.Core().compile_model(path, 'CPU', options)
+
+    def data_preprocessor(self, data: dict, training: bool) -> dict:
+        return data  # the graph does it
+
+    def forward(self, mode: str, **batch) -> list:
+        return self.detector.test_step(batch)
+
+
 # way: (whose, autocast, channels_last, what is done to the model)
 WAYS = {
     'torchvision': ('torchvision', False, False, lambda net: net),
@@ -50,7 +80,23 @@ WAYS = {
     'compile': ('ours', False, True, lambda net: compile_for_inference(pack(net))),
     'amp': ('ours', True, True, pack),
     'amp, compile': ('ours', True, True, lambda net: compile_for_inference(pack(net))),
-}
+    'onnxruntime': ('ours', False, False, lambda net: Exported(net, 'onnx')),
+    'openvino': ('ours', False, False, lambda net: Exported(net, 'openvino')),
+    'openvino bfloat16': (
+        'ours', False, False, lambda net: Exported(net, 'openvino', dict(INFERENCE_PRECISION_HINT='bf16'))
+    ),
+}  # fmt: skip
+
+
+def ways_at_hand(job: str) -> list[str]:
+    """Those of this processor and of the libraries that are installed."""
+    half, there = bfloat16_instructions(), importlib.util.find_spec
+    ways = [way for way, (_, amp, *_) in WAYS.items() if half or not (amp or 'bfloat16' in way)]
+    if job == 'training':
+        return [way for way in ways if way in ('plain', 'amp') or 'torchvision' in way and 'compiled' not in way]
+    runtimes = ('onnxruntime', 'openvino')
+    missing = [name for name in runtimes if not all(map(there, ('onnx', 'onnxscript', name)))]
+    return [way for way in ways if way.split()[0] not in missing]
 
 
 def prepare(side, amp: bool, channels_last: bool, change: Callable):
@@ -60,7 +106,7 @@ def prepare(side, amp: bool, channels_last: bool, change: Callable):
     own.net = change(copy.deepcopy(side.net).to(memory_format=layout).eval())
     own.args = argparse.Namespace(**{**vars(side.args), 'amp': amp})
     trained = [p for p in own.net.parameters() if p.requires_grad]
-    own.optimizer = torch.optim.SGD(trained, lr=0.0, momentum=0.9, weight_decay=1e-4)
+    own.optimizer = torch.optim.SGD(trained, lr=0.0, momentum=0.9, weight_decay=1e-4) if trained else None
     return own
 
 
@@ -98,15 +144,15 @@ def main() -> None:
     parser.add_argument('--sizes', type=int, default=0, metavar='N', help='further sizes of the image')
     args = parser.parse_args()
     args.objects, args.amp, args.channels_last = 10, False, False
-    found = bfloat16_instructions()
-    trains = args.job == 'training'
-    chosen = args.ways or [way for way, (_, amp, *_) in WAYS.items() if (found or not amp) and not (
-        trains and ('compile' in way or way == 'float32'))]  # fmt: skip
+    chosen, trains = args.ways or ways_at_hand(args.job), args.job == 'training'
     print(
-        f'{machine(args)}, bfloat16: {found or "no instructions, none measured"}; {args.model}, {args.job}, '
-        f'{args.images} image(s) of {args.size[0]} x {args.size[1]}, medians of {args.repeats} rounds'
+        f'{machine(args)}, bfloat16: {bfloat16_instructions() or "no instructions, none measured"}; '
+        f'{args.model}, {args.job}, {args.images} image(s) of {args.size[0]} x {args.size[1]}, '
+        f'medians of {args.repeats} rounds'
     )
     sides = build_sides(args.model, 'whole', None, args)
+    sides['ours'].net.cfg = Config.fromfile(ROOT / 'configs' / 'torchvision' / f'{MODELS[args.model][0]}.py')
+    sides['ours'].net.dataset_meta = {}
     expected = None if trains else arrays(prepare(sides['ours'], *WAYS['plain'][1:]))
     ways, first = {}, {}
     for way in chosen:

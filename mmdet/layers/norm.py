@@ -5,12 +5,21 @@ N, C, H, W    images (or RoIs), channels, height, width
 
 import inspect
 
+import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from mmdet.config.errors import UserError
 from mmdet.layers.batch_renorm import BatchRenorm
-from mmdet.layers.batch_stats import Normalize, batch_moments, compiled_for, process_group, track_running_stats
+from mmdet.layers.batch_stats import (
+    Normalize,
+    batch_moments,
+    channels_last,
+    compiled_for,
+    process_group,
+    track_running_stats,
+)
 from mmdet.layers.build import build_layer, layer_class
 from mmdet.layers.cbn import CrossIterBatchNorm2d
 from mmdet.layers.moving_average_norm import MovingAverageBatchNorm2d
@@ -69,12 +78,50 @@ def _train(norm: _BatchNorm, x: Tensor, group=None) -> Tensor:
     return Normalize.apply(x, batch.mean, batch.var, norm.weight, norm.bias, norm.eps, 1, batch.count, group)
 
 
+class GroupNorm(nn.GroupNorm):
+    """nn.GroupNorm that computes small bfloat16 channels-last maps, such as RoIs, on the CPU in float32.
+
+    PyTorch's kernels take 1.6 to 5 times as long there (torch 2.14: docs/benchmarks.md). Can go when they do not.
+    """
+
+    positions = 4096  # of a map; larger ones are as fast in bfloat16
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> the same shape."""
+        slow = not torch.compiler.is_compiling() and x.dtype == torch.bfloat16 and x.device.type == 'cpu'
+        if slow and channels_last(x) and 0 < x.numel() and x.shape[2] * x.shape[3] <= self.positions and self.affine:
+            return _WideGroupNorm.apply(x, self.weight, self.bias, self.num_groups, self.eps)
+        return super().forward(x)
+
+
+class _WideGroupNorm(torch.autograd.Function):
+    """Group norm of (N, C, H, W) by PyTorch's float32 kernels, where x itself is kept for the gradient."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, groups, eps):
+        ctx.sizes = *x.shape[:2], x.shape[2] * x.shape[3], groups
+        wide, *affine = (t.float() for t in (x, weight, bias))
+        out, mean, rstd = torch.native_group_norm(wide, *affine, *ctx.sizes, eps)
+        ctx.save_for_backward(x, weight, mean, rstd)
+        return out.to(x.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        x, weight, mean, rstd = ctx.saved_tensors
+        grad = grad.contiguous(memory_format=torch.channels_last)
+        grads = torch.ops.aten.native_group_norm_backward(
+            grad.float(), x.float(), mean, rstd, weight.float(), *ctx.sizes, ctx.needs_input_grad[:3]
+        )
+        return *(None if g is None else g.to(like.dtype) for g, like in zip(grads, (x, weight, weight))), None, None
+
+
 for _name, _layer in {
     'BN': BatchNorm2d,
     'BN1d': nn.BatchNorm1d,
     'BN2d': BatchNorm2d,
     'SyncBN': SyncBN,
-    'GN': nn.GroupNorm,
+    'GN': GroupNorm,
     'IN': nn.InstanceNorm2d,
     'CBN': CrossIterBatchNorm2d,
 }.items():
@@ -118,7 +165,7 @@ def build_norm_layer(cfg: dict, num_features: int, postfix: int | str = '') -> t
     """
     layer, options = layer_class('norm_cfg', cfg, NORM_NAMES)
     requires_grad = options.pop('requires_grad', True)
-    if layer is nn.GroupNorm and 'num_groups' not in options:
+    if issubclass(layer, nn.GroupNorm) and 'num_groups' not in options:
         raise UserError(f"norm_cfg={cfg!r} lacks 'num_groups', for example num_groups=32")
     if 'num_channels' in inspect.signature(layer).parameters:
         norm = build_layer('norm_cfg', cfg, layer, num_channels=num_features, **options)

@@ -100,8 +100,9 @@ def test_detectors_find_the_same(kind, capsys, monkeypatch):
         data = batch([2], *size)
         [expected], [found] = detections(plain, data), detections(model, data)
         assert len(found) == len(expected)
-        torch.testing.assert_close(found.scores, expected.scores, rtol=0, atol=1e-4)
-        torch.testing.assert_close(found.bboxes, expected.bboxes, rtol=0, atol=1e-2)
+        same = (found.bboxes[None] - expected.bboxes[:, None]).abs().amax(2) <= 1e-2
+        same &= (found.scores[None] - expected.scores[:, None]).abs() <= 1e-4
+        assert same.any(0).all() and same.any(1).all()  # equal scores may change places
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == sum(len(getattr(module, 'compiles', ())) for module in plain.modules())
     assert len(lines) <= len(graphs) <= 2 * len(lines)  # torch has another way for maps of up to 20,480 values

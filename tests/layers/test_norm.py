@@ -22,6 +22,7 @@ from mmdet.layers import (
     build_norm_layer,
 )
 from mmdet.layers.cbn import layer
+from mmdet.layers.norm import GroupNorm
 from mmdet.registry import MODELS
 
 
@@ -31,7 +32,7 @@ from mmdet.registry import MODELS
         (dict(type='BN'), 'bn', BatchNorm2d),
         (dict(type='BN1d'), 'bn', nn.BatchNorm1d),
         (dict(type='SyncBN'), 'bn', SyncBN),
-        (dict(type='GN', num_groups=4), 'gn', nn.GroupNorm),
+        (dict(type='GN', num_groups=4), 'gn', GroupNorm),
         (dict(type='CBN', buffer_num=3, burnin=8), 'bn', CrossIterBatchNorm2d),
         (dict(type=nn.InstanceNorm2d), 'in', nn.InstanceNorm2d),
     ],
@@ -112,6 +113,34 @@ def test_sync_bn_of_one_process_is_batch_norm():
     assert torch.equal(SyncBN(8)(x), nn.BatchNorm2d(8)(x))
     x = x.to(memory_format=torch.channels_last)
     assert torch.equal(SyncBN(8)(x), BatchNorm2d(8)(x))
+
+
+@pytest.mark.parametrize('frozen', [False, True])
+@pytest.mark.parametrize('shape', [(2, 64, 24, 32), (40, 64, 7, 7), (1, 64, 1, 3)])
+def test_group_norm_of_channels_last_bfloat16_is_computed_in_float32(shape, frozen):
+    torch.manual_seed(0)
+    norm = GroupNorm(8, 64).requires_grad_(not frozen)
+    with torch.no_grad():
+        norm.weight.normal_(), norm.bias.normal_()
+    x = (torch.randn(shape) + 3).bfloat16().contiguous(memory_format=torch.channels_last).requires_grad_()
+    grad = torch.randn(shape).bfloat16()
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        out = norm(x)
+    assert out.dtype == torch.bfloat16 and batch_stats.channels_last(out)
+    assert not any(t.numel() == x.numel() and t.dtype == torch.float32 for t in kept)  # memory of bfloat16
+
+    wide, weight, bias = (t.detach().double().requires_grad_() for t in (x, norm.weight, norm.bias))
+    expected = torch.nn.functional.group_norm(wide, 8, weight, bias)
+    parameters = () if frozen else (norm.weight, norm.bias)
+    grads = torch.autograd.grad(out, (x, *parameters), grad)
+    of_wide = torch.autograd.grad(expected, (wide, weight, bias), grad.double())
+    ulp = 2**-8  # of bfloat16, to which the float32 results are rounded
+    torch.testing.assert_close(out.double(), expected, rtol=ulp, atol=1e-4)
+    assert grads[0].dtype == torch.bfloat16
+    torch.testing.assert_close(grads[0].double(), of_wide[0], rtol=ulp, atol=1e-4)
+    for got, right in zip(grads[1:], of_wide[1:]):
+        torch.testing.assert_close(got.double(), right, rtol=1e-4, atol=1e-3)
 
 
 # -- two processes ------------------------------------------------------------------------------------
