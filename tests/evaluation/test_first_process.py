@@ -37,7 +37,7 @@ def test_ones_own_metric_keeps_its_error_and_hears_what_it_was_given(capsys):
     evaluator = Evaluator([Mine()])
     loader = torch.utils.data.DataLoader([0])
     loop = SimpleNamespace(dataloader=loader, evaluator=evaluator)
-    check_data(SimpleNamespace(_train_loop=None, _val_loop=loop, _test_loop=None), nn.Linear(1, 1))
+    check_data(SimpleNamespace(cfg={}, _train_loop=None, _val_loop=loop, _test_loop=None), nn.Linear(1, 1))
 
     def main():
         evaluator.process([dict(img_id=0, pred_instances=dict(bboxes=[]))], {})
