@@ -65,8 +65,12 @@ def test_the_config_is_formatted_once_before_training(tmp_path, train, monkeypat
     """mmengine would do so at each save (seconds), and make a SyntaxError of a signal that arrives meanwhile."""
     calls = []
     code = yapf.yapflib.yapf_api.FormatCode
-    monkeypatch.setattr('mmengine.config.config.FormatCode', lambda *args, **options: calls.append(1) or code(
-        *args, **options))
+
+    def format_by(function):  # mmengine takes it when it is imported, its fork when it is called
+        monkeypatch.setattr('yapf.yapflib.yapf_api.FormatCode', function)
+        monkeypatch.setattr('mmengine.config.config.FormatCode', function, raising=False)
+
+    format_by(lambda *args, **options: calls.append(1) or code(*args, **options))
     config = write_config(tmp_path)
     runner = train(config, 'a')
     assert len(calls) == 1 and runner.cfg.pretty_text == load_config('a/toy.py').pretty_text
@@ -75,6 +79,6 @@ def test_the_config_is_formatted_once_before_training(tmp_path, train, monkeypat
     def signalled(*args, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr('mmengine.config.config.FormatCode', signalled)
+    format_by(signalled)
     with pytest.raises(KeyboardInterrupt):
         train(config, 'b')
