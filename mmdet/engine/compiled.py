@@ -27,6 +27,9 @@ def compile_for_inference(model: nn.Module) -> nn.Module:
     for name, module in model.named_modules():
         call_unchecked(module)
         for method, counted in getattr(module, 'compiles', {}).items():
+            if counted == 'images' and not all(getattr(part, 'fixed_padding', True) for part in module.modules()):
+                _say(f'--compile: {method} stays as it is, the padding in its backbone follows the size of the image')
+                continue
             part = _Part(getattr(module, method), f'{name}.{method}'.lstrip('.'), counted == 'images', state)
             setattr(module, method, part)
     return model

@@ -83,6 +83,22 @@ def test_without_a_compiler_one_line_and_the_model_as_it_was(capsys, uncached, m
     assert line.startswith('--compile: rows stays as it is') and 'compiler' in line
 
 
+@torch.no_grad()
+def test_padding_that_follows_the_size_is_not_compiled(capsys, monkeypatch):
+    graphs = count_graphs(monkeypatch, 'eager')
+    plain, x = Parts(), torch.randn(5, 8)
+    plain.backbone = nn.Identity()
+    plain.backbone.fixed_padding = False
+    model = compile_for_inference(copy.deepcopy(plain))
+    for images in (1, 2):
+        torch.testing.assert_close(model.maps(x[:images, :, None, None]), plain.maps(x[:images, :, None, None]))
+    assert not graphs
+    model.rows(x)
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith('--compile: maps stays as it is') and second.startswith('--compile: rows')
+    assert len(graphs) == 1
+
+
 def detections(model, data):
     samples = model(**model.data_preprocessor(copy.deepcopy(data), False), mode='predict')
     return [sample.pred_instances for sample in samples]

@@ -104,6 +104,10 @@ def test_frozen_stages(kind, name, frozen, left):
     assert all(any(key.rpartition('.')[0] == k.rpartition('.')[0] for k in keys[first:]) for key in statistics)
 
 
+def test_padding_that_follows_the_size_of_the_image_is_known():
+    assert not TimmBackbone('tf_efficientnet_lite0').fixed_padding and TimmBackbone('efficientnet_lite0').fixed_padding
+
+
 def test_norms():
     net = TimmBackbone('resnet18').train()
     norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]

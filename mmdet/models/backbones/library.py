@@ -30,6 +30,7 @@ class LibraryBackbone(BaseModule):
     """
 
     network_name: str  # mmdetection's, so that the keys of its checkpoints are ours
+    fixed_padding = True  # else it follows the image's size, which torch.compile would work out for minutes, in vain
 
     def __init__(
         self,

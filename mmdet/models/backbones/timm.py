@@ -62,6 +62,8 @@ class TimmBackbone(LibraryBackbone):
                 f'{error or type(error).__name__}'
             ) from error
         super().__init__(net, _stages(net), net.feature_info.channels(), frozen_stages, norm_cfg, norm_eval, init_cfg)
+        same = timm.layers.Conv2dSame, timm.layers.StdConv2dSame, timm.layers.ScaledStdConv2dSame
+        self.fixed_padding = not any(isinstance(module, same) for module in net.modules())
         self.channels_last = getattr(net, 'output_fmt', 'NCHW') == 'NHWC'  # swin's maps
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
