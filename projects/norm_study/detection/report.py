@@ -5,7 +5,7 @@ import json
 import math
 import statistics
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -115,10 +115,11 @@ def ap_table(found: Sequence[dict], markdown: Callable, spread: Callable) -> str
     return markdown(['', 'batch', *NORMS], rows)
 
 
-def difference_table(found: Sequence[dict], markdown: Callable) -> str:
+def difference_table(found: Sequence[dict], markdown: Callable, pairs: Iterable[tuple[str, str]] = PAIRS) -> str:
+    """Of each pair of norms, where there are runs of both."""
     by_metric = [Runs(found, metric) for metric in PRIMARY]
     rows = []
-    for (first, second), batch in itertools.product(PAIRS, BATCHES):
+    for (first, second), batch in itertools.product(pairs, BATCHES):
         differences = [runs.pairs((first, batch), (second, batch)) for runs in by_metric]
         if differences[0]:
             cells = [text for runs, values in zip(by_metric, differences) for text in runs.shown(values)]
@@ -134,14 +135,8 @@ def changed_from(record: dict) -> str:
 def why_table(found: Sequence[dict], changed: Sequence[dict], markdown: Callable) -> str:
     """What one changed setting brings, against the grid's run of the same seed and batch."""
     named = [dict(r, norm=_name(r)) for r in changed]
-    by_metric = [Runs([*found, *named], metric) for metric in PRIMARY]
-    rows = []
-    for (name, norm), batch in itertools.product(sorted({(_name(r), changed_from(r)) for r in changed}), BATCHES):
-        differences = [runs.pairs((name, batch), (norm, batch)) for runs in by_metric]
-        if differences[0]:
-            cells = [text for runs, values in zip(by_metric, differences) for text in runs.shown(values)]
-            rows.append([f'{name} - {norm}', str(batch), *cells, str(len(differences[0]))])
-    return markdown(['', 'batch', 'box AP', '', 'mask AP', '', 'seeds'], rows)
+    pairs = sorted({(_name(r), changed_from(r)) for r in changed})
+    return difference_table([*found, *named], markdown, pairs)
 
 
 def _name(record: dict) -> str:
