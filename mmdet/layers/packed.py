@@ -1,10 +1,14 @@
 """Convolutions and linear layers of a model that only infers on a CPU: one oneDNN call for each.
 
 The weight is kept as oneDNN wants it, in the precision that is computed in, with the norm behind it folded in. A sum
-and a ReLU that follow a convolution are computed before its output leaves the cache.
+and a ReLU that follow a convolution are computed before its output leaves the cache: `conv_norm` asks for them. In
+networks of other libraries, which call one module after the other, a norm finds its work done (`fold_behind`).
 
 N, C, H, W    images (or RoIs), channels, height, width
 """
+
+import functools
+import weakref
 
 import torch
 from torch import Tensor, nn
@@ -61,12 +65,21 @@ def _serves(layer: nn.Module, x: Tensor) -> bool:
 class PackedConv2d(nn.Conv2d):
     """nn.Conv2d of a packed model, with zeros as padding."""
 
+    behind: tuple[nn.Module, ...] = ()  # the norm of `fold_behind`; in a tuple it is no part of this module
+
     def serves(self, x: Tensor) -> bool:
         return x.dim() == 4 and _serves(self, x)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C_in, H, W) -> (N, C_out, H', W')."""
-        return self.fused(x) if self.serves(x) else super().forward(x)
+        if not self.serves(x):
+            return super().forward(x)
+        for norm in self.behind:
+            if not (norm.training or _hooked(norm) or _hooked(self)):
+                out = self.fused(x, norm)
+                norm.folded.output = weakref.ref(out)
+                return out
+        return self.fused(x)
 
     def fused(
         self, x: Tensor, norm: nn.Module | None = None, added: Tensor | None = None, relu: bool = False,
@@ -121,4 +134,80 @@ def pack(model: nn.Module) -> nn.Module:
                 module.__class__, module.packed = PackedConv2d, _Packed()
             elif type(module) is nn.Linear:
                 module.__class__, module.packed = PackedLinear, _Packed()
+        for module in model.modules():
+            for conv, norm in module.calls_in_turn() if hasattr(module, 'calls_in_turn') else ():
+                fold_behind(conv, norm)
     return model
+
+
+class _Folded:
+    """What a convolution gave with the norm behind it folded in; nothing in a copy."""
+
+    def __init__(self) -> None:
+        self.output = lambda: None
+
+    def __reduce__(self) -> tuple:
+        return _Folded, ()
+
+
+def fold_behind(conv: nn.Module, norm: nn.Module) -> None:
+    """Let a packed convolution infer with the BatchNorm folded in that its network calls next, on its output alone.
+
+    A norm that does more than normalise and call what it holds, as timm's BatchNormAct2d calls its activation, stays
+    as it is.
+    """
+    if type(conv) is PackedConv2d and not conv.behind and _normalises(norm):
+        conv.behind = (norm,)
+        norm.__class__, norm.folded = _after_folding(type(norm)), _Folded()
+
+
+class AfterFolding:
+    """Mixin of the norms of `fold_behind`: what the convolution has normalised goes to what the norm holds alone."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x is not self.folded.output():
+            return super().forward(x)
+        self.folded.output = lambda: None
+        for child in self.children():
+            x = child(x)
+        return x
+
+    def __reduce_ex__(self, protocol: int) -> tuple:  # a class that is made here cannot be pickled by its name
+        _, _, *state = super().__reduce_ex__(protocol)
+        return _new, (type(self).__bases__[1],), *state
+
+
+@functools.cache
+def _after_folding(kind: type[nn.Module]) -> type[nn.Module]:
+    return type(kind.__name__, (AfterFolding, kind), dict(__module__=kind.__module__))
+
+
+def _new(kind: type[nn.Module]) -> nn.Module:
+    made = _after_folding(kind)
+    return made.__new__(made)
+
+
+@torch.no_grad()
+def _normalises(norm: nn.Module) -> bool:
+    own = {**norm._parameters, **norm._buffers}
+    if any(own.get(name) is None for name in ('weight', 'bias', 'running_mean', 'running_var')):
+        return False
+    modes = [(module, module.training) for module in norm.modules()]
+    x = torch.linspace(-2, 2, 4 * len(own['weight']), dtype=own['weight'].dtype, device=own['weight'].device)
+    x = x.reshape(1, -1, 2, 2)
+    scale = own['weight'] * (own['running_var'] + norm.eps).rsqrt()
+    expected = (x - own['running_mean'][:, None, None]) * scale[:, None, None] + own['bias'][:, None, None]
+    try:
+        norm.eval()
+        for child in norm.children():
+            expected = child(expected)
+        return torch.allclose(norm(x), expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def _hooked(module: nn.Module) -> bool:
+    return bool(
+        module._forward_pre_hooks or module._forward_hooks or module._backward_pre_hooks or module._backward_hooks
+    )

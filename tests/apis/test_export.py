@@ -22,7 +22,8 @@ from mmdet.apis.export.fold import fold_norms
 from mmdet.cli import export, predict
 from mmdet.config.errors import UserError
 from mmdet.config.load import load_config
-from mmdet.layers import ConvModule
+from mmdet.layers import ConvModule, pack
+from mmdet.models import TimmBackbone
 from mmdet.structures import DetDataSample, RLEMasks
 from mmdet.visualization.visualizer import write_image
 
@@ -244,8 +245,22 @@ def test_folding():
     with torch.no_grad():
         expected = net(x)
         assert fold_norms(net, lambda: net(x)) == 2
-        assert isinstance(net.own.bn, nn.Identity) and isinstance(net.with_bias.bn, nn.Identity)
+        assert not len(net.own.bn) and not len(net.with_bias.bn)
         torch.testing.assert_close(net(x), expected, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_norms_of_a_packed_network_of_another_library_are_folded():
+    pytest.importorskip('timm', reason='pip install timm')
+    torch.manual_seed(0)
+    net = TimmBackbone('mobilenetv3_small_050').eval()
+    x = torch.randn(1, 3, 64, 64)
+    expected = net(x)
+    norms = [m for m in pack(net).modules() if isinstance(m, nn.BatchNorm2d)]
+    assert fold_norms(net, lambda: net(x)) == len(norms)
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in net.modules())
+    for got, wanted in zip(net(x), expected, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=0, atol=1e-5 * wanted.abs().max().item())
 
 
 def sample(boxes, scores, labels, masks=None) -> DetDataSample:

@@ -9,7 +9,7 @@ from factories import batch, small_cfg
 from torch import nn
 
 from mmdet.layers import ConvModule, build_norm_layer, conv_norm, pack
-from mmdet.layers.packed import PackedConv2d, PackedLinear
+from mmdet.layers.packed import PackedConv2d, PackedLinear, fold_behind
 from mmdet.registry import MODELS
 
 
@@ -144,3 +144,32 @@ def test_detections_move_in_the_last_digits(kind):
         assert len(plain) == len(fast)
         torch.testing.assert_close(fast.scores, plain.scores, rtol=0, atol=1e-4)
         torch.testing.assert_close(fast.bboxes, plain.bboxes, rtol=0, atol=1e-2)
+
+
+class Doubled(nn.BatchNorm2d):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+@torch.no_grad()
+def test_a_norm_that_does_more_is_not_folded():
+    (conv, _), x = pair()
+    for norm in Doubled(16).eval(), nn.BatchNorm2d(16, affine=False).eval(), nn.GroupNorm(4, 16):
+        expected = norm(conv(x))
+        fold_behind(pack(conv), norm)
+        near(norm(conv(x)), expected)
+        assert not conv.behind
+
+
+@torch.no_grad()
+def test_a_norm_finds_its_work_done_once():
+    """Another input than what the convolution gave last is normalised."""
+    (conv, norm), x = pair()
+    plain = norm(conv(x))
+    again = norm(plain)
+    fold_behind(pack(conv), norm)
+    near(norm(norm(conv(x))), again)
+    conv(x)
+    near(norm(plain), again)
+    norm.train()
+    assert torch.equal(conv(x), conv.fused(x))

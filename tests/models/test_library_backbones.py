@@ -1,17 +1,20 @@
 """Backbones of timm and torchvision, and necks that find their channels themselves."""
 
+import copy
+import pickle
 import subprocess
 import sys
 
 import pytest
 import torch
+import torch.nn.functional as F
 import torchvision
 from factories import small_cfg
 from torch import nn
 
 from mmdet.config.errors import UserError
 from mmdet.config.load import load_config
-from mmdet.layers import CrossIterBatchNorm2d
+from mmdet.layers import CrossIterBatchNorm2d, pack
 from mmdet.models import TimmBackbone, TorchvisionBackbone, init_weights
 from mmdet.models.detectors.parts import channels_of
 from mmdet.registry import MODELS
@@ -211,3 +214,66 @@ run_main(lambda: MODELS.build(dict(type='TimmBackbone', model_name='resnet18')))
 """
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert done.returncode == 1 and done.stderr == 'error: TimmBackbone: TimmBackbone needs timm: pip install timm\n'
+
+
+def near(maps, expected):
+    for got, wanted in zip(maps, expected, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=0, atol=1e-5 * wanted.abs().max().item())
+
+
+@pytest.mark.parametrize(
+    'kind, name', [('TimmBackbone', 'tf_efficientnet_lite0'), ('TorchvisionBackbone', 'resnet18')]
+)
+@torch.no_grad()
+def test_norms_are_folded_in_inference(kind, name, monkeypatch):
+    torch.manual_seed(0)
+    net = MODELS.build(dict(type=kind, model_name=name)).eval()
+    for norm in net.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            nn.init.uniform_(norm.running_var, 0.5, 2)
+            nn.init.normal_(norm.running_mean)
+    x, packed, batch_norm, computed = torch.randn(2, 3, 64, 96), pack(copy.deepcopy(net)), F.batch_norm, []
+    monkeypatch.setattr(F, 'batch_norm', lambda *args: computed.append(1) or batch_norm(*args))
+    expected = net(x)
+    # timm's convolutions whose padding follows the size of the image are not packed
+    left = sum(type(m).__name__ == 'Conv2dSame' for m in net.modules())
+    for model in packed, copy.deepcopy(packed), pickle.loads(pickle.dumps(packed)):
+        computed.clear()
+        near(model(x), expected)
+        assert len(computed) == left
+    first = next(m for m in packed.modules() if isinstance(m, nn.BatchNorm2d) and hasattr(m, 'folded'))
+    seen = []
+    handle = first.register_forward_hook(lambda module, args, output: seen.append(args[0]))
+    near(packed(x), net(x))
+    handle.remove()
+    assert len(seen) == 1
+    for model in packed, net:
+        next(model.parameters()).mul_(0.5)
+    near(packed(x), net(x))
+    with torch.enable_grad():
+        near(packed.train()(x), net.train()(x))
+
+
+@torch.no_grad()
+def test_maps_of_depthwise_convolutions_are_inferred_in_float32():
+    torch.manual_seed(0)
+    x = torch.randn(1, 3, 64, 64)
+    for name, exact in ('mobilenetv3_small_050', True), ('resnet18', False):
+        net = TimmBackbone(name).eval()
+        with torch.autocast('cpu', torch.bfloat16):
+            maps = net(x)
+            with torch.enable_grad():
+                assert net(x)[-1].dtype == torch.bfloat16
+        assert all((a.dtype == torch.float32) == exact for a in maps)
+        assert not exact or all(map(torch.equal, maps, net(x)))
+
+
+def test_a_copy_is_in_the_same_mode():
+    for kind, name in ('TorchvisionBackbone', 'resnet18'), ('TimmBackbone', 'resnet18'):
+        for mode in True, False:
+            net = MODELS.build(dict(type=kind, model_name=name)).train(mode)
+            copied = copy.deepcopy(net)
+            assert [m.training for m in copied.modules()] == [m.training for m in net.modules()]
+            with torch.no_grad():
+                x = torch.randn(1, 3, 64, 64)
+                assert all(map(torch.equal, copied(x), net(x)))

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from mmdet.layers.conv import FOLDED_NORMS
-from mmdet.layers.packed import PackedConv2d, folded
+from mmdet.layers.packed import AfterFolding, PackedConv2d, folded
 
 _CONVS = nn.Conv2d, PackedConv2d
 
@@ -18,8 +18,9 @@ _CONVS = nn.Conv2d, PackedConv2d
 def fold_norms(model: nn.Module, run: Callable[[], Any]) -> int:
     """Fold in place what `run`, a call of the model in evaluation mode, shows to follow a convolution each time.
 
-    Such a norm becomes nn.Identity. What a convolution gives must go to its norm alone, as it does in every layer here.
-    torch.export cannot follow batch norms over RoIs, whose number is a symbol, so this comes before it.
+    Such a norm becomes what it holds, an activation or nothing. What a convolution gives must go to its norm alone, as
+    it does in every layer here. torch.export cannot follow batch norms over RoIs, whose number is a symbol, so this
+    comes before it.
 
     Returns:
         how many norms are gone.
@@ -53,16 +54,17 @@ def fold_norms(model: nn.Module, run: Callable[[], Any]) -> int:
         if conv is not None and {*before} == {conv} and {*convs[conv]} == {norm}:
             weight, bias = folded(conv.weight, conv.bias, {**norm._parameters, **norm._buffers}, norm.eps)
             conv.weight, conv.bias = (nn.Parameter(x.detach(), requires_grad=False) for x in (weight, bias))
+            conv.behind = ()
             gone.add(norm)
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if child in gone:
-                setattr(parent, name, nn.Identity())
+                setattr(parent, name, nn.Sequential(*child.children()))
     return len(gone)
 
 
 def _is_batch_norm(module: nn.Module) -> bool:
     return (
-        type(module) in FOLDED_NORMS and not module.training and module.weight is not None and module.bias is not None
-        and module.running_var is not None
+        (type(module) in FOLDED_NORMS or isinstance(module, AfterFolding)) and not module.training
+        and module.weight is not None and module.bias is not None and module.running_var is not None
     )  # fmt: skip

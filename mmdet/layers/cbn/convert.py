@@ -14,10 +14,12 @@ class Plan(NamedTuple):
     """What ``convert_cbn`` does with a model.
 
     pairs: norm's name -> name of the convolution that it follows. left: norm's name -> why it stays BatchNorm.
+    shared: norms of `pairs` whose convolution's output is used elsewhere, too, as far as torch.fx could see.
     """
 
     pairs: dict[str, str]
     left: dict[str, str]
+    shared: set[str]
 
     def __str__(self) -> str:
         lines = [f'CBN: {len(self.pairs)} of {len(self.pairs) + len(self.left)} BatchNorm2d layers follow a Conv2d']
@@ -33,8 +35,8 @@ def plan_cbn(model: nn.Module) -> Plan:
     """
     modules = dict(model.named_modules())
     norms = {name: m for name, m in modules.items() if isinstance(m, nn.BatchNorm2d)}
-    pairs, left = {}, {}
-    untraced = _traced(model, '', pairs, left)
+    pairs, left, shared = {}, {}, set()
+    untraced = _traced(model, '', pairs, left, shared)
     for parent in untraced:
         last_name = last = None
         for child_name, child in modules[parent].named_children():
@@ -52,7 +54,7 @@ def plan_cbn(model: nn.Module) -> Plan:
         for norm in several if len(several) > 1 else ():
             left[norm] = f'several norms follow {conv}'
             del pairs[norm]
-    return Plan(pairs, {name: left.get(name, 'it is never called') for name in norms if name not in pairs})
+    return Plan(pairs, {name: left.get(name, 'it is never called') for name in norms if name not in pairs}, shared)
 
 
 class _Followed:
@@ -80,7 +82,7 @@ class _Tracer(torch.fx.Tracer):
         return isinstance(module, (nn.Conv2d, nn.BatchNorm2d)) or super().is_leaf_module(module, name)
 
 
-def _traced(model: nn.Module, prefix: str, pairs: dict, left: dict) -> list[str]:
+def _traced(model: nn.Module, prefix: str, pairs: dict, left: dict, shared: set) -> list[str]:
     """Fill in what torch.fx sees below ``model``; return the names of the modules it cannot trace."""
     try:
         graph = _Tracer().trace(model)
@@ -89,7 +91,7 @@ def _traced(model: nn.Module, prefix: str, pairs: dict, left: dict) -> list[str]
         for name, child in model.named_children():
             below = f'{prefix}.{name}' if prefix else name
             if not isinstance(child, nn.BatchNorm2d) and len(list(child.children())):
-                untraced += _traced(child, below, pairs, left)
+                untraced += _traced(child, below, pairs, left, shared)
         return untraced
     modules = dict(model.named_modules())
     join = '{}.{}'.format if prefix else '{1}'.format
@@ -100,6 +102,8 @@ def _traced(model: nn.Module, prefix: str, pairs: dict, left: dict) -> list[str]
         before = modules.get(source.target) if getattr(source, 'op', '') == 'call_module' else None
         if isinstance(before, nn.Conv2d):
             pairs[join(prefix, node.target)] = join(prefix, source.target)
+            if len(source.users) > 1:
+                shared.add(join(prefix, node.target))
         else:
             left[join(prefix, node.target)] = 'its input is not the output of a Conv2d'
     return []

@@ -3,12 +3,13 @@
 N images; map m of the network has C_m channels and stride s_m, fine to coarse.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
+import torch
 from torch import Tensor, nn
 
 from mmdet.config.errors import UserError
-from mmdet.layers import BATCH_NORMS, convert_cbn
+from mmdet.layers import BATCH_NORMS, convert_cbn, plan_cbn
 from mmdet.models.initialize import BaseModule
 
 
@@ -51,6 +52,7 @@ class LibraryBackbone(BaseModule):
         self.norm_eval = norm_eval
         _set_norms(network, dict(norm_cfg or dict(type='BN')), type(self).__name__)
         self.add_module(self.network_name, network)
+        self.depthwise = any(isinstance(m, nn.Conv2d) and m.groups == m.in_channels > 1 for m in network.modules())
         self.frozen_until = stages[frozen_stages - 1] if frozen_stages > 0 else None
         for module in self._frozen():
             for parameter in module.parameters(recurse=False):
@@ -80,8 +82,26 @@ class LibraryBackbone(BaseModule):
         return set(modules[: last + 1])
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Images (N, 3, H, W) -> the maps (N, C_m, H / s_m, W / s_m), fine to coarse."""
+        """Images (N, 3, H, W) -> the maps (N, C_m, H / s_m, W / s_m), fine to coarse.
+
+        On a CPU a network with depthwise convolutions infers in float32: in bfloat16 the maps of EfficientNet-Lite0 are
+        5 % off, and a fifth of the detections moves (docs/benchmarks.md).
+        """
+        if self.depthwise and not torch.is_grad_enabled() and x.is_cpu and torch.is_autocast_enabled('cpu'):
+            with torch.autocast('cpu', enabled=False):
+                return self.maps(x.float())
+        return self.maps(x)
+
+    def maps(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Those that the network gives, in its own type."""
         return tuple(self.network(x))
+
+    def calls_in_turn(self) -> Iterator[tuple[nn.Module, nn.Module]]:
+        """Convolutions, each with the norm that alone gets its output: `mmdet.layers.pack` folds it."""
+        plan = plan_cbn(self.network)
+        for norm, conv in plan.pairs.items():
+            if norm not in plan.shared:
+                yield self.network.get_submodule(conv), self.network.get_submodule(norm)
 
     def own_names(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
         """The weights of this network among those of the library's whole model, under our names.

@@ -66,9 +66,8 @@ class TimmBackbone(LibraryBackbone):
         self.fixed_padding = not any(isinstance(module, same) for module in net.modules())
         self.channels_last = getattr(net, 'output_fmt', 'NCHW') == 'NHWC'  # swin's maps
 
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Images (N, 3, H, W) -> the maps (N, C_m, H / s_m, W / s_m) of `out_indices`."""
-        maps = super().forward(x)
+    def maps(self, x: Tensor) -> tuple[Tensor, ...]:
+        maps = super().maps(x)
         return tuple(m.permute(0, 3, 1, 2).contiguous() for m in maps) if self.channels_last else maps
 
 

@@ -1,5 +1,6 @@
 """Any classifier of torchvision that works in maps; the shape letters are those of library.py."""
 
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -65,8 +66,17 @@ class TorchvisionBackbone(LibraryBackbone):
             network, stages, [channels[i] for i in indices], frozen_stages, norm_cfg, norm_eval, init_cfg
         )
 
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Images (N, 3, H, W) -> the maps (N, C_m, H / s_m, W / s_m) of `out_indices`."""
+    def __deepcopy__(self, memo: dict) -> 'TorchvisionBackbone':
+        """A copy in the same mode: torchvision's copies of its networks begin in training mode."""
+        made = type(self).__new__(type(self))
+        memo[id(self)] = made
+        made.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        made.net.train(self.net.training)  # it has one graph for each mode
+        for ours, copied in zip(self.modules(), made.modules(), strict=True):
+            copied.training = ours.training
+        return made
+
+    def maps(self, x: Tensor) -> tuple[Tensor, ...]:
         return tuple(self.net(x).values())
 
 
