@@ -23,15 +23,14 @@ _DEPTHS = (18, 34, 50, 101)
 MODELS = tuple(f'{name}_r{depth}' for name in _DETECTORS for depth in _DEPTHS)
 _NORMS = dict(
     none='None', bn="dict(type='BN')", syncbn="dict(type='SyncBN')", gn="dict(type='GN', num_groups=32)",
-    cbn="dict(type='CBN', buffer_num=3, burnin={burnin})",
+    cbn="dict(type='CBN', buffer_num=3, full_gradient=True)",
 )  # fmt: skip
 _WHY_NORM = dict(
     none='no norm in neck and heads: the baseline; needs pretrained weights',
     bn='BatchNorm: for large batches, from about 8 images per process',
     syncbn='BatchNorm over all processes: for large batches in sum',
-    gn='GroupNorm: does not look at the batch',
-    cbn='Cross-Iteration BatchNorm: statistics of the last 4 iterations, for small batches. Plain BatchNorm at first, '
-        'while weights move fast',
+    gn='GroupNorm: does not look at the batch; the one to start with (projects/norm_study)',
+    cbn='Cross-Iteration BatchNorm: statistics of the last 4 iterations, for small batches, with their full gradient',
 )  # fmt: skip
 
 
@@ -45,7 +44,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument('--model', metavar='MODEL',
                         help=f'{{{",".join(_DETECTORS)}}}_r{{{",".join(map(str, _DEPTHS))}}} (default: mask_rcnn_r50 '
                         'where objects have masks, else faster_rcnn_r50)')
-    parser.add_argument('--norm', choices=tuple(_NORMS), default='cbn', help='of neck and heads (default: %(default)s)')
+    parser.add_argument('--norm', choices=tuple(_NORMS), default='gn', help='of neck and heads (default: %(default)s)')
     parser.add_argument('--from-scratch', action='store_true',
                         help='start from random weights; by default those of ImageNet are downloaded, which train far '
                         'better')
@@ -96,7 +95,6 @@ class Plan:
                            + (', what a CPU can do in hours; longer is better' if self.cpu else ''))
         self.steps = [max(1, round(self.epochs * 2 / 3)), max(2, round(self.epochs * 11 / 12))]
         self.warmup = max(1, min(500, self.iterations * self.epochs // 10))
-        self.burnin = max(1, self.epochs // 4)
         self.interval = max(1, self.epochs // 12)
         self.from_scratch = from_scratch
 
@@ -136,8 +134,7 @@ def config_text(detector: str, depth: int, norm: str, data: dict, plan: Plan, so
         ')',
         '',
         f'# {_WHY_NORM[norm]}.',
-        f'norm_cfg = {_NORMS[norm].format(burnin=plan.burnin)}' + (f'  # {plan.burnin} of {plan.epochs} epochs'
-                                                                  if norm == 'cbn' else ''),
+        f'norm_cfg = {_NORMS[norm]}',
         'model = dict(',
         *_backbone(depth, plan.from_scratch),
         *_norms(parts, depth),

@@ -100,7 +100,8 @@ def test_init_without_masks(cards):
     with pytest.raises(UserError, match='cards has no train.json in COCO.s format; `mmdet convert cards`'):
         call(['init', 'cards'])
     call(['init', 'data/cards'])
-    assert "_base_ = 'mmdet::cbn/faster_rcnn_r50_fpn_1x.py'" in Path('cards.py').read_text()
+    text = Path('cards.py').read_text()
+    assert "_base_ = 'mmdet::cbn/faster_rcnn_r50_fpn_1x.py'" in text and "norm_cfg = dict(type='GN'" in text
     with pytest.raises(UserError, match='cards.py exists'):
         call(['init', 'data/cards'])
 
