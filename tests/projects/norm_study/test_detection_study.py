@@ -1,6 +1,7 @@
 """The detection study compares what it says: same weights, same images, maps of the backbone, the chosen rate."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 
 from mmdet.config.load import load_config
 from mmdet.layers import CrossIterBatchNorm2d
-from projects.norm_study.detection import report, study
+from projects.norm_study.detection import report, statistics_error, study
 from projects.norm_study.detection.train import Detector, batches
 
 pytest.importorskip('timm', reason='timm is not installed')
@@ -153,3 +154,34 @@ def test_the_figure_has_a_row_for_each_part_with_runs(tmp_path):
         report.draw_ap(parts, tmp_path / 'ap.png')
         sizes.append(report.plt.imread(tmp_path / 'ap.png').shape)
     assert sizes[1][0] > 1.5 * sizes[0][0] and sizes[0][1] == sizes[1][1]
+
+
+def test_statistics_of_a_run_whose_weights_stand_still(real_data, tmp_path, monkeypatch):
+    """Compensation finds nothing to compensate for, CBN is naive pooling: closer to the truth than one batch."""
+    for part in 'train', 'val':
+        content = json.loads((real_data / 'facade' / part / 'instances.json').read_text())
+        content['images'] = content['images'][:8]
+        ids = {image['id'] for image in content['images']}
+        content['annotations'] = [a for a in content['annotations'] if a['image_id'] in ids]
+        (tmp_path / 'facade' / part).mkdir(parents=True)
+        (tmp_path / 'facade' / part / 'instances.json').write_text(json.dumps(content))
+        (tmp_path / 'facade' / part / 'images').symlink_to(real_data / 'facade' / part / 'images')
+    trained = detector('CBN-full').model.state_dict()
+    torch.save({k: v for k, v in trained.items() if not k.startswith('backbone')}, tmp_path / 'why-CBN-b2-s3-lr0.pth')
+    net = {k.removeprefix('backbone.timm_model.'): v for k, v in trained.items() if k.startswith('backbone')}
+    torch.save(net, tmp_path / 'lite0.pth')
+    monkeypatch.setattr(statistics_error, 'ITERATIONS', 4)
+    monkeypatch.setattr(statistics_error, 'TRUTH', 8)
+    monkeypatch.setattr(statistics_error.norm_doctor, 'PROBES', 2)
+    monkeypatch.setattr(sys, 'argv', [
+        'statistics_error', '--data', str(tmp_path), '--weights', str(tmp_path / 'lite0.pth'), '--batches', '2',
+        '--out', str(tmp_path), '--cache', str(tmp_path), '--trained', str(tmp_path / 'why-CBN-b2-s3-lr0.pth'),
+    ])  # fmt: skip
+    statistics_error.main()
+    found = json.loads((tmp_path / 'statistics-CBN-b2-s3.json').read_text())
+    assert found['trained_batch'] == found['batch'] == 2 and len(found['advice']) == 3
+    necks = [layer['errors'] for name, layer in found['layers'].items() if name.startswith('neck')]  # not of proposals
+    assert len(necks) == 6
+    for errors in necks:
+        assert errors['CBN'] == pytest.approx(errors['naive'], rel=1e-3)
+    assert found['summary']['naive']['var'] < 0.8 * found['summary']['BN']['var']
