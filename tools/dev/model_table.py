@@ -1,11 +1,10 @@
 """Size and work of models: python tools/dev/model_table.py CONFIG... [--size H W] [--steps N]
 
 For each config file, one row of a Markdown table: parameters (millions), multiply-adds of one test image (billions; of
-convolutions and matrix products, with 1000 proposals and 100 masks). With --steps, also the seconds and the peak memory
-(GiB) of a training step on the first GPU, or on the CPU, with the config's number of made-up images.
+convolutions and matrix products, with 1000 proposals and 100 masks). With --steps, also the seconds of a training step
+with one made-up image, on the first GPU or in CPU time, and the MB that its forward pass keeps for the gradients.
 """
 
-import resource
 import sys
 import time
 from pathlib import Path
@@ -18,36 +17,47 @@ from mmdet.config.errors import run_main
 PROPOSALS, MASKS = 1000, 100  # of an image, whatever the config: rows can be compared
 
 
-def measure(cfg: dict, size: tuple[int, int], images: int, steps: int) -> tuple[float, float]:
-    """Seconds of a training step and the peak of memory in GiB, after one step to warm up."""
+def measure(cfg: dict, size: tuple[int, int], steps: int) -> tuple[float, float]:
+    """Seconds of a training step, and the MB that the step before keeps for its gradients."""
     import torch
 
+    from mmdet.layers import set_cbn_epoch
     from mmdet.registry import MODELS
 
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     model = MODELS.build(cfg).to(device).train()
     optimizer = torch.optim.SGD(model.parameters(), 1e-4, momentum=0.9)
-    data = _made_up(size, images, PROPOSALS)
-    started = 0.0
-    for step in range(steps + 1):
-        if step == 1:
-            _wait(device)
-            started = time.perf_counter()
-        losses = model(**model.data_preprocessor(data, True), mode='loss')
+    kept: dict[int, int] = {}
+
+    def step() -> None:
+        losses = model(**model.data_preprocessor(_made_up(size, 1, PROPOSALS), True), mode='loss')
         optimizer.zero_grad()
         model.parse_losses(losses)[0].backward()
         optimizer.step()
-    _wait(device)
-    seconds = (time.perf_counter() - started) / steps
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # of the process, and so of the largest so far
-    return seconds, (torch.cuda.max_memory_allocated() if device == 'cuda' else peak) / 2**30
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    set_cbn_epoch(model, sys.maxsize)  # behind the burn-in
+    weights = {tensor.untyped_storage().data_ptr() for tensor in model.state_dict().values()}
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        step()
+    started = _now(device)
+    for _ in range(steps):
+        step()
+    return (_now(device) - started) / steps, sum(kept.values()) / 1e6
 
 
-def _wait(device: str) -> None:
+def _now(device: str) -> float:
     import torch
 
-    if device == 'cuda':
-        torch.cuda.synchronize()
+    if device == 'cpu':
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def _made_up(size: tuple[int, int], images: int, proposals: int) -> dict:
@@ -89,7 +99,7 @@ def main() -> None:
     torch.manual_seed(0)
     columns = ['config', 'parameters, M', 'multiply-adds, G']
     if args.steps:
-        columns += ['step, s', 'memory, GiB']
+        columns += ['step, s', 'kept, MB']
     print(f'| {" | ".join(columns)} |\n|{"---|" * len(columns)}')
     for path in args.configs:
         cfg = load_config(path)
@@ -97,8 +107,8 @@ def main() -> None:
         total = sum(count(cfg.model, tuple(args.size), PROPOSALS, MASKS).values(), Count())
         row = [str(Path(path).stem), f'{total.parameters / 1e6:.1f}', f'{total.multiply_adds / 1e9:.0f}']
         if args.steps:
-            seconds, peak = measure(cfg.model, tuple(args.size), cfg.train_dataloader.batch_size, args.steps)
-            row += [f'{seconds:.2f}', f'{peak:.1f}']
+            seconds, kept = measure(cfg.model, tuple(args.size), args.steps)
+            row += [f'{seconds:.2f}', f'{kept:,.0f}']
         print(f'| {" | ".join(row)} |', flush=True)
 
 
