@@ -19,6 +19,7 @@ from mmdet.checkpoints import Checkpoint, keys_that_fit, load_pretrained
 from mmdet.config.counting import counts_iterations, loop_type
 from mmdet.config.errors import UserError, at_most, registered_names, say, unknown_type, unknown_type_text
 from mmdet.config.load import type_places
+from mmdet.engine.amp import buildable
 from mmdet.engine.freezing import freeze
 from mmdet.engine.log import ignore_known_warnings, quieten
 from mmdet.engine.message_hub import DeferredMessageHub, defer_grad_norm
@@ -72,6 +73,7 @@ def build_runner(cfg: Config, launcher: str = 'none', resume_from: Checkpoint | 
         _drop_training(parts)
     elif parts.get('train_dataloader'):
         _seed_and_resume_batches(parts)
+        parts.optim_wrapper = buildable(parts.optim_wrapper)
     _complete_dataloaders(parts)
     if cfg.get('frozen_parts') and not testing:
         parts.custom_hooks = [*(parts.get('custom_hooks') or []), dict(type='FreezeHook', names=cfg.frozen_parts)]
