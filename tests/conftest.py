@@ -1,6 +1,7 @@
 """Fixtures shared by all tests."""
 
 import os
+import random
 import runpy
 import sys
 from collections import OrderedDict
@@ -10,6 +11,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 
+import numpy as np
 import pytest
 import torch
 from mmengine.logging import MMLogger
@@ -37,6 +39,14 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.get_closest_marker('cuda'):
             item.add_marker(pytest.mark.skip(reason='needs a CUDA device'))
+
+
+@pytest.fixture(autouse=True)
+def _same_numbers_each_time() -> None:
+    """A test that draws random numbers draws the same ones alone and among others, today and tomorrow."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
 
 
 @pytest.fixture(params=['cpu', pytest.param('cuda', marks=pytest.mark.cuda)])

@@ -19,13 +19,14 @@ from mmdet.checkpoints.load import (
     weights_for_part,
 )
 from mmdet.checkpoints.names import Converted
-from mmdet.checkpoints.pretrained import load_pretrained
+from mmdet.checkpoints.pretrained import NoDownload, load_pretrained
 from mmdet.checkpoints.reading import Checkpoint, existing_file, read_checkpoint
 from mmdet.checkpoints.torchvision import to_torchvision
 
 __all__ = [
     'Checkpoint',
     'Converted',
+    'NoDownload',
     'adapt_config',
     'backbone_weights',
     'config_of',

@@ -11,6 +11,14 @@ from mmdet.checkpoints.reading import Checkpoint, read_checkpoint
 from mmdet.config.errors import UserError, at_most, one_line, suggest
 
 
+class NoDownload(UserError):
+    """Weights that are not on this machine cannot be downloaded; `uri` is their address."""
+
+    def __init__(self, message: str, uri: str):
+        super().__init__(message)
+        self.uri = uri
+
+
 def load_pretrained(uri: str) -> Checkpoint:
     """Open the weights at an address; what is not on this machine is downloaded once, by one process for all.
 
@@ -21,7 +29,8 @@ def load_pretrained(uri: str) -> Checkpoint:
     without one it means the first version, as in mmdetection's configs.
 
     Raises:
-        UserError: names the file and the ways out.
+        NoDownload: names the file and the ways out.
+        UserError: no such address, or a file that cannot be read.
     """
     url = _url(uri)
     if not url.startswith(('http://', 'https://')):
@@ -31,12 +40,10 @@ def load_pretrained(uri: str) -> Checkpoint:
     try:
         _download_where_missing(url, cached)
     except OSError as error:
-        raise UserError(
-            f'pretrained weights {uri} cannot be downloaded ({one_line(error)}). Ways out: put {name} (from '
-            f'{url}) into {os.path.dirname(cached)}; or set TORCH_HOME to a folder with '
-            f'hub/checkpoints/{name}; or give a local file with --cfg-options '
-            'model.backbone.init_cfg.checkpoint=FILE; or train without them: '
-            'model.backbone.init_cfg=None') from error
+        raise NoDownload(
+            f'weights {uri} cannot be downloaded ({one_line(error)}). Ways out: put {name} (from {url}) into '
+            f'{os.path.dirname(cached)}; or set TORCH_HOME to a folder with hub/checkpoints/{name}; or name a local '
+            'file instead', uri) from error
     return Checkpoint(read_checkpoint(cached), uri)
 
 

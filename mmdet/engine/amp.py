@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from mmengine.config import Config
 from mmengine.dist import is_main_process
-from mmengine.optim import OptimWrapper
+from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
@@ -15,6 +15,8 @@ from torch.overrides import TorchFunctionMode
 from mmdet.config.errors import UserError
 from mmdet.layers.conv import conv2d_gradients
 from mmdet.registry import OPTIM_WRAPPERS
+
+_AMP = ('AmpOptimWrapper', 'mmengine.AmpOptimWrapper', AmpOptimWrapper)  # as a config may say it
 
 
 @OPTIM_WRAPPERS.register_module()
@@ -81,32 +83,36 @@ def bfloat16_instructions() -> str:
 
 
 def half_precision(device: str) -> torch.dtype | None:
-    """What ``--amp`` computes in on 'cpu' or 'cuda', said in one line; None where float32 stays."""
+    """What mixed precision computes in on 'cpu' or 'cuda', said in one line; None where float32 stays."""
     if not device.startswith('cpu'):
         return torch.float16
     found = bfloat16_instructions()
     if is_main_process():
-        print(f'--amp: bfloat16 and channels_last maps, by {found}' if found else
-              '--amp: float32 stays, this processor has no bfloat16 instructions', flush=True)  # fmt: skip
+        print(f'mixed precision: bfloat16 and channels_last maps, by {found}' if found else
+              'mixed precision: float32 stays, this processor has no bfloat16 instructions', flush=True)  # fmt: skip
     return torch.bfloat16 if found else None
 
 
 def use_amp(cfg: Config) -> None:
-    """Train in mixed precision: float16 with loss scaling on GPU, bfloat16 on CPU, see `half_precision`.
+    """Train in mixed precision: float16 with loss scaling on GPU; see `buildable` for CPUs.
 
     Raises:
         UserError: the config has an optimizer wrapper of another kind.
     """
     kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
-    if kind in ('AmpOptimWrapper', 'CpuAmpOptimWrapper'):
+    if kind in (*_AMP, 'CpuAmpOptimWrapper'):
         return
     if kind != 'OptimWrapper':
         raise UserError(f'--amp works with optim_wrapper.type=OptimWrapper, the config has {kind}')
-    if torch.cuda.is_available():
-        cfg.optim_wrapper.type = 'AmpOptimWrapper'
-        cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
-    elif half_precision('cpu'):
-        cfg.optim_wrapper.type = 'CpuAmpOptimWrapper'
+    cfg.optim_wrapper.update(type='AmpOptimWrapper', loss_scale=cfg.optim_wrapper.get('loss_scale', 'dynamic'))
+
+
+def buildable(optim_wrapper: dict) -> dict:
+    """An `optim_wrapper` for this machine: without a GPU AmpOptimWrapper is bfloat16, see `half_precision`."""
+    if optim_wrapper.get('type') not in _AMP or torch.cuda.is_available():
+        return optim_wrapper
+    kept = {key: value for key, value in optim_wrapper.items() if key not in ('loss_scale', 'dtype', 'use_fsdp')}
+    return dict(kept, type='CpuAmpOptimWrapper' if half_precision('cpu') else 'OptimWrapper')
 
 
 def use_amp_in_tests(cfg: Config) -> None:

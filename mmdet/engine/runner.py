@@ -15,10 +15,11 @@ from mmengine.runner import Runner
 from mmengine.visualization import LocalVisBackend, TensorboardVisBackend
 from torch import nn
 
-from mmdet.checkpoints import Checkpoint, keys_that_fit, load_pretrained
+from mmdet.checkpoints import Checkpoint, NoDownload, keys_that_fit, load_pretrained
 from mmdet.config.counting import counts_iterations, loop_type
 from mmdet.config.errors import UserError, at_most, registered_names, say, unknown_type, unknown_type_text
 from mmdet.config.load import type_places
+from mmdet.engine.amp import buildable
 from mmdet.engine.freezing import freeze
 from mmdet.engine.log import ignore_known_warnings, quieten
 from mmdet.engine.message_hub import DeferredMessageHub, defer_grad_norm
@@ -26,7 +27,7 @@ from mmdet.engine.schedule import scale_by_batch
 from mmdet.engine.seeding import seeded_dataloader
 from mmdet.engine.workers import start_worker
 from mmdet.layers import pack
-from mmdet.models.initialize import leave_out_files
+from mmdet.models.initialize import leave_out_files, parts_of_file
 
 # What mmengine's Runner takes of a config; the rest of its arguments are set here.
 _RUNNER_KEYS = (
@@ -72,6 +73,7 @@ def build_runner(cfg: Config, launcher: str = 'none', resume_from: Checkpoint | 
         _drop_training(parts)
     elif parts.get('train_dataloader'):
         _seed_and_resume_batches(parts)
+        parts.optim_wrapper = buildable(parts.optim_wrapper)
     _complete_dataloaders(parts)
     if cfg.get('frozen_parts') and not testing:
         parts.custom_hooks = [*(parts.get('custom_hooks') or []), dict(type='FreezeHook', names=cfg.frozen_parts)]
@@ -235,7 +237,12 @@ class _Runner(Runner):
         if isinstance(self._load_from, str) and not self._has_loaded:
             self._load_from = load_pretrained(self._load_from)  # opened once: the Runner is about to load it
             leave_out_files(model_of(self), keys_that_fit(model_of(self), self._load_from))
-        super()._init_model_weights()
+        try:
+            super()._init_model_weights()
+        except NoDownload as error:
+            parts = parts_of_file(model_of(self), error.uri)
+            options = ' '.join('.'.join(filter(None, ('model', part, 'init_cfg=None'))) for part in parts)
+            raise UserError(f'{error}; or train without them: --cfg-options {options}') from error
 
     def scale_lr(self, optim_wrapper: OptimWrapper, auto_scale_lr: dict | None = None) -> None:
         if (auto_scale_lr or {}).get('enable'):

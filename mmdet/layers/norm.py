@@ -121,6 +121,7 @@ for _name, _layer in {
     'BN1d': nn.BatchNorm1d,
     'BN2d': BatchNorm2d,
     'SyncBN': SyncBN,
+    'MMSyncBN': SyncBN,  # mmcv's own, which takes empty batches, as this one does
     'GN': GroupNorm,
     'IN': nn.InstanceNorm2d,
     'CBN': CrossIterBatchNorm2d,

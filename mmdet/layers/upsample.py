@@ -23,7 +23,7 @@ class Deconv(nn.ConvTranspose2d):
 class Unchanged(nn.Identity):
     """No upsampling."""
 
-    def __init__(self, in_channels: int, out_channels: int, scale_factor: int = 1):
+    def __init__(self, in_channels: int, out_channels: int, scale_factor: int):
         if in_channels != out_channels:
             raise UserError(f'no upsampling keeps the {in_channels} channels, {out_channels} are asked for')
         super().__init__()

@@ -24,10 +24,8 @@ def init_weights(module: nn.Module) -> None:
     Raises:
         UserError: a file of weights that does not fit.
     """
-    cfg = getattr(module, 'init_cfg', None) or []
-    cfgs = [cfg] if isinstance(cfg, dict) else list(cfg)
-    files = [c for c in cfgs if _is_file(c)]
-    initialize(module, [c for c in cfgs if c not in files])
+    files = _files(module)
+    initialize(module, [c for c in _cfgs(module) if c not in files])
     for child in module.children():
         own = getattr(type(child), 'init_weights', None) not in (None, *_PLAIN)
         if getattr(child, 'is_init', False):
@@ -54,17 +52,27 @@ _PLAIN = MMEngineModule.init_weights, BaseModule.init_weights
 def leave_out_files(model: nn.Module, loaded: set[str]) -> None:
     """Take the files out of the `init_cfg` of each part all of whose weights, `loaded`, will be replaced anyway."""
     for name, part in model.named_modules():
-        cfg = getattr(part, 'init_cfg', None) or []
-        cfgs = [cfg] if isinstance(cfg, dict) else list(cfg)
-        others = [c for c in cfgs if not _is_file(c)]
-        if len(others) == len(cfgs):
-            continue
+        files = _files(part)
         keys = [f'{name}.{key}' if name else key for key in part.state_dict()]
-        if all(key in loaded or key.endswith('num_batches_tracked') for key in keys):
-            part.init_cfg = others
-            files = at_most(str(c.get('checkpoint')) for c in cfgs if c not in others)
+        if files and all(key in loaded or key.endswith('num_batches_tracked') for key in keys):
+            part.init_cfg = [c for c in _cfgs(part) if c not in files]
             where = name or type(model).__name__
-            print_log(f'{where}: {files} is not read, load_from has all these weights', 'current')
+            names = at_most(str(c.get('checkpoint')) for c in files)
+            print_log(f'{where}: {names} is not read, load_from has all these weights', 'current')
+
+
+def parts_of_file(model: nn.Module, uri: str) -> list[str]:
+    """The names of the parts whose `init_cfg` asks for the file at `uri`; '' for the whole model."""
+    return [name for name, part in model.named_modules() if any(c.get('checkpoint') == uri for c in _files(part))]
+
+
+def _cfgs(module: nn.Module) -> list[dict]:
+    cfg = getattr(module, 'init_cfg', None) or []
+    return [cfg] if isinstance(cfg, dict) else list(cfg)
+
+
+def _files(module: nn.Module) -> list[dict]:
+    return [c for c in _cfgs(module) if _is_file(c)]
 
 
 def _is_file(init_cfg: dict) -> bool:

@@ -8,6 +8,7 @@ from factories import batch, small_cfg
 from mmengine.config import Config
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from toy_task import CONFIG, write_config
 
 from mmdet.config.errors import UserError
 from mmdet.engine import amp
@@ -23,12 +24,14 @@ def config(**wrapper):
 def test_without_instructions_float32_stays(monkeypatch, capsys, found):
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
     monkeypatch.setattr(amp, 'bfloat16_instructions', lambda: found)
-    cfg = config()
+    cfg = config(accumulative_counts=2)
     amp.use_amp(cfg)
+    wrapper = amp.buildable(cfg.optim_wrapper)
     amp.use_amp_in_tests(cfg)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2 and all((found or 'float32 stays') in line for line in lines)
-    assert cfg.optim_wrapper.get('type', 'OptimWrapper') == ('CpuAmpOptimWrapper' if found else 'OptimWrapper')
+    kind = 'CpuAmpOptimWrapper' if found else 'OptimWrapper'
+    assert wrapper == dict(type=kind, accumulative_counts=2, optimizer=dict(type='SGD'))
     assert cfg.test_cfg.get('fp16', False) == bool(found) and cfg.test_cfg.type == 'TestLoop'
 
 
@@ -38,9 +41,19 @@ def test_gpus_take_float16(monkeypatch):
     amp.use_amp(cfg)
     amp.use_amp_in_tests(cfg)
     assert cfg.optim_wrapper.type == 'AmpOptimWrapper' and cfg.test_cfg.fp16
+    assert amp.buildable(cfg.optim_wrapper) == cfg.optim_wrapper and cfg.optim_wrapper.loss_scale == 'dynamic'
     assert amp.half_precision('cuda:0') == torch.float16
     with pytest.raises(UserError, match='the config has MyWrapper'):
         amp.use_amp(config(type='MyWrapper'))
+
+
+@pytest.mark.parametrize('options', ["loss_scale='dynamic', dtype='float16'", 'loss_scale=512.0'])
+def test_a_config_that_asks_for_it_trains_without_a_gpu(tmp_path, run_tool, on_the_cpu, options):
+    """As mmdetection's *_amp-1x_coco.py do, and what becomes of ``fp16`` in older ones."""
+    config = CONFIG.replace('optim_wrapper = dict(', f"optim_wrapper = dict(type='AmpOptimWrapper', {options}, ")
+    status, out, err = run_tool('train.py', write_config(tmp_path, base=config), '--work-dir', tmp_path / 'run')
+    assert status == 0 and out.count('mixed precision: ') == 1, err
+    assert "type='AmpOptimWrapper'" in (tmp_path / 'run' / 'toy.py').read_text()  # a GPU may continue it
 
 
 def test_instructions_are_those_torch_finds(monkeypatch):

@@ -67,8 +67,11 @@ def first(tmp_path, train, monkeypatch):
 
 
 def test_files_that_load_from_replaces_are_not_needed(train, first):
-    status, out = train(with_parts(head=FILE), work_dir='refused')
-    assert status == 2 and 'torchvision://resnet50 cannot be downloaded' in out
+    for places, options in (('head', 'model.head.init_cfg=None'), ('detector', 'model.init_cfg=None'),
+                            ('detector head', 'model.init_cfg=None model.head.init_cfg=None')):  # fmt: skip
+        status, out = train(with_parts(**dict.fromkeys(places.split(), FILE)), work_dir='refused')
+        assert status == 2 and 'torchvision://resnet50 cannot be downloaded' in out
+        assert out.rstrip().endswith(f'train without them: --cfg-options {options}')
     assert train(with_parts(load_from=first), work_dir='plain')[0] == 0
     for place in ('head', 'detector'):
         status, out = train(with_parts(**{place: FILE}, load_from=first), work_dir=place)

@@ -142,6 +142,7 @@ def test_an_iou_of_exactly_the_threshold_is_enough():
     images = [([(0, 1, 1, 10, 1, False)], [(0, 6, 1, 10, 1, 0.9)])]
     assert ours(images)['pascal_voc/AP50'] == 1
     assert ours(images, iou_thrs=0.51)['pascal_voc/AP51'] == 0
+    assert ours([([(0, 1, 1, 9, 9, False)], [(0, 1, 1, 9, 9, 0.9)])], iou_thrs=1)['pascal_voc/AP100'] == 1
 
 
 def test_difficult_objects():
@@ -162,9 +163,10 @@ def test_a_second_detection_of_an_object_takes_no_other_one():
 
 
 def test_recalls_are_compared_exactly():
-    """3 of 10 objects found without a mistake: precision 1 at recalls 0, 0.1, 0.2 and 0.3."""
+    """3 of 10 objects found without a mistake: precision 1 at recalls 0, 0.1, 0.2 and 0.3; then all of them."""
     assert eleven_points(np.array([1, 1, 1]), 10) == pytest.approx(4 / 11)
     assert area_under_curve(np.array([1, 1, 1]), 10) == pytest.approx(0.3)
+    assert eleven_points(np.ones(10), 10) == area_under_curve(np.ones(10), 10) == 1
     assert eleven_points(np.array([], dtype=int), 10) == area_under_curve(np.array([], dtype=int), 10) == 0
 
 
@@ -214,8 +216,10 @@ def test_predictions_and_objects_that_cannot_be_counted():
     metric = VOCMetric()
     metric.dataset_meta = dict(classes=CLASSES)
     sample, = samples_of([([], [(0, 1, 1, 9, 9, 0.5)])])
-    with pytest.raises(UserError, match='after Resize in the test pipeline'):
-        metric.process(None, [{k: v for k, v in sample.items() if k != 'gt_instances'}])
+    boxes = sample['gt_instances']['bboxes']
+    for objects in {}, dict(bboxes=boxes):
+        with pytest.raises(UserError, match='after Resize in the test pipeline'):
+            metric.process(None, [dict(sample, gt_instances=objects)])
     sample['pred_instances']['labels'][0] = 3
     with pytest.raises(UserError, match='label 3 .* 3 classes'):
         metric.process(None, [sample])

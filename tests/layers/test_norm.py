@@ -32,6 +32,7 @@ from mmdet.registry import MODELS
         (dict(type='BN'), 'bn', BatchNorm2d),
         (dict(type='BN1d'), 'bn', nn.BatchNorm1d),
         (dict(type='SyncBN'), 'bn', SyncBN),
+        (dict(type='MMSyncBN'), 'bn', SyncBN),
         (dict(type='GN', num_groups=4), 'gn', GroupNorm),
         (dict(type='CBN', buffer_num=3, burnin=8), 'bn', CrossIterBatchNorm2d),
         (dict(type=nn.InstanceNorm2d), 'in', nn.InstanceNorm2d),

@@ -8,6 +8,7 @@ With --data-root, a folder laid out as COCO 2017, the annotation files are read 
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -22,6 +23,13 @@ SMALL_MODEL = dict(
     neck=dict(type='FPN', in_channels=[8, 16, 32, 64], out_channels=8, num_outs=5),
     rpn_head=dict(type='RPNHead', in_channels=8, feat_channels=8),
 )
+
+
+def steps_of(dataset: dict) -> Iterator[dict]:
+    """The steps of its pipeline and of those of the data sets in it (ConcatDataset, RepeatDataset)."""
+    yield from dataset.get('pipeline', ())
+    for part in dataset.get('datasets') or filter(None, [dataset.get('dataset')]):
+        yield from steps_of(part)
 
 
 def check(path: str, data_root: str | None, work_dir: str) -> None:
@@ -40,10 +48,7 @@ def check(path: str, data_root: str | None, work_dir: str) -> None:
     with torch.device('meta'):
         MODELS.build(cfg.model)
     for key in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
-        dataset = (cfg.get(key) or {}).get('dataset')
-        while dataset is not None and 'dataset' in dataset:  # RepeatDataset and the like
-            dataset = dataset.dataset
-        for step in (dataset or {}).get('pipeline', ()):
+        for step in steps_of((cfg.get(key) or {}).get('dataset') or {}):
             if step['type'] != 'LoadProposals':  # reads its file at once
                 TRANSFORMS.build(step)
     if data_root is None:
@@ -52,7 +57,7 @@ def check(path: str, data_root: str | None, work_dir: str) -> None:
     for key in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         if cfg.get(key):
             DATASETS.build(cfg[key].dataset)
-    cfg.model, cfg.work_dir, cfg.optim_wrapper.type = SMALL_MODEL, work_dir, 'OptimWrapper'  # Amp needs a GPU
+    cfg.model, cfg.work_dir = SMALL_MODEL, work_dir
     set_seed(cfg, 0, False, None)
     runner = build_runner(cfg)
     runner.train_loop, runner.val_loop  # noqa: B018 - properties that build

@@ -203,13 +203,11 @@ class LoadProposals(BaseTransform):
     def __init__(self, proposal_file: str | None = None, num_max_proposals: int | None = None) -> None:
         if proposal_file is None:
             raise UserError('LoadProposals needs a proposal_file, its own or that of the data set')
+        remedy = 'make one with tools/test.py RPN_CONFIG FILE --format-only'
         if not proposal_file.endswith('.json'):
-            raise UserError(
-                f'LoadProposals: {proposal_file} is not a .json file; make one with tools/test.py RPN_CONFIG FILE '
-                '--format-only'
-            )
+            raise UserError(f'LoadProposals: {proposal_file} is not a .json file; {remedy}')
         if not os.path.isfile(proposal_file):
-            raise MissingFile(f'LoadProposals: no proposal_file {proposal_file}; write one with an RPN')
+            raise MissingFile(f'LoadProposals: no proposal_file {proposal_file}; {remedy}')
         self.proposal_file = proposal_file
         with open(proposal_file) as file:
             try:
