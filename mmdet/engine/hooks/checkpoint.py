@@ -92,10 +92,10 @@ class SafeCheckpointHook(CheckpointHook):
     def before_train(self, runner: Runner) -> None:
         folder = checkpoint_folder(runner.work_dir, self.out_dir)
         info = runner.message_hub.runtime_info
-        best = {key: os.path.join(folder, os.path.basename(path)) for key, path in info.items()
-                if key.startswith('best_ckpt')}
-        there = on_rank_0(lambda: [key for key, path in best.items() if os.path.isfile(path)])
-        for key, path in best.items():
+        saved = {key: os.path.join(folder, os.path.basename(path)) for key, path in info.items()
+                 if key.startswith(('best_ckpt', 'last_ckpt'))}
+        there = on_rank_0(lambda: [key for key, path in saved.items() if os.path.isfile(path)])
+        for key, path in saved.items():
             if key in there:
                 info[key] = path
             else:  # of another folder: here the best is yet to come
