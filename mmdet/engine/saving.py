@@ -6,6 +6,7 @@ work-arounds can go when it saves plain containers, writes through a temporary f
 """
 
 import functools
+import re
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,20 @@ def _has_form(optimizer: Any) -> bool:
             and all(isinstance(of_weight, dict) for of_weight in state.values()))
 
 
+def numbered(path: Path) -> tuple[str, int]:
+    """('epoch_', 12) of epoch_12.pth: what is counted, and how much of it; a file without a number has -1."""
+    found = re.fullmatch(r'(.*?)(\d+)\.pth', path.name)
+    return (found[1], int(found[2])) if found else (path.name, -1)
+
+
+def _newest_first(paths: list[Path]) -> list[Path]:
+    """By their times, and by their numbers where they have such: a copied folder has the times of copying."""
+    times: dict[str, float] = {}
+    for path in paths:
+        times[numbered(path)[0]] = max(times.get(numbered(path)[0], 0), path.lstat().st_mtime)
+    return sorted(paths, key=lambda path: (times[numbered(path)[0]], numbered(path)[1]), reverse=True)
+
+
 def newest_resumable(work_dir: str) -> Checkpoint | None:
     """The newest checkpoint of `work_dir` that is whole and can be resumed, opened; None where there is none.
 
@@ -144,7 +159,7 @@ def newest_resumable(work_dir: str) -> Checkpoint | None:
     Raises:
         UserError: there are checkpoints, and none can be resumed.
     """
-    files = sorted(Path(work_dir).glob('*.pth'), key=lambda path: path.lstat().st_mtime, reverse=True)
+    files = _newest_first(list(Path(work_dir).glob('*.pth')))
     for path in (str(path) for path in files if not path.name.startswith('best_')):  # these: weights alone
         try:
             checkpoint = read_checkpoint(path)
