@@ -17,6 +17,7 @@ from mmdet.config.values import check_options, class_of, number, walk, whole_num
 _VALUES = {
     r'(train|val|test)_(dataloader|cfg)|default_hooks|auto_scale_lr': (
         lambda x: x is None or isinstance(x, dict), 'a dict is needed'),
+    r'load_from': (lambda x: x is None or isinstance(x, str), 'the name of a file is needed'),
     r'(train|val|test)_dataloader\.batch_size': whole_number(1),
     r'(train|val|test)_dataloader\.num_workers': whole_number(0),
     r'(train|val|test)_dataloader\.shuffle': (

@@ -53,6 +53,7 @@ def test_shipped_configs_are_right(path):
         ('train_dataloader.batch_size', 2.5, 'a whole number of at least 1'),
         ('val_dataloader.num_workers', -1, 'a whole number of at least 0'),
         ('train_cfg.max_epochs', 'two', 'a whole number of at least 1'),
+        ('load_from', 7, 'the name of a file is needed'),
         ('auto_scale_lr', 16, 'a dict is needed'),
         ('auto_scale_lr.base_batch_size', 'x', 'at least 1 is needed'),
         ('auto_scale_lr.base_batch_size', -4, 'at least 1 is needed'),

@@ -96,6 +96,12 @@ def test_checkpoints_need_names_of_their_own(tmp_path, train, name):
         train(write_config(tmp_path), options={'default_hooks.checkpoint.filename_tmpl': name})
 
 
+@pytest.mark.parametrize('options', [dict(save_best=True), dict(rule='bigger'), dict(save_best=['mAP', 'mAP'])])
+def test_options_of_saving_that_are_none_are_one_line(tmp_path, train, options):
+    with pytest.raises(UserError, match=r'^CheckpointHook: [^\n]*(rule|save_best)'):
+        train(write_config(tmp_path, text=f"default_hooks['checkpoint'].update({options})\n"))
+
+
 def test_the_best_by_another_metric_is_no_best(tmp_path, train, monkeypatch):
     monkeypatch.setattr(ToyMetric, 'compute_metrics', lambda metric, results: dict(mAP=0.9, mAP_75=0.1))
     config, key = write_config(tmp_path), 'default_hooks.checkpoint.save_best'

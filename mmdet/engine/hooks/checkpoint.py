@@ -10,7 +10,7 @@ from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
 
 from mmdet.checkpoints import Checkpoint, fit_weights, weights_for
 from mmdet.checkpoints.plain import to_plain
-from mmdet.config.errors import UserError, at_most, say
+from mmdet.config.errors import UserError, at_most, one_line, say
 from mmdet.engine.data_checks import classes_of
 from mmdet.engine.launch import on_rank_0
 from mmdet.engine.runner import model_of
@@ -87,7 +87,10 @@ class SafeCheckpointHook(CheckpointHook):
     """
 
     def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
+        try:
+            super().__init__(*args, **kwargs)
+        except (AssertionError, KeyError) as error:  # about the options
+            raise UserError(f'CheckpointHook: {one_line(error)}') from error
         name = self.filename_tmpl
         if name.count('{}') != 1 or not name.endswith('.pth') or os.path.basename(name) != name:
             raise UserError(f"CheckpointHook: filename_tmpl={name!r} must be the name of a .pth file with {{}} for the "
