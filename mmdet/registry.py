@@ -89,8 +89,8 @@ STRATEGIES = _child('STRATEGIES')
 def registered_class(name: str) -> type | None:
     """What this package, or a user's file, has registered under `name` or 'mmdet.name'; None if nothing."""
     name = name.removeprefix('mmdet.')
-    for registry in (MODELS, TASK_UTILS, DATASETS, TRANSFORMS, METRICS, EVALUATOR, DATA_SAMPLERS, HOOKS,
-                     VISUALIZERS):  # fmt: skip
+    for registry in (MODELS, TASK_UTILS, DATASETS, TRANSFORMS, METRICS, EVALUATOR, DATA_SAMPLERS, HOOKS, VISUALIZERS,
+                     LOOPS, OPTIM_WRAPPERS, LOG_PROCESSORS):  # fmt: skip
         registry.import_from_location()
         if name in registry.module_dict:
             return registry.module_dict[name]

@@ -75,6 +75,8 @@ def existing_file(path: str) -> str:
     path = os.path.expanduser(path)
     if os.path.isdir(path):
         raise UserError(f'{path} is a folder; a checkpoint file is needed')
+    if not os.path.isfile(path) and os.path.lexists(path):
+        raise MissingFile(f'{path} is no file, or a link to one that is not there')
     if not os.path.isfile(path):
         folder = os.path.dirname(path) or '.'
         found = sorted(f for f in os.listdir(folder) if f.endswith('.pth')) if os.path.isdir(folder) else []

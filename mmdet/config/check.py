@@ -15,13 +15,15 @@ from mmdet.config.errors import UserError
 from mmdet.config.values import check_options, class_of, number, walk, whole_number
 
 _VALUES = {
-    r'(train|val|test)_(dataloader|cfg)|default_hooks': (
+    r'(train|val|test)_(dataloader|cfg)|default_hooks|auto_scale_lr': (
         lambda x: x is None or isinstance(x, dict), 'a dict is needed'),
+    r'load_from': (lambda x: x is None or isinstance(x, str), 'the name of a file is needed'),
     r'(train|val|test)_dataloader\.batch_size': whole_number(1),
     r'(train|val|test)_dataloader\.num_workers': whole_number(0),
     r'(train|val|test)_dataloader\.shuffle': (
         lambda x: False, "that is up to the dataloader's sampler, sampler=dict(type='DefaultSampler', shuffle=...)"),
-    r'train_cfg\.(max_epochs|max_iters|val_interval)': whole_number(1),
+    r'train_cfg\.(max_epochs|max_iters|val_interval)|auto_scale_lr\.base_batch_size': whole_number(1),
+    r'train_cfg\.val_begin': whole_number(0),
     r'optim_wrapper\.accumulative_counts': whole_number(1),
     r'optim_wrapper\.optimizer\.(lr|momentum|weight_decay)': number(0),
     r'optim_wrapper\.clip_grad\.max_norm': number(0),

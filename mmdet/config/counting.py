@@ -55,6 +55,11 @@ def check_counting(cfg: dict, training: bool) -> None:
             other = ', or train_cfg=dict(by_epoch=False, max_iters=N)' if phase == 'train' else ''
             raise UserError(f'{phase}_dataloader.sampler.type={sampler["type"]!r}: it never comes to the end of the '
                             f'data, which is waited for here; use DefaultSampler{other}')
+    train_cfg = cfg.get('train_cfg') or {}
+    last = train_cfg.get('max_iters' if endless_is_fine else 'max_epochs')
+    if training and last is not None and train_cfg.get('val_begin', 1) > last and cfg.get('val_cfg') is not None:
+        raise UserError(f'train_cfg.val_begin={train_cfg["val_begin"]} is beyond the end, {last}: nothing would be '
+                        'evaluated. Lower it, or set val_dataloader=None val_cfg=None val_evaluator=None')
     if not endless_is_fine:
         return
     for place, part in _parts(cfg.get('param_scheduler'), 'param_scheduler'):

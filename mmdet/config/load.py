@@ -29,6 +29,7 @@ from mmdet.config.short_data import expand_data
 from mmdet.config.text import read_text
 from mmdet.config.values import walk
 from mmdet.config.variables import RUN_KEYS, carried, files_inherit_variables, is_carried, places_of
+from mmdet.registry import registered_class
 
 # Variables that configs of this vocabulary define for themselves.
 _HELPER_KEYS = {
@@ -64,7 +65,20 @@ def load_config(path: str | Path, cfg_options: dict[str, Any] | None = None) -> 
         place = _place(error) or f'{path}: '
         raise UserError(f'{place}{type(error).__name__}: {one_line(error)}') from error
     _import_custom(cfg.get('custom_imports'), path)
+    _name_classes(cfg._cfg_dict)
     return _complete(cfg, path, cfg_options)
+
+
+def _name_classes(node: Any) -> None:
+    """Write a class that stands for a type as its name, in place: a config is printed and saved as text. It is the name
+    under which it, or what this package has made of it, is registered, else where it is imported from."""
+    for key, value in node.items() if isinstance(node, dict) else enumerate(node):
+        if isinstance(value, (dict, list, tuple)):
+            _name_classes(value)
+        elif key == 'type' and callable(value) and '<' not in value.__qualname__:
+            found = registered_class(value.__name__)
+            ours = isinstance(found, type) and isinstance(value, type) and issubclass(found, value)
+            node[key] = value.__name__ if ours else f'{value.__module__}.{value.__qualname__}'
 
 
 def load_text(text: str, origin: str, cfg_options: dict[str, Any] | None = None) -> Config:

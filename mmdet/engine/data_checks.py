@@ -67,6 +67,8 @@ def check_length(loader: DataLoader | None, name: str) -> None:
         return
     size = getattr(loader.batch_sampler, 'batch_size', None) or loader.batch_size
     images = len(getattr(loader.batch_sampler, 'sampler', loader.dataset))
+    if not images:
+        raise UserError(f'{name}_dataloader gives no batch: its data set has no image')
     raise UserError(f'{name}_dataloader gives no batch: {images} images, and drop_last=True wants {size} a batch. '
                     'Use a smaller batch_size, or drop_last=False')
 

@@ -12,7 +12,6 @@ from mmengine.dist import get_rank
 from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import Runner
-from mmengine.visualization import LocalVisBackend, TensorboardVisBackend
 from torch import nn
 
 from mmdet.checkpoints import Checkpoint, NoDownload, keys_that_fit, load_pretrained
@@ -102,6 +101,8 @@ def _seed_and_resume_batches(parts: ConfigDict) -> None:
     parts.train_dataloader = seeded_dataloader(parts.train_dataloader, parts.randomness.seed)
     parts.train_cfg.type = loop_type(parts.train_cfg)
     parts.train_cfg.pop('by_epoch', None)
+    if parts.train_cfg.get('dynamic_intervals'):  # of the command line or JSON; mmengine wants tuples
+        parts.train_cfg.dynamic_intervals = [tuple(pair) for pair in parts.train_cfg.dynamic_intervals]
     if counts_iterations(parts.train_cfg):
         _count_iterations(parts)
 
@@ -151,14 +152,14 @@ def _add_outputs(parts: ConfigDict) -> None:
     visualizer.pop('name', None)  # a fixed name would return the Visualizer of an earlier Runner
     backends = visualizer.get('vis_backends') or []
     backends = [backends] if isinstance(backends, dict) else list(backends)
-    there = {backend['type'] for backend in backends}
-    for name in map(_type_name, backends):
+    there = {_type_name(backend).rpartition('.')[2] for backend in backends}
+    for name in there:
         if name in _PACKAGES and not find_spec(_PACKAGES[name]):
             raise UserError(f'visualizer.vis_backends: {name} needs a package that is not installed: '
                             f'pip install {_PACKAGES[name]}')
-    if not there & {'LocalVisBackend', LocalVisBackend}:  # scalars.json, whatever else is chosen
+    if 'LocalVisBackend' not in there:  # scalars.json, whatever else is chosen
         backends.insert(0, dict(type='LocalVisBackend'))
-    if find_spec('tensorboard') and not there & {'TensorboardVisBackend', TensorboardVisBackend}:
+    if find_spec('tensorboard') and 'TensorboardVisBackend' not in there:
         backends.append(dict(type='TensorboardVisBackend'))
     parts.visualizer = dict(visualizer, vis_backends=backends)
 

@@ -6,6 +6,7 @@ work-arounds can go when it saves plain containers, writes through a temporary f
 """
 
 import functools
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
+from torch import Tensor
 
 from mmdet.checkpoints import Checkpoint, load_pretrained, read_checkpoint
 from mmdet.checkpoints.plain import KINDS, marked, to_plain
@@ -92,7 +94,9 @@ _RUN = {
     'state_dict': dict, 'optimizer': dict, 'message_hub.log_scalars': dict, 'message_hub.runtime_info': dict,
     'message_hub.resumed_keys': dict, 'meta.epoch': int, 'meta.iter': int,
 }  # fmt: skip
-_MAY_BE_THERE = {'param_schedulers': (list, dict), 'cbn': dict, 'rank_cbn': (list, tuple)}
+_MAY_BE_THERE = {'param_schedulers': (list, dict), 'cbn': dict, 'rank_cbn': (list, tuple), 'rank_buffers': list,
+                 'ema_state_dict': dict}
+_INFO = {'best_ckpt': str, 'last_ckpt': str, 'best_score': (int, float, Tensor), 'early_stopping/': (list, tuple)}
 
 
 def lacks_to_resume(checkpoint: dict) -> list[str]:
@@ -103,9 +107,47 @@ def lacks_to_resume(checkpoint: dict) -> list[str]:
                                 checkpoint)
 
     lacks = [place for place, kind in _RUN.items() if not isinstance(held(place), kind)]
-    lacks += [place for place in ('meta.epoch', 'meta.iter') if place not in lacks and held(place) < 0]
-    return lacks + [place for place, kind in _MAY_BE_THERE.items()
-                    if place in checkpoint and not isinstance(checkpoint[place], kind)]
+    lacks += [place for place, kind in _MAY_BE_THERE.items()
+              if place in checkpoint and not isinstance(checkpoint[place], kind)]
+    least = {'meta.epoch': 0, 'meta.iter': 0, 'meta.iterations_per_epoch': 1, 'meta.seed': 0}
+    lacks += [place for place, lowest in least.items() if place not in lacks and held(place) is not None
+              and not (isinstance(held(place), int) and lowest <= held(place) < 2**32)]  # a seed of numpy's
+    lacks += [f'message_hub.runtime_info.{key}' for key, value in (held('message_hub.runtime_info') or {}).items()
+              for start, kind in _INFO.items() if str(key).startswith(start) and not isinstance(value, kind)]
+    lacks += ['optimizer'] * ('optimizer' not in lacks and not all(map(_has_form, _optimizers(held('optimizer')))))
+    schedulers = 'param_schedulers' not in lacks and _states(held('param_schedulers'))
+    return lacks + ['param_schedulers'] * (not all(isinstance(state, dict) for state in schedulers or ()))
+
+
+def _optimizers(held: dict) -> list:
+    """The state of one optimizer, or those of several by name."""
+    return [held] if 'state' in held else list(held.values())
+
+
+def _has_form(optimizer: Any) -> bool:
+    """Whether it is built as a torch optimizer's state dict: weights are numbered through the groups."""
+    groups, state = (optimizer.get(key) if isinstance(optimizer, dict) else None for key in ('param_groups', 'state'))
+    if not isinstance(groups, list) or not isinstance(state, dict):
+        return False
+    if not groups or not all(isinstance(group, dict) and isinstance(group.get('params'), list) for group in groups):
+        return False
+    numbers = [number for group in groups for number in group['params']]
+    return (numbers == list(range(len(numbers))) and state.keys() <= set(numbers)
+            and all(isinstance(of_weight, dict) for of_weight in state.values()))
+
+
+def numbered(path: Path) -> tuple[str, int]:
+    """('epoch_', 12) of epoch_12.pth: what is counted, and how much of it; a file without a number has -1."""
+    found = re.fullmatch(r'(.*?)(\d+)\.pth', path.name)
+    return (found[1], int(found[2])) if found else (path.name, -1)
+
+
+def _newest_first(paths: list[Path]) -> list[Path]:
+    """By their times, and by their numbers where they have such: a copied folder has the times of copying."""
+    times: dict[str, float] = {}
+    for path in paths:
+        times[numbered(path)[0]] = max(times.get(numbered(path)[0], 0), path.lstat().st_mtime)
+    return sorted(paths, key=lambda path: (times[numbered(path)[0]], numbered(path)[1]), reverse=True)
 
 
 def newest_resumable(work_dir: str) -> Checkpoint | None:
@@ -117,7 +159,7 @@ def newest_resumable(work_dir: str) -> Checkpoint | None:
     Raises:
         UserError: there are checkpoints, and none can be resumed.
     """
-    files = sorted(Path(work_dir).glob('*.pth'), key=lambda path: path.lstat().st_mtime, reverse=True)
+    files = _newest_first(list(Path(work_dir).glob('*.pth')))
     for path in (str(path) for path in files if not path.name.startswith('best_')):  # these: weights alone
         try:
             checkpoint = read_checkpoint(path)

@@ -4,17 +4,21 @@ mmengine 0.10.7 restores the schedulers and the optimizer's settings from the ch
 what the config says now. Can go when it applies the config's, or says that it does not.
 """
 
+import copy
 import inspect
-from collections import Counter
+from collections import Counter, defaultdict
 from typing import Any
 
+import torch
 from mmengine.config import Config
 from mmengine.optim import OptimWrapper, OptimWrapperDict, _ParamScheduler
 from mmengine.runner import Runner
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
-from mmdet.config.errors import UserError, at_most, say
+from mmdet.checkpoints import Checkpoint
+from mmdet.config.errors import UserError, at_most, one_line, say
 
 _NO_SETTINGS = {'last_step', 'verbose'}  # though parameters
 _DERIVED = {'_schedule_phases', 'min_values'}  # from parameters that a scheduler does not keep
@@ -31,13 +35,13 @@ def _shown(value: Any) -> Any:
     return sorted(value.elements()) if isinstance(value, Counter) else value
 
 
-def keep_new_schedule(runner: Runner, checkpoint: dict) -> None:
+def keep_new_schedule(runner: Runner, checkpoint: Checkpoint) -> None:
     """Where the config's schedule or optimizer settings differ from the checkpoint's, apply the config's.
 
     The learning rate becomes what the new schedule gives at the resumed iteration; one line says so.
 
     Raises:
-        UserError: the checkpoint is of another optimizer.
+        UserError: the checkpoint is of another optimizer, or what it holds of it is damaged.
     """
     schedulers = runner.param_schedulers or []
     if not isinstance(schedulers, list) or not isinstance(runner.optim_wrapper, OptimWrapper):
@@ -46,6 +50,7 @@ def keep_new_schedule(runner: Runner, checkpoint: dict) -> None:
     changes = _schedule_changes(schedulers, saved_states)
     groups, saved_groups = runner.optim_wrapper.param_groups, checkpoint['optimizer']['param_groups']
     _check_optimizer(runner.optim_wrapper.optimizer, groups, saved_groups)
+    _check_state(runner.optim_wrapper.optimizer, checkpoint)
     was, now = (group.get('initial_lr', group['lr']) for group in (saved_groups[0], groups[0]))
     if was != now:
         changes.append(f'lr {was} -> {now}')
@@ -64,7 +69,8 @@ def keep_new_schedule(runner: Runner, checkpoint: dict) -> None:
     if any(getattr(scheduler, 'need_val_args', False) for scheduler in schedulers):
         _keep_progress(schedulers, saved_states, groups, saved_groups)
     else:
-        _replay(schedulers, checkpoint['meta']['epoch'], checkpoint['meta']['iter'])
+        _replay(schedulers, min(checkpoint['meta']['epoch'], runner.max_epochs),
+                min(checkpoint['meta']['iter'], runner.max_iters))
         checkpoint['param_schedulers'] = [scheduler.state_dict() for scheduler in schedulers]
         for group, saved in zip(groups, saved_groups):
             saved.update({key: group[key] for key in scheduled - {'params'} if key in group})
@@ -84,6 +90,41 @@ def _check_optimizer(optimizer: Optimizer, groups: list[dict], saved_groups: lis
         return
     raise UserError(f'--resume: {why}. Resume with the config of that training, or start a new one from its weights: '
                     '--cfg-options load_from=FILE, without --resume')
+
+
+def _check_state(optimizer: Optimizer, checkpoint: Checkpoint) -> None:
+    """Refuse a state of the weights with which the optimizer's next step would fail: a step is tried, on zeros."""
+    saved = checkpoint['optimizer']
+    states, why = saved['state'], None
+    for group, numbers in zip(optimizer.param_groups, (group['params'] for group in saved['param_groups'])):
+        for weight, number in zip(group['params'], numbers):
+            try:
+                kept = _after_a_step(optimizer, group, weight, {})
+            except Exception:  # one that cannot be tried so
+                return
+            try:
+                if states.get(number) and not set(kept) & set(states[number]):
+                    why = f'{at_most(map(repr, states[number]), 3)} instead of {at_most(map(repr, kept), 3)}'
+                elif number in states:
+                    _after_a_step(optimizer, group, weight, states[number])
+            except Exception as error:
+                why = f'{type(error).__name__}: {one_line(error)}'
+            if why:
+                raise UserError(f'--resume: {checkpoint} holds no state of {type(optimizer).__name__} for weight '
+                                f'{number} of shape {tuple(weight.shape)} ({why}). Resume from an older checkpoint, '
+                                '--resume FILE, or start a new training from its weights: --cfg-options load_from=FILE')
+    if not states and kept:
+        say(f'{checkpoint} holds no state of {type(optimizer).__name__}: its running means begin anew')
+
+
+def _after_a_step(optimizer: Optimizer, group: dict, weight: Tensor, state: dict) -> dict:
+    """The optimizer's state of one weight after a step, of copies, with a gradient of zeros."""
+    weight = torch.zeros(weight.shape, dtype=weight.dtype, requires_grad=True)
+    weight.grad = torch.zeros_like(weight)
+    tried = copy.copy(optimizer)
+    tried.param_groups, tried.state = [dict(group, params=[weight])], defaultdict(dict, {weight: copy.deepcopy(state)})
+    tried.step()
+    return tried.state[weight]
 
 
 def _schedule_changes(schedulers: list[_ParamScheduler], saved: list[dict]) -> list[str]:

@@ -2,9 +2,7 @@
 
 import errno
 import fcntl
-import math
 import os
-import re
 import shutil
 import socket
 import time
@@ -18,7 +16,7 @@ from mmdet.config.errors import UserError, at_most
 from mmdet.config.load import changed_keys
 from mmdet.config.output import check_writable
 from mmdet.engine.launch import on_rank_0
-from mmdet.engine.saving import lacks_to_resume, newest_resumable
+from mmdet.engine.saving import lacks_to_resume, newest_resumable, numbered
 
 # Keys that say how or where a run happens, not what it computes.
 _HOW = {'work_dir', 'resume', 'load_from', 'launcher', 'log_level', 'visualizer', 'vis_backends', 'env_cfg',
@@ -125,16 +123,19 @@ def _checkpoints(folder: str) -> list[Path]:
 
 
 def _newer(folder: Path, resumed: Path) -> list[Path]:
-    """Checkpoints that the resumed run would write over; the best so far may be written after an epoch's."""
+    """Checkpoints that the resumed run would write over: those of a higher number, or, where they count something
+    else, of a later time. The best so far may be written after an epoch's."""
+    counted, done = numbered(resumed)
 
-    def step(path: Path) -> float:
-        number = re.search(r'_(\d+)\.pth$', path.name)
-        return int(number[1]) if number else math.inf
+    def ahead(path: Path) -> bool:
+        unit, number = numbered(path)
+        if number < 0 and path.name != INTERRUPTED:
+            return False
+        if done >= 0 and number >= 0 and unit.endswith(counted):
+            return number > done
+        return path.lstat().st_mtime > resumed.lstat().st_mtime and not (done < 0 and path.name.startswith('best_'))
 
-    newer = [path for path in _checkpoints(str(folder)) if path.lstat().st_mtime > resumed.lstat().st_mtime]
-    return [path for path in newer
-            if path.name == INTERRUPTED
-            or step(path) < math.inf and not (path.name.startswith('best_') and step(path) <= step(resumed))]
+    return list(filter(ahead, _checkpoints(str(folder))))
 
 
 def _check_same_config(cfg: Config) -> None:

@@ -148,11 +148,21 @@ class BatchFixedSizePad(nn.Module):
         return F.pad(batch, (0, extra[1], 0, extra[0]), value=self.value), samples
 
 
-def to_target(sample: DetDataSample, device: torch.device) -> Target:
-    """The plain tensors of one data sample, sent to `device` without a wait; masks stay on the host."""
+def to_target(sample: DetDataSample, device: torch.device, num_classes: int | None = None) -> Target:
+    """The plain tensors of one data sample, sent to `device` without a wait; masks stay on the host.
+
+    Raises:
+        UserError: no boxes, or labels outside of 0, ..., `num_classes` - 1.
+    """
     gt = sample.gt_instances
     if not isinstance(gt.bboxes, Tensor):
         raise UserError(f'gt_instances.bboxes is {described(gt.bboxes)}; a tensor (G, 4) is needed')
+    if num_classes is not None and gt.labels.device.type == 'cpu':
+        strange = gt.labels[(gt.labels < 0) | (gt.labels >= num_classes)]
+        if len(strange):
+            image = sample.get('img_path') or sample.get('img_id', '?')
+            raise UserError(f'image {image} has an object of label {strange[0]}, and the model num_classes='
+                            f'{num_classes}: its labels are 0 to {num_classes - 1}')
     ignored = sample.get('ignored_instances')
     nothing = ignored is None or 'bboxes' not in ignored
     ignored_boxes = gt.bboxes.new_zeros((0, 4)) if nothing else ignored.bboxes

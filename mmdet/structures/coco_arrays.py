@@ -21,6 +21,7 @@ import numpy as np
 
 from mmdet.config.errors import at_most, say
 from mmdet.structures.coco_file import MAX_SIDE, checked_content, garbage_kept, lacking, read_bytes
+from mmdet.structures.masks import mask_bounds
 
 try:
     import msgspec
@@ -348,11 +349,37 @@ def _doubts(columns: _Columns, image_of: np.ndarray, category_of: np.ndarray) ->
     if len(x) and (np.abs(columns.boxes[known]) <= 1).all():
         found.append(f'all {len(x)} boxes lie between 0 and 1: a bbox is in pixels; multiply it by the width and '
                      'height of its image')
+    else:
+        found += _strange_masks(columns, np.flatnonzero(known), image_of)
     crowds = np.count_nonzero(columns.crowd)
     if crowds > total / 2:
         found.append(f'{crowds} of {total} annotations have iscrowd 1, as CVAT writes for every mask: they are ignored '
                      'in training; set iscrowd to 0 where it is one object')
     return found
+
+
+def _strange_masks(columns: _Columns, known: np.ndarray, image_of: np.ndarray) -> list[str]:
+    """What `_doubts` says where most masks, of some hundred objects, lie elsewhere than their boxes."""
+    objects = [i for i in known[:: max(len(known) // 200, 1)].tolist()
+               if _mask_kind(columns.segmentations[i]) and (columns.boxes[i, 2:] >= 2).all()]  # fmt: skip
+    elsewhere = unit = 0
+    for i in objects:
+        try:
+            bounds = mask_bounds(_decode(bytes(columns.segmentations[i])), *columns.shapes[image_of[i]].tolist())
+        except (ValueError, RecursionError):  # which is said where masks are loaded
+            return []
+        x, y, width, height = columns.boxes[i].tolist()
+        if bounds is not None:
+            left, top, right, bottom = bounds
+            unit += min(left, top) >= 0 and max(right, bottom) <= 1
+            common = max(min(right, x + width) - max(left, x), 0) * max(min(bottom, y + height) - max(top, y), 0)
+            elsewhere += common < 0.1 * max(width * height, (right - left) * (bottom - top))
+    if elsewhere <= len(objects) / 2:
+        return []
+    why = 'between 0 and 1: multiply them by the width and height of the image' if unit == elsewhere else (
+        'as where they were drawn on an image of another size, or x and y were exchanged')
+    return [f'of {len(objects)} objects looked at, {elsewhere} have a mask elsewhere than their bbox; both are in '
+            f'pixels. The masks lie {why}']
 
 
 # ---------------------------------------------------------------------- keeping

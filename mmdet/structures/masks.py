@@ -389,6 +389,7 @@ def _whole_polygons(polygons: Sequence) -> list[Polygon]:
     try:
         arrays = [np.asarray(p, dtype=np.float64) for p in polygons]
         known = all(p.ndim == 1 and np.isfinite(p).all() for p in arrays)
+        known = known and not any(bool in map(type, p) for p in polygons)
     except (TypeError, ValueError, OverflowError):
         known = False
     if not known:
@@ -417,6 +418,22 @@ def rle_from_coco(segmentation: list | dict | None, height: int, width: int) -> 
     return coco_mask.encode(np.asfortranarray(rasterize_polygons([polygons], height, width)[0].numpy()))
 
 
+def mask_bounds(segmentation: list | dict, height: int, width: int) -> tuple[float, float, float, float] | None:
+    """x1, y1, x2, y2 around COCO's ``segmentation``, as it has them; None where no polygon of three vertices is in it.
+
+    Raises:
+        ValueError: an entry that `masks_from_coco` would refuse.
+    """
+    if isinstance(segmentation, dict):
+        x, y, w, h = coco_mask.toBbox(rle_from_coco(segmentation, height, width)).tolist()
+        return x, y, x + w, y + h
+    polygons = _whole_polygons(segmentation)
+    if not polygons:
+        return None
+    points = np.concatenate(polygons).reshape(-1, 2)
+    return (*points.min(axis=0).tolist(), *points.max(axis=0).tolist())
+
+
 def compressed_rle(rle: dict, height: int, width: int) -> dict:
     """An RLE mask of any form as dict(size=[h, w], counts=bytes). Compressed counts are not read: see `rle_areas`.
 
@@ -426,7 +443,7 @@ def compressed_rle(rle: dict, height: int, width: int) -> dict:
     size, counts = rle.get('size'), rle.get('counts')
     if type(counts) is bytes and size == [height, width]:
         return rle  # as models predict them
-    known = isinstance(counts, (str, bytes)) or isinstance(counts, list) and all(isinstance(c, int) for c in counts)
+    known = isinstance(counts, (str, bytes)) or isinstance(counts, list) and all(type(c) is int for c in counts)
     if not known or not isinstance(size, (list, tuple)):
         text = str(rle)
         raise UserError('an RLE mask is dict(size=[h, w], counts=whole numbers or a text), not '

@@ -133,6 +133,26 @@ def test_why_no_object_is_left(refused, call, new, messages, filtered):
     assert all(message in out for message in ['3 have no object'] * filtered + messages), out
 
 
+def unit_masks() -> dict:
+    new = content()
+    for annotation in new['annotations']:
+        annotation['segmentation'] = [[v / (80 if i % 2 else 96) for i, v in enumerate(polygon)]
+                                      for polygon in annotation['segmentation']]
+    return new
+
+
+@pytest.mark.parametrize('new, message', [
+    (unit_masks(), 'The masks lie between 0 and 1: multiply them by the width and height of the image'),
+    (changed('annotations', segmentation=lambda polygons: [[3 * v + 200 for v in polygons[0]]]), 'of another size'),
+    (changed('annotations', segmentation=lambda _: dict(size=[80, 96], counts=[80 * 96 - 5, 5])), 'of another size'),
+    (azure(), 'all 6 boxes lie between 0 and 1'),
+])  # fmt: skip
+def test_masks_elsewhere_than_their_boxes(call, new, message):
+    write_set(new)
+    out, _ = call('train.py', 'config.py')
+    assert message in out and ('of 6 objects looked at, 6 have a mask elsewhere' in out) is (new != azure()), out
+
+
 def test_min_size_that_leaves_nothing(refused):
     write_set(content())
     message = refused('train.py', 'config.py', '--cfg-options', 'train_dataloader.dataset.filter_cfg.min_size=81')

@@ -105,6 +105,7 @@ def odd_files(whole: bytes) -> dict[str, tuple[bytes, str]]:
 
     bit = bytearray(whole)
     bit[bit.index(content['state_dict']['stem.weight'].numpy().tobytes())] ^= 4
+    optimizer, info = content['optimizer'], content['message_hub']['runtime_info']
     history = dict(loss=HistoryBuffer([1.0], [1]))  # as a Runner of mmengine alone saves it
     return {
         'half': (whole[: len(whole) // 2], 'is damaged'),  # killed by a tool that writes in place
@@ -118,6 +119,15 @@ def odd_files(whole: bytes) -> dict[str, tuple[bytes, str]]:
         'CBN is None': (saved(cbn=None), 'it lacks cbn'),
         'schedulers are None': (saved(param_schedulers=None), 'it lacks param_schedulers'),
         'optimizer is a list': (saved(optimizer=[]), 'it lacks optimizer'),
+        'state is a list': (saved(optimizer=dict(optimizer, state=[1])), 'it lacks optimizer'),
+        'state of no weight': (saved(optimizer=dict(optimizer, state={99: {}})), 'it lacks optimizer'),
+        'no groups': (saved(optimizer=dict(state=optimizer['state'])), 'it lacks optimizer'),
+        'a group is a text': (saved(optimizer=dict(optimizer, param_groups=['x'])), 'it lacks optimizer'),
+        'a scheduler is a text': (saved(param_schedulers=['x']), 'it lacks param_schedulers'),
+        'seed is a text': (saved(meta=dict(content['meta'], seed='x')), 'it lacks meta.seed'),
+        'epochs of 0': (saved(meta=dict(content['meta'], iterations_per_epoch=0)), 'it lacks meta.iterations_per'),
+        'best is a number': (saved(message_hub=dict(content['message_hub'], runtime_info=dict(info, best_ckpt=7))),
+                             'it lacks message_hub.runtime_info.best_ckpt'),
         'no message hub': (saved(message_hub='gone'), 'it lacks message_hub.log_scalars'),
         'empty message hub': (saved(message_hub={}), 'it lacks message_hub.log_scalars'),
         'weights': (saved(optimizer='gone', message_hub='gone'), 'it lacks optimizer, message_hub.log_scalars'),
@@ -140,7 +150,7 @@ def test_newest_that_is_whole_is_resumed(tmp_path, train, capsys):
     Path('run/newest.pth').unlink()
     Path('run/newest.pth').symlink_to('gone.pth')
     resumed = train(write_config(tmp_path), options={'train_cfg.max_epochs': 3}, resume=True)
-    assert 'skipped: checkpoint run/newest.pth not found' in capsys.readouterr().out and resumed.epoch == 3
+    assert 'skipped: run/newest.pth is no file, or a link to one' in capsys.readouterr().out and resumed.epoch == 3
 
 
 def test_a_folder_in_which_nothing_can_be_resumed_is_left_as_it_is(tmp_path, train):

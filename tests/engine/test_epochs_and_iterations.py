@@ -111,6 +111,26 @@ def test_no_batch_at_all(train, options, loader):
     assert status == 2 and f'{loader}_dataloader gives no batch: {images} images, and drop_last=True wants 9' in out
 
 
+def test_no_image_at_all(train):
+    status, out = train(CONFIG, '--cfg-options', 'train_dataloader.dataset.length=0')
+    assert status == 2 and 'train_dataloader gives no batch: its data set has no image' in out
+
+
+@pytest.mark.parametrize('text', [RIGHT, CONFIG])
+def test_what_begins_after_the_end(train, text):
+    status, out = train(text, '--cfg-options', 'train_cfg.val_begin=90')
+    assert status == 2 and 'train_cfg.val_begin=90 is beyond the end' in out
+    for option, said in (('begin_epoch', 'epochs'), ('begin_iter', 'iterations')):
+        status, out = train(text + f"custom_hooks = [dict(type='EMAHook', {option}=90)]\n")
+        assert status == 2 and f'EMAHook: {option}=90 is never reached in ' in out and f' {said}: nothing would' in out
+
+
+@pytest.mark.parametrize('text', [RIGHT, CONFIG])
+def test_intervals_of_evaluation_from_the_command_line(train, text):
+    status, out = train(text, '--cfg-options', 'train_cfg.dynamic_intervals=[[1,1]]', 'train_cfg.val_interval=50')
+    assert status == 0 and out.count('mAP: ') >= (14 if text == RIGHT else 2)
+
+
 def test_drop_last_acts_beside_a_batch_sampler(train, monkeypatch):
     """8 images in batches of 3 are two whole ones."""
     monkeypatch.setattr(ToyDataset, 'get_data_info', lambda self, index: dict(width=2, height=1), raising=False)

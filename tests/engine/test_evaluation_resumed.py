@@ -177,3 +177,4 @@ def test_the_best_of_another_folder_is_left_alone(tmp_path, train, capfd):
     Path('a').rename('moved')  # the whole run: its best goes with it
     runner = train(config, 'moved', {'train_cfg.max_epochs': 1}, resume=True)
     assert runner.message_hub.get_info('best_ckpt') == os.path.abspath('moved/best_mAP_epoch_1.pth')
+    assert 'last   moved/epoch_1.pth' in ''.join(capfd.readouterr())  # in the last lines of a run

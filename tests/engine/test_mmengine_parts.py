@@ -72,6 +72,28 @@ def test_averages_begin_with_the_weights_that_are_loaded(tmp_path, run_tool):
     assert plain.partition('mAP: ')[2].split()[0] == averaged.partition('mAP: ')[2].split()[0]
 
 
+CLASSES = """
+from mmengine.hooks import CheckpointHook, EMAHook
+from mmengine.runner import EpochBasedTrainLoop
+from torch.optim import Adam
+default_hooks['checkpoint'] = dict(type=CheckpointHook, interval=1, save_best='auto')
+custom_hooks = [dict(type=EMAHook, momentum=0.3)]
+train_cfg = dict(type=EpochBasedTrainLoop, max_epochs=2)
+optim_wrapper = dict(optimizer=dict(type=Adam, lr=0.1))
+del CheckpointHook, EMAHook, EpochBasedTrainLoop, Adam
+"""
+
+
+def test_types_that_are_classes(tmp_path, train):
+    """As in mmengine's own configs; what this project makes of mmengine's classes takes their place."""
+    config = write_config(tmp_path, text=CLASSES)
+    train(config, options={'train_cfg.max_epochs': 1})
+    runner = train(config, resume=True)
+    assert {'SafeCheckpointHook', 'StatisticsEMAHook'} <= {type(hook).__name__ for hook in runner.hooks}
+    assert type(runner.train_loop).__name__ == 'EpochLoop' and type(runner.optim_wrapper.optimizer) is torch.optim.Adam
+    assert "type='torch.optim.adam.Adam'" in Path('run/toy.py').read_text()
+
+
 def test_an_early_stop_ends_like_any_run(tmp_path, train):
     stop = "custom_hooks = [dict(type='EarlyStoppingHook', monitor='mAP', patience=1, rule='greater', min_delta=9)]\n"
     runner = train(write_config(tmp_path, text=stop), 'a', {'train_cfg.max_epochs': 9})

@@ -2,6 +2,7 @@
 
 import mmengine.optim.scheduler as schedulers
 import pytest
+import torch
 from mmengine.optim import _ParamScheduler
 from test_resume import Record
 from toy_task import ToyMetric, write_config
@@ -110,6 +111,34 @@ def test_adam_and_adamw_keep_the_same_state(tmp_path, train, capfd):
     train(write_config(tmp_path, text=CONFIG + text.format('Adam')), 'a', {'train_cfg.max_epochs': 1})
     train(write_config(tmp_path, text=CONFIG + text.format('AdamW')), 'a', resume=True)
     assert 'weight_decay 0 -> 0.01' in ''.join(capfd.readouterr())
+
+
+@pytest.mark.parametrize('optimizer', ['SGD', 'AdamW'])
+@pytest.mark.parametrize('state, why', [
+    (dict(x=1), "'x' instead of"), (dict(step=torch.tensor(4.0), exp_avg=torch.zeros(9, 9)), ''),
+    (dict(momentum_buffer='x', step='x', exp_avg='x'), ''),
+    (dict(momentum_buffer=torch.zeros(2, 2), step=torch.tensor(4.0)), ''),
+])  # fmt: skip
+def test_a_state_that_the_optimizer_cannot_go_on_with_is_one_line(tmp_path, train, optimizer, state, why):
+    text = f"optim_wrapper['optimizer'] = dict(type='{optimizer}', lr=0.1)\n"
+    text += "optim_wrapper['optimizer']['momentum'] = 0.9\n" if optimizer == 'SGD' else ''
+    config = write_config(tmp_path, text=text)
+    train(config, 'a', {'train_cfg.max_epochs': 1})
+    content = torch.load('a/epoch_1.pth', weights_only=True)
+    content['optimizer']['state'][2] = state
+    torch.save(content, 'a/epoch_1.pth')
+    with pytest.raises(UserError, match=f'--resume: a/epoch_1.pth holds no state of {optimizer} for weight 2.*{why}'):
+        train(config, 'a', resume=True)
+
+
+def test_an_optimizer_without_its_state_is_said(tmp_path, train, capfd):
+    config = write_config(tmp_path)
+    train(config, 'a', {'train_cfg.max_epochs': 1})
+    content = torch.load('a/epoch_1.pth', weights_only=True)
+    content['optimizer']['state'], content['meta']['iter'] = {}, 10**9  # which a schedule is not stepped through
+    torch.save(content, 'a/epoch_1.pth')
+    train(config, 'a', {'optim_wrapper.optimizer.lr': 0.2}, resume=True)
+    assert 'a/epoch_1.pth holds no state of SGD: its running means begin anew' in ''.join(capfd.readouterr())
 
 
 def test_other_groups_of_weights_are_one_line(tmp_path, train):

@@ -124,6 +124,7 @@ class Nowhere:
 
 @pytest.mark.parametrize('backends', [
     "[dict(type='Nowhere')]", '[]', "dict(type='Nowhere')", "[dict(type='Nowhere'), dict(type='LocalVisBackend')]",
+    "[dict(type='mmengine.LocalVisBackend')]",
 ])  # fmt: skip
 def test_the_log_is_there_whatever_else_is_written(train, backends):
     status, out = train(CONFIG.replace("[dict(type='LocalVisBackend')]", backends))

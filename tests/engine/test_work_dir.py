@@ -75,6 +75,42 @@ def test_going_back_keeps_what_was_written_since(tmp_path, train, target, capfd)
     assert not newer or 'checkpoints of the earlier run to a/2' in ''.join(capfd.readouterr())
 
 
+def test_a_copy_has_the_times_of_copying(tmp_path, train):
+    """`cp -r` and downloads write the files of a folder in any order."""
+    config, keep = write_config(tmp_path), {'default_hooks.checkpoint.max_keep_ckpts': -1}
+    train(config, 'a', {**keep, 'train_cfg.max_epochs': 10})
+    for number, name in enumerate(('epoch_10', 'epoch_3', 'epoch_9', 'epoch_2')):
+        os.utime(f'a/{name}.pth', (time.time() + number,) * 2)
+    before, rest = contents('a'), Record()
+    train(config, 'a', {**keep, 'train_cfg.max_epochs': 11}, resume=True, hooks=[rest])
+    after = contents('a')
+    assert len(rest.losses) == 4 and all(after[name] == data for name, data in before.items() if name[:5] == 'epoch')
+    train(config, 'a', {**keep, 'train_cfg.max_epochs': 9}, resume='a/epoch_8.pth')
+    moved = {path.name for path in Path('a').glob('2*/epoch_*.pth')}
+    assert moved == {'epoch_9.pth', 'epoch_10.pth', 'epoch_11.pth'}
+
+
+@pytest.mark.parametrize('name', ['last.pth', 'epoch_{}', 'a/{}.pth', '{}_{}.pth'])
+def test_checkpoints_need_names_of_their_own(tmp_path, train, name):
+    with pytest.raises(UserError, match='filename_tmpl=.* must be the name of a .pth file with {} for the number in'):
+        train(write_config(tmp_path), options={'default_hooks.checkpoint.filename_tmpl': name})
+
+
+@pytest.mark.parametrize('options', [dict(save_best=True), dict(rule='bigger'), dict(save_best=['mAP', 'mAP'])])
+def test_options_of_saving_that_are_none_are_one_line(tmp_path, train, options):
+    with pytest.raises(UserError, match=r'^CheckpointHook: [^\n]*(rule|save_best)'):
+        train(write_config(tmp_path, text=f"default_hooks['checkpoint'].update({options})\n"))
+
+
+def test_the_best_by_another_metric_is_no_best(tmp_path, train, monkeypatch):
+    monkeypatch.setattr(ToyMetric, 'compute_metrics', lambda metric, results: dict(mAP=0.9, mAP_75=0.1))
+    config, key = write_config(tmp_path), 'default_hooks.checkpoint.save_best'
+    train(config, 'a', {key: 'mAP', 'train_cfg.max_epochs': 1})
+    runner = train(config, 'a', {key: 'mAP_75'}, resume=True)
+    assert Path(runner.message_hub.get_info('best_ckpt')).name == 'best_mAP_75_epoch_2.pth'
+    assert runner.message_hub.get_info('best_score') == 0.1 and Path('a/best_mAP_epoch_1.pth').exists()
+
+
 def test_resuming_into_a_folder_of_another_run_keeps_that_one(tmp_path, train):
     config = write_config(tmp_path)
     train(config, 'a', {'train_cfg.max_epochs': 1})

@@ -165,3 +165,14 @@ def test_class_losses_refuse_shapes_that_would_be_broadcast(cfg, logits, target,
     weight = None if weight is None else torch.ones(weight)
     with pytest.raises(ValueError, match='of shape'):
         MODELS.build(cfg)(torch.rand(logits), kind(target), weight, avg_factor=4)
+
+
+@pytest.mark.parametrize('cfg', [dict(type='FocalLoss'), dict(type='CrossEntropyLoss', use_sigmoid=True),
+                                 dict(type='CrossEntropyLoss')])  # fmt: skip
+@pytest.mark.parametrize('label', [-1, 5])
+def test_labels_beyond_the_classes(cfg, label):
+    """Of four classes, with 4 for the background."""
+    loss, logits = MODELS.build(cfg), torch.zeros(3, 5 if cfg == dict(type='CrossEntropyLoss') else 4)
+    assert loss(logits, torch.tensor([0, 4, 3])).isfinite()
+    with pytest.raises(ValueError, match=f'labels from {min(label, 0)} to .*of 4 classes they are 0 to 3'):
+        loss(logits, torch.tensor([0, label, 0]))

@@ -202,6 +202,20 @@ def test_samples_that_are_no_training_samples(change, says):
     assert '\n' not in str(error.value)
 
 
+@pytest.mark.parametrize('kind', ['mask_rcnn', 'cascade_mask_rcnn', 'retinanet', 'rpn'])
+@pytest.mark.parametrize('label', [-1, 3, 9])
+def test_labels_that_are_no_classes(kind, label):
+    """3 would be the background; an RPN has no classes."""
+    model, data = factories.tiny_detector(kind).train(), factories.batch([2, 2])
+    data['data_samples'][1].gt_instances.labels[1] = label
+    batch = model.data_preprocessor(data, True)
+    if kind == 'rpn':
+        model(**batch, mode='loss')
+        return
+    with pytest.raises(UserError, match=f'image 1 has an object of label {label}, .* num_classes=3: .* 0 to 2'):
+        model(**batch, mode='loss')
+
+
 @pytest.mark.parametrize('data, says', [
     (dict(image=[torch.zeros(3, 8, 8)], target=[]), r'gives a dict \(image, target\)'),
     ([torch.zeros(3, 8, 8)], r'gives a list \(float32 Tensor \(3, 8, 8\)\)'),

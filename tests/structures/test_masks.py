@@ -247,14 +247,16 @@ def test_a_flat_polygon():
 
 
 @pytest.mark.parametrize('wrong', [[1, 2, 3, 4, 5, '6'], [[[1, 2], [3, 4], [5, 6]]], [[1, 2, float('nan'), 4, 5, 6]],
-                                   [['a', 2, 3, 4, 5, 6]], 5, 'RLE'])  # fmt: skip
+                                   [['a', 2, 3, 4, 5, 6]], 5, 'RLE',
+                                   [[True, 2, 3, 4, 5, 6]]])  # fmt: skip
 def test_segmentations_of_no_known_form(wrong):
     with pytest.raises(ValueError, match=r'a segmentation is a list of polygons \[\[x1, y1, x2, y2, ...\], ...\] or'):
         masks_from_coco([None, wrong], 6, 8)
 
 
 @pytest.mark.parametrize('wrong', [dict(size=[6, 8]), dict(counts=[48]), dict(size=48, counts=[48]),
-                                   dict(size=[6, 8], counts=48), dict(size=[6, 8], counts=['7', 41])])  # fmt: skip
+                                   dict(size=[6, 8], counts=48), dict(size=[6, 8], counts=['7', 41]),
+                                   dict(size=[6, 8], counts=[True, 47])])  # fmt: skip
 def test_run_lengths_of_no_known_form(wrong):
     for read in (lambda: masks_from_coco([None, wrong], 6, 8), lambda: rle_from_coco(wrong, 6, 8)):
         with pytest.raises(ValueError, match=r'an RLE mask is dict\(size=\[h, w\], counts=whole numbers or'):

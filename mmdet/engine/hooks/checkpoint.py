@@ -10,7 +10,7 @@ from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
 
 from mmdet.checkpoints import Checkpoint, fit_weights, weights_for
 from mmdet.checkpoints.plain import to_plain
-from mmdet.config.errors import UserError, at_most, say
+from mmdet.config.errors import UserError, at_most, one_line, say
 from mmdet.engine.data_checks import classes_of
 from mmdet.engine.launch import on_rank_0
 from mmdet.engine.runner import model_of
@@ -86,19 +86,33 @@ class SafeCheckpointHook(CheckpointHook):
     none of these. What this hook saves is plain, whoever built the Runner.
     """
 
+    def __init__(self, *args, **kwargs):
+        try:
+            super().__init__(*args, **kwargs)
+        except (AssertionError, KeyError) as error:  # about the options
+            raise UserError(f'CheckpointHook: {one_line(error)}') from error
+        name = self.filename_tmpl
+        if name.count('{}') != 1 or not name.endswith('.pth') or os.path.basename(name) != name:
+            raise UserError(f"CheckpointHook: filename_tmpl={name!r} must be the name of a .pth file with {{}} for the "
+                            "number in it, such as 'epoch_{}.pth'")
+
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         make_plain(checkpoint)
 
     def before_train(self, runner: Runner) -> None:
         folder = checkpoint_folder(runner.work_dir, self.out_dir)
         info = runner.message_hub.runtime_info
-        best = {key: os.path.join(folder, os.path.basename(path)) for key, path in info.items()
-                if key.startswith('best_ckpt')}
-        there = on_rank_0(lambda: [key for key, path in best.items() if os.path.isfile(path)])
-        for key, path in best.items():
+        saved = {key: os.path.join(folder, os.path.basename(path)) for key, path in info.items()
+                 if key.startswith(('best_ckpt', 'last_ckpt'))}
+        there = on_rank_0(lambda: [key for key, path in saved.items() if os.path.isfile(path)])
+        keys = self.key_indicators if self.save_best else ()
+        if len(keys) == 1 and keys[0] != 'auto':
+            other = not os.path.basename(saved.get('best_ckpt', '')).startswith(f'best_{keys[0]}_'.replace('/', '_'))
+            there = [key for key in there if key != 'best_ckpt' or not other]
+        for key, path in saved.items():
             if key in there:
                 info[key] = path
-            else:  # of another folder: here the best is yet to come
+            else:  # of another folder, or by another metric: here the best is yet to come
                 info.pop(key)
                 info.pop(key.replace('best_ckpt', 'best_score'), None)
         super().before_train(runner)

@@ -1,9 +1,10 @@
 """Averaged weights with the running statistics that they are evaluated with."""
 
 from mmengine.hooks import EMAHook
-from mmengine.runner import Runner
+from mmengine.runner import IterBasedTrainLoop, Runner
 
 from mmdet.checkpoints import Checkpoint, fit_weights
+from mmdet.config.errors import UserError
 from mmdet.registry import HOOKS
 
 
@@ -23,6 +24,12 @@ class StatisticsEMAHook(EMAHook):
             super().after_load_checkpoint(runner, checkpoint)
 
     def before_train(self, runner: Runner) -> None:
+        for option, last in dict(begin_epoch=runner.max_epochs, begin_iter=runner.max_iters).items():
+            if getattr(self, option) > last:
+                instead = '; give begin_iter' * isinstance(runner.train_loop, IterBasedTrainLoop)
+                raise UserError(f'EMAHook: {option}={getattr(self, option)} is never reached in {last} '
+                                f'{"epochs" if option == "begin_epoch" else "iterations"}: nothing would be averaged'
+                                f'{instead}')
         self._begin_with_the_model(runner)
         super().before_train(runner)
 

@@ -42,6 +42,20 @@ def check_pairs(pred: Tensor, target: Tensor) -> None:
         raise ValueError(f'prediction of shape {tuple(pred.shape)} for a target of shape {tuple(target.shape)}')
 
 
+def check_labels(labels: Tensor, num_classes: int) -> None:
+    """Refuse labels (S,) outside of 0, ..., `num_classes`; on a GPU, whose values the host would wait for, it is the
+    detectors that look at the annotations before they are sent there.
+
+    Raises:
+        ValueError: names the labels.
+    """
+    if labels.device.type == 'cpu' and labels.numel():
+        low, high = labels.aminmax()
+        if low < 0 or high > num_classes:
+            raise ValueError(f'labels from {low} to {high}: of {num_classes} classes they are 0 to {num_classes - 1}, '
+                             f'and {num_classes} is the background')
+
+
 def check_reduction(loss: nn.Module, reduction: str) -> None:
     """Configs may say ``reduction='mean'``; the heads know nothing else to do with a loss.
 
@@ -96,18 +110,21 @@ class CrossEntropyLoss(nn.Module):
         """Mean over `avg_factor` of what the class says; weight (S,), or of the logits' shape with sigmoid or mask.
 
         Raises:
-            ValueError: shapes that do not fit each other.
+            ValueError: shapes that do not fit each other; labels beyond the classes.
         """
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # autocast leaves bfloat16 on CPUs
         class_weight = None if self.class_weight is None else logits.new_tensor(self.class_weight)
         if self.use_sigmoid or self.use_mask:
             if target.dim() < logits.dim():
+                check_labels(target, logits.shape[-1])
                 target = F.one_hot(target, logits.shape[-1] + 1)[..., :-1]
             check_pairs(logits, target)
             loss = F.binary_cross_entropy_with_logits(
                 logits, target.to(logits.dtype), pos_weight=class_weight, reduction='none'
             )
         else:
+            if target.dim() < logits.dim():
+                check_labels(target, logits.shape[1] - 1)
             loss = F.cross_entropy(logits, target, class_weight, reduction='none')
         return self.loss_weight * weighted_mean(loss, weight, avg_factor)
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmdet.config.errors import UserError
-from mmdet.layers.losses.basic import check_reduction, fit_weight, weighted_mean
+from mmdet.layers.losses.basic import check_labels, check_reduction, fit_weight, weighted_mean
 from mmdet.registry import MODELS
 
 
@@ -47,10 +47,11 @@ class FocalLoss(nn.Module):
         """Logits (S, C), labels (S,) with C for the background, weight (S,) or (S, C).
 
         Raises:
-            ValueError: shapes that do not fit each other.
+            ValueError: shapes that do not fit each other; labels beyond the classes.
         """
         if target.shape != logits.shape[:1]:
             raise ValueError(f'labels of shape {tuple(target.shape)} for logits of shape {tuple(logits.shape)}')
+        check_labels(target, logits.shape[1])
         logits = logits.float()
         weight = logits.new_ones(len(logits)) if weight is None else weight.float()
         total = _FocalSum.apply(logits, target, fit_weight(weight, logits), self.gamma, self.alpha)

@@ -109,7 +109,8 @@ class SingleStageDetector(BaseModel):
     def loss(self, inputs: Tensor, data_samples: list[DetDataSample]) -> dict[str, Tensor]:
         """Losses of the head by their names."""
         outputs = self.head(self.extract_feat(inputs))
-        return self.head.loss(*outputs, [to_target(sample, inputs.device) for sample in data_samples])
+        classes = getattr(self.head, 'num_classes', None)  # an RPN has none
+        return self.head.loss(*outputs, [to_target(sample, inputs.device, classes) for sample in data_samples])
 
     @torch.no_grad()
     def predict(

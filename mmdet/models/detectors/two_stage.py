@@ -124,7 +124,8 @@ class TwoStageDetector(BaseModel):
     def loss(self, inputs: Tensor, data_samples: list[DetDataSample]) -> dict[str, Tensor]:
         """Losses of all heads by their names."""
         features = self.extract_feat(inputs)
-        targets = [to_target(sample, features[0].device) for sample in data_samples]
+        classes = getattr(self.roi_head, 'num_classes', None)
+        targets = [to_target(sample, features[0].device, classes) for sample in data_samples]
         proposals, losses = self.training_proposals(features, data_samples, targets)
         losses.update(self.roi_head.loss(features, proposals, targets))
         return losses
