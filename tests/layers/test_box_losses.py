@@ -176,3 +176,8 @@ def test_labels_beyond_the_classes(cfg, label):
     assert loss(logits, torch.tensor([0, 4, 3])).isfinite()
     with pytest.raises(ValueError, match=f'labels from {min(label, 0)} to .*of 4 classes they are 0 to 3'):
         loss(logits, torch.tensor([0, label, 0]))
+
+
+def test_samples_that_are_ignored_by_their_label():
+    loss, logits = MODELS.build(dict(type='CrossEntropyLoss', ignore_index=-100)), torch.randn(3, 5)
+    assert loss(logits, torch.tensor([1, -100, 2])) * 3 == pytest.approx(2 * loss(logits[::2], torch.tensor([1, 2])))

@@ -124,7 +124,7 @@ class CrossEntropyLoss(nn.Module):
             )
         else:
             if target.dim() < logits.dim():
-                check_labels(target, logits.shape[1] - 1)
+                check_labels(target[target != -100], logits.shape[1] - 1)  # -100 is torch's ignore_index
             loss = F.cross_entropy(logits, target, class_weight, reduction='none')
         return self.loss_weight * weighted_mean(loss, weight, avg_factor)
 
