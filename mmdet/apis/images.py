@@ -20,8 +20,10 @@ def expand(inputs: Any) -> tuple[list, bool]:
     """Single images, not yet read, and whether `inputs` is one of them and no list, folder or batch.
 
     Raises:
-        UserError: a folder without images.
+        UserError: a folder without images, or an empty name.
     """
+    if isinstance(inputs, str) and not inputs:
+        raise UserError("'' is no name of an image")
     if isinstance(inputs, (str, Path)) and Path(inputs).is_dir():
         return images_in(Path(inputs)), False
     if isinstance(inputs, torch.Tensor) and inputs.ndim == 4:
@@ -37,7 +39,8 @@ def images_in(folder: Path) -> list[Path]:
     Raises:
         UserError: there is none.
     """
-    found = sorted(path for path in folder.rglob('*') if path.suffix.lower() in IMAGE_SUFFIXES)
+    found = sorted(path for path in folder.rglob('*') if path.suffix.lower() in IMAGE_SUFFIXES
+                   and (path.is_file() or path.is_symlink()))  # no pipe, which is waited for
     if not found:
         raise UserError(f'{folder}: no image in this folder ({", ".join(sorted(IMAGE_SUFFIXES))})')
     return found
