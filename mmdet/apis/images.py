@@ -20,8 +20,12 @@ def expand(inputs: Any) -> tuple[list, bool]:
     """Single images, not yet read, and whether `inputs` is one of them and no list, folder or batch.
 
     Raises:
-        UserError: a folder without images.
+        UserError: a folder without images, or an empty name.
     """
+    if hasattr(inputs, 'read'):  # a file, which can be read once
+        inputs = inputs.read()
+    if isinstance(inputs, str) and not inputs:
+        raise UserError("'' is no name of an image")
     if isinstance(inputs, (str, Path)) and Path(inputs).is_dir():
         return images_in(Path(inputs)), False
     if isinstance(inputs, torch.Tensor) and inputs.ndim == 4:
@@ -37,14 +41,15 @@ def images_in(folder: Path) -> list[Path]:
     Raises:
         UserError: there is none.
     """
-    found = sorted(path for path in folder.rglob('*') if path.suffix.lower() in IMAGE_SUFFIXES)
+    found = sorted(path for path in folder.rglob('*') if path.suffix.lower() in IMAGE_SUFFIXES
+                   and (path.is_file() or path.is_symlink()))  # no pipe, which is waited for
     if not found:
         raise UserError(f'{folder}: no image in this folder ({", ".join(sorted(IMAGE_SUFFIXES))})')
     return found
 
 
 def _is_single(given: Any) -> bool:
-    return isinstance(given, (str, Path, bytes, bytearray, np.ndarray, torch.Tensor, Image.Image, dict))
+    return isinstance(given, (str, Path, bytes, bytearray, memoryview, np.ndarray, torch.Tensor, Image.Image, dict))
 
 
 def to_input(image: Any) -> dict:
@@ -58,15 +63,17 @@ def to_input(image: Any) -> dict:
         UserError: anything else.
     """
     if isinstance(image, dict):
+        if isinstance(image.get('img'), (str, Path)):
+            raise UserError(f'{image["img"]} is a name, and img an array: give it as img_path')
         return image
     if isinstance(image, (str, Path)):
         if Path(image).suffix.lower() in VIDEO_SUFFIXES:
             raise UserError(f'{image} is a video: give it to tools/predict.py, or its frames one by one')
         return dict(img_path=str(image))
-    if isinstance(image, (bytes, bytearray)):
+    if isinstance(image, (bytes, bytearray, memoryview)):
         image = decode_image(bytes(image), f'of {len(image)} bytes')
     elif isinstance(image, Image.Image):
-        image = np.asarray(ImageOps.exif_transpose(image).convert('RGB'))[..., ::-1]
+        image = _from_pil(ImageOps.exif_transpose(image))
     elif isinstance(image, torch.Tensor):
         image = _from_tensor(image)
     if not isinstance(image, np.ndarray):
@@ -79,6 +86,15 @@ def to_input(image: Any) -> dict:
     height, width = image.shape[:2]
     return dict(img=np.ascontiguousarray(image), img_path=None, img_shape=(height, width), ori_shape=(height, width),
                 height=height, width=width)  # fmt: skip
+
+
+def _from_pil(image: Image.Image) -> np.ndarray:
+    """To BGR pixels. Of 16 bits the upper eight, as OpenCV reads a file; Pillow would make white of the rest."""
+    if image.mode.startswith('I;16'):
+        return (np.asarray(image) >> 8).astype(np.uint8)
+    if image.mode in ('I', 'F'):
+        raise UserError(f'a PIL image of mode {image.mode!r} says nothing of its range: give it as an array of uint8')
+    return np.asarray(image.convert('RGB'))[..., ::-1]
 
 
 def _from_tensor(image: torch.Tensor) -> np.ndarray:

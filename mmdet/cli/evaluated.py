@@ -168,36 +168,44 @@ class Evaluated:
     def _from_json(self, path: str) -> tuple[list[dict], set[str]]:
         try:
             entries = json.loads(Path(path).read_bytes())
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f'{path}: not JSON: {error}') from error
         needed = {'image_id', 'category_id', 'score'}
         if not isinstance(entries, list) or not all(isinstance(e, dict) and needed <= e.keys() for e in entries):
             raise UserError(f'{path}: COCO results are needed, a list of dicts with image_id, category_id, score and '
                             'bbox or segmentation')
+        for entry in entries:
+            wrong = _wrong(entry)
+            if wrong:
+                raise UserError(f'{path}: an entry has {wrong}: {str(entry)[:200]}')
         self._check_ids(path, [entry['image_id'] for entry in entries])
         labels = {cat_id: label for label, cat_id in enumerate(self.metric.cat_ids)}
         if self.metric.metrics == ['proposal']:  # which have no class
             labels = dict.fromkeys({entry['category_id'] for entry in entries}, 0)
         unknown = {entry['category_id'] for entry in entries} - labels.keys()
         if unknown:
-            raise UserError(f'{path}: category_id {at_most(map(repr, sorted(unknown)), 3)} is none of the '
+            raise UserError(f'{path}: category_id {at_most(sorted(map(repr, unknown)), 3)} is none of the '
                             f'{len(labels)} classes of {self.metric.ann_file}: these are results of another data set')
         by_image: dict[Any, list[dict]] = {img_id: [] for _, img_id in self.metric.truth.index}
         for entry in entries:
             by_image[entry['image_id']].append(entry)
         has = {key: all(key in entry for entry in entries) for key in ('bbox', 'segmentation')}
-        samples = [dict(img_id=img_id, pred_instances=self._instances(found, labels, **has))
-                   for img_id, found in by_image.items()]
+        try:
+            samples = [dict(img_id=img_id, pred_instances=self._instances(found, labels, **has))
+                       for img_id, found in by_image.items()]
+        except ValueError as error:  # of a mask
+            raise UserError(f'{path}: {error}') from error
         return samples, ({'bbox', 'proposal'} if has['bbox'] else set()) | ({'segm'} if has['segmentation'] else set())
 
     def _instances(self, entries: list[dict], labels: dict, bbox: bool, segmentation: bool) -> dict:
         """What entries of COCO results say of one image; a box that they lack is that of the mask."""
         from pycocotools import mask as coco_mask
 
-        masks = []
-        for mask in [entry['segmentation'] for entry in entries] if segmentation else ():
-            counts = mask['counts']
-            masks.append(dict(mask, counts=counts.encode() if isinstance(counts, str) else counts))
+        from mmdet.structures.masks import compressed_rle, rle_areas
+
+        masks = [compressed_rle(entry['segmentation'], *entry['segmentation']['size']) for entry in entries
+                 ] if segmentation else []
+        rle_areas(masks)  # what is damaged pycocotools must not see
         boxes = [entry['bbox'] for entry in entries] if bbox else [coco_mask.toBbox(mask) for mask in masks]
         boxes = np.array(boxes, float).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2] - self.metric.offset
@@ -211,3 +219,18 @@ class Evaluated:
             raise UserError(f'{path}: {len(unknown)} of {len(set(map(repr, ids)))} images are not in '
                             f'{self.metric.ann_file} ({at_most(unknown, 3)}): these are results of another data set')
 
+
+def _wrong(entry: dict) -> str | None:
+    """What of an entry of COCO results cannot be read, in words."""
+    for key in ('image_id', 'category_id'):
+        if type(entry[key]) not in (int, str):
+            return f'no whole number or text as {key}'
+    box, mask = entry.get('bbox', [0, 0, 0, 0]), entry.get('segmentation')
+    if type(entry['score']) not in (int, float):
+        return 'a score that is no number'
+    if not isinstance(box, list) or len(box) != 4 or not {*map(type, box)} <= {int, float}:
+        return 'a bbox that is not four numbers x, y, width, height'
+    size = mask.get('size') if isinstance(mask, dict) else None
+    if 'segmentation' in entry and not (isinstance(size, list) and len(size) == 2 and {*map(type, size)} == {int}):
+        return 'a segmentation that is not an RLE mask, dict(size=[h, w], counts=...)'
+    return None

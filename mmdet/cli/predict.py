@@ -11,7 +11,7 @@ from pathlib import Path
 
 from mmdet.cli.parser import Parser
 from mmdet.config.errors import UserError, at_most, one_line, suggest
-from mmdet.config.output import check_writable, output_files
+from mmdet.config.output import check_writable, output_files, write_atomically
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -67,8 +67,8 @@ def find_inputs(given: list[str], out_dir: Path) -> tuple[list[Path], list[Path]
     for name in given:
         matches = [Path(name)] if Path(name).exists() else map(Path, sorted(glob.glob(name, recursive=True)))
         matches = list(matches)
-        if not matches:
-            raise UserError(f'{name}: no such file or folder')
+        if not matches or not name:  # which Path would take for this folder
+            raise UserError(f'{name or repr(name)}: no such file or folder')
         for path in matches:
             if not path.is_dir():
                 found[path] = None
@@ -77,6 +77,25 @@ def find_inputs(given: list[str], out_dir: Path) -> tuple[list[Path], list[Path]
             found.update(dict.fromkeys(p for p in images_in(path) if not earlier & {*p.parents}))
     videos = [path for path in found if path.suffix.lower() in VIDEO_SUFFIXES]
     return [path for path in found if path not in videos], videos
+
+
+def film_files(videos: list[Path], out_dir: Path) -> dict[Path, Path]:
+    """Where each video is drawn: into an .mp4 file of its name, numbered where several have one.
+
+    Raises:
+        UserError: a video would be overwritten.
+    """
+    places: dict[Path, Path] = {}
+    for video in videos:
+        place, number = out_dir / f'{video.stem}.mp4', 1
+        while place in places.values():
+            number += 1
+            place = out_dir / f'{video.stem}_{number}.mp4'
+        places[video] = place
+    lost = {video.resolve() for video in videos} & {place.resolve() for place in places.values()}
+    if lost:
+        raise UserError(f'{out_dir}: a drawing there would overwrite {min(lost)}; choose another folder')
+    return places
 
 
 class Book:
@@ -105,7 +124,7 @@ class Book:
 
     def close(self) -> str:
         self.table.close()
-        (self.folder / 'predictions.json').write_text(json.dumps(self.coco))
+        write_atomically(self.folder / 'predictions.json', json.dumps(self.coco).encode())
         images = f'{len(self.coco["images"])} images'
         return f'{self.folder / "predictions.json"}: {len(self.coco["annotations"])} detections in {images}'
 
@@ -115,6 +134,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     out_dir = Path(args.out_dir)
     images, videos = find_inputs(args.images, out_dir)
     places = dict(zip(images, output_files(images, out_dir)))
+    films = {} if args.no_draw else film_files(videos, out_dir)
 
     from mmdet.apis import init_detector
     from mmdet.apis.progress import ImageProgress
@@ -143,7 +163,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                     print(f'{image if args.no_draw else places[image]}: {result.summary()}')
                 bar.advance(1)
             for video in videos:
-                _predict_video(video, out_dir, detect_in, keep, book, bar, None if args.no_draw else options)
+                _predict_video(video, films.get(video), detect_in, keep, book, bar, options)
     finally:
         print(book.close())  # what was found before a failure is kept
     seconds = time.perf_counter() - started
@@ -205,9 +225,9 @@ def _detector(model, args: argparse.Namespace) -> Callable:
     return batched if args.slice is None else sliced
 
 
-def _predict_video(video: Path, out_dir: Path, detect_in: Callable, keep: Callable, book: Book, bar,
-                   drawing: dict | None) -> None:
-    """Every frame of a video; with `drawing`, options of `plot`, into a video of its name ending in .mp4."""
+def _predict_video(video: Path, place: Path | None, detect_in: Callable, keep: Callable, book: Book, bar,
+                   drawing: dict) -> None:
+    """Every frame of a video; with a `place`, drawn by the options `drawing` of `plot` into a video there."""
     import contextlib
 
     import numpy as np
@@ -221,18 +241,16 @@ def _predict_video(video: Path, out_dir: Path, detect_in: Callable, keep: Callab
         frames = sv.get_video_frames_generator(str(video))
     except Exception as error:  # its own kinds, and OpenCV's
         raise UserError(f'{video}: no readable video ({one_line(error)})') from None
-    place, number = out_dir / f'{video.stem}.mp4', 0
-    if drawing is not None and place.resolve() == video.resolve():
-        raise UserError(f'{out_dir}: a drawing there would overwrite {video}; choose another folder')
-    with contextlib.nullcontext() if drawing is None else sv.VideoSink(str(place), info) as sink:
+    number = 0
+    with contextlib.nullcontext() if place is None else sv.VideoSink(str(place), info) as sink:
         for number, (_, result) in enumerate(detect_in(frames, []), 1):
             result = keep(result)
             book.add(result, str(video), frame=number - 1)
-            if drawing is not None:
+            if place is not None:
                 drawn = np.asarray(result.plot(0.0, zoom=1, **drawing))
                 sink.write_frame(np.ascontiguousarray(drawn[..., ::-1]))
             bar.advance(1)
     if number == 0:
         raise UserError(f'{video}: no readable video (it has no frames)')
     if not bar.visible:
-        print(f'{place if drawing is not None else video}: {number} frames')
+        print(f'{place or video}: {number} frames')

@@ -39,6 +39,9 @@ def check_data(runner: Runner, model: nn.Module) -> None:
             on_first_call(metric, 'process')  # an error in it says what it was given
             if hasattr(metric, 'check_dataset'):
                 metric.check_dataset(own)
+            most = (getattr(model, 'final_test_cfg', None) or {}).get('max_per_img', -1)
+            if most > 0 and hasattr(getattr(metric, 'truth', None), 'say_if_more_than_found'):
+                metric.truth.say_if_more_than_found(most)
 
 
 def evaluated_data(evaluator: Any, dataset: Any) -> Iterator[tuple[Any, Any]]:

@@ -93,6 +93,15 @@ class GroundTruth:
                 f'max_dets=(1, 10, {max(over)}) of CocoMetric, and max_per_img of model.test_cfg')
 
 
+    def say_if_more_than_found(self, limit: int) -> None:
+        """One line where images have more objects than the `limit` of detections that a model gives of one."""
+        counts = [sum(not one['iscrowd'] for one in found) for found in self.objects.values()]
+        over = [count for count in counts if count > limit]
+        if over:
+            say(f'{len(over)} images of {self.path} have more than {limit} objects, at most {max(over)}: the model '
+                f'finds no more than max_per_img={limit} of model.test_cfg')
+
+
 def _numbered(ids: Sequence) -> dict[Any, int]:
     """1, 2, ... for ids in ascending order, in which ties between scores are broken; of several kinds, as they come."""
     with contextlib.suppress(TypeError):

@@ -4,11 +4,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from pycocotools import mask as coco_mask
 
 from mmdet.config.contracts import described
 from mmdet.config.errors import UserError
-from mmdet.structures.masks import compressed_rle, rle_areas
+from mmdet.structures.masks import compressed_rle, encode_bitmap, rle_areas
+
+_LARGEST = 1e10  # square pixels: COCO's range of all areas ends there
 
 
 def needed_predictions(data_batch: Any, data_samples: Any) -> str | None:
@@ -30,11 +31,12 @@ def checked_predictions(sample: Any, num_classes: int, mask_size: tuple[int, int
 
     Raises:
         UserError: labels beyond the classes, or boxes or scores that are not finite.
-        ValueError: lengths or shapes that do not fit one another, or a mask that is damaged or of another size.
+        ValueError: lengths or shapes that do not fit one another, labels that are no whole numbers, or a mask that is
+            damaged, of another size or no bitmap.
     """
     img_id, pred = sample.get('img_id'), sample.get('pred_instances')
     bboxes, scores = (_array(pred[key], torch.float64) for key in ('bboxes', 'scores'))
-    labels, masks = _array(pred['labels'], torch.int64), pred['masks'] if mask_size else ()
+    labels, masks = _array(pred['labels'], torch.float64), pred['masks'] if mask_size else ()
     count = scores.size
     bboxes = bboxes if bboxes.size else bboxes.reshape(0, 4)
     shapes = dict(bboxes=bboxes.shape, scores=scores.shape, labels=labels.shape)
@@ -47,6 +49,15 @@ def checked_predictions(sample: Any, num_classes: int, mask_size: tuple[int, int
     if not (np.isfinite(bboxes).all() and np.isfinite(scores).all()):
         raise UserError(f'the model predicts boxes or scores that are not finite on image {img_id!r}: its training has '
                         'diverged (use a lower learning rate), or its weights are damaged')
+    whole = np.rint(labels) == labels
+    if not whole.all():
+        raise ValueError(f'predictions on image {img_id!r} have labels that are no whole numbers, such as '
+                         f'{labels[~whole][0]:g}')
+    labels = labels.astype(np.int64)
+    # Engines leave out what is outside of the range of all areas. These are wrong, not absent: as points they count.
+    size = bboxes[:, 2:] - bboxes[:, :2]
+    outside = (size < 0).any(axis=1) | (size.prod(axis=1) > _LARGEST)
+    bboxes = np.where(outside[:, None], bboxes[:, [0, 1, 0, 1]], bboxes)
     if count and not 0 <= labels.min() <= labels.max() < num_classes:
         wrong = labels.max() if labels.max() >= num_classes else labels.min()
         raise UserError(f'the model predicts label {wrong} on image {img_id!r}, but the data set has {num_classes} '
@@ -55,7 +66,8 @@ def checked_predictions(sample: Any, num_classes: int, mask_size: tuple[int, int
     result = dict(img_id=img_id, bboxes=bboxes, scores=scores, labels=labels)
     if mask_size:
         try:
-            result['masks'] = [compressed_rle(m if isinstance(m, dict) else _encoded(m), *mask_size) for m in masks]
+            rles = (mask if isinstance(mask, dict) else encode_bitmap(mask) for mask in masks)
+            result['masks'] = [compressed_rle(rle, *mask_size) for rle in rles]
             rle_areas(result['masks'])
         except ValueError as error:
             raise ValueError(f'a predicted mask on image {img_id!r}: {error}') from None
@@ -64,7 +76,3 @@ def checked_predictions(sample: Any, num_classes: int, mask_size: tuple[int, int
 
 def _array(values: Any, dtype: torch.dtype) -> np.ndarray:
     return torch.as_tensor(values).detach().to('cpu', dtype).numpy()
-
-
-def _encoded(bitmap: Any) -> dict:
-    return coco_mask.encode(np.asfortranarray(_array(bitmap, torch.uint8)))

@@ -434,6 +434,20 @@ def mask_bounds(segmentation: list | dict, height: int, width: int) -> tuple[flo
     return (*points.min(axis=0).tolist(), *points.max(axis=0).tolist())
 
 
+def encode_bitmap(bitmap: Tensor | np.ndarray) -> dict:
+    """A bitmap (h, w), of 0 and something else, as a compressed RLE.
+
+    Raises:
+        ValueError: numbers between, such as probabilities.
+    """
+    pixels = torch.as_tensor(bitmap).detach().cpu().numpy()
+    if pixels.dtype.kind == 'f' and not np.isin(pixels, (0, 1)).all():
+        span = f'{pixels.min():.3g} to {pixels.max():.3g}'
+        raise ValueError(f'a mask is a bitmap of 0 and 1, not of numbers from {span}; '
+                         'compare probabilities with a threshold (> 0.5)')
+    return coco_mask.encode(np.asfortranarray(pixels != 0).astype(np.uint8))
+
+
 def compressed_rle(rle: dict, height: int, width: int) -> dict:
     """An RLE mask of any form as dict(size=[h, w], counts=bytes). Compressed counts are not read: see `rle_areas`.
 

@@ -14,7 +14,7 @@ from mmengine.structures import InstanceData
 from pycocotools import mask as coco_mask
 from torch.utils._pytree import tree_map
 
-from mmdet.structures.masks import compressed_rle
+from mmdet.structures.masks import compressed_rle, encode_bitmap
 
 
 class _Pixels:
@@ -108,12 +108,11 @@ class RLEMasks(_Pixels, list):
         """Masks of any form: RLE dicts, or bitmaps (H, W).
 
         Raises:
-            ValueError: damaged ones, or of another size.
+            ValueError: damaged ones, of another size, or probabilities.
         """
         if isinstance(masks, RLEMasks):
             return masks
-        bitmaps = (m if isinstance(m, dict) else np.asfortranarray(torch.as_tensor(m).cpu().numpy() > 0) for m in masks)
-        rles = [m if isinstance(m, dict) else coco_mask.encode(m.astype(np.uint8)) for m in bitmaps]
+        rles = (mask if isinstance(mask, dict) else encode_bitmap(mask) for mask in masks)
         return cls([compressed_rle(rle, height, width) for rle in rles], height, width)
 
     @property

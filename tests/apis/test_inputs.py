@@ -1,5 +1,6 @@
 """Whatever an image is given as, the same is found on it; what is no image is refused in one line."""
 
+import io
 import re
 
 import cv2
@@ -35,6 +36,9 @@ FORMS = {
     'tensor': rgb_tensor,
     'float tensor': lambda path: rgb_tensor(path) / 255,
     'bytes': lambda path: path.read_bytes(),
+    'bytes in memory': lambda path: memoryview(path.read_bytes()),
+    'an open file': lambda path: open(path, 'rb'),
+    'a file in memory': lambda path: io.BytesIO(path.read_bytes()),
 }
 SEVERAL = {
     'list': lambda path: [str(path), cv2.imread(str(path))],
@@ -64,6 +68,10 @@ def test_grey_and_turned_images(thin, tmp_path):
     boxes = inference_detector(thin, np.stack([grey] * 3, axis=2)).pred_instances.bboxes
     for form in (grey, grey[..., None], Image.fromarray(grey), torch.from_numpy(grey)[None]):
         assert torch.equal(inference_detector(thin, form).pred_instances.bboxes, boxes)
+    deep = np.random.default_rng(1).integers(0, 65535, (60, 90), np.uint16)
+    Image.fromarray(deep).save(tmp_path / 'deep.png')
+    file, pil = inference_detector(thin, [tmp_path / 'deep.png', Image.open(tmp_path / 'deep.png')])
+    assert torch.equal(file.pred_instances.bboxes, pil.pred_instances.bboxes)
     turned = Image.fromarray(np.random.default_rng(2).integers(0, 255, (60, 90, 3), np.uint8))
     exif = turned.getexif()
     exif[0x0112] = 6  # the camera was held upright
@@ -80,6 +88,8 @@ def test_grey_and_turned_images(thin, tmp_path):
     (torch.full((3, 8, 8), 2.0), 'has values from 2 to 2: floats go from 0 to 1'),
     (b'no image', 'image of 8 bytes is damaged or of no known format'),
     ('film.mp4', 'film.mp4 is a video: give it to tools/predict.py'),
+    (dict(img='photo.jpg'), 'photo.jpg is a name, and img an array: give it as img_path'),
+    (Image.new('F', (8, 8)), "a PIL image of mode 'F' says nothing of its range"),
     (7, 'an image is a path, array, tensor, PIL image or bytes, not int'),
 ], ids=lambda value: str(value)[:12] if isinstance(value, str) else type(value).__name__)  # fmt: skip
 def test_what_is_no_image_is_refused(thin, given, message):

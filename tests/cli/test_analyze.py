@@ -235,6 +235,18 @@ class Payload:
         ('r.json', b'{"annotations": []}', 'COCO results are needed'),
         ('r.json', b'[{"image_id": 5000, "category_id": 1, "score": 1, "bbox": [1, 1, 2, 2]}]', 'another data set'),
         ('r.json', b'[{"image_id": 1, "category_id": 77, "score": 1, "bbox": [1, 1, 2, 2]}]', 'category_id 77 is none'),
+        *[('r.json', json.dumps([dict(dict(image_id=1, category_id=1, score=0.5), **wrong)]).encode(), message)
+          for wrong, message in (
+              (dict(bbox=[1, 1, 2, 2], image_id=[1]), 'no whole number or text as image_id'),
+              (dict(bbox=[1, 1, 2, 2], category_id=None), 'no whole number or text as category_id'),
+              (dict(bbox=[1, 1, 2, 2], category_id='x'), "category_id 'x' is none"),
+              (dict(bbox=[1, 1, 2, 2], score='high'), 'a score that is no number'),
+              (dict(bbox=[1, 1, 2]), 'a bbox that is not four numbers'), (dict(bbox=None), 'a bbox that is not four'),
+              (dict(segmentation=[[1, 1, 2, 2, 3, 3]]), 'a segmentation that is not an RLE mask'),
+              (dict(segmentation=dict(counts='0a0')), 'a segmentation that is not an RLE mask'),
+              (dict(segmentation=dict(size=[96, 96])), 'an RLE mask is dict'),
+              (dict(segmentation=dict(size=[96, 96], counts='0a0')), 'the counts of an RLE mask sum to'))],
+        ('r.json', b'[' * 100000, 'not JSON'),
         ('r.txt', b'', 'a .pkl of mmdet test --out or a .json of COCO results is needed'),
     ],
 )

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ from pycocotools import mask as coco_mask
 from mmdet.apis import inference_detector, init_detector
 from mmdet.apis.progress import ImageProgress
 from mmdet.apis.slices import detect_slices, merge_results_by_nms, slice_windows
-from mmdet.cli.predict import main
+from mmdet.cli.predict import film_files, main
 from mmdet.config.errors import UserError
 from mmdet.structures import DetDataSample, RLEMasks
 from mmdet.visualization.visualizer import read_image, write_image
@@ -116,6 +117,23 @@ def test_a_video_frame_by_frame(predict, folder, tmp_path):
     found = inference_detector(model, read, batch_size=2)[1]
     np.testing.assert_allclose([a['bbox'] for a in coco['annotations'] if a['image_id'] == 2],
                                [a['bbox'] for a in found.to_coco()], atol=1e-3)  # fmt: skip
+
+
+def test_videos_of_one_name(tmp_path):
+    videos = [tmp_path / name for name in ('a/film.avi', 'b/film.mp4', 'b/other.mp4')]
+    names = {video: place.name for video, place in film_files(videos, tmp_path / 'out').items()}
+    assert list(names.values()) == ['film.mp4', 'film_2.mp4', 'other.mp4']
+    with pytest.raises(UserError, match='a drawing there would overwrite .*b/film.mp4'):
+        film_files(videos, tmp_path / 'b')
+
+
+def test_what_is_no_file_among_the_images(predict, tmp_path):
+    """A pipe would be waited for."""
+    (tmp_path / 'in' / 'folder.png').mkdir(parents=True)
+    os.mkfifo(tmp_path / 'in' / 'pipe.png')
+    write_image(tmp_path / 'in' / 'a.png', np.zeros((64, 64, 3), np.uint8))
+    coco, _, _ = predict(tmp_path / 'in')
+    assert [Path(image['file_name']).name for image in coco['images']] == ['a.png']
 
 
 def test_a_video_that_is_none(predict, tmp_path, monkeypatch):

@@ -220,3 +220,13 @@ custom_hooks = [dict(type='ValLossHook')]
     padded = [LOAD, ANNOTATIONS, dict(type='Pad', size_divisor=9), PACK]
     late = each.replace(str([LOAD, ANNOTATIONS, PACK]), str(padded))
     assert 'moves pixels after LoadAnnotations' in refused('train.py', config(late))
+
+
+def test_more_objects_than_the_model_finds(call, weights, monkeypatch):
+    """Of an image, and of all classes together; the metric's own limit is that of each class."""
+    monkeypatch.setattr(TinyDetector, 'final_test_cfg', dict(max_per_img=1), raising=False)
+    write_set(content())
+    said = '3 images of set/instances.json have more than 1 objects, at most 2: the model finds no more than max_per'
+    assert said in call('test.py', 'config.py', weights)[0]
+    monkeypatch.setattr(TinyDetector, 'final_test_cfg', dict(max_per_img=2))
+    assert 'have more than' not in call('test.py', 'config.py', weights)[0]

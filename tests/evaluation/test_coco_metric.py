@@ -519,6 +519,9 @@ def wrong_predictions():
     yield prediction(5, boxes, one, scores=torch.tensor([0.5, nan]), masks=[good, good]), 'not finite on image 5'
     yield prediction(5, [[0, 0, 5, inf], [1, 1, 6, 6]], one, masks=[good, good]), 'not finite on image 5'
     yield prediction(5, boxes, one, masks=torch.ones(2, 40, 30)), 'size (40, 30)'
+    yield prediction(5, boxes, one, masks=torch.full((2, 30, 40), 0.8)), 'not of numbers from 0.8 to 0.8; compare prob'
+    yield prediction(5, boxes, one) | dict(pred_instances=dict(
+        bboxes=boxes, scores=[1, 1], labels=[0, 0.7])), 'labels that are no whole numbers, such as 0.7'
     yield prediction(5, boxes, one, masks=[good, dict(size=[3, 4], counts=[12])]), 'size (3, 4)'
     yield prediction(5, boxes, one, masks=[good, dict(good, counts=b'')]), 'predicted mask on image 5: the counts'
     yield prediction(5, boxes, one, masks=[good, dict(good, counts=b'0a0')]), 'sum to 17, its image has 1200 pixels'
@@ -531,6 +534,19 @@ def test_predictions_that_do_not_fit(tiny, sample, message, backend):
         metric = 'segm' if 'masks' in sample['pred_instances'] else 'bbox'
         ours(tiny, [sample], ('cat', 'dog'), metric=metric, backend=backend)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize('backend', ['hotcoco', 'pycocotools'])
+@pytest.mark.parametrize('wrong', [[20, 5, 15, 9], [5, 20, 9, 15], [20, 20, 15, 15], [-1e6, -1e6, 1e6, 1e6]])
+def test_boxes_of_no_area_that_counts_are_wrong_all_the_same(tiny, backend, wrong):
+    """As x, y, width, height they may have a negative size; pycocotools passes over them."""
+    image = json.loads(tiny.read_text())['annotations'][0]
+    x, y, width, height = image['bbox']
+    right, values = [x, y, x + width, y + height], []
+    for first in (wrong, [20, 20, 22, 22]):
+        sample = prediction(image['image_id'], [first, right], [0, 0], scores=torch.tensor([0.9, 0.5]))
+        values.append(ours(tiny, [sample], ('cat', 'dog'), metric='bbox', backend=backend)['coco/bbox_mAP'])
+    assert values[0] == values[1] < 1
 
 
 def damaged(tiny, segmentation):

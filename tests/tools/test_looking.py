@@ -73,6 +73,7 @@ def test_unreadable_images_are_left_out_and_named(call, folder):
 
 @pytest.mark.parametrize('arguments, message', [
     (['nowhere'], 'nowhere: no such file or folder'),
+    ([''], "'': no such file or folder"),
     (['shapes/annotations'], 'shapes/annotations: no image in this folder'),
     (['shapes/val', '--out-dir', 'shapes/val'], 'would overwrite the image'),
     (['shapes/val', '--device', 'gpu'], "no device is called 'gpu'; use 'cpu', or 'cuda:0' for the first GPU"),
