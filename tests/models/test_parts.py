@@ -9,10 +9,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmdet.config.errors import UserError
 from mmdet.models.backbones import ResNet, ResNeXt
+from mmdet.models.dense_heads.common import trained_anchors
 from mmdet.models.necks.fpn import FPN
 from mmdet.models.roi_heads.single_level_roi_extractor import SingleRoIExtractor, to_rois
 from mmdet.models.task_modules import AnchorGenerator, DeltaXYWHBBoxCoder, MaxIoUAssigner, RandomSampler
 from mmdet.models.task_modules.protocols import IGNORED, NEGATIVE
+from mmdet.structures import Target
 from mmdet.structures.boxes import box_area, box_iof, box_iou
 
 
@@ -244,6 +246,27 @@ def test_sampler_counts(num_pos, num_neg, expected):
     assert (len(positive), len(negative)) == expected
     assert (matched[positive] >= 0).all() and (matched[negative] == NEGATIVE).all()
     assert len(set(positive.tolist() + negative.tolist())) == sum(expected)
+
+
+@pytest.mark.parametrize('allowed_border, pad_shape, trained', [
+    (None, (20, 32), [1, 1, 1, 1, 1]), (-1, None, [1, 1, 1, 1, 1]), (-1, (20, 32), [1, 1, 1, 1, 0]),
+    (0, None, [1, 0, 0, 0, 0]), (2, None, [1, 1, 0, 0, 0]), (3, (20, 32), [1, 1, 1, 0, 0]),
+])  # fmt: skip
+@pytest.mark.parametrize('turned', [False, True])
+def test_anchors_that_reach_out_of_the_image(allowed_border, pad_shape, trained, turned):
+    """By less than so many pixels, on an image 30 wide and 20 high that is padded to 32."""
+    anchors = torch.tensor([
+        [0, 0, 29.9, 19.9],
+        [-2, 0, 10, 10],  # out by 2
+        [20, 0, 32, 10],  # by 2, and the last pixel is beyond
+        [0, 0, 33, 10],
+        [28, 0, 35, 10],  # its centre is on 31.5, beyond the last pixel's
+    ])  # fmt: skip
+    target, shapes = torch.zeros(0, 4), [(20, 30), pad_shape]
+    if turned:
+        anchors, shapes = anchors[:, [1, 0, 3, 2]], [shape and shape[::-1] for shape in shapes]
+    found = trained_anchors(anchors, Target(target, target[:, 0].long(), None, target, *shapes), allowed_border)
+    assert [1] * 5 == trained if found is None else found.tolist() == list(map(bool, trained))
 
 
 def test_rois_carry_their_image():

@@ -92,6 +92,39 @@ def test_class_weights_of_an_rpn_with_softmax_are_object_then_background():
     torch.testing.assert_close(found['loss_rpn_cls'], expected)
 
 
+@pytest.mark.parametrize('pos_weight, factor', [({}, 1), (dict(pos_weight=-1), 1), (dict(pos_weight=3.0), 3)])
+def test_an_rpn_samples_and_weighs_as_told(pos_weight, factor):
+    cfg = small_cfg('rpn', channels=16, num_classes=None)
+    cfg.train_cfg.rpn.pop('pos_weight')
+    cfg.train_cfg.rpn.update(**pos_weight, sampler=dict(type='RandomSampler', num=8, pos_fraction=0.25))
+    head = build(cfg).rpn_head
+    logits, deltas, anchors = head(maps())
+    target = Target(torch.tensor([[3.0, 4, 40, 50], [20, 10, 60, 40]]), torch.tensor([0, 0]), None, torch.zeros(0, 4),
+                    (64, 64), None)  # fmt: skip
+    torch.manual_seed(1)
+    found = head.loss(logits, deltas, anchors, [target])['loss_rpn_cls']
+    torch.manual_seed(1)
+    positive, negative, _ = head.sample(torch.cat(anchors), target)
+    assert 0 < len(positive) <= 2 and len(positive) + len(negative) == 8
+    objects, background = F.softplus(-logits[0, positive]).sum(), F.softplus(logits[0, negative]).sum()
+    torch.testing.assert_close(found, (factor * objects + background) / 8)
+
+
+@pytest.mark.parametrize('options, expected', [
+    ({}, [0, 2, 4, 5]), (dict(min_bbox_size=1), [0, 2, 5]), (dict(nms_across_levels=True), [0, 4, 5]),
+    (dict(nms_pre=1), [0, 2]), (dict(max_per_img=2), [0, 2]),
+])  # fmt: skip
+def test_proposals_by_hand(options, expected):
+    head = RPNHead(8, test_cfg=dict(dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=10), **options))
+    anchors = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 9],  # overlaps the first one
+                            [0, 1, 10, 10],  # does so on another level
+                            [5, 5, 5, 15], [30, 30, 40, 31], [54, 0, 80, 10]])  # no area; thin; beyond the image
+    logits = torch.tensor([[3.0, 2, 1, 0, -1, -2]])
+    (proposals, scores), = head.predict(logits, torch.zeros(1, 6, 4), [anchors[:2], anchors[2:]], [(64, 64)])
+    torch.testing.assert_close(proposals, anchors[expected].clamp(max=64))
+    torch.testing.assert_close(scores, logits[0, expected].sigmoid())
+
+
 @pytest.mark.parametrize('across', [False, True])
 def test_nms_acts_on_each_level_or_on_all(across):
     head = rpn(False, nms_across_levels=across, nms_pre=-1, max_per_img=10**6).rpn_head

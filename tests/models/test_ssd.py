@@ -269,6 +269,8 @@ def small_maps() -> list[torch.Tensor]:
         (dict(), 3, 1.0, 1.0),
         (dict(neg_pos_ratio=2, smoothl1_beta=2.0), 2, 2.0, 1.0),
         (dict(pos_weight=2.5), 3, 1.0, 2.5),
+        (dict(pos_weight=0.5), 3, 1.0, 0.5),
+        (dict(pos_weight=0), 3, 1.0, 1.0),
     ],
 )
 def test_hardest_negatives_train_and_nothing_else(options, ratio, beta, weight):
@@ -295,6 +297,18 @@ def test_hardest_negatives_train_and_nothing_else(options, ratio, beta, weight):
     assert count >= 3 and 0 < (torch.cat(errors) > beta).float().mean() < 1
     torch.testing.assert_close(losses['loss_cls'], total_cls / count)
     torch.testing.assert_close(losses['loss_bbox'], total_box / count)
+
+
+def test_one_positive_anchor_counts_as_one():
+    head, maps = small_head(), small_maps()
+    box = torch.tensor([[2.5, 2.5, 5.5, 5.5]])  # far smaller than all anchors: the best one alone is positive
+    target = Target(box, torch.tensor([1]), None, torch.zeros(0, 4), (32, 32))
+    logits, deltas, anchors = head([x[:1] for x in maps])
+    positive, _, _ = head.sample(torch.cat(anchors), target)
+    assert len(positive) == 1
+    wanted = head.bbox_coder.encode(torch.cat(anchors)[positive], box)
+    expected = F.smooth_l1_loss(deltas[0, positive], wanted, reduction='sum')
+    torch.testing.assert_close(head.loss(logits, deltas, anchors, [target])['loss_bbox'], expected)
 
 
 def test_images_without_objects_give_zero_losses_that_are_connected():
