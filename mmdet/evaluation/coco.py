@@ -141,6 +141,7 @@ class CocoMetric(GatheredMetric):
             raise UserError(f'CocoMetric writes result files of one ann_file, of which {len(ann_files)} are given; '
                             'evaluate each by its own metric, with MultiDatasetsEvaluator')
         self._truth: GroundTruth | None = None
+        self._passes_over = False  # said
 
     @property
     def dataset_meta(self) -> dict | None:
@@ -303,7 +304,12 @@ class CocoMetric(GatheredMetric):
         if 'segm' in self.metrics and 'masks' not in sample.get('pred_instances'):
             raise UserError("metric 'segm' needs masks, but the model predicts none; use 'bbox'")
         size = (image['height'], image['width']) if 'segm' in self.metrics else None
-        return dict(checked_predictions(sample, len(self.cat_ids), size), number=number)
+        found = dict(checked_predictions(sample, len(self.cat_ids), size), number=number)
+        if not self._passes_over and (found['bboxes'][:, 2:] < found['bboxes'][:, :2]).any():
+            self._passes_over = True
+            say(f'the model predicts boxes of negative size (x2 < x1 or y2 < y1), on image {sample.get("img_id")!r} at '
+                "first: COCO's metric passes over them as if they were not there")
+        return found
 
     def _detections(self, name: str, results: Sequence[dict]) -> np.ndarray | list[dict]:
         """Rows of image, x, y, w, h, score, category; for masks, which do not fit into rows, dicts."""

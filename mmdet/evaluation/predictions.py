@@ -9,8 +9,6 @@ from mmdet.config.contracts import described
 from mmdet.config.errors import UserError
 from mmdet.structures.masks import compressed_rle, encode_bitmap, rle_areas
 
-_LARGEST = 1e10  # square pixels: COCO's range of all areas ends there
-
 
 def needed_predictions(data_batch: Any, data_samples: Any) -> str | None:
     """Of a metric's first `process`: what it needs, and was not given."""
@@ -54,10 +52,6 @@ def checked_predictions(sample: Any, num_classes: int, mask_size: tuple[int, int
         raise ValueError(f'predictions on image {img_id!r} have labels that are no whole numbers, such as '
                          f'{labels[~whole][0]:g}')
     labels = labels.astype(np.int64)
-    # Engines leave out what is outside of the range of all areas. These are wrong, not absent: as points they count.
-    size = bboxes[:, 2:] - bboxes[:, :2]
-    outside = (size < 0).any(axis=1) | (size.prod(axis=1) > _LARGEST)
-    bboxes = np.where(outside[:, None], bboxes[:, [0, 1, 0, 1]], bboxes)
     if count and not 0 <= labels.min() <= labels.max() < num_classes:
         wrong = labels.max() if labels.max() >= num_classes else labels.min()
         raise UserError(f'the model predicts label {wrong} on image {img_id!r}, but the data set has {num_classes} '
