@@ -95,26 +95,36 @@ def _check_optimizer(optimizer: Optimizer, groups: list[dict], saved_groups: lis
 def _check_state(optimizer: Optimizer, checkpoint: Checkpoint) -> None:
     """Refuse a state of the weights with which the optimizer's next step would fail: a step is tried, on zeros."""
     saved = checkpoint['optimizer']
-    states, why = saved['state'], None
-    for group, numbers in zip(optimizer.param_groups, (group['params'] for group in saved['param_groups'])):
-        for weight, number in zip(group['params'], numbers):
-            try:
-                kept = _after_a_step(optimizer, group, weight, {})
-            except Exception:  # one that cannot be tried so
-                return
-            try:
-                if states.get(number) and not set(kept) & set(states[number]):
-                    why = f'{at_most(map(repr, states[number]), 3)} instead of {at_most(map(repr, kept), 3)}'
-                elif number in states:
-                    _after_a_step(optimizer, group, weight, states[number])
-            except Exception as error:
-                why = f'{type(error).__name__}: {one_line(error)}'
-            if why:
-                raise UserError(f'--resume: {checkpoint} holds no state of {type(optimizer).__name__} for weight '
-                                f'{number} of shape {tuple(weight.shape)} ({why}). Resume from an older checkpoint, '
-                                '--resume FILE, or start a new training from its weights: --cfg-options load_from=FILE')
-    if not states and kept:
+    states = saved['state']
+    weights = [(group, weight, states.get(number), number)
+               for group, saved_group in zip(optimizer.param_groups, saved['param_groups'])
+               for weight, number in zip(group['params'], saved_group['params'])]  # fmt: skip
+    for group, weight, state, number in weights:
+        why = None
+        try:
+            if not state or _after_a_step(optimizer, group, weight, state).keys() == state.keys():
+                continue
+        except Exception as error:
+            why = f'{type(error).__name__}: {one_line(error)}'
+        kept = _begun(optimizer, group, weight)
+        if kept is None:
+            return
+        if kept and not kept & state.keys():
+            why = f'{at_most(map(repr, state), 3)} instead of {at_most(map(repr, kept), 3)}'
+        if why is not None:
+            raise UserError(f'--resume: {checkpoint} holds no state of {type(optimizer).__name__} for weight {number} '
+                            f'of shape {tuple(weight.shape)} ({why}). Resume from an older checkpoint, --resume FILE, '
+                            'or start a new training from its weights: --cfg-options load_from=FILE')
+    if not states and weights and _begun(optimizer, *weights[0][:2]):
         say(f'{checkpoint} holds no state of {type(optimizer).__name__}: its running means begin anew')
+
+
+def _begun(optimizer: Optimizer, group: dict, weight: Tensor) -> set | None:
+    """What an optimizer keeps of a weight after its first step; None for one that cannot be tried so."""
+    try:
+        return set(_after_a_step(optimizer, group, weight, {}))
+    except Exception:
+        return None
 
 
 def _after_a_step(optimizer: Optimizer, group: dict, weight: Tensor, state: dict) -> dict:
