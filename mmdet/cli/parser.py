@@ -30,7 +30,7 @@ _ABSENT = {
 
 
 EXIT_STATUSES = """Exit status: 0 done; 2 a mistake in what was asked for, explained in one line; 1 anything else;
-130 after Ctrl-C, 143 after SIGTERM. MMDET_DEBUG=1 adds a traceback."""
+130 after Ctrl-C, 143 after SIGTERM, 129 when the terminal was closed. MMDET_DEBUG=1 adds a traceback."""
 
 
 class Parser(argparse.ArgumentParser):

@@ -10,6 +10,7 @@ import functools
 import os
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
@@ -27,6 +28,20 @@ TIMEOUT = 1800  # seconds without progress after which a run ends, unless env_cf
 _MARGIN = 60  # a collective waits longer, by so many seconds: who started the processes can say which one hangs
 _DEFAULT_PORT = 29500
 _timeout = TIMEOUT
+
+
+def stop_signals() -> list[signal.Signals]:
+    """Those after which a run saves its state. The last comes when a terminal is closed; nohup has it ignored."""
+    hears = signal.getsignal(signal.SIGHUP) != signal.SIG_IGN
+    return [signal.SIGINT, signal.SIGTERM, *[signal.SIGHUP] * hears]
+
+
+def leave_terminal(signum: int) -> None:
+    """After SIGHUP what is printed goes nowhere: a terminal that was closed makes an error of it."""
+    if signum == signal.SIGHUP:
+        for output in 1, 2:
+            if stat.S_ISCHR(os.fstat(output).st_mode):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), output)
 
 
 def check_gpus(asked: int) -> None:
@@ -100,6 +115,7 @@ def _wait(children: list[subprocess.Popen], reports: Path) -> int:
     stopping = []
 
     def forward(signum, frame):
+        leave_terminal(signum)
         stopping.append(signum)
         for child in children:
             if child.poll() is None:
@@ -112,7 +128,7 @@ def _wait(children: list[subprocess.Popen], reports: Path) -> int:
         """Those that failed; those last that lost the connection to another, which they may do before it ends."""
         return sorted((child for child in children if child.poll()), key=only_lost)
 
-    for signum in (signal.SIGINT, signal.SIGTERM):
+    for signum in stop_signals():
         signal.signal(signum, forward)
     culprit, first = None, 0.0
     while any(child.poll() is None for child in children):

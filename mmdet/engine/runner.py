@@ -20,6 +20,7 @@ from mmdet.config.errors import UserError, at_most, registered_names, say, unkno
 from mmdet.config.load import type_places
 from mmdet.engine.amp import buildable
 from mmdet.engine.freezing import freeze
+from mmdet.engine.launch import stop_signals
 from mmdet.engine.log import ignore_known_warnings, quieten
 from mmdet.engine.message_hub import DeferredMessageHub, defer_grad_norm
 from mmdet.engine.schedule import scale_by_batch
@@ -208,7 +209,7 @@ class _Runner(Runner):
     """mmengine's, which does not wait for a GPU in every iteration to log it (see `message_hub`)."""
 
     def train(self) -> nn.Module:
-        handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGINT)}
+        handlers = {signum: signal.getsignal(signum) for signum in stop_signals()}
         try:
             return super().train()
         finally:  # StopSafelyHook's must not outlive a training that fails

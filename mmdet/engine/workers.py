@@ -37,10 +37,12 @@ def _print_but_lost_connections(kind: type[BaseException], error: BaseException,
 
 
 def _leave_signals_to(parent: Any) -> None:
-    """Ignore Ctrl-C, and SIGTERM from anyone but `parent`; when that has gone, torch's watchdog ends a worker."""
+    """Ignore Ctrl-C, a closed terminal, and SIGTERM from anyone but `parent`; torch's watchdog ends a worker whose
+    parent has gone."""
     if parent is None or not hasattr(signal, 'sigwaitinfo'):
         return
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # for this thread and those it starts
 
     def wait() -> None:

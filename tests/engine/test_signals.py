@@ -1,9 +1,12 @@
 """Signals through the command line: whenever they come, one line and the right exit status."""
 
+import fcntl
 import os
+import pty
 import signal
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -44,12 +47,16 @@ def start(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     running = []
 
-    def run(text: str = '', *arguments: str) -> subprocess.Popen:
+    def run(text: str = '', *arguments: str, before=(), terminal: int | None = None) -> subprocess.Popen:
         config = write_config(tmp_path, text="custom_imports['imports'] += ['slow_parts']\n" + text)
         env = {**ENVIRONMENT, 'PYTHONPATH': f'{tmp_path}{os.pathsep}{ENVIRONMENT["PYTHONPATH"]}'}
-        command = [sys.executable, ROOT / 'tools' / 'train.py', config, '--work-dir', 'run', '--seed', '0', *arguments]
-        running.append(subprocess.Popen([str(part) for part in command], env=env, stdout=subprocess.PIPE,
-                                        stderr=subprocess.PIPE, text=True))
+        command = [*before, sys.executable, ROOT / 'tools' / 'train.py', config, '--work-dir', 'run', '--seed', '0',
+                   *arguments]
+        output = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        if terminal is not None:
+            output = dict.fromkeys(('stdin', 'stdout', 'stderr'), terminal) | dict(
+                start_new_session=True, preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY))
+        running.append(subprocess.Popen([str(part) for part in command], env=env, **output))
         return running[-1]
 
     yield run
@@ -100,6 +107,30 @@ def test_a_signal_to_the_workers_too(start, signum):
         os.kill(pid, signum)
     _, err = ended(process, 128 + signum)
     assert f'stopped by {signum.name} after iteration' in err and Path('run/interrupted.pth').exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('processes', ['1', '2'])
+def test_a_closed_terminal(start, processes):
+    terminal, inner = pty.openpty()
+    text = WORKERS + 'find_unused_parameters = True\n'
+    process = start(text, '--gpus', processes, terminal=inner)
+    os.close(inner)
+    seen = b''
+    while b'Epoch 1/2' not in seen:
+        seen += os.read(terminal, 1000)
+    os.close(terminal)
+    assert process.wait(60) == 128 + signal.SIGHUP
+    assert Path('run/interrupted.pth').exists()
+    ended(start(text, '--gpus', processes, '--resume'), 0)
+
+
+@pytest.mark.slow
+def test_nohup_outlives_the_terminal(start):
+    process = start(WORKERS, '--cfg-options', 'train_cfg.max_epochs=1', before=['nohup'])
+    wait_for(process, 'Epoch(train)')
+    process.send_signal(signal.SIGHUP)
+    ended(process, 0)
 
 
 ABANDONED = """

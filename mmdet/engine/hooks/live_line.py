@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 import sys
@@ -81,7 +82,8 @@ class LiveLineHook(Hook):
         live, self.live = self.live, None
         if live is None:
             return
-        live.stop()
+        with contextlib.suppress(OSError):  # the terminal was closed
+            live.stop()
         if self.handler is not None:
             self.handler.setStream(live.console.file)
             self.handler.removeFilter(_no_iteration)
@@ -108,7 +110,8 @@ class LiveLineHook(Hook):
 
     def _draw(self, doing: str, done: int, of: int, facts: list[str]) -> None:
         self.drawn = time.monotonic()
-        self.live.update(_line(self.live.console.width, doing, done, of, facts), refresh=True)
+        with contextlib.suppress(OSError):  # of a terminal that was closed, of which a signal tells in a moment
+            self.live.update(_line(self.live.console.width, doing, done, of, facts), refresh=True)
 
     def _facts(self, runner: Runner) -> list[str]:
         hub = runner.message_hub

@@ -12,14 +12,15 @@ from mmengine.runner import Runner
 
 from mmdet.config.errors import Interrupted, at_most
 from mmdet.engine.hooks.checkpoint import folder_of_checkpoints
-from mmdet.engine.launch import cpu_group, patience
+from mmdet.engine.launch import cpu_group, leave_terminal, patience, stop_signals
 from mmdet.engine.work_dir import INTERRUPTED
 from mmdet.registry import HOOKS
 
 
 @HOOKS.register_module()
 class StopSafelyHook(Hook):
-    """On SIGTERM or Ctrl-C: finish the iteration, save ``interrupted.pth``, leave with a clear line.
+    """On SIGTERM, Ctrl-C or when the terminal is closed: finish the iteration, save ``interrupted.pth``, leave with a
+    clear line.
 
     Several processes finish the next one too: each tells the others after an iteration whether it has had a signal, and
     takes their answer after the next, when it has long arrived. Where gradients are accumulated, the optimizer's step
@@ -40,10 +41,13 @@ class StopSafelyHook(Hook):
         if self.group is not None:
             store = dist.distributed_c10d._get_default_store()
             self.store = dist.PrefixStore(runner.experiment_name, store)
-        self.earlier = {s: signal.signal(s, self._note) for s in (signal.SIGTERM, signal.SIGINT)}
+        self.earlier = {s: signal.signal(s, self._note) for s in stop_signals()}
 
     def _note(self, signum: int, frame) -> None:
+        leave_terminal(signum)
         if self.signum:
+            if signum == signal.SIGHUP:  # the system sends it, and the shell that the terminal ran
+                return
             if self.rank == 0:
                 os.write(2, b'stopped at once by a second signal; --resume continues from the last checkpoint\n')
             os._exit(128 + signum)
