@@ -49,6 +49,12 @@ class Parser(argparse.ArgumentParser):
         super().__init__(prog=prog, description=description, epilog='\n'.join([*lines, statuses]), allow_abbrev=False,
                          formatter_class=argparse.RawDescriptionHelpFormatter)
 
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> argparse.Namespace:
+        """Also where options stand between CONFIG and what may be left out, CHECKPOINT or images."""
+        if any(action.nargs in ('?', '*') for action in self._get_positional_actions()):
+            return self.parse_intermixed_args(args, namespace)
+        return super().parse_args(args, namespace)
+
     def error(self, message: str) -> NoReturn:
         _, _, unknown = message.partition('unrecognized arguments: ')
         name = unknown.split()[0].split('=')[0] if unknown else ''

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from mmdet.cli import predict, test
 from mmdet.cli.parser import Parser, parse_value
 from mmdet.config.errors import UserError
 from mmdet.engine import launch
@@ -110,3 +111,11 @@ def test_only_local_annotation_files_of_the_known_kind_are_looked_for(tmp_path):
     Own.check_files(cfg)
     (tmp_path / 'a.json').write_text('{}')
     CocoDataset.check_files(cfg)
+
+
+@pytest.mark.parametrize('words', ['C --gpus 2 K --eval bbox segm', '--gpus 2 C K --eval bbox segm',
+                                   'C --eval bbox segm --gpus 2 K'])  # fmt: skip
+def test_options_between_config_and_checkpoint(words):
+    args = test.parse_args(words.split())
+    assert (args.config, args.checkpoint, args.gpus, args.eval) == ('C', 'K', 2, ['bbox', 'segm'])
+    assert predict.parse_args('C K a.jpg --amp b.jpg'.split()).images == ['a.jpg', 'b.jpg']
