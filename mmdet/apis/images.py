@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from mmdet.config.errors import UserError
+from mmdet.config.errors import UserError, at_most
 from mmdet.config.output import IMAGE_SUFFIXES
 from mmdet.structures.image_file import decode_image
 
@@ -65,6 +65,11 @@ def to_input(image: Any) -> dict:
     if isinstance(image, dict):
         if isinstance(image.get('img'), (str, Path)):
             raise UserError(f'{image["img"]} is a name, and img an array: give it as img_path')
+        if not isinstance(image.get('img'), np.ndarray) and not (
+            isinstance(image.get('img_path'), (str, Path)) and str(image['img_path'])
+        ):
+            raise UserError('a dict needs img_path, the name of an image file, or img, an array (h, w, 3); this one '
+                            f'has {at_most(image) or "nothing"}')
         return image
     if isinstance(image, (str, Path)):
         if Path(image).suffix.lower() in VIDEO_SUFFIXES:

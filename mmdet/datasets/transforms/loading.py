@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from urllib.error import URLError
 
 import mmengine.fileio as fileio
 import numpy as np
 from mmcv.transforms import BaseTransform
 
-from mmdet.config.errors import MissingFile, UserError, at_most
+from mmdet.config.errors import MissingFile, UserError, at_most, one_line
 from mmdet.config.overrides import refuse_overrides
 from mmdet.registry import TRANSFORMS
 from mmdet.structures import BitmapMasks, PolygonMasks, masks_from_coco
@@ -79,6 +80,8 @@ class LoadImageFromFile(BaseTransform):
             data = fileio.get(path, backend_args=self.backend_args)
         except FileNotFoundError:
             raise UserError(f'no image {path}; check data_root and data_prefix') from None
+        except URLError as error:
+            raise UserError(f'image {path} cannot be downloaded: {one_line(error)}') from error
         return decode_image(data, path, self.max_megapixels, self.color_type, self.imdecode_backend)
 
 
