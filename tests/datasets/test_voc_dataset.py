@@ -168,7 +168,7 @@ def test_filters(tmp_path):
         dataset = read(tmp_path, test_mode=False, filter_cfg=filters)
         return [dataset.get_data_info(i)['img_id'] for i in range(len(dataset))]
 
-    assert left() == ['empty', 'hard', 'small', 'wide']
+    assert left() == left(min_size=30) == ['empty', 'hard', 'small', 'wide']  # 40 x 30 pixels each
     assert left(filter_empty_gt=True) == ['small', 'wide']
     assert left(filter_empty_gt=True, bbox_min_size=9) == ['wide']
     assert left(filter_empty_gt=True, bbox_min_size=8) == ['small', 'wide']
