@@ -27,8 +27,8 @@ def deform_roi_pool(
             With None or zeros this is `roi_align` with ``aligned=True``.
         sampling_ratio: S; 0 or less takes as many as the bin has cells.
 
-    Computed in float32 at least, with gradients of `input` and `offset`; what a sample reads a cell or more outside
-    the map is 0.
+    Computed in float32 at least, with gradients of `input` and `offset`; what a sample reads more than a cell
+    outside the map is 0.
     """
     height, width = _pair(output_size)
     dtype = torch.promote_types(input.dtype, torch.float32)

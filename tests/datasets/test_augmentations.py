@@ -458,6 +458,8 @@ def test_torchvision_sees_rgb_and_draws_from_torch():
     img = np.random.default_rng(0).integers(0, 255, (8, 9, 3), dtype=np.uint8)
     grey = TorchvisionTransform('Grayscale', num_output_channels=3)(dict(img=img))['img']
     assert np.abs(grey[..., 0] - img @ [0.114, 0.587, 0.299]).max() < 1.1
+    for same in TorchvisionTransform('Identity'), TorchvisionTransform('Resize', size=(8, 9)):  # and gives BGR again
+        assert (same(dict(img=img, img_shape=(8, 9)))['img'] == img).all()
     jitter = TorchvisionTransform('ColorJitter', brightness=0.5)
     first, second, other = (applied(jitter, seed, dict(img=img))['img'] for seed in (1, 1, 2))
     assert (first == second).all() and (first != other).any()

@@ -146,15 +146,16 @@ def test_the_xml_files_own_ending_comes_first(tmp_path):
     assert read(tmp_path).get_data_info(0)['img_path'].endswith('a.png')
 
 
-def test_the_size_of_a_turned_photo(tmp_path):
-    """40 x 30 pixels on their side: read, and sized, as 30 x 40."""
+@pytest.mark.parametrize('orientation', range(1, 9))
+def test_the_size_of_a_turned_photo(tmp_path, orientation):
+    """40 x 30 pixels, from 5 on on their side: read, and sized, as 30 x 40."""
     write(tmp_path, size='', ending='.jpg')
     exif = Image.Exif()
-    exif[0x0112] = 6
+    exif[0x0112] = orientation
     Image.new('RGB', (40, 30)).save(tmp_path / 'JPEGImages' / 'a.jpg', exif=exif)
-    dataset = read(tmp_path)
-    assert [dataset.get_data_info(0)[key] for key in ('height', 'width')] == [40, 30]
-    assert dataset[0]['img'].shape == (40, 30, 3)
+    dataset, size = read(tmp_path), (40, 30) if orientation >= 5 else (30, 40)
+    assert tuple(dataset.get_data_info(0)[key] for key in ('height', 'width')) == size
+    assert dataset[0]['img'].shape == (*size, 3)
 
 
 def test_filters(tmp_path):
@@ -167,7 +168,7 @@ def test_filters(tmp_path):
         dataset = read(tmp_path, test_mode=False, filter_cfg=filters)
         return [dataset.get_data_info(i)['img_id'] for i in range(len(dataset))]
 
-    assert left() == ['empty', 'hard', 'small', 'wide']
+    assert left() == left(min_size=30) == ['empty', 'hard', 'small', 'wide']  # 40 x 30 pixels each
     assert left(filter_empty_gt=True) == ['small', 'wide']
     assert left(filter_empty_gt=True, bbox_min_size=9) == ['wide']
     assert left(filter_empty_gt=True, bbox_min_size=8) == ['small', 'wide']

@@ -392,8 +392,8 @@ def test_l2_norm_of_short_vectors():
 
 def test_l2_norm_of_the_neck():
     neck = SSDNeck([4, 8], [4, 8, 6], [2], [1], l2_norm_scale=20)
-    first, second = torch.randn(1, 4, 5, 5), torch.randn(1, 8, 3, 3)
+    first, second = torch.randn(4, 4, 5, 5), torch.randn(4, 8, 3, 3)  # as many images as channels
     maps = neck((first, second))
     torch.testing.assert_close(maps[0], 20 * F.normalize(first))
-    assert maps[1] is second and maps[2].shape == (1, 6, 2, 2)
+    assert maps[1] is second and maps[2].shape == (4, 6, 2, 2)
     assert SSDNeck([4, 8], [4, 8, 6], [2], [1], l2_norm_scale=None)((first, second))[0] is first

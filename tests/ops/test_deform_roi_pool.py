@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+import torchvision
 
 from mmdet.ops import roi_align
 from mmdet.ops.deform_roi_pool import deform_roi_pool
@@ -57,6 +58,19 @@ def test_equals_a_slow_loop(ratio, gamma):
     found = deform_roi_pool(features, ROIS, offset, (2, 3), 0.5, ratio, gamma)
     torch.testing.assert_close(found, slow(features, ROIS, offset, (2, 3), 0.5, ratio, gamma))
     assert not torch.allclose(found, deform_roi_pool(features, ROIS, None, (2, 3), 0.5, ratio), atol=0.1)
+
+
+def test_a_sample_a_cell_outside_the_map_still_reads_its_border():
+    """Samples at -1 and at the map's width 9 and height 7, in cells; a little further out they read nothing."""
+    features = maps().abs() + 1
+    sides = torch.tensor([[-1, 3, 0, 4], [9, 3, 10, 4], [3, -1, 4, 0], [3, 7, 4, 8]]).double()
+    for beyond, read in (0, True), (1e-6, False):
+        out = torch.tensor([[-1, 0], [1, 0], [0, -1], [0, 1]]).repeat(1, 2) * beyond
+        boxes = torch.cat([torch.zeros(4, 1), sides + out], dim=1)
+        found = deform_roi_pool(features, boxes, None, 1, 1.0, 1)
+        torch.testing.assert_close(found, slow(features, boxes, None, (1, 1), 1.0, 1, 0))
+        torch.testing.assert_close(found, torchvision.ops.roi_align(features, boxes, 1, 1.0, 1, aligned=True))
+        assert (found > 0).all() == read == found.any()
 
 
 def test_gamma_is_a_tenth():
