@@ -42,15 +42,17 @@ def check_pairs(pred: Tensor, target: Tensor) -> None:
         raise ValueError(f'prediction of shape {tuple(pred.shape)} for a target of shape {tuple(target.shape)}')
 
 
-def check_labels(labels: Tensor, num_classes: int) -> None:
-    """Refuse labels (S,) outside of 0, ..., `num_classes`; on a GPU, whose values the host would wait for, it is the
-    detectors that look at the annotations before they are sent there.
+def check_labels(labels: Tensor, num_classes: int, but: int = 0) -> None:
+    """Refuse labels (S,) outside of 0, ..., `num_classes`, other than `but`.
+
+    On a GPU, whose values the host would wait for, it is the detectors that look at the annotations before they are
+    sent there.
 
     Raises:
         ValueError: names the labels.
     """
     if labels.device.type == 'cpu' and labels.numel():
-        low, high = labels.aminmax()
+        low, high = labels.where(labels != but, 0).aminmax()
         if low < 0 or high > num_classes:
             raise ValueError(f'labels from {low} to {high}: of {num_classes} classes they are 0 to {num_classes - 1}, '
                              f'and {num_classes} is the background')
@@ -124,7 +126,7 @@ class CrossEntropyLoss(nn.Module):
             )
         else:
             if target.dim() < logits.dim():
-                check_labels(target[target != -100], logits.shape[1] - 1)  # -100 is torch's ignore_index
+                check_labels(target, logits.shape[1] - 1, but=-100)  # torch's ignore_index
             loss = F.cross_entropy(logits, target, class_weight, reduction='none')
         return self.loss_weight * weighted_mean(loss, weight, avg_factor)
 
