@@ -239,8 +239,26 @@ def test_expand_puts_the_image_somewhere_on_a_larger_one():
     assert np.min(corners, axis=0).tolist() == [0, 0]
     assert applied(Expand(prob=1), 3, dict(img=img))['img'][0, 0].tolist() == [0, 0, 0]
     assert applied(Expand(mean=(1, 2, 3), to_rgb=False, prob=1), 3, dict(img=img))['img'][0, 0].tolist() == [1, 2, 3]
-    with pytest.raises(UserError, match='ratio_range'):
-        Expand(ratio_range=(0.5, 2))
+
+
+def test_expand_follows_its_draws():
+    img = np.full((20, 30, 3), 200, np.uint8)
+    for seed in range(300):
+        out = applied(Expand(), seed, dict(img=img))['img']
+        np.random.seed(seed)
+        chance, ratio = np.random.uniform(), np.random.uniform(1, 4)
+        left, top = (int(np.random.uniform(0, side * ratio - side)) for side in (30, 20))
+        ratio, left, top = (ratio, left, top) if chance < 0.5 else (1, 0, 0)
+        ys, xs = np.nonzero(out[..., 0])
+        assert (*out.shape[:2], xs.min(), ys.min()) == (int(20 * ratio), int(30 * ratio), left, top)
+
+
+def test_expand_takes_a_range_from_one():
+    image = dict(img=np.zeros((4, 5, 3), np.uint8))
+    assert Expand(ratio_range=(2, 2), prob=1)(image)['img_shape'] == (8, 10)
+    for wrong in (0.5, 2), (3, 2):
+        with pytest.raises(UserError, match='ratio_range'):
+            Expand(ratio_range=wrong)
 
 
 def windows(step: MinIoURandomCrop, results: dict, seeds: int) -> list[tuple]:
