@@ -358,6 +358,39 @@ def test_min_iou_crop_may_also_ask_for_no_overlap(monkeypatch):
         assert len(out['gt_bboxes']) == 1 and 200 / ((x2 - x1) * (y2 - y1)) < 0.15
 
 
+@pytest.mark.parametrize('height, width', [(100, 200), (3, 2)])
+def test_min_iou_crop_follows_its_draws(height, width):
+    """Of windows longer than twice their width, or without a pixel, another is drawn."""
+    img = np.arange(height * width).reshape(height, width)
+    for seed in range(100):
+        found = applied(MinIoURandomCrop(), seed, dict(img=img))['img']
+        np.random.seed(seed)
+        expected = img
+        while expected is img and np.random.randint(7):
+            for _ in range(50):
+                w, h = np.random.uniform(0.3, 1, 2) * (width, height)
+                x, y = np.random.uniform(0, 1, 2) * (width - w, height - h)
+                window = img[int(y) : int(y + h), int(x) : int(x + w)]
+                if window.size and max(w, h) <= 2 * min(w, h):
+                    expected = window
+                    break
+        assert np.array_equal(found, expected)
+
+
+def test_min_iou_crop_at_the_edges(monkeypatch):
+    """A centre on the window's edge is outside; an overlap of just what is asked is enough."""
+    whole, inside = [0, 0, 20, 10], [-18, -8, 20, 10]
+    boxes = np.array([inside, [-5, 0, 5, 10], [15, 0, 25, 10], [0, -5, 20, 5], [0, 5, 20, 15]], np.float32)
+    results = dict(img=np.zeros((10, 20, 3), np.uint8), gt_bboxes=boxes)
+    monkeypatch.setattr(np.random, 'randint', lambda n: 1)
+    step = MinIoURandomCrop([], min_crop_size=1, bbox_clip_border=False)
+    assert step(dict(results))['gt_bboxes'].tolist() == [inside]
+    step = Counted([2, 0], min_ious=[1], min_crop_size=1)
+    monkeypatch.setattr(np.random, 'randint', lambda n: next(step.modes))
+    step(dict(results, gt_bboxes=np.array([whole], np.float32)))
+    assert step.drawn == [tuple(whole)]
+
+
 @pytest.mark.parametrize('options', [
     dict(min_ious=[0.5, 1.01]), dict(min_ious=[-0.01]), dict(min_crop_size=0), dict(min_crop_size=1.01),
 ])  # fmt: skip
