@@ -109,6 +109,16 @@ def test_mosaic_fits_images_with_their_shape_and_may_leave_one_alone():
     assert Mosaic()(dict(alone, mix_results=[scene([], 10, 10) for _ in range(3)]))['img_shape'] == (1280, 1280)
 
 
+@pytest.mark.parametrize('side, scale, fitted', [(41, 50, 21), (101, 47, 47)])
+def test_mosaic_rounds_sides_half_up(side, scale, fitted):
+    """20.5 pixels become 21, 47.47 become 47."""
+    for shape, img_scale in ((100, side), (60, scale)), ((side, 100), (scale, 60)):
+        tiles = [scene([], *shape) for _ in range(4)]
+        out = Mosaic(img_scale=img_scale, center_ratio_range=(1, 1))(dict(tiles[0], mix_results=tiles[1:]))
+        covered = (out['img'][..., 0] != 114).nonzero()
+        assert sorted(len(np.unique(places)) for places in covered) == sorted([2 * fitted, 2 * scale])
+
+
 def test_mosaic_at_the_borders():
     """Of each image at least a pixel is left; a box may reach over its own image, and is cut at the new one."""
     def mosaic(**options):
@@ -143,6 +153,7 @@ def test_copy_paste_puts_objects_over_others(bitmap):
     (False, rectangle(10, 10, 31, 20)),  # by 11; 10 x 10 are seen
     (True, rectangle(0, 10, 40, 26)),  # by 20; 20 x 16 are seen
     (False, rectangle(5, 10, 40, 30)),  # by 20; 15 x 20 = 300
+    (True, rectangle(19, 1, 22, 2)),  # one pixel is
     (False, rectangle(21, 1, 30, 9)),  # nothing is seen of it
 ])  # fmt: skip
 @pytest.mark.parametrize('by_box', [False, True])
@@ -160,12 +171,33 @@ def test_copy_paste_draws_how_many():
         np.random.seed(seed)
         out = CopyPaste(max_num_pasted=4)(dict(scene([], 20, 60), mix_results=[scene(source, 20, 60)]))
         counts.append(len(out['gt_bboxes']))
-        first |= set(out['gt_bboxes_labels'].tolist())
+        labels = set(out['gt_bboxes_labels'].tolist())
+        first |= labels
+        assert len(labels) == counts[-1]  # none twice
     assert set(counts) == {0, 1, 2, 3, 4} and first == set(range(6))
+    out = CopyPaste(max_num_pasted=4, selected=False)(dict(scene([], 20, 60), mix_results=[scene(source, 20, 60)]))
+    assert out['gt_bboxes_labels'].tolist() == [0, 1, 2, 3]
     assert CopyPaste().max_num_pasted == 100
     untouched = scene([rectangle(1.5, 2, 9.25, 9)], 20, 60)
     out = CopyPaste()(dict(untouched, mix_results=[scene([], 20, 60)]))
     np.testing.assert_array_equal(out['gt_bboxes'], untouched['gt_bboxes'])
+
+
+def test_copy_paste_keeps_a_box_that_does_not_move():
+    target, source = scene([rectangle(0, 0, 9, 9)], 20, 20), scene([rectangle(3, 3, 6, 6)], 20, 20)
+    out = CopyPaste(bbox_occluded_thr=0, selected=False)(dict(target, mix_results=[source]))
+    assert out['gt_bboxes'].tolist() == [[0, 0, 9, 9], [3, 3, 6, 6]]
+
+
+def test_copy_paste_rounds_boxes_to_whole_pixels():
+    target, source = (scene([rectangle(0, 0, 9, 9)], 20, 30, grey=grey, mask=False) for grey in (0, 255))
+    source['img'][:] = 255
+    target['gt_bboxes'][0], source['gt_bboxes'][0] = (-3, 0, 6, 2.6), (4.6, 0, 9.4, 3)
+    out = CopyPaste(paste_by_box=True, selected=False)(dict(target, mix_results=[source]))
+    expected = np.zeros((20, 30))
+    expected[:3, 5:9] = 255
+    assert (out['img'] == expected[..., None]).all()
+    np.testing.assert_array_equal(out['gt_bboxes'], np.array([(0, 0, 5, 3), (4.6, 0, 9.4, 3)], np.float32))
 
 
 def test_refusals():
