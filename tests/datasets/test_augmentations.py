@@ -484,6 +484,19 @@ def test_albu_keeps_fields_with_their_boxes_and_draws_from_numpy():
 
 
 @pytest.mark.skipif(find_spec('albumentations') is None, reason='needs albumentations')
+def test_albu_moves_rgb_images_and_drops_objects_of_which_too_little_is_seen():
+    img = np.random.default_rng(0).integers(0, 255, (8, 9, 3), dtype=np.uint8)
+    flip, grey = dict(type='HorizontalFlip', p=1.0), dict(type='ToGray', p=1.0)
+    flipped, greyed = (Albu(steps)(dict(img=img, img_shape=(8, 9)))['img'] for steps in ([flip], [flip, grey]))
+    assert (flipped == img[:, ::-1]).all()
+    assert np.abs(greyed[:, ::-1, 0] - img @ [0.114, 0.587, 0.299]).max() < 1.1
+    crop = [dict(type='Crop', x_max=50, y_max=HEIGHT)]
+    for options, labels in ({}, [0, 1]), (dict(bbox_params=dict(min_visibility=0.5)), [0]):
+        results = scene([np.array([[40, 10], [right, 10], [right, 20]]) for right in (58.0, 62.0)])
+        assert Albu(crop, **options)(results)['gt_bboxes_labels'].tolist() == labels
+
+
+@pytest.mark.skipif(find_spec('albumentations') is None, reason='needs albumentations')
 @pytest.mark.parametrize('options, message', [
     (dict(transforms=[dict(type='Nope')]), "no transform 'Nope'"),
     (dict(transforms=[dict(type='HorizontalFlip', q=1)]), 'q'),
