@@ -152,6 +152,7 @@ def test_copy_paste_puts_objects_over_others(bitmap):
     (False, rectangle(10, 10, 31, 20)),  # by 11; 10 x 10 are seen
     (True, rectangle(0, 10, 40, 26)),  # by 20; 20 x 16 are seen
     (False, rectangle(5, 10, 40, 30)),  # by 20; 15 x 20 = 300
+    (True, rectangle(13, 10, 40, 53)),  # by 20; 7 x 43 = 301
     (True, rectangle(19, 1, 22, 2)),  # one pixel is
     (False, rectangle(21, 1, 30, 9)),  # nothing is seen of it
 ])  # fmt: skip
