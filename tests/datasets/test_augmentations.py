@@ -389,6 +389,10 @@ def test_min_iou_crop_at_the_edges(monkeypatch):
     monkeypatch.setattr(np.random, 'randint', lambda n: next(step.modes))
     step(dict(results, gt_bboxes=np.array([whole], np.float32)))
     assert step.drawn == [tuple(whole)]
+    for ignored in False, True:  # every object that is not ignored must overlap
+        step, flags = Counted([2, 0], min_ious=[0.5], min_crop_size=1), np.array([ignored, False])
+        step(dict(results, gt_bboxes=np.array([whole, [9, 4, 11, 6]], np.float32), gt_ignore_flags=flags))
+        assert len(step.drawn) == 50
 
 
 @pytest.mark.parametrize('options', [
