@@ -239,8 +239,26 @@ def test_expand_puts_the_image_somewhere_on_a_larger_one():
     assert np.min(corners, axis=0).tolist() == [0, 0]
     assert applied(Expand(prob=1), 3, dict(img=img))['img'][0, 0].tolist() == [0, 0, 0]
     assert applied(Expand(mean=(1, 2, 3), to_rgb=False, prob=1), 3, dict(img=img))['img'][0, 0].tolist() == [1, 2, 3]
-    with pytest.raises(UserError, match='ratio_range'):
-        Expand(ratio_range=(0.5, 2))
+
+
+def test_expand_follows_its_draws():
+    img = np.full((20, 30, 3), 200, np.uint8)
+    for seed in range(300):
+        out = applied(Expand(), seed, dict(img=img))['img']
+        np.random.seed(seed)
+        chance, ratio = np.random.uniform(), np.random.uniform(1, 4)
+        left, top = (int(np.random.uniform(0, side * ratio - side)) for side in (30, 20))
+        ratio, left, top = (ratio, left, top) if chance < 0.5 else (1, 0, 0)
+        ys, xs = np.nonzero(out[..., 0])
+        assert (*out.shape[:2], xs.min(), ys.min()) == (int(20 * ratio), int(30 * ratio), left, top)
+
+
+def test_expand_takes_a_range_from_one():
+    image = dict(img=np.zeros((4, 5, 3), np.uint8))
+    assert Expand(ratio_range=(2, 2), prob=1)(image)['img_shape'] == (8, 10)
+    for wrong in (0.5, 2), (3, 2):
+        with pytest.raises(UserError, match='ratio_range'):
+            Expand(ratio_range=wrong)
 
 
 def windows(step: MinIoURandomCrop, results: dict, seeds: int) -> list[tuple]:
@@ -340,6 +358,43 @@ def test_min_iou_crop_may_also_ask_for_no_overlap(monkeypatch):
         assert len(out['gt_bboxes']) == 1 and 200 / ((x2 - x1) * (y2 - y1)) < 0.15
 
 
+@pytest.mark.parametrize('height, width', [(100, 200), (3, 2)])
+def test_min_iou_crop_follows_its_draws(height, width):
+    """Of windows longer than twice their width, or without a pixel, another is drawn."""
+    img = np.arange(height * width).reshape(height, width)
+    for seed in range(100):
+        found = applied(MinIoURandomCrop(), seed, dict(img=img))['img']
+        np.random.seed(seed)
+        expected = img
+        while expected is img and np.random.randint(7):
+            for _ in range(50):
+                w, h = np.random.uniform(0.3, 1, 2) * (width, height)
+                x, y = np.random.uniform(0, 1, 2) * (width - w, height - h)
+                window = img[int(y) : int(y + h), int(x) : int(x + w)]
+                if window.size and max(w, h) <= 2 * min(w, h):
+                    expected = window
+                    break
+        assert np.array_equal(found, expected)
+
+
+def test_min_iou_crop_at_the_edges(monkeypatch):
+    """A centre on the window's edge is outside; an overlap of just what is asked is enough."""
+    whole, inside = [0, 0, 20, 10], [-18, -8, 20, 10]
+    boxes = np.array([inside, [-5, 0, 5, 10], [15, 0, 25, 10], [0, -5, 20, 5], [0, 5, 20, 15]], np.float32)
+    results = dict(img=np.zeros((10, 20, 3), np.uint8), gt_bboxes=boxes)
+    monkeypatch.setattr(np.random, 'randint', lambda n: 1)
+    step = MinIoURandomCrop([], min_crop_size=1, bbox_clip_border=False)
+    assert step(dict(results))['gt_bboxes'].tolist() == [inside]
+    step = Counted([2, 0], min_ious=[1], min_crop_size=1)
+    monkeypatch.setattr(np.random, 'randint', lambda n: next(step.modes))
+    step(dict(results, gt_bboxes=np.array([whole], np.float32)))
+    assert step.drawn == [tuple(whole)]
+    for ignored in False, True:  # every object that is not ignored must overlap
+        step, flags = Counted([2, 0], min_ious=[0.5], min_crop_size=1), np.array([ignored, False])
+        step(dict(results, gt_bboxes=np.array([whole, [9, 4, 11, 6]], np.float32), gt_ignore_flags=flags))
+        assert len(step.drawn) == 50
+
+
 @pytest.mark.parametrize('options', [
     dict(min_ious=[0.5, 1.01]), dict(min_ious=[-0.01]), dict(min_crop_size=0), dict(min_crop_size=1.01),
 ])  # fmt: skip
@@ -430,6 +485,19 @@ def test_albu_keeps_fields_with_their_boxes_and_draws_from_numpy():
     assert applied(noise, 0, dict(boxes))['gt_masks'] is boxes['gt_masks'] and not noise.changes_geometry
     grey = Albu([dict(type='ToGray', p=1.0)])(dict(img=img))['img']
     assert np.abs(grey[..., 0] - img @ [0.114, 0.587, 0.299]).max() < 1.1
+
+
+@pytest.mark.skipif(find_spec('albumentations') is None, reason='needs albumentations')
+def test_albu_moves_rgb_images_and_drops_objects_of_which_too_little_is_seen():
+    img = np.random.default_rng(0).integers(0, 255, (8, 9, 3), dtype=np.uint8)
+    flip, grey = dict(type='HorizontalFlip', p=1.0), dict(type='ToGray', p=1.0)
+    flipped, greyed = (Albu(steps)(dict(img=img, img_shape=(8, 9)))['img'] for steps in ([flip], [flip, grey]))
+    assert (flipped == img[:, ::-1]).all()
+    assert np.abs(greyed[:, ::-1, 0] - img @ [0.114, 0.587, 0.299]).max() < 1.1
+    crop = [dict(type='Crop', x_max=50, y_max=HEIGHT)]
+    for options, labels in ({}, [0, 1]), (dict(bbox_params=dict(min_visibility=0.5)), [0]):
+        results = scene([np.array([[40, 10], [right, 10], [right, 20]]) for right in (58.0, 62.0)])
+        assert Albu(crop, **options)(results)['gt_bboxes_labels'].tolist() == labels
 
 
 @pytest.mark.skipif(find_spec('albumentations') is None, reason='needs albumentations')

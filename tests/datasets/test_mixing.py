@@ -77,7 +77,6 @@ def test_mosaic_keeps_four_images_their_boxes_and_masks_in_step(sizes, seed, bit
 
 
 def test_mosaic_puts_the_images_around_a_centre():
-    centres = []
     for seed in range(200):
         tiles = [scene([rectangle(0, 0, 40, 30)], 30, 40, grey=g) for g in (50, 100, 150, 200)]
         np.random.seed(seed)
@@ -86,13 +85,13 @@ def test_mosaic_puts_the_images_around_a_centre():
         left, top = (grey == 50).any(axis=0).sum(), (grey == 50).any(axis=1).sum()
         ys, xs = np.nonzero(grey == 200)
         x, y = xs.min(), ys.min()
-        centres.append((x / 40, y / 30))
+        np.random.seed(seed)
+        assert (x, y) == tuple(int(np.random.uniform(0.5, 1.5) * side) for side in (40, 30))
         assert (left, top) == (min(x, 40), min(y, 30)) and set(np.unique(grey)) <= {50, 100, 114, 150, 200}
         assert (grey[:y, :x][grey[:y, :x] != 114] == 50).all() and (grey[y:, :x][grey[y:, :x] != 114] == 150).all()
         seen = [(grey == g).any(axis=0).nonzero()[0] for g in (50, 100, 150, 200)]
         for box, columns in zip(out['gt_bboxes'], seen):
             assert (box[0], box[2]) == (columns[0], columns[-1] + 1)
-    assert 0.5 <= np.min(centres) < 0.55 and 1.45 < np.max(centres) < 1.5
 
 
 def test_mosaic_fits_images_with_their_shape_and_may_leave_one_alone():
@@ -107,6 +106,16 @@ def test_mosaic_fits_images_with_their_shape_and_may_leave_one_alone():
     assert Mosaic()(dict(alone, mix_results=[]))['img'] is alone['img']
     assert {len(Mosaic().get_indexes(range(9))) for _ in range(100)} == {3}
     assert Mosaic()(dict(alone, mix_results=[scene([], 10, 10) for _ in range(3)]))['img_shape'] == (1280, 1280)
+
+
+@pytest.mark.parametrize('side, scale, fitted', [(41, 50, 21), (101, 47, 47)])
+def test_mosaic_rounds_sides_half_up(side, scale, fitted):
+    """20.5 pixels become 21, 47.47 become 47."""
+    for shape, img_scale in ((100, side), (60, scale)), ((side, 100), (scale, 60)):
+        tiles = [scene([], *shape) for _ in range(4)]
+        out = Mosaic(img_scale=img_scale, center_ratio_range=(1, 1))(dict(tiles[0], mix_results=tiles[1:]))
+        covered = (out['img'][..., 0] != 114).nonzero()
+        assert sorted(len(np.unique(places)) for places in covered) == sorted([2 * fitted, 2 * scale])
 
 
 def test_mosaic_at_the_borders():
@@ -143,6 +152,8 @@ def test_copy_paste_puts_objects_over_others(bitmap):
     (False, rectangle(10, 10, 31, 20)),  # by 11; 10 x 10 are seen
     (True, rectangle(0, 10, 40, 26)),  # by 20; 20 x 16 are seen
     (False, rectangle(5, 10, 40, 30)),  # by 20; 15 x 20 = 300
+    (True, rectangle(13, 10, 40, 53)),  # by 20; 7 x 43 = 301
+    (True, rectangle(19, 1, 22, 2)),  # one pixel is
     (False, rectangle(21, 1, 30, 9)),  # nothing is seen of it
 ])  # fmt: skip
 @pytest.mark.parametrize('by_box', [False, True])
@@ -160,12 +171,33 @@ def test_copy_paste_draws_how_many():
         np.random.seed(seed)
         out = CopyPaste(max_num_pasted=4)(dict(scene([], 20, 60), mix_results=[scene(source, 20, 60)]))
         counts.append(len(out['gt_bboxes']))
-        first |= set(out['gt_bboxes_labels'].tolist())
+        labels = set(out['gt_bboxes_labels'].tolist())
+        first |= labels
+        assert len(labels) == counts[-1]  # none twice
     assert set(counts) == {0, 1, 2, 3, 4} and first == set(range(6))
+    out = CopyPaste(max_num_pasted=4, selected=False)(dict(scene([], 20, 60), mix_results=[scene(source, 20, 60)]))
+    assert out['gt_bboxes_labels'].tolist() == [0, 1, 2, 3]
     assert CopyPaste().max_num_pasted == 100
     untouched = scene([rectangle(1.5, 2, 9.25, 9)], 20, 60)
     out = CopyPaste()(dict(untouched, mix_results=[scene([], 20, 60)]))
     np.testing.assert_array_equal(out['gt_bboxes'], untouched['gt_bboxes'])
+
+
+def test_copy_paste_keeps_a_box_that_does_not_move():
+    target, source = scene([rectangle(0, 0, 9, 9)], 20, 20), scene([rectangle(3, 3, 6, 6)], 20, 20)
+    out = CopyPaste(bbox_occluded_thr=0, selected=False)(dict(target, mix_results=[source]))
+    assert out['gt_bboxes'].tolist() == [[0, 0, 9, 9], [3, 3, 6, 6]]
+
+
+def test_copy_paste_rounds_boxes_to_whole_pixels():
+    target, source = (scene([rectangle(0, 0, 9, 9)], 20, 30, grey=grey, mask=False) for grey in (0, 255))
+    source['img'][:] = 255
+    target['gt_bboxes'][0], source['gt_bboxes'][0] = (-3, 0, 6, 2.6), (4.6, 0, 9.4, 3)
+    out = CopyPaste(paste_by_box=True, selected=False)(dict(target, mix_results=[source]))
+    expected = np.zeros((20, 30))
+    expected[:3, 5:9] = 255
+    assert (out['img'] == expected[..., None]).all()
+    np.testing.assert_array_equal(out['gt_bboxes'], np.array([(0, 0, 5, 3), (4.6, 0, 9.4, 3)], np.float32))
 
 
 def test_refusals():
@@ -237,9 +269,10 @@ def test_a_rejected_image_is_replaced_and_endless_rejection_ends(shapes):
         tiny[0]
 
 
-def test_its_pipelines_are_checked_as_one(shapes):
-    with DefaultScope.overwrite_default_scope('mmdet'), pytest.raises(UserError, match='Mosaic stands before LoadAnn'):
-        MultiImageMixDataset(mixed(shapes)['dataset'], [dict(type='Mosaic'), LOADING[1]])
+@pytest.mark.parametrize('name', ['Mosaic', 'CopyPaste'])
+def test_its_pipelines_are_checked_as_one(shapes, name):
+    with DefaultScope.overwrite_default_scope('mmdet'), pytest.raises(UserError, match=f'{name} stands before LoadAnn'):
+        MultiImageMixDataset(mixed(shapes)['dataset'], [dict(type=name), LOADING[1]])
 
 
 def test_a_config_is_checked_where_its_pipeline_ends(shapes):

@@ -160,6 +160,8 @@ def test_a_resnet_has_them_where_it_is_told():
 
 @pytest.mark.parametrize('build, message', [
     (lambda: layer('DCN', deform_groups=3), 'deform_groups=3 must divide the 4 input channels'),
+    (lambda: layer('DCN', deform_groups=0), 'deform_groups=0 must divide'),
+    (lambda: layer('DCN', deform_groups=-2), 'deform_groups=-2 must divide'),
     (lambda: ResNet(18, dcn=dict(type='DCN'), stage_with_dcn=(True,) * 4), 'depth=18 has no bottlenecks for dcn'),
     (lambda: ResNet(50, dcn=dict(type='DCN')), 'must say for 4 stages which have dcn'),
     (lambda: ResNet(50, dcn=dict(type='DCN'), stage_with_dcn=(True,)), 'must say for 4 stages'),

@@ -163,6 +163,16 @@ def test_the_shared_head_is_the_last_stage_of_a_resnet(style):
     assert ResLayer(50, stride=1, dilation=2)(torch.rand(1, 1024, 6, 6)).shape == (1, 2048, 6, 6)
 
 
+@pytest.mark.parametrize('depth', [18, 50])
+@pytest.mark.parametrize('stage', range(4))
+def test_any_stage_has_the_resnets_layers(depth, stage):
+    with torch.device('meta'):
+        backbone = ResNet(depth, frozen_stages=-1)
+        head = ResLayer(depth, stage, **(dict(stride=1) if stage == 0 else {}))
+    assert str(getattr(head, head.name)) == str(getattr(backbone, f'layer{stage + 1}'))
+    assert all(parameter.requires_grad for parameter in head.parameters())
+
+
 def test_it_trains_from_random_weights_with_fixed_norms():
     """Its blocks do not begin as the identity, which a scale that is not learned would keep them."""
     head = ResLayer(18, norm_cfg=dict(type='BN', requires_grad=False)).train()

@@ -236,8 +236,9 @@ def test_what_does_not_go_together_is_refused():
             SSDAnchorGenerator([8] * 6, ratios, **options)
     with pytest.raises(UserError, match='depth=12'):
         SSDVGG(depth=12)
-    with torch.device('meta'), pytest.raises(UserError, match='35 layers'):
-        SSDVGG(out_feature_indices=(22, 35))
+    for indices in (22, 35), (-1, 22):
+        with torch.device('meta'), pytest.raises(UserError, match='35 layers'):
+            SSDVGG(out_feature_indices=indices)
     with pytest.raises(UserError, match='must begin with'):
         SSDNeck([4, 8], [4, 9, 8], [1], [0])
     with pytest.raises(UserError, match='2 level_strides and 1 level_paddings for 1 levels'):
