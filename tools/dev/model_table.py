@@ -24,6 +24,7 @@ def measure(cfg: dict, size: tuple[int, int], steps: int) -> tuple[float, float]
     from mmdet.layers import set_cbn_epoch
     from mmdet.registry import MODELS
 
+    torch.manual_seed(0)  # the same image, proposals and samples for all models
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     model = MODELS.build(cfg).to(device).train()
     optimizer = torch.optim.SGD(model.parameters(), 1e-4, momentum=0.9)
