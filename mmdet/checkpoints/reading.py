@@ -75,9 +75,9 @@ def existing_file(path: str) -> str:
     path = os.path.expanduser(path)
     if os.path.isdir(path):
         raise UserError(f'{path} is a folder; a checkpoint file is needed')
-    if not os.path.isfile(path) and os.path.lexists(path):
-        raise MissingFile(f'{path} is no file, or a link to one that is not there')
     if not os.path.isfile(path):
+        if os.path.lexists(path):
+            raise MissingFile(f'{path} is no file, or a link to one that is not there')
         folder = os.path.dirname(path) or '.'
         found = sorted(f for f in os.listdir(folder) if f.endswith('.pth')) if os.path.isdir(folder) else []
         hint = suggest(os.path.basename(path), found, cutoff=0.7)

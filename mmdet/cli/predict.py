@@ -11,7 +11,7 @@ from pathlib import Path
 
 from mmdet.cli.parser import Parser
 from mmdet.config.errors import UserError, at_most, one_line, suggest
-from mmdet.config.output import check_writable, output_files, write_atomically
+from mmdet.config.output import check_writable, output_files, unused, write_atomically
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -87,11 +87,7 @@ def film_files(videos: list[Path], out_dir: Path) -> dict[Path, Path]:
     """
     places: dict[Path, Path] = {}
     for video in videos:
-        place, number = out_dir / f'{video.stem}.mp4', 1
-        while place in places.values():
-            number += 1
-            place = out_dir / f'{video.stem}_{number}.mp4'
-        places[video] = place
+        places[video] = unused(out_dir / f'{video.stem}.mp4', places.values())
     lost = {video.resolve() for video in videos} & {place.resolve() for place in places.values()}
     if lost:
         raise UserError(f'{out_dir}: a drawing there would overwrite {min(lost)}; choose another folder')

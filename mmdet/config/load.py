@@ -69,16 +69,15 @@ def load_config(path: str | Path, cfg_options: dict[str, Any] | None = None) -> 
     return _complete(cfg, path, cfg_options)
 
 
-def _name_classes(node: Any) -> None:
+def _name_classes(cfg: dict) -> None:
     """Write a class that stands for a type as its name, in place: a config is printed and saved as text. It is the name
     under which it, or what this package has made of it, is registered, else where it is imported from."""
-    for key, value in node.items() if isinstance(node, dict) else enumerate(node):
-        if isinstance(value, (dict, list, tuple)):
-            _name_classes(value)
-        elif key == 'type' and callable(value) and '<' not in value.__qualname__:
-            found = registered_class(value.__name__)
-            ours = isinstance(found, type) and isinstance(value, type) and issubclass(found, value)
-            node[key] = value.__name__ if ours else f'{value.__module__}.{value.__qualname__}'
+    for node in [cfg, *(value for _, value in walk(cfg) if isinstance(value, dict))]:
+        kind = node.get('type')
+        if callable(kind) and '<' not in kind.__qualname__:
+            found = registered_class(kind.__name__)
+            ours = isinstance(found, type) and isinstance(kind, type) and issubclass(found, kind)
+            node['type'] = kind.__name__ if ours else f'{kind.__module__}.{kind.__qualname__}'
 
 
 def load_text(text: str, origin: str, cfg_options: dict[str, Any] | None = None) -> Config:

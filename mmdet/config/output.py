@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from pathlib import Path
 
 from mmdet.config.errors import UserError
@@ -49,6 +49,15 @@ def write_atomically(path: str | Path, data: bytes) -> None:
         os.close(descriptor)
 
 
+def unused(path: Path, taken: Container[Path]) -> Path:
+    """`path`, or the first of path_2, path_3, ... that is not `taken`."""
+    place, number = path, 1
+    while place in taken:
+        number += 1
+        place = path.with_stem(f'{path.stem}_{number}')
+    return place
+
+
 def output_files(inputs: Iterable[str | Path], folder: str | Path) -> list[Path]:
     """Where the drawing of each input image goes: below `folder`, wherever the input lies, and no two to one place.
 
@@ -70,12 +79,8 @@ def output_files(inputs: Iterable[str | Path], folder: str | Path) -> list[Path]
     names = [Path(path.name) if flat else path.relative_to(root) for path in paths]
     places: dict[Path, None] = {}
     for name in names:
-        first = place = name if name.suffix.lower() in IMAGE_SUFFIXES else name.with_name(f'{name.name}.png')
-        number = 1
-        while place in places:
-            number += 1
-            place = first.with_stem(f'{first.stem}_{number}')
-        places[place] = None
+        place = name if name.suffix.lower() in IMAGE_SUFFIXES else name.with_name(f'{name.name}.png')
+        places[unused(place, places)] = None
     source, target = Path(os.path.realpath(root)), Path(os.path.realpath(folder))
     lost = {source / path.relative_to(root) for path in distinct} & {target / place for place in places}
     if lost:

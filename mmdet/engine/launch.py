@@ -36,7 +36,7 @@ def stop_signals() -> list[signal.Signals]:
     return [signal.SIGINT, signal.SIGTERM, *[signal.SIGHUP] * hears]
 
 
-def leave_terminal(signum: int) -> None:
+def mute_closed_terminal(signum: int) -> None:
     """After SIGHUP what is printed goes nowhere: a terminal that was closed makes an error of it."""
     if signum == signal.SIGHUP:
         for output in 1, 2:
@@ -115,7 +115,7 @@ def _wait(children: list[subprocess.Popen], reports: Path) -> int:
     stopping = []
 
     def forward(signum, frame):
-        leave_terminal(signum)
+        mute_closed_terminal(signum)
         stopping.append(signum)
         for child in children:
             if child.poll() is None:

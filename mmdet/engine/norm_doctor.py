@@ -30,6 +30,7 @@ from torch.autograd.function import once_differentiable
 
 from mmdet.config.errors import UserError, at_most
 from mmdet.config.values import class_of, walk
+from mmdet.engine.memory import keeping
 from mmdet.layers import ConvModule, CrossIterBatchNorm2d
 
 # Options of CBN that make it each of the norms.
@@ -415,18 +416,10 @@ def _summary(layers: dict[str, dict]) -> dict[str, dict]:
 
 def _saved_bytes(candidates: Candidates, norm: str, loss: Loss, batch: Any) -> int:
     """What a forward pass of the whole network keeps for the backward pass, each storage once, without parameters."""
-    storages: dict[int, int] = {}
-    own = {p.untyped_storage().data_ptr() for block in candidates.blocks.values() for p in block.parameters()}
-
-    def note(t: Tensor) -> Tensor:
-        storage = t.untyped_storage()
-        if storage.data_ptr() not in own:
-            storages[storage.data_ptr()] = storage.nbytes()
-        return t
-
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+    kept: dict[int, int] = {}
+    with keeping(kept, (p for block in candidates.blocks.values() for p in block.parameters())):
         candidates.run(norm, loss, batch, 0)
-    return sum(storages.values())
+    return sum(kept.values())
 
 
 # -- a training of a few iterations -------------------------------------------------------------------

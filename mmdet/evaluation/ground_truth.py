@@ -92,7 +92,6 @@ class GroundTruth:
                 f"Of each image and class CocoMetric counts the {limit} best detections, as COCO does. To count more: "
                 f'max_dets=(1, 10, {max(over)}) of CocoMetric, and max_per_img of model.test_cfg')
 
-
     def say_if_more_than_found(self, limit: int) -> None:
         """One line where images have more objects than the `limit` of detections that a model gives of one."""
         counts = [sum(not one['iscrowd'] for one in found) for found in self.objects.values()]

@@ -21,6 +21,7 @@ def measure(cfg: dict, size: tuple[int, int], steps: int) -> tuple[float, float]
     """Seconds of a training step, and the MB that the step before keeps for its gradients."""
     import torch
 
+    from mmdet.engine.memory import keeping
     from mmdet.layers import set_cbn_epoch
     from mmdet.registry import MODELS
 
@@ -28,23 +29,16 @@ def measure(cfg: dict, size: tuple[int, int], steps: int) -> tuple[float, float]
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     model = MODELS.build(cfg).to(device).train()
     optimizer = torch.optim.SGD(model.parameters(), 1e-4, momentum=0.9)
-    kept: dict[int, int] = {}
+    data, kept = _made_up(size), {}
 
     def step() -> None:
-        losses = model(**model.data_preprocessor(_made_up(size, 1, PROPOSALS), True), mode='loss')
+        losses = model(**model.data_preprocessor(data, True), mode='loss')
         optimizer.zero_grad()
         model.parse_losses(losses)[0].backward()
         optimizer.step()
 
-    def note(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
     set_cbn_epoch(model, sys.maxsize)  # behind the burn-in
-    weights = {tensor.untyped_storage().data_ptr() for tensor in model.state_dict().values()}
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+    with keeping(kept, model.state_dict().values()):
         step()
     started = _now(device)
     for _ in range(steps):
@@ -61,8 +55,8 @@ def _now(device: str) -> float:
     return time.perf_counter()
 
 
-def _made_up(size: tuple[int, int], images: int, proposals: int) -> dict:
-    """Noise with seven objects in each image, and proposals for models that bring none."""
+def _made_up(size: tuple[int, int]) -> dict:
+    """An image of noise with seven objects, and proposals for models that bring none."""
     import numpy as np
     import torch
     from mmengine.structures import InstanceData
@@ -75,14 +69,11 @@ def _made_up(size: tuple[int, int], images: int, proposals: int) -> dict:
         first, last = corners.amin(1), corners.amax(1) + 32
         return torch.cat([first, last], dim=1)
 
-    samples = []
-    for index in range(images):
-        sample = DetDataSample(metainfo=dict(img_shape=size, ori_shape=size, scale_factor=(1.0, 1.0), img_id=index))
-        masks = BitmapMasks(np.ones((7, *size), np.uint8), *size)
-        sample.gt_instances = InstanceData(bboxes=boxes(7), labels=torch.arange(7), masks=masks)
-        sample.proposals = InstanceData(bboxes=boxes(proposals))
-        samples.append(sample)
-    return dict(inputs=list(torch.randint(0, 256, (images, 3, *size), dtype=torch.uint8)), data_samples=samples)
+    sample = DetDataSample(metainfo=dict(img_shape=size, ori_shape=size, scale_factor=(1.0, 1.0), img_id=0))
+    masks = BitmapMasks(np.ones((7, *size), np.uint8), *size)
+    sample.gt_instances = InstanceData(bboxes=boxes(7), labels=torch.arange(7), masks=masks)
+    sample.proposals = InstanceData(bboxes=boxes(PROPOSALS))
+    return dict(inputs=[torch.randint(0, 256, (3, *size), dtype=torch.uint8)], data_samples=[sample])
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from mmengine.runner import Runner
 
 from mmdet.config.errors import Interrupted, at_most
 from mmdet.engine.hooks.checkpoint import folder_of_checkpoints
-from mmdet.engine.launch import cpu_group, leave_terminal, patience, stop_signals
+from mmdet.engine.launch import cpu_group, mute_closed_terminal, patience, stop_signals
 from mmdet.engine.work_dir import INTERRUPTED
 from mmdet.registry import HOOKS
 
@@ -44,7 +44,7 @@ class StopSafelyHook(Hook):
         self.earlier = {s: signal.signal(s, self._note) for s in stop_signals()}
 
     def _note(self, signum: int, frame) -> None:
-        leave_terminal(signum)
+        mute_closed_terminal(signum)
         if self.signum:
             if signum == signal.SIGHUP:  # the system sends it, and the shell that the terminal ran
                 return

@@ -24,9 +24,10 @@ import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.optim import OptimWrapper, build_optim_wrapper
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmdet.engine.hooks.precise_bn import precise_statistics
+from mmdet.engine.memory import keeping
 from mmdet.engine.runner import fast_layout
 from mmdet.engine.seeding import derived_seed, seed_generators
 from mmdet.layers.cbn import set_cbn_epoch
@@ -219,7 +220,7 @@ def train(detector: Detector, data: Data, cfg: Config, batch: int, seed: int) ->
         set_cbn_epoch(model, step * batch // len(data))
         seed_generators(derived_seed(seed, 3, step))
         maps, samples = collate([data.views[index][mirrored] for index, mirrored in chosen], detector.device)
-        with detector.autocast(), keeping(kept, model) if step == STEP_LOOKED_AT else nullcontext():
+        with detector.autocast(), keeping(kept, model.parameters()) if step == STEP_LOOKED_AT else nullcontext():
             loss, _ = model.parse_losses(model.loss(maps, samples))
         optimizer.update_params(loss)
         for scheduler in schedule:
@@ -232,19 +233,6 @@ def train(detector: Detector, data: Data, cfg: Config, batch: int, seed: int) ->
         steps=len(losses), loss=round(statistics.mean(losses[-max(len(losses) // 10, 1) :]), 4),
         step_seconds=round(statistics.median(times), 4), kept_mib=round(sum(kept.values()) / 2**20, 1),
     )  # fmt: skip
-
-
-def keeping(kept: dict[int, int], model: nn.Module) -> torch.autograd.graph.saved_tensors_hooks:
-    """Note the bytes of each storage kept for the backward pass in ``kept``, but for the model's own."""
-    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
-
-    def note(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    return torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
 
 
 def measure_statistics(detector: Detector, data: Data, batch: int, seed: int) -> None:
