@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+from mmdet.apis import init_detector
 from mmdet.config.load import load_config
 from mmdet.layers import CrossIterBatchNorm2d
-from projects.norm_study.detection import report, statistics_error, study
+from projects.norm_study.detection import longer, report, statistics_error, study
 from projects.norm_study.detection.train import Detector, batches
 
 pytest.importorskip('timm', reason='timm is not installed')
@@ -156,8 +157,9 @@ def test_the_figure_has_a_row_for_each_part_with_runs(tmp_path):
     assert sizes[1][0] > 1.5 * sizes[0][0] and sizes[0][1] == sizes[1][1]
 
 
-def test_statistics_of_a_run_whose_weights_stand_still(real_data, tmp_path, monkeypatch):
-    """Compensation finds nothing to compensate for, CBN is naive pooling: closer to the truth than one batch."""
+@pytest.fixture
+def few_facades(real_data, tmp_path):
+    """A folder with facade/, of eight images, and lite0.pth."""
     for part in 'train', 'val':
         content = json.loads((real_data / 'facade' / part / 'instances.json').read_text())
         content['images'] = content['images'][:8]
@@ -166,10 +168,15 @@ def test_statistics_of_a_run_whose_weights_stand_still(real_data, tmp_path, monk
         (tmp_path / 'facade' / part).mkdir(parents=True)
         (tmp_path / 'facade' / part / 'instances.json').write_text(json.dumps(content))
         (tmp_path / 'facade' / part / 'images').symlink_to(real_data / 'facade' / part / 'images')
+    backbone = detector('none').model.backbone
+    torch.save(backbone.network.state_dict(), tmp_path / 'lite0.pth')
+    return tmp_path
+
+
+def test_statistics_of_a_run_whose_weights_stand_still(few_facades, tmp_path, monkeypatch):
+    """Compensation finds nothing to compensate for, CBN is naive pooling: closer to the truth than one batch."""
     trained = detector('CBN-full').model.state_dict()
     torch.save({k: v for k, v in trained.items() if not k.startswith('backbone')}, tmp_path / 'why-CBN-b2-s3-lr0.pth')
-    net = {k.removeprefix('backbone.timm_model.'): v for k, v in trained.items() if k.startswith('backbone')}
-    torch.save(net, tmp_path / 'lite0.pth')
     monkeypatch.setattr(statistics_error, 'ITERATIONS', 4)
     monkeypatch.setattr(statistics_error, 'TRUTH', 8)
     monkeypatch.setattr(statistics_error.norm_doctor, 'PROBES', 2)
@@ -185,3 +192,20 @@ def test_statistics_of_a_run_whose_weights_stand_still(real_data, tmp_path, monk
     for errors in necks:
         assert errors['CBN'] == pytest.approx(errors['naive'], rel=1e-3)
     assert found['summary']['naive']['var'] < 0.8 * found['summary']['BN']['var']
+
+
+def test_the_longer_training_leaves_a_detector_with_its_config(few_facades, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, 'argv', [
+        'longer', '--data', str(tmp_path), '--weights', str(tmp_path / 'lite0.pth'), '--out', str(tmp_path / 'out'),
+        '--epochs', '1',
+    ])  # fmt: skip
+    longer.main()
+    assert "'steps': 4" in capsys.readouterr().out
+    model = init_detector(str(tmp_path / 'out' / 'config.py'), str(tmp_path / 'out' / 'detector.pth'), device='cpu')
+    saved = torch.load(tmp_path / 'out' / 'detector.pth', weights_only=True)['state_dict']
+    state = model.state_dict()
+    assert state.keys() == saved.keys() and all(torch.equal(state[key], saved[key]) for key in saved)
+    blocks = model.backbone.network.blocks
+    learned = {k for k, v in torch.load(tmp_path / 'lite0.pth', weights_only=True).items()
+               if not torch.equal(v, blocks.state_dict().get(k.removeprefix('blocks.'), v))}
+    assert learned and all(int(key.split('.')[1]) >= 3 for key in learned)
