@@ -3,9 +3,10 @@
     python -m projects.norm_study.detection.study --data DIR --weights FILE --workers 2
     python -m projects.norm_study.detection.study --data DIR --weights FILE --full            on a GPU
 
-DIR holds facade/, FILE is efficientnet-lite0-57934424.pth (docs/models.md). A cell is one norm, batch size and seed;
-its record is results/PART-NORM-bBATCH-sSEED.json. Finished cells are not run again, so the command can be killed at any
-time. DESIGN.md says what is compared; `python -m projects.norm_study.report` writes tables and figures.
+DIR holds facade/ and, for part `nuclei`, nuclei_dsb2018/; FILE is efficientnet-lite0-57934424.pth (docs/models.md). A
+cell is one norm, batch size and seed; its record is results/PART-NORM-bBATCH-sSEED.json. Finished cells are not run
+again, so the command can be killed at any time. DESIGN.md says what is compared; `python -m projects.norm_study.report`
+writes tables and figures.
 """
 
 import argparse
@@ -21,10 +22,11 @@ from typing import NamedTuple
 
 HERE = Path(__file__).resolve().parent
 CONFIG = HERE / 'mask_rcnn_efficientnet_lite0_fpn.py'
+NUCLEI = HERE / 'mask_rcnn_efficientnet_lite0_fpn_nuclei.py'
 NORMS = ('none', 'BN', 'GN', 'CBN', 'CBN-full')
 BATCHES = (1, 2)
 SEEDS = (0, 1, 2, 3, 4)
-PARTS = ('lr', 'pilot', 'primary', 'long', 'why')
+PARTS = ('lr', 'pilot', 'primary', 'long', 'why', 'nuclei')
 LR_SEED = 100  # of the runs that choose the learning rate
 PILOT_SEEDS = (101,)  # of those that, with it, show how far runs lie apart
 HELD_OUT = 4  # every fourth training image, for both
@@ -47,9 +49,9 @@ class Scale(NamedTuple):
 
 
 SCALES = {
-    False: Scale(dict(lr=2, pilot=2, primary=3, long=9, why=3), (0.0015, 0.003, 0.006), 8, {}),
+    False: Scale(dict(lr=2, pilot=2, primary=3, long=9, why=3, nuclei=6), (0.0015, 0.003, 0.006), 8, {}),
     True: Scale(
-        dict(lr=8, pilot=8, primary=12, long=36, why=12), (0.00025, 0.0005, 0.001), 8,
+        dict(lr=8, pilot=8, primary=12, long=36, why=12, nuclei=24), (0.00025, 0.0005, 0.001), 8,
         {
             'model.backbone.frozen_stages': 3,
             'model.neck.out_channels': 256,
@@ -75,6 +77,11 @@ class Cell(NamedTuple):
     seed: int
     rate: float | None = None  # None: the best of part 'lr'
 
+    @property
+    def data(self) -> tuple[Path, str]:
+        """Config and folder of the data set."""
+        return (NUCLEI, 'nuclei_dsb2018') if self.part == 'nuclei' else (CONFIG, 'facade')
+
     def file(self, out: Path) -> Path:
         rate = '' if self.rate is None else f'-lr{self.rate:g}'
         return out / f'{self.part}-{self.norm}-b{self.batch}-s{self.seed}{rate}.json'
@@ -99,7 +106,7 @@ def cells(scale: Scale) -> Iterator[Cell]:
         yield Cell('lr', norm, 2, LR_SEED, rate)
     for seed, norm in itertools.product(PILOT_SEEDS, NORMS):
         yield Cell('pilot', norm, 2, seed, scale.rates[1])
-    for part, seed, norm, batch in itertools.product(('primary', 'long'), SEEDS, NORMS, BATCHES):
+    for part, seed, norm, batch in itertools.product(('primary', 'long', 'nuclei'), SEEDS, NORMS, BATCHES):
         yield Cell(part, norm, batch, seed)
     for seed in WHY_SEEDS:
         for norm, batch in itertools.product(('BN', *VARIANTS, 'CBN'), BATCHES):
@@ -116,7 +123,7 @@ def best_rate(norm: str, scale: Scale, out: Path) -> float:
 
 
 def run(todo: list[Cell], args: argparse.Namespace) -> None:
-    """Run the cells in `args.workers` processes."""
+    """Run the cells, of one part, in `args.workers` processes."""
     todo = [cell for cell in todo if not cell.file(args.out).exists()]
     context = multiprocessing.get_context('spawn')
     following = context.Value('i', 0)
@@ -146,10 +153,10 @@ def work(todo: list[Cell], following, args: argparse.Namespace, parent: int) -> 
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     if device == 'cpu':
         torch.set_num_threads(1)
-    scale, root = SCALES[args.full], args.data / 'facade'
-    weights = {'model.backbone.init_cfg.checkpoint': str(args.weights)}
-    cfg = load_config(CONFIG, {'data_root': f'{root}/', **weights, **scale.options})
-    sets = None
+    scale, (config, folder) = SCALES[args.full], todo[0].data
+    options = {'data_root': f'{args.data / folder}/', 'model.backbone.init_cfg.checkpoint': str(args.weights)}
+    cfg = load_config(config, options | scale.options)
+    sets = data_of(cfg, train.Detector(cfg, None, 0, device), args.cache)
     while os.getppid() == parent:
         with following.get_lock():
             index = following.value
@@ -160,9 +167,6 @@ def work(todo: list[Cell], following, args: argparse.Namespace, parent: int) -> 
         began = time.time(), time.process_time()
         norm = norm_cfg(cell.norm, cfg.model.neck.out_channels, scale.group)
         detector = train.Detector(cfg, norm, cell.seed, device)
-        if sets is None:
-            sets = data_of(cfg, detector, args.cache)
-            began = time.time(), time.process_time()
         images, tested, ann_file = sets['held out' if cell.part in ('lr', 'pilot') else 'test']
         epochs = scale.epochs[cell.part]
         cfg.train_cfg.max_epochs = cfg.param_scheduler[1].end = cfg.param_scheduler[1].T_max = epochs
@@ -209,10 +213,11 @@ def main() -> None:
     parser.add_argument('--workers', type=int, default=1, help='cells that run at once, each on one thread')
     parser.add_argument('--full', action='store_true', help='the large form, for a GPU')
     parser.add_argument('--parts', nargs='+', choices=PARTS, default=PARTS[:3])
+    parser.add_argument('--seeds', nargs='+', type=int, help='these alone')
     args = parser.parse_args()
     args.out = args.out or HERE / ('results_full' if args.full else 'results')
     for part in args.parts:
-        run([cell for cell in cells(SCALES[args.full]) if cell.part == part], args)
+        run([c for c in cells(SCALES[args.full]) if c.part == part and c.seed in (args.seeds or [c.seed])], args)
 
 
 if __name__ == '__main__':
