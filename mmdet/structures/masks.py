@@ -457,6 +457,8 @@ def compressed_rle(rle: dict, height: int, width: int) -> dict:
     size, counts = rle.get('size'), rle.get('counts')
     if type(counts) is bytes and size == [height, width]:
         return rle  # as models predict them
+    if isinstance(counts, list):  # some tools write 12.0
+        counts = [int(c) if type(c) is float and c.is_integer() else c for c in counts]
     known = isinstance(counts, (str, bytes)) or isinstance(counts, list) and all(type(c) is int for c in counts)
     if not known or not isinstance(size, (list, tuple)):
         text = str(rle)

@@ -256,7 +256,8 @@ def test_segmentations_of_no_known_form(wrong):
 
 @pytest.mark.parametrize('wrong', [dict(size=[6, 8]), dict(counts=[48]), dict(size=48, counts=[48]),
                                    dict(size=[6, 8], counts=48), dict(size=[6, 8], counts=['7', 41]),
-                                   dict(size=[6, 8], counts=[True, 47])])  # fmt: skip
+                                   dict(size=[6, 8], counts=[True, 47]),
+                                   dict(size=[6, 8], counts=[7.5, 40.5])])  # fmt: skip
 def test_run_lengths_of_no_known_form(wrong):
     for read in (lambda: masks_from_coco([None, wrong], 6, 8), lambda: rle_from_coco(wrong, 6, 8)):
         with pytest.raises(ValueError, match=r'an RLE mask is dict\(size=\[h, w\], counts=whole numbers or'):
@@ -315,7 +316,8 @@ def test_one_mask_of_any_segmentation(real_data):
             segmentation = [[1, 2, 3, 4], *segmentation, []]
         assert rle_from_coco(segmentation, *size) == coco.annToRLE(annotation)
     assert [rle_from_coco(s, 6, 8) for s in (None, [], [[]], [[10, 10]], [[1, 2, 3, 4]])] == [None] * 5
-    assert compressed_rle(dict(size=(6, 8), counts=[7, 41]), 6, 8)['counts'] == b'7Y1'
+    for counts in ([7, 41], [7.0, 41.0]):
+        assert compressed_rle(dict(size=(6, 8), counts=counts), 6, 8)['counts'] == b'7Y1'
 
 
 @pytest.mark.skipif(not COMPILED, reason='needs the compiled ops')
