@@ -2,7 +2,7 @@
 
     python -m projects.norm_study.report
 
-Each table replaces what stands between ``<!-- NAME -->`` and ``<!-- /NAME -->`` in README.md, study.md or tables.md;
+Each table replaces what stands between ``<!-- NAME -->`` and ``<!-- /NAME -->`` in a page of this folder;
 the text around it is left alone. The figures go to figures/.
 """
 

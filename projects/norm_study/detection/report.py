@@ -20,6 +20,7 @@ PRIMARY = tuple(METRICS)[:2]
 COLOURS = dict(zip(NORMS, ('tab:grey', 'tab:blue', 'tab:green', 'tab:orange', 'tab:red')))
 RESAMPLES = 20_000
 NOT_RUN = 'No seed is complete.'
+GRIDS = {'primary': 'facade', 'long': 'facade', 'nuclei': 'nuclei'}  # parts that compare all norms, on which data
 # what is compared in each batch size: first minus second
 PAIRS = [
     ('CBN-full', 'BN'), ('CBN', 'BN'), ('GN', 'BN'), ('none', 'BN'),
@@ -197,38 +198,45 @@ def cost_table(found: Sequence[dict], markdown: Callable) -> str:
     return markdown(['norm', *head], rows)
 
 
+def grids() -> dict[str, list[dict]]:
+    return {part: whole_seeds(records(RESULTS, part)) for part in GRIDS}
+
+
 def tables(markdown: Callable, spread: Callable) -> dict[str, str]:
     """By the names of their places in the pages; `markdown` and `spread` are those of projects/norm_study/report.py."""
-    found, long = records(RESULTS, 'primary'), whole_seeds(records(RESULTS, 'long'))
-    why = records(RESULTS, 'why')
-    return {
-        'imagenet-ap': ap_table(found, markdown, spread),
-        'imagenet-differences': difference_table(found, markdown),
-        'imagenet-long-ap': ap_table(long, markdown, spread) if long else NOT_RUN,
-        'imagenet-long-differences': difference_table(long, markdown) if long else NOT_RUN,
-        'imagenet-why': why_table(found, why, markdown),
+    grid, why = records(RESULTS, 'primary'), records(RESULTS, 'why')
+    made = {}
+    for part, found in grids().items():
+        name = 'imagenet' if part == 'primary' else f'imagenet-{part}'
+        made[f'{name}-ap'] = ap_table(found, markdown, spread) if found else NOT_RUN
+        made[f'{name}-differences'] = difference_table(found, markdown) if found else NOT_RUN
+    return made | {
+        'imagenet-why': why_table(grid, why, markdown),
         'imagenet-precise': precise_table(why, markdown),
         'imagenet-statistics': statistics_table(records(RESULTS, 'statistics'), markdown),
         'imagenet-rates': rate_table(records(RESULTS, 'lr'), markdown),
-        'imagenet-costs': cost_table(found, markdown),
+        'imagenet-costs': cost_table(grid, markdown),
     }
 
 
 def draw(folder: Path) -> None:
-    found = records(RESULTS, 'primary')
-    draw_ap({part: whole_seeds(records(RESULTS, part)) for part in ('primary', 'long')}, folder / 'imagenet_ap.png')
-    draw_differences(found, folder / 'imagenet_differences.png')
+    parts = {part: found for part, found in grids().items() if found}
+    draw_ap(parts, folder / 'imagenet_ap.png')
+    draw_differences(parts, folder / 'imagenet_differences.png')
+
+
+def _title(part: str, found: Sequence[dict]) -> str:
+    seeds = len({r['seed'] for r in found})
+    return f'{GRIDS[part]}, {SCALES[False].epochs[part]} epochs, {seeds} seed{"s" * (seeds > 1)}'
 
 
 def draw_ap(parts: dict[str, Sequence[dict]], path: Path) -> None:
-    """AP against batch size with intervals: a row of axes for each part of the study that has runs."""
-    parts = {part: found for part, found in parts.items() if found}
+    """AP against batch size with intervals: a row of axes for each part of the study."""
     figure, axes = plt.subplots(len(parts), 2, figsize=(9, 3.4 * len(parts) + 0.4), squeeze=False, layout='constrained')
     for line, (part, found) in zip(axes, parts.items()):
         for axis, metric in zip(line, PRIMARY):
             _draw_one(axis, Runs(found, metric))
-            epochs, seeds = SCALES[False].epochs[part], len({r['seed'] for r in found})
-            axis.set(ylabel=f'{METRICS[metric]}, %', title=f'{epochs} epochs, {seeds} seed{"s" * (seeds > 1)}')
+            axis.set(ylabel=f'{METRICS[metric]}, %', title=_title(part, found))
     for axis in axes[-1]:
         axis.set_xlabel('images per step')
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc='outside right center')
@@ -251,22 +259,28 @@ def _draw_one(axis: plt.Axes, runs: Runs) -> None:
     axis.grid(axis='y', alpha=0.3)
 
 
-def draw_differences(found: Sequence[dict], path: Path) -> None:
-    """What changes what: paired differences with their intervals, those that hold 0 in grey."""
+def draw_differences(parts: dict[str, Sequence[dict]], path: Path) -> None:
+    """What changes what: paired differences with their intervals, those that hold 0 in grey. A column for each part."""
     compared = [(f'{a} - {b}, batch {n}', (a, n), (b, n)) for a, b in PAIRS for n in BATCHES]
     compared += [(f'{norm}: batch 2 - batch 1', (norm, 2), (norm, 1)) for norm in NORMS]
-    figure, axes = plt.subplots(1, 2, figsize=(9, 0.27 * len(compared) + 1), sharey=True, layout='constrained')
-    for axis, metric in zip(axes, PRIMARY):
-        runs = Runs(found, metric)
-        for row, (_, *pair) in enumerate(compared):
-            values = runs.pairs(*pair)
-            if values:
-                mean, low, high = runs.interval(values)
+    size = 2.5 + 3 * len(parts), 0.36 * len(compared) + 1.4
+    figure, axes = plt.subplots(1, len(parts), figsize=size, sharey=True, squeeze=False, layout='constrained')
+    markers = dict(zip(PRIMARY, 'os'))
+    for axis, (part, found) in zip(axes[0], parts.items()):
+        for (metric, marker), shift in zip(markers.items(), (-0.16, 0.16)):
+            runs = Runs(found, metric)
+            for row, (_, *pair) in enumerate(compared):
+                mean, low, high = runs.interval(runs.pairs(*pair))
                 colour = 'tab:green' if low > 0 else 'tab:red' if high < 0 else 'grey'
-                axis.errorbar(mean, row, xerr=[[mean - low], [high - mean]], marker='o', capsize=3, color=colour)
+                axis.errorbar(
+                    mean, row + shift, xerr=[[mean - low], [high - mean]],
+                    marker=marker, markersize=5, capsize=2, color=colour,
+                )  # fmt: skip
         axis.axvline(0, color='black', linewidth=0.8)
         axis.set_yticks(range(len(compared)), [name for name, *_ in compared])
-        axis.set(xlabel=f'difference of {METRICS[metric]}', ylim=(len(compared) - 0.5, -0.5))
+        axis.set(title=_title(part, found), xlabel='difference of AP', ylim=(len(compared) - 0.5, -0.5))
         axis.grid(axis='x', alpha=0.3)
+    handles = [plt.Line2D([], [], marker=m, color='grey', label=METRICS[metric]) for metric, m in markers.items()]
+    figure.legend(handles=handles, loc='outside upper right', ncols=2)
     figure.savefig(path, dpi=90)
     plt.close(figure)

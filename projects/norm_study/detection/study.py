@@ -3,10 +3,10 @@
     python -m projects.norm_study.detection.study --data DIR --weights FILE --workers 2
     python -m projects.norm_study.detection.study --data DIR --weights FILE --full            on a GPU
 
-DIR holds facade/ and, for part `nuclei`, nuclei_dsb2018/; FILE is efficientnet-lite0-57934424.pth (docs/models.md). A
-cell is one norm, batch size and seed; its record is results/PART-NORM-bBATCH-sSEED.json. Finished cells are not run
-again, so the command can be killed at any time. DESIGN.md says what is compared; `python -m projects.norm_study.report`
-writes tables and figures.
+DIR holds facade/ and, for parts `nuclei` and `backbone`, nuclei_dsb2018/; FILE is efficientnet-lite0-57934424.pth
+(docs/models.md). A cell is one norm, batch size and seed; its record is results/PART-NORM-bBATCH-sSEED.json. Finished
+cells are not run again, so the command can be killed at any time. DESIGN.md says what is compared; `python -m
+projects.norm_study.report` writes tables and figures.
 """
 
 import argparse
@@ -26,7 +26,7 @@ NUCLEI = HERE / 'mask_rcnn_efficientnet_lite0_fpn_nuclei.py'
 NORMS = ('none', 'BN', 'GN', 'CBN', 'CBN-full')
 BATCHES = (1, 2)
 SEEDS = (0, 1, 2, 3, 4)
-PARTS = ('lr', 'pilot', 'primary', 'long', 'why', 'nuclei')
+PARTS = ('lr', 'pilot', 'primary', 'long', 'why', 'nuclei', 'backbone')
 LR_SEED = 100  # of the runs that choose the learning rate
 PILOT_SEEDS = (101,)  # of those that, with it, show how far runs lie apart
 HELD_OUT = 4  # every fourth training image, for both
@@ -39,6 +39,12 @@ VARIANTS = {
     'CBN-full-window2': ('CBN-full', dict(buffer_num=1)),
     'CBN-full-window8': ('CBN-full', dict(buffer_num=7)),
 }
+# Part 'backbone': the norms of a backbone whose strides 16 and 32 are trained, below neck and heads with GN.
+BACKBONES = {
+    'GN+fixed': dict(norm_cfg=dict(type='BN', requires_grad=False), norm_eval=True),
+    'GN+BN': dict(norm_cfg=dict(type='BN'), norm_eval=False),
+    'GN+CBN-full': dict(norm_cfg=dict(type='CBN', buffer_num=3, full_gradient=True), norm_eval=False),
+}
 
 
 class Scale(NamedTuple):
@@ -49,9 +55,9 @@ class Scale(NamedTuple):
 
 
 SCALES = {
-    False: Scale(dict(lr=2, pilot=2, primary=3, long=9, why=3, nuclei=6), (0.0015, 0.003, 0.006), 8, {}),
+    False: Scale(dict(lr=2, pilot=2, primary=3, long=9, why=3, nuclei=6, backbone=6), (0.0015, 0.003, 0.006), 8, {}),
     True: Scale(
-        dict(lr=8, pilot=8, primary=12, long=36, why=12, nuclei=24), (0.00025, 0.0005, 0.001), 8,
+        dict(lr=8, pilot=8, primary=12, long=36, why=12, nuclei=24, backbone=24), (0.00025, 0.0005, 0.001), 8,
         {
             'model.backbone.frozen_stages': 3,
             'model.neck.out_channels': 256,
@@ -80,15 +86,20 @@ class Cell(NamedTuple):
     @property
     def data(self) -> tuple[Path, str]:
         """Config and folder of the data set."""
-        return (NUCLEI, 'nuclei_dsb2018') if self.part == 'nuclei' else (CONFIG, 'facade')
+        return (NUCLEI, 'nuclei_dsb2018') if self.part in ('nuclei', 'backbone') else (CONFIG, 'facade')
 
     def file(self, out: Path) -> Path:
         rate = '' if self.rate is None else f'-lr{self.rate:g}'
         return out / f'{self.part}-{self.norm}-b{self.batch}-s{self.seed}{rate}.json'
 
 
+def _grid_norm(name: str) -> tuple[str, dict]:
+    """The norm of the grid that neck and heads have, and the setting in which they differ."""
+    return VARIANTS.get(name, (name.partition('+')[0], {}))
+
+
 def norm_cfg(name: str, channels: int, group: int) -> dict | None:
-    name, changed = VARIANTS.get(name, (name, {}))
+    name, changed = _grid_norm(name)
     cbn = dict(type='CBN', buffer_num=3)
     cfg = {
         'none': None,
@@ -111,11 +122,13 @@ def cells(scale: Scale) -> Iterator[Cell]:
     for seed in WHY_SEEDS:
         for norm, batch in itertools.product(('BN', *VARIANTS, 'CBN'), BATCHES):
             yield Cell('why', norm, batch, seed, scale.rates[1] if norm == 'CBN' else None)
+    for seed, norm, batch in itertools.product(SEEDS, BACKBONES, BATCHES):
+        yield Cell('backbone', norm, batch, seed)
 
 
 def best_rate(norm: str, scale: Scale, out: Path) -> float:
     """The rate of the highest mean of box and mask AP on the held-out images."""
-    found, (norm, _) = {}, VARIANTS.get(norm, (norm, {}))
+    found, (norm, _) = {}, _grid_norm(norm)
     for rate in scale.rates:
         metrics = json.loads(Cell('lr', norm, 2, LR_SEED, rate).file(out).read_text())['metrics']
         found[rate] = metrics['bbox_mAP'] + metrics['segm_mAP']
@@ -155,6 +168,8 @@ def work(todo: list[Cell], following, args: argparse.Namespace, parent: int) -> 
         torch.set_num_threads(1)
     scale, (config, folder) = SCALES[args.full], todo[0].data
     options = {'data_root': f'{args.data / folder}/', 'model.backbone.init_cfg.checkpoint': str(args.weights)}
+    if todo[0].part == 'backbone':
+        options['model.backbone.frozen_stages'] = 3
     cfg = load_config(config, options | scale.options)
     sets = data_of(cfg, train.Detector(cfg, None, 0, device), args.cache)
     while os.getppid() == parent:
@@ -165,6 +180,8 @@ def work(todo: list[Cell], following, args: argparse.Namespace, parent: int) -> 
             break
         cell = todo[index]
         began = time.time(), time.process_time()
+        for option, value in BACKBONES.get(cell.norm, {}).items():
+            cfg.model.backbone[option] = value  # update() would merge the old norm into the new
         norm = norm_cfg(cell.norm, cfg.model.neck.out_channels, scale.group)
         detector = train.Detector(cfg, norm, cell.seed, device)
         images, tested, ann_file = sets['held out' if cell.part in ('lr', 'pilot') else 'test']

@@ -151,7 +151,7 @@ def test_the_figure_has_a_row_for_each_part_with_runs(tmp_path):
     generator, sizes = np.random.default_rng(0), []
     for one in whole:
         one['metrics'] = {metric: value + generator.normal() for metric, value in one['metrics'].items()}
-    for parts in (dict(primary=whole, long=[]), dict(primary=whole, long=whole[:10])):
+    for parts in (dict(primary=whole), dict(primary=whole, long=whole[:10])):
         report.draw_ap(parts, tmp_path / 'ap.png')
         sizes.append(report.plt.imread(tmp_path / 'ap.png').shape)
     assert sizes[1][0] > 1.5 * sizes[0][0] and sizes[0][1] == sizes[1][1]
@@ -171,6 +171,47 @@ def few_facades(real_data, tmp_path):
     backbone = detector('none').model.backbone
     torch.save(backbone.network.state_dict(), tmp_path / 'lite0.pth')
     return tmp_path
+
+
+def test_the_cells_of_other_data_and_of_a_trained_backbone(few_facades, real_data, tmp_path, monkeypatch):
+    """A record for each; the backbone's trained stages have the norm of the cell, and learn."""
+    from projects.norm_study.detection import train
+
+    (tmp_path / 'nuclei_dsb2018').symlink_to(real_data / 'nuclei_dsb2018')
+    cells = [study.Cell('backbone', norm, 2, 0) for norm in study.BACKBONES] + [study.Cell('nuclei', 'GN', 1, 0)]
+    for rate in SCALE.rates:
+        record = dict(metrics=dict(bbox_mAP=rate, segm_mAP=0.0))
+        study.Cell('lr', 'GN', 2, study.LR_SEED, rate).file(tmp_path).write_text(json.dumps(record))
+    epochs = dict(backbone=1, nuclei=1)
+    monkeypatch.setitem(study.SCALES, False, SCALE._replace(epochs=epochs))
+    data, built = train.Data, []
+    monkeypatch.setattr(train, 'Data', lambda cfg, *more: data(dict(cfg, indices=4), *more))
+
+    class Kept(train.Detector):
+        def __init__(self, *args):
+            super().__init__(*args)
+            built.append((self.model, {k: v.clone() for k, v in self.model.state_dict().items()}))
+
+    monkeypatch.setattr(train, 'Detector', Kept)
+    args = study.argparse.Namespace(
+        data=tmp_path, weights=tmp_path / 'lite0.pth', cache=tmp_path, out=tmp_path, keep=None, full=False
+    )
+    for part in 'backbone', 'nuclei':
+        following = study.multiprocessing.get_context('spawn').Value('i', 0)
+        study.work([cell for cell in cells if cell.part == part], following, args, study.os.getppid())
+    records = [json.loads(cell.file(tmp_path).read_text()) for cell in cells]
+    assert [r['steps'] for r in records] == [2, 2, 2, 4] and all(r['rate'] == max(SCALE.rates) for r in records)
+    (_, *trained), (_, whole) = built[:4], built[4:]
+    for (model, before), name in zip([*trained, whole], [*study.BACKBONES, None]):
+        blocks, moved = model.backbone.network.blocks, set()
+        for key, value in model.state_dict().items():
+            if key.startswith('backbone') and not torch.equal(value, before[key]):
+                moved.add(key.rpartition('.')[2])
+        norm = blocks[6][0].bn1
+        assert isinstance(norm, CrossIterBatchNorm2d) == (name == 'GN+CBN-full')
+        assert not norm.training and not blocks[0][0].bn1.weight.requires_grad
+        statistics = {'running_mean', 'running_var', 'num_batches_tracked', 'bias'}
+        assert moved == {None: set(), 'GN+fixed': {'weight'}}.get(name, statistics | {'weight'})
 
 
 def test_statistics_of_a_run_whose_weights_stand_still(few_facades, tmp_path, monkeypatch):
