@@ -11,7 +11,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 
-from .study import BATCHES, HERE, NORMS, SCALES, VARIANTS
+from .study import BACKBONES, BATCHES, HERE, NORMS, SCALES, VARIANTS
 
 RESULTS = HERE / 'results'
 
@@ -26,16 +26,18 @@ PAIRS = [
     ('CBN-full', 'BN'), ('CBN', 'BN'), ('GN', 'BN'), ('none', 'BN'),
     ('CBN-full', 'GN'), ('CBN-full', 'CBN'), ('CBN-full', 'none'), ('GN', 'none'),
 ]  # fmt: skip
+BACKBONE_PAIRS = [('GN+BN', 'GN+fixed'), ('GN+CBN-full', 'GN+fixed'), ('GN+CBN-full', 'GN+BN')]
+WHY = {'why': 'primary', 'nuclei_why': 'nuclei'}  # what is compared with the runs of which grid
 
 
 def records(folder: Path, part: str) -> list[dict]:
     return [json.loads(file.read_text()) for file in sorted(folder.glob(f'{part}-*.json'))]
 
 
-def whole_seeds(found: Sequence[dict]) -> list[dict]:
+def whole_seeds(found: Sequence[dict], norms: Sequence[str] = NORMS) -> list[dict]:
     """The records of seeds whose every setting is there: a half-run seed would favour what was run first."""
     counts = Counter(r['seed'] for r in found)
-    return [r for r in found if counts[r['seed']] == len(NORMS) * len(BATCHES)]
+    return [r for r in found if counts[r['seed']] == len(norms) * len(BATCHES)]
 
 
 class Runs:
@@ -106,14 +108,14 @@ def students(degrees: float) -> float:
     return z + (z**3 + z) / (4 * degrees) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)
 
 
-def ap_table(found: Sequence[dict], markdown: Callable, spread: Callable) -> str:
+def ap_table(found: Sequence[dict], markdown: Callable, spread: Callable, norms: Sequence[str] = NORMS) -> str:
     rows = []
     for metric, batch in itertools.product(METRICS, BATCHES):
         runs = Runs(found, metric)
-        values = [list(runs.values.get((norm, batch), {}).values()) for norm in NORMS]
+        values = [list(runs.values.get((norm, batch), {}).values()) for norm in norms]
         cells = [spread(v) if v else '' for v in values]
         rows.append([METRICS[metric], str(batch), *cells])
-    return markdown(['', 'batch', *NORMS], rows)
+    return markdown(['', 'batch', *norms], rows)
 
 
 def difference_table(found: Sequence[dict], markdown: Callable, pairs: Iterable[tuple[str, str]] = PAIRS) -> str:
@@ -133,11 +135,11 @@ def changed_from(record: dict) -> str:
     return VARIANTS.get(record['norm'], (record['norm'],))[0]
 
 
-def why_table(found: Sequence[dict], changed: Sequence[dict], markdown: Callable) -> str:
+def why_table(changed: Sequence[dict], markdown: Callable, grid: Sequence[dict]) -> str:
     """What one changed setting brings, against the grid's run of the same seed and batch."""
     named = [dict(r, norm=_name(r)) for r in changed]
     pairs = sorted({(_name(r), changed_from(r)) for r in changed})
-    return difference_table([*found, *named], markdown, pairs)
+    return difference_table([*grid, *named], markdown, pairs)
 
 
 def _name(record: dict) -> str:
@@ -204,18 +206,27 @@ def grids() -> dict[str, list[dict]]:
 
 def tables(markdown: Callable, spread: Callable) -> dict[str, str]:
     """By the names of their places in the pages; `markdown` and `spread` are those of projects/norm_study/report.py."""
-    grid, why = records(RESULTS, 'primary'), records(RESULTS, 'why')
+
+    def table(of: Callable, found: Sequence[dict], *args) -> str:
+        return of(found, markdown, *args) if found else NOT_RUN
+
     made = {}
     for part, found in grids().items():
         name = 'imagenet' if part == 'primary' else f'imagenet-{part}'
-        made[f'{name}-ap'] = ap_table(found, markdown, spread) if found else NOT_RUN
-        made[f'{name}-differences'] = difference_table(found, markdown) if found else NOT_RUN
+        made[f'{name}-ap'] = table(ap_table, found, spread)
+        made[f'{name}-differences'] = table(difference_table, found)
+    for part, of in WHY.items():
+        changed, grid = records(RESULTS, part), records(RESULTS, of)
+        name = 'imagenet' if of == 'primary' else f'imagenet-{of}'
+        made[f'{name}-why'] = table(why_table, changed, grid)
+        made[f'{name}-precise'] = table(precise_table, changed)
+    backbones = whole_seeds(records(RESULTS, 'backbone'), BACKBONES)
     return made | {
-        'imagenet-why': why_table(grid, why, markdown),
-        'imagenet-precise': precise_table(why, markdown),
-        'imagenet-statistics': statistics_table(records(RESULTS, 'statistics'), markdown),
-        'imagenet-rates': rate_table(records(RESULTS, 'lr'), markdown),
-        'imagenet-costs': cost_table(grid, markdown),
+        'imagenet-backbone-ap': table(ap_table, backbones, spread, BACKBONES),
+        'imagenet-backbone-differences': table(difference_table, backbones, BACKBONE_PAIRS),
+        'imagenet-statistics': table(statistics_table, records(RESULTS, 'statistics')),
+        'imagenet-rates': table(rate_table, records(RESULTS, 'lr')),
+        'imagenet-costs': table(cost_table, records(RESULTS, 'primary')),
     }
 
 

@@ -3,10 +3,10 @@
     python -m projects.norm_study.detection.study --data DIR --weights FILE --workers 2
     python -m projects.norm_study.detection.study --data DIR --weights FILE --full            on a GPU
 
-DIR holds facade/ and, for parts `nuclei` and `backbone`, nuclei_dsb2018/; FILE is efficientnet-lite0-57934424.pth
-(docs/models.md). A cell is one norm, batch size and seed; its record is results/PART-NORM-bBATCH-sSEED.json. Finished
-cells are not run again, so the command can be killed at any time. DESIGN.md says what is compared; `python -m
-projects.norm_study.report` writes tables and figures.
+DIR holds facade/ and nuclei_dsb2018/ (for the parts that have their names from it, and `backbone`); FILE is
+efficientnet-lite0-57934424.pth (docs/models.md). A cell is one norm, batch size and seed; its record is
+results/PART-NORM-bBATCH-sSEED.json. Finished cells are not run again, so the command can be killed at any time.
+DESIGN.md says what is compared; `python -m projects.norm_study.report` writes tables and figures.
 """
 
 import argparse
@@ -26,12 +26,14 @@ NUCLEI = HERE / 'mask_rcnn_efficientnet_lite0_fpn_nuclei.py'
 NORMS = ('none', 'BN', 'GN', 'CBN', 'CBN-full')
 BATCHES = (1, 2)
 SEEDS = (0, 1, 2, 3, 4)
-PARTS = ('lr', 'pilot', 'primary', 'long', 'why', 'nuclei', 'backbone')
+PARTS = ('lr', 'pilot', 'primary', 'long', 'why', 'nuclei', 'nuclei_why', 'backbone')
 LR_SEED = 100  # of the runs that choose the learning rate
 PILOT_SEEDS = (101,)  # of those that, with it, show how far runs lie apart
 HELD_OUT = 4  # every fourth training image, for both
-WHY_SEEDS = (3, 4, 0, 1, 2)  # those of the grid first that were run on the same machine and code (DESIGN.md)
-# Part 'why': the norm of the grid that each is compared with, and the one thing in which it differs.
+NUCLEI_PARTS = ('nuclei', 'nuclei_why', 'backbone')
+# Of parts 'why'; on facade those of the grid first that were run on the same machine and code (DESIGN.md).
+WHY_SEEDS = {'why': (3, 4, 0, 1, 2), 'nuclei_why': SEEDS}
+# Parts 'why': the norm of the grid that each is compared with, and the one thing in which it differs.
 VARIANTS = {
     'CBN-full-momentum0.01': ('CBN-full', dict(momentum=0.01)),
     'CBN-burnin0': ('CBN', dict(burnin=0)),
@@ -55,9 +57,12 @@ class Scale(NamedTuple):
 
 
 SCALES = {
-    False: Scale(dict(lr=2, pilot=2, primary=3, long=9, why=3, nuclei=6, backbone=6), (0.0015, 0.003, 0.006), 8, {}),
+    False: Scale(
+        dict(lr=2, pilot=2, primary=3, long=9, why=3, nuclei=6, nuclei_why=6, backbone=6), (0.0015, 0.003, 0.006), 8, {}
+    ),
     True: Scale(
-        dict(lr=8, pilot=8, primary=12, long=36, why=12, nuclei=24, backbone=24), (0.00025, 0.0005, 0.001), 8,
+        dict(lr=8, pilot=8, primary=12, long=36, why=12, nuclei=24, nuclei_why=24, backbone=24),
+        (0.00025, 0.0005, 0.001), 8,
         {
             'model.backbone.frozen_stages': 3,
             'model.neck.out_channels': 256,
@@ -86,7 +91,7 @@ class Cell(NamedTuple):
     @property
     def data(self) -> tuple[Path, str]:
         """Config and folder of the data set."""
-        return (NUCLEI, 'nuclei_dsb2018') if self.part in ('nuclei', 'backbone') else (CONFIG, 'facade')
+        return (NUCLEI, 'nuclei_dsb2018') if self.part in NUCLEI_PARTS else (CONFIG, 'facade')
 
     def file(self, out: Path) -> Path:
         rate = '' if self.rate is None else f'-lr{self.rate:g}'
@@ -119,9 +124,9 @@ def cells(scale: Scale) -> Iterator[Cell]:
         yield Cell('pilot', norm, 2, seed, scale.rates[1])
     for part, seed, norm, batch in itertools.product(('primary', 'long', 'nuclei'), SEEDS, NORMS, BATCHES):
         yield Cell(part, norm, batch, seed)
-    for seed in WHY_SEEDS:
-        for norm, batch in itertools.product(('BN', *VARIANTS, 'CBN'), BATCHES):
-            yield Cell('why', norm, batch, seed, scale.rates[1] if norm == 'CBN' else None)
+    for part, seeds in WHY_SEEDS.items():
+        for seed, norm, batch in itertools.product(seeds, ('BN', *VARIANTS, 'CBN'), BATCHES):
+            yield Cell(part, norm, batch, seed, scale.rates[1] if norm == 'CBN' else None)
     for seed, norm, batch in itertools.product(SEEDS, BACKBONES, BATCHES):
         yield Cell('backbone', norm, batch, seed)
 
@@ -192,7 +197,7 @@ def work(todo: list[Cell], following, args: argparse.Namespace, parent: int) -> 
         record = dict(cell._asdict(), rate=rate, epochs=epochs, images=len(images), device=device)
         record |= train.train(detector, images, cfg, cell.batch, cell.seed)
         record['metrics'] = train.test(detector, tested, ann_file)
-        if cell.part == 'why':
+        if cell.part in WHY_SEEDS:
             train.measure_statistics(detector, images, cell.batch, cell.seed)
             record['precise'] = train.test(detector, tested, ann_file)
         record |= dict(wall_seconds=round(time.time() - began[0]), cpu_seconds=round(time.process_time() - began[1]))

@@ -129,7 +129,7 @@ def test_a_changed_setting_is_compared_with_its_norm_at_the_same_seed_and_batch(
     changed = record('CBN-full-root', 1, 2)
     changed['metrics'] = {metric: value + 0.5 for metric, value in changed['metrics'].items()}
     changed['precise'] = {metric: value - 0.25 for metric, value in changed['metrics'].items()}
-    (row,) = report.why_table(grid, [changed], lambda head, rows: rows)
+    (row,) = report.why_table([changed], lambda head, rows: rows, grid)
     assert row[:2] == ['CBN-full-root - CBN-full', '1'] and row[2].startswith('+0.5 (') and row[-1] == '1'
     (row,) = report.precise_table([changed], lambda head, rows: rows)
     assert row == ['CBN-full-root', '1', '-0.25 (-0.25 to -0.25)', '-0.25 (-0.25 to -0.25)', '1']
