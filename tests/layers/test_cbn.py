@@ -359,6 +359,11 @@ def test_bias_of_the_convolution_is_left_out_of_the_history():
         (dict(derivative_fraction=0), 'derivative_fraction'),
         (dict(burnin=-1), 'burnin'),
         (dict(burnin_iters=-1), 'burnin_iters'),
+        (dict(burnin='8'), "burnin='8' must be a number"),
+        (dict(rho=float('nan')), 'rho=nan must be a finite number'),
+        (dict(derivative_fraction='1/4'), "derivative_fraction='1/4' must be .* as 0.25"),
+        (dict(full_gradient='no'), "full_gradient='no' must be True or False"),
+        (dict(sync='no'), "sync='no' must be True or False"),
     ],
 )
 def test_wrong_options_are_named(options, word):
