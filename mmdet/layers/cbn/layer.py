@@ -191,7 +191,8 @@ class CrossIterBatchNorm2d(_NormBase):
             batch = batch_moments(y, group)
             if not isinstance(batch.count, Tensor) and batch.count < 2:
                 if batch.count:
-                    raise ValueError(f'CBN: one value per channel (input {tuple(y.shape)}) has no variance to train on')
+                    raise ValueError(f'CBN: one value per channel (input {tuple(y.shape)}) has no variance to train '
+                                     'on: larger images, more in a batch, or GN')
                 return Pooled(batch, batch.mean, batch.var, 1)  # no process has RoIs
             repeats = self._repeats()
             if repeats and (known := self._repeated(batch, record)) is not None:
