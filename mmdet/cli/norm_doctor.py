@@ -90,7 +90,9 @@ def stepper(model: Any, cfg: Any, iterations: int) -> Callable[[Any, int], float
     """One iteration of the config's optimizer, its learning rate rising over the first quarter of them."""
     from mmengine.optim import build_optim_wrapper
 
-    wrapper = build_optim_wrapper(model, cfg.optim_wrapper.to_dict())
+    from mmdet.engine.amp import buildable
+
+    wrapper = build_optim_wrapper(model, buildable(cfg.optim_wrapper.to_dict()))
     groups = wrapper.optimizer.param_groups
     full = [group['lr'] for group in groups]
 

@@ -318,8 +318,12 @@ def _note(used: list, layer: CrossIterBatchNorm2d) -> None:
 
 
 def _group_norm(trained: CrossIterBatchNorm2d) -> nn.GroupNorm:
-    groups = math.gcd(32, trained.num_features)
-    return nn.GroupNorm(groups, trained.num_features, trained.eps).to(trained.running_mean)
+    return nn.GroupNorm(_groups(trained.num_features), trained.num_features, trained.eps).to(trained.running_mean)
+
+
+def _groups(*channels: int) -> int:
+    """GroupNorm's 32 groups, or as many as divide the channels of all layers."""
+    return math.gcd(32, *channels)
 
 
 # -- the comparison -----------------------------------------------------------------------------------
@@ -333,10 +337,16 @@ def examine(candidates: Candidates, loss: Loss, truth_batches: Sequence, probes:
         probes: batches on which the norms are compared; what is returned are means over them.
 
     Raises:
-        UserError: no norm is reached by the data, as where no image has an object.
+        UserError: no norm is reached by the data, as where no image has an object; a loss is not finite.
     """
     blocks, layers = candidates.blocks, {}
-    together, large = find_truth(blocks, loss, truth_batches)
+
+    def finite(batch: Any, number: int) -> Tensor:
+        value = loss(batch, number)
+        _check_loss(value.item(), 'after the training')  # the last step may be the one that diverged
+        return value
+
+    together, large = find_truth(blocks, finite, truth_batches)
     found = {name: dict(M=[], errors={norm: [] for norm in NORMS}, cosines={}) for name in blocks}
     seconds: dict[str, list[float]] = {norm: [] for norm in candidates.layers}
     for number, batch in enumerate(probes, len(truth_batches)):
@@ -438,9 +448,13 @@ def train(step: Callable[[Any, int], float], batches: Iterable, iterations: int,
     for iteration, batch in enumerate(itertools.islice(batches, iterations)):
         with candidates.watching() if iteration >= iterations - window else contextlib.nullcontext():
             value = step(batch, iteration)
-        if not math.isfinite(value):
-            raise UserError(f'the loss is {value} in iteration {iteration + 1}: a smaller learning rate is needed, '
-                            'e.g. --cfg-options optim_wrapper.optimizer.lr=0.001')
+        _check_loss(value, f'in iteration {iteration + 1}')
+
+
+def _check_loss(value: float, when: str) -> None:
+    if not math.isfinite(value):
+        raise UserError(f'the loss is {value} {when}: a smaller learning rate is needed, '
+                        'e.g. --cfg-options optim_wrapper.optimizer.lr=0.001')
 
 
 # -- the advice ---------------------------------------------------------------------------------------
@@ -453,15 +467,18 @@ def advice(report: dict) -> list[str]:
     pooled = summary[POOLED]['cosine'] or 0.0
     closer = bn['var'] / max(cbn['var'], 1e-12)
     of_bn, of_cbn = bn['cosine'] or 0.0, cbn['cosine'] or 0.0
-    if bn['var'] <= SMALL_ERROR and of_bn >= SAME_GRADIENT * pooled:
+    layers = report['layers'].values()
+    group_norm = f"dict(type='GN', num_groups={_groups(*(layer['channels'] for layer in layers))})"
+    bn_lacks = _lacking(variance=bn['var'] <= SMALL_ERROR, gradient=of_bn >= SAME_GRADIENT * pooled)
+    cbn_lacks = _lacking(variance=closer >= CLOSER, gradient=of_cbn >= of_bn)
+    if not bn_lacks:
         first = "Take norm_cfg=dict(type='BN'): at this batch size it has nearly the large batch's statistics."
-    elif closer >= CLOSER and of_cbn >= of_bn:
-        first = ("Take norm_cfg=dict(type='CBN', full_gradient=True), and train dict(type='GN', num_groups=32) beside "
-                 'it: what a model is worth only its AP can say.')
+    elif not cbn_lacks:
+        first = (f"Take norm_cfg=dict(type='CBN', full_gradient=True), and train {group_norm} beside it: what a model "
+                 'is worth only its AP can say.')
     else:
-        first = ("Take norm_cfg=dict(type='GN', num_groups=32): BatchNorm's statistics or gradient are poor here, and "
-                 'pooling does not repair them.')
-    sizes = [layer['M'] for layer in report['layers'].values()]
+        first = f'Take norm_cfg={group_norm}: BatchNorm falls short in its {bn_lacks}, CBN in its {cbn_lacks}.'
+    sizes = [layer['M'] for layer in layers]
     ratio = {key: costs[chosen][key] / max(costs['BN'][key], 1e-12) for key in ('seconds', 'saved_bytes')}
     return [
         first,
@@ -470,9 +487,14 @@ def advice(report: dict) -> list[str]:
         f"naive pooling's by {summary['naive']['var']:.1%}, CBN's by {cbn['var']:.1%}: {closer:.2f} times closer "
         f'than BatchNorm (CBN from {CLOSER}; BatchNorm up to {SMALL_ERROR:.0%}).',
         f"Gradient: cosine with the large batch's {of_bn:.3f} with BN, {of_cbn:.3f} with CBN, "
-        f"{pooled:.3f} with the large batch's statistics (BatchNorm from {SAME_GRADIENT:.0%} of it); CBN takes "
+        f"{pooled:.3f} with the large batch's statistics (BatchNorm from {SAME_GRADIENT:.0%} of the last, CBN from "
+        "BatchNorm's); CBN takes "
         f'{ratio["seconds"]:.2f} times the time of BN and {ratio["saved_bytes"]:.2f} times its memory.',
     ]
+
+
+def _lacking(**enough: bool) -> str:
+    return ' and '.join(name for name, fine in enough.items() if not fine)
 
 
 def check_places(places: Sequence[str], blocks: dict) -> None:

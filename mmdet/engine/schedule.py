@@ -48,8 +48,11 @@ def keep_new_schedule(runner: Runner, checkpoint: Checkpoint) -> None:
         return  # several optimizers: mmengine's behaviour
     saved_states = checkpoint.get('param_schedulers') or []
     changes = _schedule_changes(schedulers, saved_states)
-    groups, saved_groups = runner.optim_wrapper.param_groups, checkpoint['optimizer']['param_groups']
-    _check_optimizer(runner.optim_wrapper.optimizer, groups, saved_groups)
+    saved = checkpoint['optimizer']
+    _check_optimizer(runner.optim_wrapper.optimizer, saved['param_groups'])
+    # of several groups the wrapper's last is none of the optimizer's: mmengine keeps the rate without multipliers there
+    groups = runner.optim_wrapper.param_groups
+    saved_groups = [*saved['param_groups'], *filter(None, [saved.get('base_param_settings')])]
     _check_state(runner.optim_wrapper.optimizer, checkpoint)
     was, now = (group.get('initial_lr', group['lr']) for group in (saved_groups[0], groups[0]))
     if was != now:
@@ -78,10 +81,10 @@ def keep_new_schedule(runner: Runner, checkpoint: Checkpoint) -> None:
         f'lr {saved_groups[0]["lr"]:.6g} at epoch {checkpoint["meta"]["epoch"] + 1}')
 
 
-def _check_optimizer(optimizer: Optimizer, groups: list[dict], saved_groups: list[dict]) -> None:
+def _check_optimizer(optimizer: Optimizer, saved_groups: list[dict]) -> None:
     numbers = {key for key, value in optimizer.defaults.items()  # torch adds switches, which an older file lacks
                if isinstance(value, (int, float, tuple)) and not isinstance(value, bool)}
-    ours, saved = ([len(group['params']) for group in some] for some in (groups, saved_groups))
+    ours, saved = ([len(group['params']) for group in some] for some in (optimizer.param_groups, saved_groups))
     if numbers - set(saved_groups[0]):
         why = f'the config has the optimizer {type(optimizer).__name__}, the checkpoint was written with another'
     elif ours != saved:

@@ -69,7 +69,8 @@ class BatchRenorm(_NormBase):
             return F.batch_norm(y, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
         batch = batch_moments(y.detach())
         if batch.count == 1:
-            raise ValueError(f'BatchRenorm: one value per channel (input {tuple(y.shape)}) has no variance to train on')
+            raise ValueError(f'BatchRenorm: one value per channel (input {tuple(y.shape)}) has no variance to train '
+                             'on: larger images, more in a batch, or GN')
         scale, shift = self._correction(batch.mean, batch.var)
         track_running_stats(self, batch)
         if self.affine:

@@ -59,7 +59,7 @@ def build_layer(place: str, cfg: dict, layer: type[nn.Module], *args, **kwargs) 
         raise UserError(f'{place}={cfg!r} does not fit {layer.__name__}: {error}') from None
     try:
         return layer(*args, **kwargs)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:  # TypeError: a word where a number belongs
         if layer.__module__.partition('.')[0] not in ('torch', 'mmdet'):
             raise
         raise UserError(f'{place}={cfg!r} does not fit {layer.__name__}: {error}') from None

@@ -3,9 +3,12 @@
 import json
 
 import pytest
+import torch
 from factories import write_detector
+from mmengine.config import Config
+from mmengine.model import BaseModel
 
-from mmdet.cli.norm_doctor import main
+from mmdet.cli.norm_doctor import main, stepper
 from mmdet.config.errors import UserError
 
 
@@ -50,3 +53,20 @@ def test_a_config_without_images_is_refused_in_a_line(detector, options, message
 def test_numbers_out_of_range(detector):
     with pytest.raises(UserError, match='--truth-batches 0: each must be at least 1'):
         main([detector, '--truth-batches', '0'])
+
+
+def test_half_precision_trains_on_any_machine(on_the_cpu):
+    """As in `mmdet train`: mmengine's wrapper alone refuses to run without a GPU."""
+
+    class Fitted(BaseModel):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(()))
+
+        def forward(self, inputs, data_samples=None, mode='loss'):
+            return dict(loss=self.weight * inputs)
+
+    model = Fitted()
+    optimizer = dict(type='SGD', lr=0.5)
+    step = stepper(model, Config(dict(optim_wrapper=dict(type='AmpOptimWrapper', optimizer=optimizer))), 1)
+    assert step(dict(inputs=torch.ones(())), 0) == 1 and model.weight.item() == 0.5

@@ -165,19 +165,30 @@ def test_the_report_and_its_advice(tmp_path):
     assert (tmp_path / 'norms.png').stat().st_size > 5000
 
 
-@pytest.mark.parametrize('bn, cbn, chosen', [
-    (dict(var=0.05, cosine=0.5), dict(var=0.05, cosine=0.5), 'BN'),
-    (dict(var=0.30, cosine=0.3), dict(var=0.15, cosine=0.4), 'CBN'),
-    (dict(var=0.30, cosine=0.4), dict(var=0.15, cosine=0.3), 'GN'),
-    (dict(var=0.30, cosine=0.3), dict(var=0.28, cosine=0.4), 'GN'),
+@pytest.mark.parametrize('bn, cbn, chosen, because', [
+    (dict(var=0.05, cosine=0.5), dict(var=0.05, cosine=0.5), 'BN', "it has nearly the large batch's statistics."),
+    (dict(var=0.30, cosine=0.3), dict(var=0.15, cosine=0.4), 'CBN', 'only its AP can say.'),
+    (dict(var=0.30, cosine=0.4), dict(var=0.15, cosine=0.3), 'GN', 'its variance and gradient, CBN in its gradient.'),
+    (dict(var=0.30, cosine=0.5), dict(var=0.28, cosine=0.6), 'GN', 'its variance, CBN in its variance.'),
 ])  # fmt: skip
-def test_what_is_advised(bn, cbn, chosen):
+def test_what_is_advised(bn, cbn, chosen, because):
     cost = dict(seconds=1.0, saved_bytes=1, stored_bytes=0)
     report = dict(
-        layers=dict(a=dict(M=98.0)), costs=dict.fromkeys(['BN', 'CBN full gradient'], cost),
+        layers=dict(a=dict(M=98.0, channels=256), b=dict(M=98.0, channels=48)),
+        costs=dict.fromkeys(['BN', 'CBN full gradient'], cost),
         summary={'BN': bn, 'naive': bn, 'CBN full gradient': cbn, POOLED: dict(cosine=0.5)},
     )  # fmt: skip
-    assert advice(report)[0].startswith(f"Take norm_cfg=dict(type='{chosen}'")
+    first = advice(report)[0]
+    assert first.startswith(f"Take norm_cfg=dict(type='{chosen}'")
+    assert ("dict(type='GN', num_groups=16)" in first) == (chosen != 'BN')  # 32 do not divide 48 channels
+    assert first.endswith(because)
+
+
+def test_a_last_step_that_diverges_ends_in_a_line():
+    """Its loss was that of the weights before it."""
+    net, batches = network(), noise(3)
+    with pytest.raises(UserError, match='the loss is (nan|inf) after the training: a smaller learning rate'):
+        examine(trained(net, batches[:1], 1e300), squared(net), batches[1:2], batches[2:])
 
 
 def test_the_norm_goes_wherever_one_is_taken():

@@ -146,3 +146,26 @@ def test_other_groups_of_weights_are_one_line(tmp_path, train):
     train(config, 'a', {'train_cfg.max_epochs': 1})
     with pytest.raises(UserError, match=r"--resume: the config's optimizer has groups of \[1, 1"):
         train(config, 'a', {'optim_wrapper.paramwise_cfg': dict(norm_decay_mult=0.0)}, resume=True)
+
+
+class AllRates(Record):
+    """Learning rates of all groups, the one last that mmengine keeps beside several."""
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        self.lr.append([group['lr'] for group in runner.optim_wrapper.param_groups])
+
+
+@pytest.mark.parametrize('lr', [0.1, 0.2])
+def test_several_groups_of_weights_go_on(tmp_path, train, lr):
+    """As `paramwise_cfg` makes them; under the config's own learning rate and under a changed one."""
+    text = ("optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.1, weight_decay=0.1), "
+            'paramwise_cfg=dict(bias_lr_mult=2.0))\n'
+            "param_scheduler = [dict(type='MultiStepLR', milestones=[2, 5], gamma=0.5)]\n")
+    config = write_config(tmp_path, text=CONFIG + text)
+    train(config, 'a', {'train_cfg.max_epochs': 4})
+    whole, rest = AllRates(), AllRates()
+    changed = {'optim_wrapper.optimizer.lr': lr}
+    train(config, 'whole', changed, hooks=[whole])
+    train(config, 'a', changed, resume=True, hooks=[rest])
+    assert len({*whole.lr[0]}) == 2 and whole.lr[0][-1] == lr
+    torch.testing.assert_close(torch.tensor(rest.lr), torch.tensor(whole.lr[4:]))

@@ -189,6 +189,8 @@ def test_upsampling_of_a_mask_head(upsample_cfg, learns):
 @pytest.mark.parametrize('build, message', [
     (lambda: build_conv_layer(dict(type='Conv2D'), 3, 4, 3), "unknown type 'Conv2D'. Did you mean Conv2d?"),
     (lambda: build_norm_layer(dict(type='MyNorm', epsilon=1), 4), "does not fit MyNorm: got an unexpected"),
+    (lambda: build_norm_layer(dict(type='GN', num_groups='32'), 64), "'num_groups': '32'} does not fit GroupNorm"),
+    (lambda: build_norm_layer(dict(type='MABN', buffer_size='16'), 4), "'buffer_size': '16'} does not fit"),
     (lambda: build_conv_layer(dict(deformable=True), 3, 4, 3), "must be a dict with a 'type', such as Conv2d"),
     (lambda: build_conv_layer(dict(type='ConvWS', gamma=1), 3, 4, 3), "does not fit ConvWS2d: got an unexpected"),
     (lambda: build_activation_layer(dict(type='Relu')), 'Did you mean ReLU?'),

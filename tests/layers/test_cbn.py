@@ -359,6 +359,11 @@ def test_bias_of_the_convolution_is_left_out_of_the_history():
         (dict(derivative_fraction=0), 'derivative_fraction'),
         (dict(burnin=-1), 'burnin'),
         (dict(burnin_iters=-1), 'burnin_iters'),
+        (dict(burnin='8'), "burnin='8' must be a number"),
+        (dict(rho=float('nan')), 'rho=nan must be a finite number'),
+        (dict(derivative_fraction='1/4'), "derivative_fraction='1/4' must be .* as 0.25"),
+        (dict(full_gradient='no'), "full_gradient='no' must be True or False"),
+        (dict(sync='no'), "sync='no' must be True or False"),
     ],
 )
 def test_wrong_options_are_named(options, word):
@@ -377,7 +382,7 @@ def test_wrong_inputs_are_named():
         norm(y.detach(), conv.weight)
     with pytest.raises(ValueError, match='no derivative'):
         norm(y, nn.Conv2d(3, 8, 3).weight)
-    with pytest.raises(ValueError, match='one value per channel'):
+    with pytest.raises(ValueError, match='one value per channel .* has no variance to train on: larger images'):
         norm.after(conv, torch.randn(1, 3, 3, 3))
     assert norm.history is None
 

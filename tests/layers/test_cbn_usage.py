@@ -176,6 +176,8 @@ def test_state_travels_through_a_file(tmp_path):
         assert torch.equal(block(x), other(x))
     with pytest.raises(ValueError, match='does not fit'):
         load_cbn_state(block, {})
+    with pytest.raises(ValueError, match='l0, l1, l2 and 96 more$'):  # a line, however many layers a model has
+        load_cbn_state(nn.Module(), {name: {} for name in ('l0', 'l1', 'l2', *(f'm{number}' for number in range(96)))})
 
 
 def test_saved_state_does_not_change_with_training():

@@ -15,7 +15,9 @@ m is the average of the n means, and v that of the n variances plus the variance
 ../batch_stats.py need torch alone, and can be copied into a package of another project.
 """
 
+import math
 import warnings
+from numbers import Real
 
 import torch
 import torch.nn.functional as F
@@ -88,14 +90,20 @@ class CrossIterBatchNorm2d(_NormBase):
         full_gradient: bool = False,
     ) -> None:
         super().__init__(num_features, eps, momentum, affine, track_running_stats)
-        if not isinstance(buffer_num, int) or buffer_num < 0:
-            raise ValueError(f'CBN: {buffer_num=} must be an integer of at least 0')
-        if compensation not in ('taylor', 'root'):
-            raise ValueError(f"CBN: {compensation=} must be 'taylor' or 'root'")
-        if not 0 < derivative_fraction <= 1:
-            raise ValueError(f'CBN: {derivative_fraction=} must lie in (0, 1]')
-        if burnin_iters < 0 or (burnin or 0) < 0:
-            raise ValueError(f'CBN: {burnin=} and {burnin_iters=} must not be negative')
+        for name, value, fits, wanted in (
+            ('buffer_num', buffer_num, isinstance(buffer_num, int) and buffer_num >= 0, 'an integer of at least 0'),
+            ('burnin', burnin, burnin is None or isinstance(burnin, Real) and burnin >= 0, 'a number of at least 0'),
+            ('burnin_iters', burnin_iters, isinstance(burnin_iters, Real) and burnin_iters >= 0,
+             'a number of at least 0'),
+            ('rho', rho, isinstance(rho, Real) and math.isfinite(rho), 'a finite number'),
+            ('compensation', compensation, compensation in ('taylor', 'root'), "'taylor' or 'root'"),
+            ('derivative_fraction', derivative_fraction,
+             isinstance(derivative_fraction, Real) and 0 < derivative_fraction <= 1, 'a number in (0, 1], as 0.25'),
+            ('sync', sync, sync in (True, False), 'True or False'),
+            ('full_gradient', full_gradient, full_gradient in (True, False), 'True or False'),
+        ):  # fmt: skip
+            if not fits:
+                raise ValueError(f'CBN: {name}={value!r} must be {wanted}')
         self.buffer_num = buffer_num
         self.burnin = burnin
         self.burnin_iters = burnin_iters
@@ -183,7 +191,8 @@ class CrossIterBatchNorm2d(_NormBase):
             batch = batch_moments(y, group)
             if not isinstance(batch.count, Tensor) and batch.count < 2:
                 if batch.count:
-                    raise ValueError(f'CBN: one value per channel (input {tuple(y.shape)}) has no variance to train on')
+                    raise ValueError(f'CBN: one value per channel (input {tuple(y.shape)}) has no variance to train '
+                                     'on: larger images, more in a batch, or GN')
                 return Pooled(batch, batch.mean, batch.var, 1)  # no process has RoIs
             repeats = self._repeats()
             if repeats and (known := self._repeated(batch, record)) is not None:

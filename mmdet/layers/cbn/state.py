@@ -37,7 +37,8 @@ def load_cbn_state(model: nn.Module, state: dict[str, dict]) -> None:
     layers = cbn_layers(model)
     if layers.keys() != state.keys():
         odd = sorted(layers.keys() ^ state.keys())
-        raise ValueError(f'CBN state does not fit the model: layers {", ".join(odd)} are in one of them only')
+        some = ', '.join(odd[:3]) + (f' and {len(odd) - 3} more' if len(odd) > 3 else '')
+        raise ValueError(f'CBN state does not fit the model: in one of them only are the layers {some}')
     for name, layer in layers.items():
         layer.steps, saved = state[name]['steps'], state[name]['window']
         fits = saved is not None and saved['dvar'].shape[1] == layer.buffer_num
