@@ -48,11 +48,11 @@ def keep_new_schedule(runner: Runner, checkpoint: Checkpoint) -> None:
         return  # several optimizers: mmengine's behaviour
     saved_states = checkpoint.get('param_schedulers') or []
     changes = _schedule_changes(schedulers, saved_states)
-    saved = checkpoint['optimizer']
-    _check_optimizer(runner.optim_wrapper.optimizer, saved['param_groups'])
+    state = checkpoint['optimizer']
+    _check_optimizer(runner.optim_wrapper.optimizer, state['param_groups'])
     # of several groups the wrapper's last is none of the optimizer's: mmengine keeps the rate without multipliers there
     groups = runner.optim_wrapper.param_groups
-    saved_groups = [*saved['param_groups'], *filter(None, [saved.get('base_param_settings')])]
+    saved_groups = [*state['param_groups'], *filter(None, [state.get('base_param_settings')])]
     _check_state(runner.optim_wrapper.optimizer, checkpoint)
     was, now = (group.get('initial_lr', group['lr']) for group in (saved_groups[0], groups[0]))
     if was != now:
@@ -189,7 +189,7 @@ def scale_by_batch(runner: Runner, base: int) -> None:
     wrappers = built.optim_wrappers.values() if isinstance(built, OptimWrapperDict) else [built]
     for wrapper in wrappers:
         images = runner.world_size * batch_of_a_process(runner.train_dataloader) * accumulated(wrapper)
-        for group in wrapper.optimizer.param_groups:
+        for group in wrapper.param_groups:  # of several groups, with the rate that is logged as base_lr
             group['lr'] *= images / base
         runner.logger.info(f'--auto-scale-lr: lr becomes {wrapper.optimizer.param_groups[0]["lr"]:.6g}, scaled by '
                            f'{images} images a step / base_batch_size={base}')

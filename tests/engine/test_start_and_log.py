@@ -102,13 +102,15 @@ def test_files_that_load_from_does_not_replace_are_needed(train, first, spoil):
     ('accumulative_counts=4, ', (), '1 x 2 images x 4 iterations a step', 0.1 * 8 / 16),
     ('accumulative_counts=2, ', ('--amp',), '1 x 2 images x 2 iterations a step', 0.1 * 4 / 16),
     ("type='OptimWrapper', accumulative_counts=8, ", ('--gpus', '1'), '1 x 2 images x 8 iterations', 0.1 * 16 / 16),
+    ('paramwise_cfg=dict(bias_lr_mult=1.0), ', (), '1 x 2 images a step', 0.1 * 2 / 16),  # several groups
 ])  # fmt: skip
 def test_accumulated_iterations_scale_the_learning_rate(train, options, words, images, lr):
     text = CONFIG.replace('optim_wrapper = dict(', f'optim_wrapper = dict({options}')
     text += 'param_scheduler = []\nauto_scale_lr = dict(base_batch_size=16)\n'
     status, out = train(text, '--auto-scale-lr', *words)
     assert status == 0 and images in out and f'lr becomes {lr:.6g}, scaled by {round(lr * 160)} images a step' in out
-    assert logged()[0]['lr'] == pytest.approx(lr)
+    assert logged()[0]['lr'] == logged()[0].get('base_lr', logged()[0]['lr']) == pytest.approx(lr)
+    assert ('base_lr' in logged()[0]) == ('paramwise' in options)
 
 
 @VISBACKENDS.register_module(force=True)
