@@ -225,6 +225,7 @@ def tables(markdown: Callable, spread: Callable) -> dict[str, str]:
         'imagenet-backbone-ap': table(ap_table, backbones, spread, BACKBONES),
         'imagenet-backbone-differences': table(difference_table, backbones, BACKBONE_PAIRS),
         'imagenet-statistics': table(statistics_table, records(RESULTS, 'statistics')),
+        'imagenet-nuclei-statistics': table(statistics_table, records(RESULTS, 'nuclei_statistics')),
         'imagenet-rates': table(rate_table, records(RESULTS, 'lr')),
         'imagenet-costs': table(cost_table, records(RESULTS, 'primary')),
     }

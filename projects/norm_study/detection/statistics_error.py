@@ -5,7 +5,8 @@
 KEEP is the folder that the study was given as --keep. Each file's neck and heads take `ITERATIONS` steps at half the
 run's highest rate, the mean of its schedule (at its end the rate is 0, weights stand still and every history is true).
 Then BatchNorm, naive pooling and CBN are compared with many batches, as `mmdet norm-doctor` does it. The records are
-results/statistics-NORM-bBATCH-sSEED.json, one for each of --batches, with norm-doctor's advice.
+results/statistics-NORM-bBATCH-sSEED.json (nuclei_statistics-... of runs on nuclei), one for each of --batches, with
+norm-doctor's advice.
 """
 
 import argparse
@@ -19,7 +20,6 @@ import torch
 from mmengine.logging import MMLogger
 from mmengine.optim import build_optim_wrapper
 
-from mmdet.config.load import load_config
 from mmdet.config.output import write_atomically
 from mmdet.engine import norm_doctor
 from mmdet.engine.seeding import derived_seed, seed_generators
@@ -65,26 +65,30 @@ def endless(size: int, batch: int, seed: int) -> Iterator[list[tuple[int, bool]]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--data', type=Path, required=True, help='folder with facade/')
+    parser.add_argument('--data', type=Path, required=True, help='folder with facade/ and nuclei_dsb2018/')
     parser.add_argument('--weights', type=Path, required=True, help="EfficientNet-Lite0's weights")
     parser.add_argument('--trained', type=Path, nargs='+', required=True, help='files of --keep, of BN or CBN')
     parser.add_argument('--batches', type=int, nargs='+', choices=study.BATCHES, default=study.BATCHES)
     parser.add_argument('--out', type=Path, default=study.HERE / 'results')
     parser.add_argument('--cache', type=Path, default=Path('work_dirs/norm_study'))
     args = parser.parse_args()
+    args.full = False
     MMLogger.get_instance('norm_study', log_level='ERROR')
     torch.set_num_threads(1)
     scale = study.SCALES[False]
-    weights = {'model.backbone.init_cfg.checkpoint': str(args.weights)}
-    cfg = load_config(study.CONFIG, {'data_root': f'{args.data / "facade"}/', **weights})
-    images = None
+    known = {}  # config and images, by data set
     for file, batch in itertools.product(args.trained, args.batches):
-        norm, trained_batch, seed, rate = re.fullmatch(r'\w+?-(.+)-b(\d)-s(\d+)(?:-lr(.+))?', file.stem).groups()
+        part, norm, trained_batch, seed, rate = re.fullmatch(
+            r'(\w+?)-(.+)-b(\d)-s(\d+)(?:-lr(.+))?', file.stem
+        ).groups()
+        prefix = 'nuclei_' if part in study.NUCLEI_PARTS else ''
+        cfg, images = known.get(prefix) or (study.config_of(part, args), None)
         rate, seed = float(rate or study.best_rate(norm, scale, study.HERE / 'results')), int(seed)
         cbn = study.norm_cfg('CBN-full', cfg.model.neck.out_channels, scale.group)
         detector = train.Detector(cfg, cbn, seed)
         if images is None:
             images, *_ = study.data_of(cfg, detector, args.cache)['test']
+            known[prefix] = cfg, images
         missing, unexpected = detector.model.load_state_dict(torch.load(file, weights_only=True), strict=False)
         if unexpected or any(not key.startswith('backbone') for key in missing):
             raise SystemExit(f'{file}: not the neck and heads of a run with BN or CBN: {(unexpected or missing)[:3]}')
@@ -92,7 +96,7 @@ def main() -> None:
         record = dict(norm=norm, trained_batch=int(trained_batch), batch=batch, seed=seed)
         record |= dict(iterations=ITERATIONS, truth_images=TRUTH)
         record |= measure(detector, images, cfg, batch, seed)
-        path = args.out / f'statistics-{norm}-b{batch}-s{seed}.json'
+        path = args.out / f'{prefix}statistics-{norm}-b{batch}-s{seed}.json'
         write_atomically(path, (json.dumps(record) + '\n').encode())
         print(path.stem, *record['advice'], sep='\n', flush=True)
 

@@ -88,11 +88,6 @@ class Cell(NamedTuple):
     seed: int
     rate: float | None = None  # None: the best of part 'lr'
 
-    @property
-    def data(self) -> tuple[Path, str]:
-        """Config and folder of the data set."""
-        return (NUCLEI, 'nuclei_dsb2018') if self.part in NUCLEI_PARTS else (CONFIG, 'facade')
-
     def file(self, out: Path) -> Path:
         rate = '' if self.rate is None else f'-lr{self.rate:g}'
         return out / f'{self.part}-{self.norm}-b{self.batch}-s{self.seed}{rate}.json'
@@ -101,6 +96,17 @@ class Cell(NamedTuple):
 def _grid_norm(name: str) -> tuple[str, dict]:
     """The norm of the grid that neck and heads have, and the setting in which they differ."""
     return VARIANTS.get(name, (name.partition('+')[0], {}))
+
+
+def config_of(part: str, args: argparse.Namespace):
+    """The detector's config, on the data set of the part."""
+    from mmdet.config.load import load_config
+
+    config, folder = (NUCLEI, 'nuclei_dsb2018') if part in NUCLEI_PARTS else (CONFIG, 'facade')
+    options = {'data_root': f'{args.data / folder}/', 'model.backbone.init_cfg.checkpoint': str(args.weights)}
+    if part == 'backbone':
+        options['model.backbone.frozen_stages'] = 3
+    return load_config(config, options | SCALES[args.full].options)
 
 
 def norm_cfg(name: str, channels: int, group: int) -> dict | None:
@@ -163,7 +169,6 @@ def work(todo: list[Cell], following, args: argparse.Namespace, parent: int) -> 
     import torch
     from mmengine.logging import MMLogger
 
-    from mmdet.config.load import load_config
     from mmdet.config.output import write_atomically
     from projects.norm_study.detection import train
 
@@ -171,11 +176,7 @@ def work(todo: list[Cell], following, args: argparse.Namespace, parent: int) -> 
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     if device == 'cpu':
         torch.set_num_threads(1)
-    scale, (config, folder) = SCALES[args.full], todo[0].data
-    options = {'data_root': f'{args.data / folder}/', 'model.backbone.init_cfg.checkpoint': str(args.weights)}
-    if todo[0].part == 'backbone':
-        options['model.backbone.frozen_stages'] = 3
-    cfg = load_config(config, options | scale.options)
+    scale, cfg = SCALES[args.full], config_of(todo[0].part, args)
     sets = data_of(cfg, train.Detector(cfg, None, 0, device), args.cache)
     while os.getppid() == parent:
         with following.get_lock():
