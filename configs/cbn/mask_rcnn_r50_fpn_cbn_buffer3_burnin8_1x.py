@@ -1,6 +1,5 @@
 # The paper's CBN. On the detectors measured here it was not better than BN or GN (projects/norm_study/README.md):
-# start with GN (*_gn_1x.py). At one image a step train dict(type='CBN', full_gradient=True) beside it, without burn-in;
-# at two or more BN.
+# start with GN (*_gn_1x.py). At one image a step train *_cbn_full_gradient_1x.py beside it; at two or more BN.
 _base_ = './mask_rcnn_r50_fpn_1x.py'
 
 norm_cfg = dict(type='CBN', buffer_num=3, burnin=8)

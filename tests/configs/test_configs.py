@@ -11,6 +11,7 @@ VARIANTS = {
     '_syncbn': dict(type='SyncBN'),
     '_gn': dict(type='GN', num_groups=32),
     '_cbn_buffer3_burnin8': dict(type='CBN', buffer_num=3, burnin=8),
+    '_cbn_full_gradient': dict(type='CBN', buffer_num=3, full_gradient=True),
     '_cbn_as_released': dict(type='BN'),
 }
 
