@@ -130,6 +130,20 @@ def difference_table(found: Sequence[dict], markdown: Callable, pairs: Iterable[
     return markdown(['', 'batch', 'box AP', '', 'mask AP', '', 'seeds'], rows)
 
 
+def paired_table(found: Sequence[dict], markdown: Callable) -> str:
+    """The same differences with intervals of Student's t from their own spread, where settings differ in it."""
+    by_metric = [Runs(found, metric) for metric in PRIMARY]
+    rows = []
+    for (first, second), batch in itertools.product(PAIRS, BATCHES):
+        cells = []
+        for values in (runs.pairs((first, batch), (second, batch)) for runs in by_metric):
+            mean = statistics.fmean(values)
+            half = students(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
+            cells.append(f'{mean:+.1f} ({mean - half:+.1f} to {mean + half:+.1f})')
+        rows.append([f'{first} - {second}', str(batch), *cells])
+    return markdown(['', 'batch', 'box AP', 'mask AP'], rows)
+
+
 def changed_from(record: dict) -> str:
     """The norm of the grid that a record of part 'why' is compared with."""
     return VARIANTS.get(record['norm'], (record['norm'],))[0]
@@ -220,6 +234,7 @@ def tables(markdown: Callable, spread: Callable) -> dict[str, str]:
         name = 'imagenet' if of == 'primary' else f'imagenet-{of}'
         made[f'{name}-why'] = table(why_table, changed, grid)
         made[f'{name}-precise'] = table(precise_table, changed)
+    made['imagenet-nuclei-paired'] = table(paired_table, whole_seeds(records(RESULTS, 'nuclei')))
     backbones = whole_seeds(records(RESULTS, 'backbone'), BACKBONES)
     return made | {
         'imagenet-backbone-ap': table(ap_table, backbones, spread, BACKBONES),
@@ -243,7 +258,7 @@ def _title(part: str, found: Sequence[dict]) -> str:
 
 
 def draw_ap(parts: dict[str, Sequence[dict]], path: Path) -> None:
-    """AP against batch size with intervals: a row of axes for each part of the study."""
+    """AP against batch size, single runs as points, with intervals: a row of axes for each part of the study."""
     figure, axes = plt.subplots(len(parts), 2, figsize=(9, 3.4 * len(parts) + 0.4), squeeze=False, layout='constrained')
     for line, (part, found) in zip(axes, parts.items()):
         for axis, metric in zip(line, PRIMARY):
@@ -261,8 +276,11 @@ def _draw_one(axis: plt.Axes, runs: Runs) -> None:
         values = {b: list(of.values()) for b in BATCHES if (of := runs.values.get((norm, b)))}
         if values:
             mean, low, high = zip(*(runs.interval(v, runs=1) for v in values.values()))
+            across = [BATCHES.index(b) + (place - (len(NORMS) - 1) / 2) * 0.07 for b in values]
+            for x, single in zip(across, values.values()):
+                axis.scatter([x + 0.02] * len(single), single, s=5, color=COLOURS[norm], alpha=0.5)
             axis.errorbar(
-                [BATCHES.index(b) + (place - (len(NORMS) - 1) / 2) * 0.07 for b in values], mean,
+                across, mean,
                 [[m - a for m, a in zip(mean, low)], [b - m for m, b in zip(mean, high)]],
                 marker='o', capsize=3, label=norm, color=COLOURS[norm],
             )  # fmt: skip

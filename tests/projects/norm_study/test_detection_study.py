@@ -124,6 +124,18 @@ def test_only_whole_seeds_of_a_part_are_reported():
     assert report.whole_seeds(whole[1:]) == []
 
 
+def test_an_interval_from_the_differences_own_spread():
+    """2, 4 and 6 have the mean 4 and the standard error 2 / sqrt(3); Student's t of 2 degrees is 4.303."""
+    grid = [record(norm, batch, seed) for norm in study.NORMS for batch in study.BATCHES for seed in range(3)]
+    for one in grid:
+        if one['norm'] == 'GN':
+            one['metrics'] = {metric: value + 2 * (1 + one['seed']) for metric, value in one['metrics'].items()}
+    rows = {tuple(row[:2]): row[2:] for row in report.paired_table(grid, lambda head, rows: rows)}
+    low, high = (float(end) for end in rows['GN - BN', '1'][0].removeprefix('+4.0 (').removesuffix(')').split(' to '))
+    assert 4 - low == pytest.approx(high - 4, abs=0.11) and high - 4 == pytest.approx(4.303 * 2 / 3**0.5, rel=0.12)
+    assert rows['CBN - BN', '2'] == ['+0.0 (+0.0 to +0.0)'] * 2
+
+
 def test_a_changed_setting_is_compared_with_its_norm_at_the_same_seed_and_batch():
     grid = [record(norm, batch, seed) for norm in study.NORMS for batch in study.BATCHES for seed in range(3)]
     changed = record('CBN-full-root', 1, 2)
