@@ -47,10 +47,9 @@ MAX_SWEEPS = 24
 TOLERANCE = 0.001
 PROBES = 8  # batches that the norms are compared on
 
-# When `advice` says what.
-SMALL_ERROR = 0.1  # of BatchNorm's variance
-SAME_GRADIENT = 0.95  # share of the pooled statistics' cosine that BatchNorm's reaches
-CLOSER = 1.25  # times that CBN's variance is closer to the truth than BatchNorm's
+# Error of the variance, in the worst part of the model, from which `advice` is against a norm. In the norm study
+# (projects/norm_study/imagenet.md) errors of 13 to 23 % cost BatchNorm nothing, of 61 to 63 % six points of mask AP.
+LARGE_ERROR = 0.35
 
 Loss = Callable[[Any, int], Tensor]  # of a batch; the number seeds what is drawn at random
 
@@ -461,40 +460,39 @@ def _check_loss(value: float, when: str) -> None:
 
 
 def advice(report: dict) -> list[str]:
-    """Three lines: what to take, what the statistics and what the gradient say."""
-    chosen, summary, costs = 'CBN full gradient', report['summary'], report['costs']
-    bn, cbn = summary['BN'], summary[chosen]
-    pooled = summary[POOLED]['cosine'] or 0.0
-    closer = bn['var'] / max(cbn['var'], 1e-12)
-    of_bn, of_cbn = bn['cosine'] or 0.0, cbn['cosine'] or 0.0
-    layers = report['layers'].values()
-    group_norm = f"dict(type='GN', num_groups={_groups(*(layer['channels'] for layer in layers))})"
-    bn_lacks = _lacking(variance=bn['var'] <= SMALL_ERROR, gradient=of_bn >= SAME_GRADIENT * pooled)
-    cbn_lacks = _lacking(variance=closer >= CLOSER, gradient=of_cbn >= of_bn)
-    if not bn_lacks:
-        first = "Take norm_cfg=dict(type='BN'): at this batch size it has nearly the large batch's statistics."
-    elif not cbn_lacks:
-        first = (f"Take norm_cfg=dict(type='CBN', full_gradient=True), and train {group_norm} beside it: what a model "
-                 'is worth only its AP can say.')
+    """Three lines: what to take, what the statistics say, what the gradient and the cost are."""
+    chosen, summary, costs, layers = 'CBN full gradient', report['summary'], report['costs'], report['layers']
+    (part, of_bn), (cbn_part, of_cbn) = (worst_part(layers, norm) for norm in ('BN', chosen))
+    group_norm = f"dict(type='GN', num_groups={_groups(*(layer['channels'] for layer in layers.values()))})"
+    if of_bn <= LARGE_ERROR:
+        first = f"Take norm_cfg=dict(type='BN') or {group_norm}: train both, what a model is worth only its AP can say."
+    elif of_cbn <= LARGE_ERROR:
+        first = (f"Take norm_cfg={group_norm}, not BN. Train dict(type='CBN', full_gradient=True) beside it: pooling "
+                 'mends the statistics.')
     else:
-        first = f'Take norm_cfg={group_norm}: BatchNorm falls short in its {bn_lacks}, CBN in its {cbn_lacks}.'
-    sizes = [layer['M'] for layer in layers]
+        first = f'Take norm_cfg={group_norm}, not BN: its statistics are poor here, and pooling does not mend them.'
+    sizes = [layer['M'] for layer in layers.values()]
     ratio = {key: costs[chosen][key] / max(costs['BN'][key], 1e-12) for key in ('seconds', 'saved_bytes')}
+    cosines = {norm: summary[norm]['cosine'] or 0.0 for norm in ('BN', chosen, POOLED)}
     return [
         first,
-        f"Statistics: from M = {min(sizes):,.0f} to {max(sizes):,.0f} values per channel, BatchNorm's variance is off "
-        f'by {bn["var"]:.1%}, '
-        f"naive pooling's by {summary['naive']['var']:.1%}, CBN's by {cbn['var']:.1%}: {closer:.2f} times closer "
-        f'than BatchNorm (CBN from {CLOSER}; BatchNorm up to {SMALL_ERROR:.0%}).',
-        f"Gradient: cosine with the large batch's {of_bn:.3f} with BN, {of_cbn:.3f} with CBN, "
-        f"{pooled:.3f} with the large batch's statistics (BatchNorm from {SAME_GRADIENT:.0%} of the last, CBN from "
-        "BatchNorm's); CBN takes "
+        f"Statistics: from M = {min(sizes):,.0f} to {max(sizes):,.0f} values per channel. BatchNorm's variance is off "
+        f"most in {part}, by {of_bn:.1%}; CBN's in {cbn_part}, by {of_cbn:.1%} (poor from {LARGE_ERROR:.0%}).",
+        f"Gradient: cosine with the large batch's {cosines['BN']:.3f} with BN, {cosines[chosen]:.3f} with CBN, "
+        f"{cosines[POOLED]:.3f} with the large batch's statistics; the advice does not look at it. CBN takes "
         f'{ratio["seconds"]:.2f} times the time of BN and {ratio["saved_bytes"]:.2f} times its memory.',
     ]
 
 
-def _lacking(**enough: bool) -> str:
-    return ' and '.join(name for name, fine in enough.items() if not fine)
+def worst_part(layers: dict[str, dict], norm: str) -> tuple[str, float]:
+    """The part of the model, neck or one of the heads, whose layers' median error of the variance is the largest."""
+    found: dict[str, list[float]] = {}
+    for name, layer in layers.items():
+        first, second, *_ = *name.split('.'), ''
+        part = f'{first}.{second}' if first == 'roi_head' else first
+        if norm in layer['errors']:
+            found.setdefault(part, []).append(layer['errors'][norm]['var'])
+    return max(((part, statistics.median(errors)) for part, errors in found.items()), key=lambda one: one[1])
 
 
 def check_places(places: Sequence[str], blocks: dict) -> None:

@@ -1,6 +1,7 @@
 """The detection study compares what it says: same weights, same images, maps of the backbone, the chosen rate."""
 
 import json
+import statistics
 import sys
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 
 from mmdet.apis import init_detector
 from mmdet.config.load import load_config
+from mmdet.engine.norm_doctor import advice
 from mmdet.layers import CrossIterBatchNorm2d
 from projects.norm_study.detection import longer, report, statistics_error, study
 from projects.norm_study.detection.train import Detector, batches
@@ -245,6 +247,19 @@ def test_statistics_of_a_run_whose_weights_stand_still(few_facades, tmp_path, mo
     for errors in necks:
         assert errors['CBN'] == pytest.approx(errors['naive'], rel=1e-3)
     assert found['summary']['naive']['var'] < 0.8 * found['summary']['BN']['var']
+
+
+def test_norm_doctors_advice_fits_the_runs():
+    """Where it is against BN, BN was below GN in the runs of that data set and batch, and nowhere else."""
+    against, lost = {}, {}
+    for data, part in (('', 'primary'), ('nuclei_', 'nuclei')):
+        runs = report.Runs(report.whole_seeds(report.records(report.RESULTS, part)), 'segm_mAP')
+        for one in report.records(report.RESULTS, f'{data}statistics'):
+            lines = advice(one)
+            assert lines == one['advice']
+            against.setdefault((part, one['batch']), set()).add('not BN' in lines[0])
+            lost[part, one['batch']] = statistics.fmean(runs.pairs(('GN', one['batch']), ('BN', one['batch']))) > 1
+    assert against == {place: {found} for place, found in lost.items()} and len(against) == 4
 
 
 def test_the_longer_training_leaves_a_detector_with_its_config(few_facades, tmp_path, monkeypatch, capsys):
