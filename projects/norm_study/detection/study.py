@@ -237,10 +237,12 @@ def main() -> None:
     parser.add_argument('--full', action='store_true', help='the large form, for a GPU')
     parser.add_argument('--parts', nargs='+', choices=PARTS, default=PARTS[:3])
     parser.add_argument('--seeds', nargs='+', type=int, help='these alone')
+    parser.add_argument('--norms', nargs='+', help='these alone')
     args = parser.parse_args()
     args.out = args.out or HERE / ('results_full' if args.full else 'results')
     for part in args.parts:
-        run([c for c in cells(SCALES[args.full]) if c.part == part and c.seed in (args.seeds or [c.seed])], args)
+        run([cell for cell in cells(SCALES[args.full]) if cell.part == part
+             and cell.seed in (args.seeds or [cell.seed]) and cell.norm in (args.norms or [cell.norm])], args)
 
 
 if __name__ == '__main__':
