@@ -71,8 +71,8 @@ def _check_multipliers(wrapper: dict) -> None:
     for option, factor in ('lr', 'lr_mult'), ('weight_decay', 'decay_mult'):
         path = next((path for path in paths if path.endswith(factor)), None)
         if path and wrapper['optimizer'].get(option) is None:
-            raise UserError(f'optim_wrapper.paramwise_cfg.{path} is a factor of {option}, which optim_wrapper.optimizer '
-                            f'does not give: add {option}=... there')
+            raise UserError(f'optim_wrapper.paramwise_cfg.{path} is a factor of {option}, which '
+                            f'optim_wrapper.optimizer does not give: add {option}=... there')
 
 
 def check_files(cfg: Config, training: bool) -> None:

@@ -1,6 +1,7 @@
 """A mistake ends in one line and status 2; anything else keeps its traceback and ends with status 1."""
 
 import ast
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -95,7 +96,7 @@ def test_options_that_no_constructor_takes(capsys):
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1)
     for way in {}, dict(convert_to_iter_based=True, epoch_length=4):
         scheduler = dict(type='PolyLR', optimizer=optimizer, eta_minimum=0.1, **way)
-        status, text = ended(lambda: PARAM_SCHEDULERS.build(scheduler), capsys)
+        status, text = ended(partial(PARAM_SCHEDULERS.build, scheduler), capsys)
         assert status == 2 and text.startswith("error: PolyLR: the config gives an unknown option 'eta_minimum'")
 
 
