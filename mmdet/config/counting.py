@@ -63,8 +63,8 @@ def check_counting(cfg: dict, training: bool) -> None:
     schedulers = [(place, part, _class(PARAM_SCHEDULERS, part['type']))
                   for place, part in _parts(cfg.get('param_scheduler'), 'param_scheduler')]
     after_evaluations = [place for place, _, cls in schedulers if getattr(cls, 'need_val_args', False)]
-    for place, part, cls in schedulers if training else ():
-        if place in after_evaluations and not _by_epoch(cls, part):
+    for place, part, _ in schedulers if training else ():
+        if place in after_evaluations and not part.get('by_epoch', True):
             raise UserError(f'{place} ({part["type"]}) counts evaluations, in either kind of loop: leave by_epoch out')
     if not endless_is_fine:
         return
