@@ -57,10 +57,22 @@ def check_values(cfg: Config, training: bool) -> None:
     wrapper = whole.get('optim_wrapper') or {}
     if training and not wrapper.get('optimizer') and 'constructor' not in wrapper:
         raise UserError("the config has no optim_wrapper.optimizer, such as dict(type='SGD', lr=0.02)")
+    if training and 'constructor' not in wrapper:
+        _check_multipliers(wrapper)
     used = [f'{phase}_{part}' for phase in phases for part in ('dataloader', 'evaluator')]
     for cls, part, path in _classes(whole, [*used, 'model', 'default_hooks', 'custom_hooks']):
         if hasattr(cls, 'check_config'):
             cls.check_config(part, path, whole, training)
+
+
+def _check_multipliers(wrapper: dict) -> None:
+    """Refuse factors of `paramwise_cfg` for what the optimizer's options leave out: mmengine multiplies those alone."""
+    paths = [path for path, _ in walk(wrapper.get('paramwise_cfg') or {})]
+    for option, factor in ('lr', 'lr_mult'), ('weight_decay', 'decay_mult'):
+        path = next((path for path in paths if path.endswith(factor)), None)
+        if path and wrapper['optimizer'].get(option) is None:
+            raise UserError(f'optim_wrapper.paramwise_cfg.{path} is a factor of {option}, which '
+                            f'optim_wrapper.optimizer does not give: add {option}=... there')
 
 
 def check_files(cfg: Config, training: bool) -> None:

@@ -60,11 +60,16 @@ def check_counting(cfg: dict, training: bool) -> None:
     if training and last is not None and train_cfg.get('val_begin', 1) > last and cfg.get('val_cfg') is not None:
         raise UserError(f'train_cfg.val_begin={train_cfg["val_begin"]} is beyond the end, {last}: nothing would be '
                         'evaluated. Lower it, or set val_dataloader=None val_cfg=None val_evaluator=None')
+    schedulers = [(place, part, _class(PARAM_SCHEDULERS, part['type']))
+                  for place, part in _parts(cfg.get('param_scheduler'), 'param_scheduler')]
+    after_evaluations = [place for place, _, cls in schedulers if getattr(cls, 'need_val_args', False)]
+    for place, part, _ in schedulers if training else ():
+        if place in after_evaluations and not part.get('by_epoch', True):
+            raise UserError(f'{place} ({part["type"]}) counts evaluations, in either kind of loop: leave by_epoch out')
     if not endless_is_fine:
         return
-    for place, part in _parts(cfg.get('param_scheduler'), 'param_scheduler'):
-        cls = _class(PARAM_SCHEDULERS, part['type'])
-        if not _by_epoch(cls, part) or getattr(cls, 'need_val_args', False):  # it acts after evaluations
+    for place, part, cls in schedulers:
+        if not _by_epoch(cls, part) or place in after_evaluations:
             continue
         if not part.get('convert_to_iter_based'):
             raise UserError(_never(place, part, 'begin, end, milestones and the like'))

@@ -225,12 +225,15 @@ def _model_part(error: BaseException) -> str:
     return ' > '.join(dict.fromkeys((names[0], names[-1]))) if names else 'the model'
 
 
+# mmengine's functions, and what they call the class; the second builds what `convert_to_iter_based` asks for
+_BUILDERS = {'build_from_cfg': 'obj_cls', 'build_scheduler_from_cfg': 'scheduler_cls'}
+
+
 def _built(error: BaseException) -> tuple[Callable, dict] | None:
     """The innermost class that was being built from the config when the error was raised, and its options."""
-    # mmengine's function
-    builds = [frame.f_locals for frame in _frames(error) if frame.f_code.co_name == 'build_from_cfg']
-    builds = [names for names in builds if names.get('obj_cls') is not None]  # found already
-    return (builds[-1]['obj_cls'], builds[-1]['args']) if builds else None
+    frames = [(frame.f_code.co_name, frame.f_locals) for frame in _frames(error)]
+    builds = [(names.get(_BUILDERS[of]), names.get('args')) for of, names in frames if of in _BUILDERS]
+    return next((build for build in reversed(builds) if build[0] is not None), None)  # else none is found yet
 
 
 def _no_type(error: BaseException) -> str | None:

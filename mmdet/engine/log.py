@@ -15,7 +15,7 @@ from mmdet.registry import LOG_PROCESSORS
 _NOISE = (
     'Exp name:', 'Distributed training is not used', 'Checkpoints will be saved to',
     '"FileClient" will be deprecated', '"HardDiskBackend" is the alias', 'The prefix is not set in metric',
-    '`save_param_scheduler` is True but',
+    '`save_param_scheduler` is True but', 'paramwise_options -- ',
 )  # fmt: skip
 
 _LINES = 4  # in an epoch, at least
@@ -42,7 +42,8 @@ def quieten(logger: logging.Logger, level: str) -> None:
 
 def _tidy(record: logging.LogRecord) -> bool:
     text = record.getMessage()
-    return not text.startswith(_NOISE) and ' - torch.Size(' not in text
+    about_a_weight = ' - torch.Size(' in text or ' is skipped since its requires_grad=' in text
+    return not text.startswith(_NOISE) and not about_a_weight
 
 
 def ignore_known_warnings() -> None:

@@ -54,19 +54,20 @@ def keep_new_schedule(runner: Runner, checkpoint: Checkpoint) -> None:
     groups = runner.optim_wrapper.param_groups
     saved_groups = [*state['param_groups'], *filter(None, [state.get('base_param_settings')])]
     _check_state(runner.optim_wrapper.optimizer, checkpoint)
-    was, now = (group.get('initial_lr', group['lr']) for group in (saved_groups[0], groups[0]))
-    if was != now:
-        changes.append(f'lr {was} -> {now}')
     names = {scheduler.param_name for scheduler in schedulers} | {'lr'}
     scheduled = {prefix + name for name in names for prefix in ('', 'initial_', 'max_', 'min_')} | {'params'}
     if 'momentum' in names:
         scheduled.add('betas')  # Adam's momentum
-    for number, (group, saved) in enumerate(zip(groups, saved_groups)):
-        for key in set(group) & set(saved) - scheduled:
+    changed = {}  # what is said of each setting: the first group in which it differs
+    for group, saved in zip(groups, saved_groups):
+        was, now = (some.get('initial_lr', some['lr']) for some in (saved, group))
+        if was != now:
+            changed.setdefault('lr', f'lr {was} -> {now}')
+        for key in sorted(set(group) & set(saved) - scheduled):
             if group[key] != saved[key]:
-                if number == 0:
-                    changes.append(f'{key} {saved[key]} -> {group[key]}')
+                changed.setdefault(key, f'{key} {saved[key]} -> {group[key]}')
                 saved[key] = group[key]
+    changes += changed.values()
     if not changes:
         return
     if any(getattr(scheduler, 'need_val_args', False) for scheduler in schedulers):

@@ -15,6 +15,8 @@ from typing import Any
 from mmengine.dataset import worker_init_fn
 from mmengine.registry import FUNCTIONS
 
+_SECONDS = 1  # between looks at whether the parent is there
+
 
 def start_worker(worker_id: int, *, num_workers: int, rank: int, seed: int, then: dict | None = None) -> None:
     """Called in a new worker: leave signals alone, then mmengine's seeding or the config's own `worker_init_fn`."""
@@ -37,17 +39,23 @@ def _print_but_lost_connections(kind: type[BaseException], error: BaseException,
 
 
 def _leave_signals_to(parent: Any) -> None:
-    """Ignore Ctrl-C, a closed terminal, and SIGTERM from anyone but `parent`; torch's watchdog ends a worker whose
-    parent has gone."""
-    if parent is None or not hasattr(signal, 'sigwaitinfo'):
+    """Ignore Ctrl-C, a closed terminal, and SIGTERM from anyone but `parent`; end when that has gone.
+
+    torch's watchdog ends the loop of such a worker alone: it then waits for a pipe to take its last batches, which
+    nobody empties and whose other end it holds itself.
+    """
+    if parent is None or not hasattr(signal, 'sigtimedwait'):
         return
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # for this thread and those it starts
+    started_by = os.getppid()  # the parent, or a server that forks for it
 
     def wait() -> None:
-        while signal.sigwaitinfo({signal.SIGTERM}).si_pid not in (parent.pid, os.getpid()):
-            pass
+        while os.getppid() == started_by:
+            sent = signal.sigtimedwait({signal.SIGTERM}, _SECONDS)
+            if sent is not None and sent.si_pid in (parent.pid, os.getpid()):
+                break
         os._exit(0)
 
     threading.Thread(target=wait, daemon=True).start()

@@ -1,6 +1,7 @@
 """A mistake ends in one line and status 2; anything else keeps its traceback and ends with status 1."""
 
 import ast
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -92,6 +93,11 @@ def test_options_that_no_constructor_takes(capsys):
     # that its base would have to take
     status, text = ended(lambda: MODELS.build(dict(type='ResNeXt', depth=50, dept=50)), capsys)
     assert status == 2 and "error: ResNeXt: the config gives an unknown option 'dept'" in text
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1)
+    for way in {}, dict(convert_to_iter_based=True, epoch_length=4):
+        scheduler = dict(type='PolyLR', optimizer=optimizer, eta_minimum=0.1, **way)
+        status, text = ended(partial(PARAM_SCHEDULERS.build, scheduler), capsys)
+        assert status == 2 and text.startswith("error: PolyLR: the config gives an unknown option 'eta_minimum'")
 
 
 class Careless(nn.Module):

@@ -39,6 +39,17 @@ def message(options: dict, training: bool = True) -> str:
     return str(caught.value)
 
 
+@pytest.mark.parametrize('paramwise, option', [
+    (dict(custom_keys={'backbone': dict(lr_mult=0.1), 'neck.fpn': dict(decay_mult=0)}), 'neck.fpn.decay_mult'),
+    (dict(flat_decay_mult=0.0), 'flat_decay_mult'), (dict(bias_lr_mult=2.0), 'bias_lr_mult'),
+])  # fmt: skip
+def test_factors_of_what_the_optimizer_does_not_give(paramwise, option):
+    gone = 'lr' if 'lr' in option else 'weight_decay'
+    optimizer = {key: value for key, value in dict(type='AdamW', lr=0.1, weight_decay=0.1).items() if key != gone}
+    said = message({'optim_wrapper.optimizer': optimizer, 'optim_wrapper.paramwise_cfg': paramwise})
+    assert f'{option} is a factor of {gone}, which' in said and f'add {gone}=... there' in said
+
+
 @pytest.mark.parametrize('path', sorted(CONFIGS.glob('[!_]*/*.py')), ids=lambda p: p.stem)
 def test_shipped_configs_are_right(path):
     cfg = load_config(path)

@@ -81,6 +81,13 @@ def test_schedules_that_count_epochs_and_act_all_the_same(train, schedule, rates
     assert [lr[i] for i in (4, 5, 10, 13)] == pytest.approx(rates)
 
 
+@pytest.mark.parametrize('text', [RIGHT, CONFIG])
+def test_a_schedule_of_evaluations_counts_neither(train, text):
+    """As one may write it where all others need by_epoch=False; mmengine asserts."""
+    status, out = train(text + "param_scheduler = dict(type='ReduceOnPlateauLR', monitor='mAP', by_epoch=False)\n")
+    assert status == 2 and 'param_scheduler (ReduceOnPlateauLR) counts evaluations, in either kind of loop' in out
+
+
 @pytest.mark.parametrize('loader', ['train_dataloader', 'val_dataloader'])
 def test_an_endless_sampler_where_the_end_is_waited_for(train, run_tool, loader):
     shuffle = {'train_dataloader': 'True', 'val_dataloader': 'False'}[loader]

@@ -6,12 +6,16 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import DefaultScope
 from test_resume import Record, equal, weights
+from torch import nn
 from toy_task import CONFIG, ToyDataset, write_config
 
 from mmdet.checkpoints import read_checkpoint
 from mmdet.config.errors import UserError
 from mmdet.engine.runner import wrapper_cfg
+from mmdet.layers import ConvModule
 from mmdet.registry import DATASETS
 
 
@@ -125,6 +129,22 @@ def test_gradients_of_several_iterations(tmp_path, train):
     train(write_config(tmp_path), 'a', options, hooks=[hook])
     changed = [not torch.equal(a, b) for a, b in zip(hook.seen, hook.seen[1:])]
     assert changed == [True, False, True]
+
+
+@pytest.mark.parametrize('norm', ['BN', 'GN', 'CBN', 'BatchRenorm', 'MABN', 'FRN'])
+def test_factors_for_norms_hold_for_every_norm(norm):
+    """`norm_decay_mult` is theirs, `bias_lr_mult` is not: mmengine counts its own classes."""
+    norm_cfg = dict(type=norm, **dict(num_groups=2) if norm == 'GN' else {})
+    model = nn.Sequential(ConvModule(4, 4, 3, norm_cfg=norm_cfg), nn.Linear(4, 4))
+    wrapper = dict(optimizer=dict(type='SGD', lr=1.0, weight_decay=1.0),
+                   paramwise_cfg=dict(norm_decay_mult=0.5, bias_lr_mult=2.0))
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        groups = build_optim_wrapper(model, wrapper).optimizer.param_groups
+    settings = {group['params'][0]: (group['weight_decay'], group['lr']) for group in groups}
+    layer = model[0].norm
+    assert [settings[weight] for weight in layer.parameters()] == [(0.5, 1.0)] * 2
+    assert [settings[weight] for weight in model[1].parameters()] == [(1.0, 1.0), (1.0, 2.0)]
+    assert settings.keys() == {*model.parameters()}
 
 
 @pytest.mark.parametrize('gpu', [True, False])

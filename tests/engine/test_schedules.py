@@ -155,17 +155,24 @@ class AllRates(Record):
         self.lr.append([group['lr'] for group in runner.optim_wrapper.param_groups])
 
 
-@pytest.mark.parametrize('lr', [0.1, 0.2])
-def test_several_groups_of_weights_go_on(tmp_path, train, lr):
-    """As `paramwise_cfg` makes them; under the config's own learning rate and under a changed one."""
+@pytest.mark.parametrize('changed, said', [
+    ({}, ': MultiStepLR.end 4 -> 8;'), ({'optim_wrapper.optimizer.lr': 0.3}, 'lr 0.1 -> 0.3;'),
+    ({'optim_wrapper.paramwise_cfg.bias_lr_mult': 3.0}, 'lr 0.2 -> 0.3'),  # not of the first group
+    ({'optim_wrapper.paramwise_cfg.bias_decay_mult': 3.0}, 'weight_decay 0.1 -> 0.3'),
+])  # fmt: skip
+def test_several_groups_of_weights_go_on(tmp_path, train, capfd, changed, said):
+    """As `paramwise_cfg` makes them; under the config's own rates and under changed ones."""
     text = ("optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.1, weight_decay=0.1), "
-            'paramwise_cfg=dict(bias_lr_mult=2.0))\n'
+            'paramwise_cfg=dict(bias_lr_mult=2.0, bias_decay_mult=1.0))\n'
             "param_scheduler = [dict(type='MultiStepLR', milestones=[2, 5], gamma=0.5)]\n")
     config = write_config(tmp_path, text=CONFIG + text)
     train(config, 'a', {'train_cfg.max_epochs': 4})
     whole, rest = AllRates(), AllRates()
-    changed = {'optim_wrapper.optimizer.lr': lr}
     train(config, 'whole', changed, hooks=[whole])
-    train(config, 'a', changed, resume=True, hooks=[rest])
-    assert len({*whole.lr[0]}) == 2 and whole.lr[0][-1] == lr
+    capfd.readouterr()
+    resumed = train(config, 'a', changed, resume=True, hooks=[rest])
+    assert said in next(line for line in capfd.readouterr().out.splitlines() if 'the schedule has changed' in line)
+    decays = {group['weight_decay'] for group in resumed.optim_wrapper.param_groups}
+    assert max(decays) == pytest.approx(0.3 if 'weight' in said else 0.1)
+    assert len({*whole.lr[0]}) == 2
     torch.testing.assert_close(torch.tensor(rest.lr), torch.tensor(whole.lr[4:]))

@@ -167,6 +167,31 @@ def test_a_process_killed_while_it_asks_for_a_batch_leaves_no_traceback(kind, tm
     assert done.returncode == 0 and ('Traceback' in done.stderr) == (kind == 'plain')
 
 
+ORPHANS = """
+import os
+from functools import partial
+from torch.utils.data import DataLoader
+from mmdet.engine.workers import start_worker
+
+class Large(list):
+    def __getitem__(self, index):
+        return bytes(10**6)  # more than a pipe holds, as masks are
+
+loader = DataLoader(Large(range(100)), num_workers=2, collate_fn=list,
+                    worker_init_fn=partial(start_worker, num_workers=2, rank=0, seed=0))
+batches = iter(loader)
+next(batches)
+os._exit(7)  # as after a kill -9: nobody ends the workers
+"""
+
+
+def test_workers_end_with_the_process_they_load_for(tmp_path):
+    """They hold its output: whoever reads that would wait for them, too."""
+    done = subprocess.run([sys.executable, '-c', ORPHANS], cwd=tmp_path, capture_output=True, text=True,
+                          env={**os.environ, 'PYTHONPATH': str(ROOT)}, timeout=60)  # fmt: skip
+    assert done.returncode == 7 and done.stderr == ''
+
+
 def test_a_worker_that_is_killed_while_its_batch_is_awaited():
     cause = RuntimeError('DataLoader worker (pid 7) is killed by signal: Killed. ')
     error = RuntimeError('DataLoader worker (pid(s) 7) exited unexpectedly')

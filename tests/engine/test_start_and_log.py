@@ -113,6 +113,17 @@ def test_accumulated_iterations_scale_the_learning_rate(train, options, words, i
     assert ('base_lr' in logged()[0]) == ('paramwise' in options)
 
 
+def test_groups_of_weights_are_one_line(train):
+    text = CONFIG + ("optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.1, weight_decay=0.1), paramwise_cfg=dict("
+                     "bias_decay_mult=0.0, custom_keys={'head.norm': dict(lr_mult=0.5), 'hat': dict(lr_mult=0.1)}))\n"
+                     "frozen_parts = ['stem']\n")
+    status, out = train(text)
+    assert status == 0 and "paramwise_cfg.custom_keys: no weight has 'hat' in its name" in out
+    assert ('paramwise_cfg: weights learn 2 with lr 0.05 and weight_decay 0.1, 1 with lr 0.1 and weight_decay 0.1, '
+            '1 with lr 0.1 and weight_decay 0\n') in out
+    assert 'paramwise_options' not in out and 'requires_grad' not in out
+
+
 @VISBACKENDS.register_module(force=True)
 class Nowhere:
     def __init__(self, save_dir=None):
