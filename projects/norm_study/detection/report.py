@@ -130,13 +130,18 @@ def difference_table(found: Sequence[dict], markdown: Callable, pairs: Iterable[
     return markdown(['', 'batch', 'box AP', '', 'mask AP', '', 'seeds'], rows)
 
 
-def paired_table(found: Sequence[dict], markdown: Callable) -> str:
-    """The same differences with intervals of Student's t from their own spread, where settings differ in it."""
+def paired_table(found: Sequence[dict], markdown: Callable, pairs: Iterable[tuple[str, str]] = PAIRS) -> str:
+    """The same differences with intervals of Student's t from their own spread, where settings differ in it.
+
+    Pairs with fewer than three seeds are left out.
+    """
     by_metric = [Runs(found, metric) for metric in PRIMARY]
     rows = []
-    for (first, second), batch in itertools.product(PAIRS, BATCHES):
-        cells = []
-        for values in (runs.pairs((first, batch), (second, batch)) for runs in by_metric):
+    for (first, second), batch in itertools.product(pairs, BATCHES):
+        cells, differences = [], [runs.pairs((first, batch), (second, batch)) for runs in by_metric]
+        if len(differences[0]) < 3:
+            continue
+        for values in differences:
             mean = statistics.fmean(values)
             half = students(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
             cells.append(f'{mean:+.1f} ({mean - half:+.1f} to {mean + half:+.1f})')
@@ -149,11 +154,13 @@ def changed_from(record: dict) -> str:
     return VARIANTS.get(record['norm'], (record['norm'],))[0]
 
 
-def why_table(changed: Sequence[dict], markdown: Callable, grid: Sequence[dict]) -> str:
+def why_table(
+    changed: Sequence[dict], markdown: Callable, grid: Sequence[dict], table: Callable = difference_table
+) -> str:
     """What one changed setting brings, against the grid's run of the same seed and batch."""
     named = [dict(r, norm=_name(r)) for r in changed]
     pairs = sorted({(_name(r), changed_from(r)) for r in changed})
-    return difference_table([*grid, *named], markdown, pairs)
+    return table([*grid, *named], markdown, pairs)
 
 
 def _name(record: dict) -> str:
@@ -233,6 +240,7 @@ def tables(markdown: Callable, spread: Callable) -> dict[str, str]:
         changed, grid = records(RESULTS, part), records(RESULTS, of)
         name = 'imagenet' if of == 'primary' else f'imagenet-{of}'
         made[f'{name}-why'] = table(why_table, changed, grid)
+        made[f'{name}-why-paired'] = table(why_table, changed, grid, paired_table)
         made[f'{name}-precise'] = table(precise_table, changed)
     made['imagenet-nuclei-paired'] = table(paired_table, whole_seeds(records(RESULTS, 'nuclei')))
     backbones = whole_seeds(records(RESULTS, 'backbone'), BACKBONES)
