@@ -383,6 +383,14 @@ def test_kernels_of_the_neck():
     assert neck.extra_layers[1][0].conv.out_channels == 5
 
 
+def test_an_image_too_small_for_all_levels_is_one_line():
+    """As a long image is that was resized with keep_ratio=True: 3 x 2 cells are none for a kernel of 3 x 3."""
+    neck = SSDNeck([4, 8], [4, 8, 6], [1], [0])
+    with pytest.raises(UserError, match='too small for 3 levels, one has a map of 3 x 2. .* keep_ratio=False'):
+        neck((torch.zeros(1, 4, 6, 4), torch.zeros(1, 8, 3, 2)))
+    assert neck((torch.zeros(1, 4, 6, 6), torch.zeros(1, 8, 3, 3)))[2].shape == (1, 6, 1, 1)
+
+
 def test_l2_norm_of_short_vectors():
     """A ten-billionth is added to their length, so that zeros stay zeros."""
     norm = L2Norm(2)

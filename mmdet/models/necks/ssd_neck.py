@@ -92,5 +92,10 @@ class SSDNeck(BaseModule):
         if self.l2_norm is not None:
             outputs[0] = self.l2_norm(outputs[0])
         for layer in self.extra_layers:
+            conv, (height, width) = layer[1].conv, outputs[-1].shape[-2:]
+            if min(height + 2 * conv.padding[0], width + 2 * conv.padding[1]) < max(conv.kernel_size):
+                levels = len(self.in_channels) + len(self.extra_layers)
+                raise UserError(f'SSDNeck: the images are too small for {levels} levels, one has a map of {height} x '
+                                f'{width}. SSD takes square images: Resize with keep_ratio=False')
             outputs.append(layer(outputs[-1]))
         return tuple(outputs)
