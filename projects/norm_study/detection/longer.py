@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 from mmengine.logging import MMLogger
 
-from mmdet.config.load import load_config
 from projects.norm_study.detection import study, train
 
 CHANNELS = 96
@@ -32,14 +31,12 @@ def main() -> None:
     MMLogger.get_instance('norm_study', log_level='ERROR')
     torch.set_num_threads(1)
     args.out.mkdir(parents=True, exist_ok=True)
-    cfg = load_config(study.CONFIG, {
-        'data_root': f'{args.data.resolve() / "facade"}/', 'model.backbone.init_cfg.checkpoint': str(args.weights),
-        'model.backbone.frozen_stages': 3, **{f'model.{part}_channels': CHANNELS for part in PARTS},
-    })  # fmt: skip
+    options = {'model.backbone.frozen_stages': 3, **{f'model.{part}_channels': CHANNELS for part in PARTS}}
+    cfg = study.config_of('long', args.data.resolve(), args.weights, options)
     cfg.train_cfg.max_epochs = cfg.param_scheduler[1].end = cfg.param_scheduler[1].T_max = args.epochs
     norm = study.norm_cfg('GN', CHANNELS, study.SCALES[False].group)
     detector = train.Detector(cfg, norm, seed=0)
-    images, tested, ann_file = study.data_of(cfg, detector, args.out)['test']
+    images, tested, ann_file = study.data_of(cfg, args.out)['test']
     print(train.train(detector, images, cfg, batch=2, seed=0))
     torch.save(dict(state_dict=detector.model.state_dict(), meta={}), args.out / 'detector.pth')
     cfg.model = train.with_norm(cfg.model, norm)

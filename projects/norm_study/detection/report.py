@@ -231,18 +231,19 @@ def tables(markdown: Callable, spread: Callable) -> dict[str, str]:
     def table(of: Callable, found: Sequence[dict], *args) -> str:
         return of(found, markdown, *args) if found else NOT_RUN
 
-    made = {}
-    for part, found in grids().items():
-        name = 'imagenet' if part == 'primary' else f'imagenet-{part}'
+    made, whole = {}, grids()
+    names = {part: 'imagenet' if part == 'primary' else f'imagenet-{part}' for part in GRIDS}
+    for part, found in whole.items():
+        name = names[part]
         made[f'{name}-ap'] = table(ap_table, found, spread)
         made[f'{name}-differences'] = table(difference_table, found)
     for part, of in WHY.items():
         changed, grid = records(RESULTS, part), records(RESULTS, of)
-        name = 'imagenet' if of == 'primary' else f'imagenet-{of}'
+        name = names[of]
         made[f'{name}-why'] = table(why_table, changed, grid)
         made[f'{name}-why-paired'] = table(why_table, changed, grid, paired_table)
         made[f'{name}-precise'] = table(precise_table, changed)
-    made['imagenet-nuclei-paired'] = table(paired_table, whole_seeds(records(RESULTS, 'nuclei')))
+    made['imagenet-nuclei-paired'] = table(paired_table, whole['nuclei'])
     backbones = whole_seeds(records(RESULTS, 'backbone'), BACKBONES)
     return made | {
         'imagenet-backbone-ap': table(ap_table, backbones, spread, BACKBONES),

@@ -72,7 +72,6 @@ def main() -> None:
     parser.add_argument('--out', type=Path, default=study.HERE / 'results')
     parser.add_argument('--cache', type=Path, default=Path('work_dirs/norm_study'))
     args = parser.parse_args()
-    args.full = False
     MMLogger.get_instance('norm_study', log_level='ERROR')
     torch.set_num_threads(1)
     scale = study.SCALES[False]
@@ -82,13 +81,13 @@ def main() -> None:
             r'(\w+?)-(.+)-b(\d)-s(\d+)(?:-lr(.+))?', file.stem
         ).groups()
         prefix = 'nuclei_' if part in study.NUCLEI_PARTS else ''
-        cfg, images = known.get(prefix) or (study.config_of(part, args), None)
+        if prefix not in known:
+            cfg = study.config_of(part, args.data, args.weights, scale.options)
+            known[prefix] = cfg, study.data_of(cfg, args.cache)['test'][0]
+        cfg, images = known[prefix]
         rate, seed = float(rate or study.best_rate(norm, scale, study.HERE / 'results')), int(seed)
         cbn = study.norm_cfg('CBN-full', cfg.model.neck.out_channels, scale.group)
         detector = train.Detector(cfg, cbn, seed)
-        if images is None:
-            images, *_ = study.data_of(cfg, detector, args.cache)['test']
-            known[prefix] = cfg, images
         missing, unexpected = detector.model.load_state_dict(torch.load(file, weights_only=True), strict=False)
         if unexpected or any(not key.startswith('backbone') for key in missing):
             raise SystemExit(f'{file}: not the neck and heads of a run with BN or CBN: {(unexpected or missing)[:3]}')

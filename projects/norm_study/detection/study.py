@@ -98,15 +98,15 @@ def _grid_norm(name: str) -> tuple[str, dict]:
     return VARIANTS.get(name, (name.partition('+')[0], {}))
 
 
-def config_of(part: str, args: argparse.Namespace):
+def config_of(part: str, data: Path, weights: Path, options: dict):
     """The detector's config, on the data set of the part."""
     from mmdet.config.load import load_config
 
     config, folder = (NUCLEI, 'nuclei_dsb2018') if part in NUCLEI_PARTS else (CONFIG, 'facade')
-    options = {'data_root': f'{args.data / folder}/', 'model.backbone.init_cfg.checkpoint': str(args.weights)}
+    own = {'data_root': f'{data / folder}/', 'model.backbone.init_cfg.checkpoint': str(weights)}
     if part == 'backbone':
-        options['model.backbone.frozen_stages'] = 3
-    return load_config(config, options | SCALES[args.full].options)
+        own['model.backbone.frozen_stages'] = 3
+    return load_config(config, own | options)
 
 
 def norm_cfg(name: str, channels: int, group: int) -> dict | None:
@@ -176,8 +176,9 @@ def work(todo: list[Cell], following, args: argparse.Namespace, parent: int) -> 
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     if device == 'cpu':
         torch.set_num_threads(1)
-    scale, cfg = SCALES[args.full], config_of(todo[0].part, args)
-    sets = data_of(cfg, train.Detector(cfg, None, 0, device), args.cache)
+    scale = SCALES[args.full]
+    cfg = config_of(todo[0].part, args.data, args.weights, scale.options)
+    sets = data_of(cfg, args.cache, device)
     while os.getppid() == parent:
         with following.get_lock():
             index = following.value
@@ -210,10 +211,11 @@ def work(todo: list[Cell], following, args: argparse.Namespace, parent: int) -> 
         print(cell.file(args.out).stem, record['metrics'], f'{record["cpu_seconds"]} s', flush=True)
 
 
-def data_of(cfg, detector, cache: Path) -> dict[str, tuple]:
+def data_of(cfg, cache: Path, device: str = 'cpu') -> dict[str, tuple]:
     """Training images, test images and the annotation file of these, for runs that are reported and for the others."""
-    from projects.norm_study.detection.train import Data
+    from projects.norm_study.detection.train import Data, Detector
 
+    detector = Detector(cfg, None, 0, device)
     loaders = cfg.train_dataloader, cfg.val_dataloader
     training, test = (Data(loader.dataset, detector, cache) for loader in loaders)
     train_file, test_file = (loader.dataset.data_root + loader.dataset.ann_file for loader in loaders)
